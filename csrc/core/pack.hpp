@@ -7,7 +7,8 @@ namespace stripctx {
 
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
-  static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0, "one access moves 1, 2, 4, 8 or 16 bytes");
+  static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0,
+                "one access moves 1, 2, 4, 8 or 16 bytes");
   T value[N];
 
   STRIPCTX_HOST_DEVICE T& operator[](int i) { return value[i]; }

@@ -1,5 +1,6 @@
 // The strip family (SPNet, Hou et al. 2020, eq. 1 to 4): what each operator reads and writes.
-// Shapes: x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
+// Shapes: x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over
+// H.
 #pragma once
 
 #include "core/view.hpp"
@@ -21,7 +22,8 @@ struct StripAddRelu {
   View rows, cols, out;
 };
 
-// With g = grad where not (rows + cols <= 0), else 0: grad_rows = sum over W, grad_cols = sum over H.
+// With g = grad where not (rows + cols <= 0), else 0: grad_rows = sum over W, grad_cols = sum over
+// H.
 struct StripAddReluBackward {
   View grad, rows, cols, grad_rows, grad_cols;
 };
@@ -31,8 +33,9 @@ struct SigmoidGate {
   View x, logits, bias, out;
 };
 
-// With s = sigmoid(logits + bias): grad_x = grad * s, grad_logits = grad * x * s * (1 - s); row p of
-// partials (P, C) holds a part of the sum of grad_logits over N, H and W, in the accumulation type.
+// With s = sigmoid(logits + bias): grad_x = grad * s, grad_logits = grad * x * s * (1 - s); row p
+// of partials (P, C) holds a part of the sum of grad_logits over N, H and W, in the accumulation
+// type.
 struct SigmoidGateBackward {
   View grad, x, logits, bias, grad_x, grad_logits, partials;
 };
