@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
+from . import __version__
 from .extension import UnavailableError, architectures, build, loader, locate, toolchain
-from .version import __version__
 
 
 def main() -> int:

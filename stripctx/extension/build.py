@@ -26,6 +26,7 @@ ABI_TARGET = "0x020a000000000000"  # torch 2.10's stable ABI: the library serves
 
 CXX_FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+    "-Wno-maybe-uninitialized",  # g++ reports it of its own AVX-512 intrinsics
     f"-DTORCH_TARGET_VERSION={ABI_TARGET}",
 )  # fmt: skip
 NVCC_FLAGS = (
@@ -174,7 +175,7 @@ def compile_library(
     torch = torch_folder()
     kit = toolchain.toolkit(target.cuda) if library.nvcc else None
     if library.cuda_headers:
-        includes.append(kit.include if kit else toolchain.cuda_include())
+        includes += kit.includes if kit else toolchain.cuda_includes()
     cxx = [*target.cxx.command, *target.flags, *(f"-I{path}" for path in includes)]
     cxx.append(f"-isystem{torch}/include")
     commands = {".cpp": cxx, ".cu": [*cxx, "-xc++"]}
@@ -202,7 +203,8 @@ def compile_library(
     objects = [step.output for step in steps]
     steps.append(ninja.Step(objects, filename, [*link, *objects, *libraries], filename))
     jobs = toolchain.jobs(len(objects), library.gibibytes_each)
-    notes = [shlex.join(target.cxx.command), f"torch in {torch}", f"jobs {jobs}"]
+    version = toolchain.output_of(*target.cxx.command, "--version").splitlines()[:1]
+    notes = [shlex.join(target.cxx.command), *version, f"torch in {torch}", f"{jobs} jobs"]
     notes += [f"nvcc {kit.version}: {kit.nvcc}"] if kit else []
     return ninja.run(folder, steps, jobs, notes, on_line)
 

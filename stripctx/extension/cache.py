@@ -4,7 +4,7 @@
 <root>/stripctx_cpu-<hash>.lock      held while building; the kernel frees it when its holder dies
 <root>/stripctx_cpu-<hash>.failed/   build.log of the last attempt, where it failed
 <root>/stripctx_cpu-<hash>.corrupt/  a library that could not be loaded
-<root>/.stripctx_cpu-<hash><host>.<pid>   a build under way, or abandoned
+<root>/.stripctx_cpu-<hash>.<host>.<pid>  a build under way, or abandoned
 """
 
 from __future__ import annotations
@@ -138,41 +138,35 @@ def build_and_publish(target: build.Target, root: str, key: str) -> Cached:
     sweep(root, key)
     folder = os.path.join(root, f".{key}.{platform.node()}.{os.getpid()}")
     os.mkdir(folder)
-    final, failed = os.path.join(root, key), os.path.join(root, f"{key}.failed")
+    home, failed = os.path.join(root, key), os.path.join(root, f"{key}.failed")
     progress = Progress(f"the {target.name} kernels")
-    published = False
+    ok = False
     try:
         build.compile_library(target, folder, target.filename, progress.step)
         seal(os.path.join(folder, target.filename))
+        if os.path.isdir(home):  # not intact, or `find` had found it
+            set_aside(os.path.join(home, target.filename))
+        if not publish(folder, home) and not intact(os.path.join(home, target.filename)):
+            home = folder  # somebody was first, but theirs cannot be read here
         shutil.rmtree(failed, ignore_errors=True)
-        if os.path.isdir(final):  # not intact, or `find` had found it
-            set_aside(os.path.join(final, target.filename))
-        published = publish(folder, final)
-        progress.done(ok=True)
-        home = final if published or intact(os.path.join(final, target.filename)) else folder
-        published = published or home == folder
-        return Cached(
-            os.path.join(home, target.filename), os.path.join(home, ninja.LOG), progress.seconds
-        )
+        ok = True
     except UnavailableError as error:
-        progress.done(ok=False)
         if error.log:
             shutil.rmtree(failed, ignore_errors=True)
-            published = publish(folder, failed)
+            publish(folder, failed)
             error.log = os.path.join(failed, ninja.LOG)
         raise
-    except OSError as error:
-        progress.done(ok=False)
-        raise UnavailableError(
-            f"the build stopped: {error}", f"mend that, then: {RETRY}"
-        ) from error
     finally:
-        if not published:
+        progress.done(ok=ok)
+        if home != folder:
             shutil.rmtree(folder, ignore_errors=True)
+    return Cached(
+        os.path.join(home, target.filename), os.path.join(home, ninja.LOG), progress.seconds
+    )
 
 
 def publish(folder: str, final: str) -> bool:
-    """False where another machine's process, unseen by the lock, was first."""
+    """False where a process on another machine, which the lock did not stop, was first."""
     try:
         os.rename(folder, final)
     except OSError:
@@ -181,8 +175,8 @@ def publish(folder: str, final: str) -> bool:
 
 
 def sweep(root: str, key: str) -> None:
-    """Removes what killed builders left: of this key at once, since we hold its lock and a lock may
-    not reach to other hosts only; anything else once it is a day old."""
+    """Removes what killed builders left: at once if it is of this key and host, since we hold the
+    lock, which may not reach to other hosts; else once it is a day old."""
     mine = f".{key}.{platform.node()}."
     for entry in os.scandir(root):
         if not entry.name.startswith(".stripctx_"):

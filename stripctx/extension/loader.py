@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 from . import architectures, build, cache, locate, ninja
-from .report import SILENCE, LibraryStatus, Status, UnavailableError, warning_text
+from .report import RETRY, SILENCE, LibraryStatus, Status, UnavailableError, warning_text
 
 BACKENDS = ("auto", "native", "reference", "emulated")
 
@@ -85,6 +85,8 @@ def load_library(name: str, *, retry: bool) -> LibraryStatus:
             load_built(result, retry=retry)
     except UnavailableError as error:
         result.fail(error)
+    except OSError as error:
+        result.fail(UnavailableError(str(error), f"mend that, then: {RETRY}"))
     return result
 
 

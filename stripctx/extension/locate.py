@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 
 from .report import UnavailableError
 
@@ -60,12 +62,12 @@ def temporary_root() -> str:
     return os.path.join(tempfile.gettempdir(), f"stripctx-{os.getuid()}")
 
 
-def lookup_roots() -> list[str]:
+def lookup_roots() -> Iterator[str]:
     """Where a cached build may lie, best first."""
-    roots = [cache_root(), temporary_root()]
-    return [
-        root for root in roots if os.path.isdir(root) and (root == roots[0] or is_private(root))
-    ]
+    yield cache_root()
+    with suppress(OSError):  # there may be no temporary folder at all
+        if is_private(temporary_root()):
+            yield temporary_root()
 
 
 def build_root() -> tuple[str, str]:
@@ -75,7 +77,8 @@ def build_root() -> tuple[str, str]:
     if not problem:
         return wanted, ""
     root = temporary_root()
-    os.makedirs(root, mode=0o700, exist_ok=True)
+    with suppress(OSError):
+        os.mkdir(root, mode=0o700)
     if not is_private(root):  # somebody else owns that name
         root = tempfile.mkdtemp(prefix="stripctx-")
     second_problem = why_unusable(root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from . import toolchain
@@ -67,10 +68,11 @@ def run(
             process.terminate()  # ninja ends its compilers
             process.wait()
             raise
+    for step in steps[:-1]:
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, step.output))
     if failed:
         raise UnavailableError("the build failed", f"read the log, then: {RETRY}", path)
-    for step in steps[:-1]:
-        os.remove(os.path.join(folder, step.output))
     return path
 
 

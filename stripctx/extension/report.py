@@ -84,7 +84,7 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A line on stderr: rewritten after every file on a terminal, a new one every 10 s elsewhere."""
+    """A line on stderr: rewritten after every file on a terminal, a new one in 10 s elsewhere."""
 
     INTERVAL = 10.0
 

@@ -13,7 +13,9 @@ from glob import glob
 from .report import RETRY, UnavailableError
 
 # PyPI's toolkit, from CUDA 13 on; minor versions must agree with one another.
-PYPI_TOOLKIT = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
+PYPI_TOOLKIT = (
+    "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-cuda-cccl", "nvidia-nvvm", "nvidia-cuda-runtime",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class Toolkit:
     root: str
 
     @property
-    def include(self) -> str:
+    def includes(self) -> list[str]:
         found = headers(self.root)
-        if found is None:
+        if not found:
             raise UnavailableError(
-                f"the CUDA toolkit in {self.root} has no headers", toolkit_cure(self.version)
+                f"the CUDA toolkit in {self.root} lacks cuda_fp16.h or nv/target",
+                toolkit_cure(self.version),
             )
         return found
 
@@ -99,8 +102,8 @@ def pypi_roots() -> list[str]:
     ]
 
 
-def cuda_include() -> str:
-    """A folder with the CUDA headers; needs no nvcc."""
+def cuda_includes() -> list[str]:
+    """The folders of the CUDA headers; needs no nvcc."""
     roots = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", "")]
     roots += [os.path.dirname(os.path.dirname(path)) for path in nvcc_candidates()]
     roots += [*pypi_roots(), "/usr/local/cuda"]
@@ -109,17 +112,21 @@ def cuda_include() -> str:
         if found:
             return found
     raise UnavailableError(
-        "the CUDA headers were not found (cuda_fp16.h under CUDA_HOME, beside nvcc, or from PyPI)",
-        "pip install nvidia-cuda-runtime nvidia-cuda-crt",
+        "the CUDA headers were not found (under CUDA_HOME, beside nvcc, or from PyPI)",
+        "pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl",
     )
 
 
-def headers(root: str) -> str | None:
-    """The include folder of a toolkit; conda keeps it under targets/."""
-    for folder in ("include", "targets/*/include"):
-        for path in glob(os.path.join(root, folder, "cuda_fp16.h")):
-            return os.path.dirname(path)
-    return None
+def headers(root: str) -> list[str]:
+    """The include folders of a toolkit, [] unless they hold cuda_fp16.h and what that includes."""
+    found = []
+    for header in ("cuda_fp16.h", "nv/target"):
+        folders = ("include", "include/cccl", "targets/*/include", "targets/*/include/cccl")
+        paths = [path for folder in folders for path in glob(f"{root}/{folder}/{header}")]
+        if not paths:
+            return []
+        found.append(paths[0].removesuffix(f"/{header}"))
+    return list(dict.fromkeys(found))
 
 
 def toolkit(wanted: str | None) -> Toolkit:
