@@ -31,6 +31,21 @@ void check_gate(const Checker& check, const Tensor& x, const Tensor& logits, con
   check.size("bias", bias, {x.size(1)});
 }
 
+// Scratch for the parts of row and column sums that this device's kernel asks for; keep it alive.
+template <class Op>
+Tensor allocate_partials(Op& op, const Tensor& rows, const Tensor& cols) {
+  op.partials = device::partials(op);
+  const int64_t row_elements = op.partials.row_parts * rows.numel();
+  const int64_t elements = row_elements + op.partials.col_parts * cols.numel();
+  if (elements == 0) return rows;
+  const ScalarType type = accumulate_type(rows);
+  Tensor scratch = empty({elements}, rows, type);
+  op.partials.rows = scratch.data_ptr();
+  op.partials.cols = static_cast<char*>(scratch.data_ptr()) +
+                     row_elements * (type == ScalarType::Double ? sizeof(double) : sizeof(float));
+  return scratch;
+}
+
 std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
   const Checker check("strip_pool");
   check.tensor("x", x, "(N, C, H, W)");
@@ -38,7 +53,9 @@ std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
   Tensor rows = empty({x.size(0), x.size(1), x.size(2), 1}, x, format);
   Tensor cols = empty({x.size(0), x.size(1), 1, x.size(3)}, x, format);
   const Tensor source = readable(x, format);
-  device::execute(StripPool{view(source), view(rows), view(cols)}, x);
+  StripPool op{view(source), view(rows), view(cols)};
+  const Tensor scratch = allocate_partials(op, rows, cols);
+  device::execute(op, x);
   return {rows, cols};
 }
 
@@ -75,9 +92,10 @@ std::tuple<Tensor, Tensor> strip_add_relu_backward(const Tensor& grad, const Ten
   Tensor grad_rows = empty(sizes(rows), rows, format), grad_cols = empty(sizes(cols), cols, format);
   const Tensor source = readable(grad, format);
   const Tensor dense_rows = dense(rows, format), dense_cols = dense(cols, format);
-  device::execute(StripAddReluBackward{view(source), view(dense_rows), view(dense_cols),
-                                       view(grad_rows), view(grad_cols)},
-                  rows);
+  StripAddReluBackward op{view(source), view(dense_rows), view(dense_cols), view(grad_rows),
+                          view(grad_cols)};
+  const Tensor scratch = allocate_partials(op, grad_rows, grad_cols);
+  device::execute(op, rows);
   return {grad_rows, grad_cols};
 }
 

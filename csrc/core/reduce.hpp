@@ -1,4 +1,5 @@
-// The second stage of a fixed-order reduction: out[m] = sum over p of partials[p, m], p ascending.
+// The second stage of a fixed-order reduction: out[m] = (sum over p of partials[p, m]) / divisor, p
+// in a fixed order.
 #pragma once
 
 #include "core/view.hpp"
@@ -6,8 +7,9 @@
 namespace stripctx {
 
 struct SumPartials {
-  View partials;  // (P, M, 1, 1), contiguous, in the accumulation type of `out`
-  View out;       // (1, M, 1, 1)
+  View partials;  // (P, M, 1, 1), dense, in the accumulation type of `out`
+  View out;       // M elements, dense, in the order of the partials
+  double divisor = 1;
 };
 
 }  // namespace stripctx

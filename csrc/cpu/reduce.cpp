@@ -19,18 +19,18 @@ void sum_block(const SumPartials& op, int64_t begin, int64_t end) {
     for (int64_t p = 0; p < op.partials.size[0]; ++p) {
       sum += load(partials + p * op.partials.size[1] + i);
     }
-    store(out + i, sum);
+    store(out + i, sum / A(op.divisor));
   });
 }
 
 }  // namespace
 
 Work work(const SumPartials& op) {
-  return share(ceil_div(op.out.size[1], kBlock), op.partials.numel());
+  return share(ceil_div(op.partials.size[1], kBlock), op.partials.numel());
 }
 
 void run(const SumPartials& op, int64_t begin, int64_t end) {
-  const int64_t last = std::min(end * kBlock, op.out.size[1]);
+  const int64_t last = std::min(end * kBlock, op.partials.size[1]);
   dispatch<Types>(op.out.dtype, [&]<class T>() { sum_block<T>(op, begin * kBlock, last); });
 }
 

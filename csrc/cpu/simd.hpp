@@ -38,7 +38,7 @@ template <class A>
 using Vec = typename VectorOf<A>::type;
 
 template <class A>
-inline Vec<A> broadcast(A value) {
+inline Vec<A> splat(A value) {
   return value - Vec<A>{};
 }
 
@@ -211,7 +211,7 @@ inline Vec<float> exp_nonpositive(const Vec<float>& x) {
   constexpr float kLn2Low = -2.12194440054690583e-4f;  // ln 2 - kLn2High
   constexpr float kRound = 12582912.0f;                // 1.5 * 2^23: adding it rounds to an integer
   constexpr float kSmallest = -87.33654f;              // log(2^-126)
-  const Vec<float> lowest = broadcast(kSmallest);
+  const Vec<float> lowest = splat(kSmallest);
   const Vec<float> clamped = x < lowest ? lowest : x;
   const Vec<float> shifted = clamped * kLog2E + kRound;
   const Vec<float> n = shifted - kRound;

@@ -15,25 +15,6 @@ namespace {
 constexpr int64_t kChannelBlock = 64;  // channels of one work item on the channels_last path
 constexpr int kRowBlock = 4;           // rows that share one pass over the column sums
 
-// rows[h] = sum over w of value(h, w) / row_divisor, cols[w] likewise over h, where value is the
-// map, or, if masked, the map where not (mask_rows + mask_cols <= 0) and 0 elsewhere.
-struct Reduction {
-  View map, mask_rows, mask_cols, rows, cols;
-  double row_divisor, col_divisor;
-};
-
-Reduction reduction(const StripPool& op) {
-  return {op.x, {}, {}, op.rows, op.cols, double(op.x.size[3]), double(op.x.size[2])};
-}
-
-Reduction reduction(const StripAddReluBackward& op) {
-  return {op.grad, op.rows, op.cols, op.grad_rows, op.grad_cols, 1, 1};
-}
-
-bool channels_last(const Reduction& op) {
-  return op.map.channels_last() && op.rows.stride[1] == 1;
-}
-
 template <class T>
 T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
   return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +
@@ -42,7 +23,7 @@ T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
 
 template <class T>
 void write_scalar(T* p, Accumulate<T> value) {
-  store(p, broadcast(value), 1);
+  store(p, splat(value), 1);
 }
 
 template <class T>
@@ -57,15 +38,15 @@ Vec<A> masked(const Vec<A>& value, const Vec<A>& mask) {
 
 // Adds `Rows` rows of the plane to the column sums and finishes their row sums.
 template <class T, bool kMasked, int Rows>
-void reduce_rows(const Reduction& op, int64_t n, int64_t c, int64_t h, const Accumulate<T>* mask,
-                 Accumulate<T>* columns) {
+void reduce_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
+                 const Accumulate<T>* mask, Accumulate<T>* columns) {
   using A = Accumulate<T>;
   const T* first = at<const T>(op.map, n, c, h, 0);
   Vec<A> row_sum[Rows]{};
   Vec<A> mask_row[Rows]{};
   if constexpr (kMasked) {
     for (int r = 0; r < Rows; ++r) {
-      mask_row[r] = broadcast(read_scalar(at<const T>(op.mask_rows, n, c, h + r, 0)));
+      mask_row[r] = splat(read_scalar(at<const T>(op.mask_rows, n, c, h + r, 0)));
     }
   }
   for_vectors<A>(op.map.size[3], [&](int64_t w, auto load_some, auto) {
@@ -84,7 +65,7 @@ void reduce_rows(const Reduction& op, int64_t n, int64_t c, int64_t h, const Acc
 }
 
 template <class T, bool kMasked>
-void reduce_planes(const Reduction& op, int64_t begin, int64_t end) {
+void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
   std::vector<A> columns(W + kLanes<A>), mask(kMasked ? W + kLanes<A> : 0);
@@ -109,7 +90,7 @@ void reduce_planes(const Reduction& op, int64_t begin, int64_t end) {
 }
 
 template <class T, bool kMasked>
-void reduce_channel_blocks(const Reduction& op, int64_t begin, int64_t end) {
+void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
   const int64_t blocks = ceil_div(C, kChannelBlock);
@@ -154,32 +135,17 @@ void reduce_channel_blocks(const Reduction& op, int64_t begin, int64_t end) {
 }
 
 template <bool kMasked>
-void reduce(const Reduction& op, int64_t begin, int64_t end) {
+void reduce(const StripReduction& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.map.dtype, [&]<class T>() {
-    if (channels_last(op)) return reduce_channel_blocks<T, kMasked>(op, begin, end);
+    if (op.channels_last()) return reduce_channel_blocks<T, kMasked>(op, begin, end);
     reduce_planes<T, kMasked>(op, begin, end);
   });
 }
 
-Work work(const Reduction& op) {
+Work work(const StripReduction& op) {
   const int64_t C = op.map.size[1];
-  const int64_t blocks = channels_last(op) ? ceil_div(C, kChannelBlock) : C;
+  const int64_t blocks = op.channels_last() ? ceil_div(C, kChannelBlock) : C;
   return share(op.map.size[0] * blocks, op.map.numel());
-}
-
-// out = row_factor * rows + col_factor * cols, rectified if so asked.
-struct Broadcast {
-  View rows, cols, out;
-  double row_factor, col_factor;
-};
-
-Broadcast spread(const StripPoolBackward& op) {
-  const int64_t H = op.grad_x.size[2], W = op.grad_x.size[3];
-  return {op.grad_rows, op.grad_cols, op.grad_x, 1.0 / double(W), 1.0 / double(H)};
-}
-
-Broadcast spread(const StripAddRelu& op) {
-  return {op.rows, op.cols, op.out, 1, 1};
 }
 
 template <class A>
@@ -188,7 +154,7 @@ Vec<A> rectified(const Vec<A>& value) {
 }
 
 template <class T, bool kRelu>
-void broadcast_planes(const Broadcast& op, int64_t begin, int64_t end) {
+void broadcast_planes(const StripBroadcast& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   std::vector<A> columns(W + kLanes<A>);
@@ -210,7 +176,7 @@ void broadcast_planes(const Broadcast& op, int64_t begin, int64_t end) {
 }
 
 template <class T, bool kRelu>
-void broadcast_pixel_rows(const Broadcast& op, int64_t begin, int64_t end) {
+void broadcast_pixel_rows(const StripBroadcast& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   for (int64_t item = begin; item < end; ++item) {
@@ -228,15 +194,18 @@ void broadcast_pixel_rows(const Broadcast& op, int64_t begin, int64_t end) {
   }
 }
 
-template <bool kRelu>
-void broadcast_strips(const Broadcast& op, int64_t begin, int64_t end) {
+void spread(const StripBroadcast& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.out.dtype, [&]<class T>() {
-    if (op.out.channels_last()) return broadcast_pixel_rows<T, kRelu>(op, begin, end);
-    broadcast_planes<T, kRelu>(op, begin, end);
+    if (op.out.channels_last()) {
+      return op.rectify ? broadcast_pixel_rows<T, true>(op, begin, end)
+                        : broadcast_pixel_rows<T, false>(op, begin, end);
+    }
+    op.rectify ? broadcast_planes<T, true>(op, begin, end)
+               : broadcast_planes<T, false>(op, begin, end);
   });
 }
 
-Work work(const Broadcast& op) {
+Work work(const StripBroadcast& op) {
   const int64_t items = op.out.size[0] * op.out.size[op.out.channels_last() ? 2 : 1];
   return share(items, op.out.numel());
 }
@@ -250,10 +219,10 @@ Work work(const StripAddReluBackward& op) {
   return work(reduction(op));
 }
 Work work(const StripPoolBackward& op) {
-  return work(spread(op));
+  return work(broadcast(op));
 }
 Work work(const StripAddRelu& op) {
-  return work(spread(op));
+  return work(broadcast(op));
 }
 
 void run(const StripPool& op, int64_t begin, int64_t end) {
@@ -265,11 +234,11 @@ void run(const StripAddReluBackward& op, int64_t begin, int64_t end) {
 }
 
 void run(const StripPoolBackward& op, int64_t begin, int64_t end) {
-  broadcast_strips<false>(spread(op), begin, end);
+  spread(broadcast(op), begin, end);
 }
 
 void run(const StripAddRelu& op, int64_t begin, int64_t end) {
-  broadcast_strips<true>(spread(op), begin, end);
+  spread(broadcast(op), begin, end);
 }
 
 }  // namespace stripctx::cpu

@@ -1,0 +1,124 @@
+// A kernel's memory as nvcc sees it: Global and Shared are bare pointers, each access one
+// instruction of 1, 2, 4, 8 or 16 bytes. The emulator's classes of the same names
+// (tests/simt/memory.hpp) check every access and count it. Kernels touch memory through these and
+// nothing else.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "core/pack.hpp"
+#include "core/view.hpp"
+#include "cuda/launch.hpp"
+
+namespace stripctx::cuda {
+
+// The machine word that moves a given number of bytes at once.
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<1> {
+  using type = unsigned char;
+};
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+
+// Global<const T> also promises that nobody writes this memory while the kernel runs: its loads may
+// then use the read-only path. `i` counts elements; a pack at i needs i * sizeof(T) aligned to it.
+template <class T>
+class Global {
+ public:
+  using Value = std::remove_const_t<T>;
+
+  STRIPCTX_HOST_DEVICE explicit Global(const View& view) : data_(static_cast<T*>(view.data)) {}
+  STRIPCTX_HOST_DEVICE Global(T* data, int64_t /*count*/) : data_(data) {}
+
+  __device__ Value load(int64_t i) const { return load_pack<1>(i)[0]; }
+  __device__ void store(int64_t i, Value value) const { store_pack<1>(i, {{value}}); }
+
+  template <int N>
+  __device__ Pack<Value, N> load_pack(int64_t i) const {
+    using Word = typename WordOf<sizeof(T) * N>::type;
+    const Word* address = reinterpret_cast<const Word*>(data_ + i);
+    Word word;
+    if constexpr (std::is_const_v<T>) {
+      word = __ldg(address);
+    } else {
+      word = *address;
+    }
+    Pack<Value, N> pack;
+    memcpy(&pack, &word, sizeof(word));
+    return pack;
+  }
+
+  template <int N>
+  __device__ void store_pack(int64_t i, const Pack<Value, N>& pack) const {
+    static_assert(!std::is_const_v<T>, "this memory is read only");
+    using Word = typename WordOf<sizeof(T) * N>::type;
+    Word word;
+    memcpy(&word, &pack, sizeof(word));
+    *reinterpret_cast<Word*>(data_ + i) = word;
+  }
+
+ private:
+  T* data_;
+};
+
+template <class T>
+class Shared {
+ public:
+  __device__ explicit Shared(T* data) : data_(data) {}
+
+  __device__ T& operator[](int i) const { return data_[i]; }
+
+  template <int N>
+  __device__ Pack<T, N> load_pack(int i) const {
+    return *reinterpret_cast<const Pack<T, N>*>(data_ + i);
+  }
+  template <int N>
+  __device__ void store_pack(int i, const Pack<T, N>& pack) const {
+    *reinterpret_cast<Pack<T, N>*>(data_ + i) = pack;
+  }
+
+ private:
+  T* data_;
+};
+
+// Hands out the launch's dynamic shared memory, front to back, each piece aligned to 16 bytes;
+// every thread takes the same pieces in the same order. What it takes in all is launch.hpp's
+// shared_bytes.
+class SharedMemory {
+ public:
+  __device__ SharedMemory() {
+    extern __shared__ uint4 dynamic_shared_memory[];
+    next_ = reinterpret_cast<unsigned char*>(dynamic_shared_memory);
+  }
+
+  template <class T>
+  __device__ Shared<T> take(int64_t count) {
+    T* data = reinterpret_cast<T*>(next_);
+    next_ += shared_bytes<T>(count);
+    return Shared<T>(data);
+  }
+
+ private:
+  unsigned char* next_;
+};
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,142 @@
+// Small matrix products by a whole warp, d += a b with float32 sums: on tensor cores from sm_80 on,
+// by shuffles and fused multiply-adds on older chips, gathered by the emulator
+// (tests/simt/mma.hpp). All 32 lanes must call. Fragments are PTX's (mma.sync.aligned, row.col):
+// with g = lane / 4, t = lane % 4,
+//
+//   m16n8k8, tf32          a[i] = A[g + 8 (i % 2)][t + 4 (i / 2)]      b[i] = B[t + 4 i][g]
+//   m16n8k16, half, bf16   a[i] = A[g + 8 (i % 2)][2 t + 8 (i / 2) + {0, 1}]
+//                          b[i] = B[2 t + 8 i + {0, 1}][g]
+//   both                   d[i] = D[g + 8 (i / 2)][2 t + i % 2]
+//
+// The order of the sums is the chip's own: results agree across paths to rounding, not to the bit.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace stripctx::cuda {
+
+// Whether products run on tensor cores where this code runs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool has_tensor_cores = false;
+#else
+constexpr bool has_tensor_cores = true;
+#endif
+
+// A float rounded to tf32 (10 bits of mantissa, ties away from zero), which only to_tf32 makes.
+struct Tf32 {
+  float value;
+};
+
+__device__ inline Tf32 to_tf32(float value) {
+  unsigned bits;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  bits &= 0xffffe000u;  // PTX promises nothing about them; value - to_tf32(value) needs zeros
+#else
+  memcpy(&bits, &value, sizeof(bits));
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  bits = (finite ? bits + 0x1000u : bits) & 0xffffe000u;
+  if (value != value) bits = 0x7fffe000u;
+#endif
+  Tf32 rounded;
+  memcpy(&rounded, &bits, sizeof(bits));
+  return rounded;
+}
+
+// The same product without tensor cores: each lane fetches the rows and columns that its four sums
+// need.
+__device__ inline void mma_m16n8k8_plain(float (&d)[4], const Tf32 (&a)[4], const Tf32 (&b)[2]) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const int half = k / 4;
+    float row[2], column[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      row[i] = __shfl_sync(kFullMask, a[2 * half + i].value, 4 * g + k % 4);
+      column[i] = __shfl_sync(kFullMask, b[half].value, 4 * (2 * t + i) + k % 4);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] = fmaf(row[i / 2], column[i % 2], d[i]);
+  }
+}
+
+template <class T>
+__device__ inline void mma_m16n8k16_plain(float (&d)[4], const Pack<T, 2> (&a)[4],
+                                          const Pack<T, 2> (&b)[2]) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  const auto fetch = [](const Pack<T, 2>& pair, int lane) {
+    unsigned bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    bits = __shfl_sync(kFullMask, bits, lane);
+    Pack<T, 2> fetched;
+    memcpy(&fetched, &bits, sizeof(bits));
+    return fetched;
+  };
+#pragma unroll
+  for (int pair = 0; pair < 8; ++pair) {  // k = 2 pair and 2 pair + 1
+    const int half = pair / 4;
+    Pack<T, 2> row[2], column[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      row[i] = fetch(a[2 * half + i], 4 * g + pair % 4);
+      column[i] = fetch(b[half], 4 * (2 * t + i) + pair % 4);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        d[i] = fmaf(to_accumulate(row[i / 2][j]), to_accumulate(column[i % 2][j]), d[i]);
+      }
+    }
+  }
+}
+
+// d (16 x 8) += a (16 x 8) b (8 x 8).
+__device__ inline void mma_m16n8k8(float (&d)[4], const Tf32 (&a)[4], const Tf32 (&b)[2]) {
+#if !defined(__CUDACC__)
+  simt::mma_m16n8k8(d, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const auto bits = [](Tf32 operand) { return __float_as_uint(operand.value); };
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b[0])),
+        "r"(bits(b[1])));
+#else
+  mma_m16n8k8_plain(d, a, b);
+#endif
+}
+
+// d (16 x 8) += a (16 x 16) b (16 x 8), T either half type.
+template <class T>
+__device__ inline void mma_m16n8k16(float (&d)[4], const Pack<T, 2> (&a)[4],
+                                    const Pack<T, 2> (&b)[2]) {
+  static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
+#if !defined(__CUDACC__)
+  simt::mma_m16n8k16(d, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const auto bits = [](const Pack<T, 2>& pair) {
+    unsigned word;
+    memcpy(&word, &pair, sizeof(word));
+    return word;
+  };
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b[0])),
+          "r"(bits(b[1])));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b[0])),
+          "r"(bits(b[1])));
+  }
+#else
+  mma_m16n8k16_plain(d, a, b);
+#endif
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,23 @@
+// What kernels moved: bytes in global memory, counted by every access, kept by kernel name.
+#pragma once
+
+#include <cstdint>
+
+namespace stripctx::simt {
+
+struct Traffic {
+  int64_t read = 0, written = 0;
+};
+
+// Of the launch that this OS thread is running.
+[[gnu::tls_model("initial-exec")]] extern constinit thread_local Traffic traffic;
+
+struct Counts {
+  int64_t bytes_read = 0, bytes_written = 0, launches = 0, blocks = 0, threads = 0;
+  int64_t shared_bytes = 0;  // the most that one launch asked for
+};
+
+// Adds one launch to its kernel's counts.
+void record(const char* kernel, const Counts& counts);
+
+}  // namespace stripctx::simt

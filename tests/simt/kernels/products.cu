@@ -1,0 +1,97 @@
+// One product of each kind by one warp, from row-major matrices.
+#include "cuda/mma.cuh"
+#include "entry.hpp"
+
+namespace stripctx::cuda {
+
+struct Product {
+  View a, b, d;  // (16, depth), (depth, 8), (16, 8)
+};
+
+template <bool kPlain>
+__global__ void product_tf32(Product op) {
+  const Global<const float> a(op.a), b(op.b);
+  const Global<float> d(op.d);
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  Tf32 left[4], right[2];
+  float sum[4];
+  for (int i = 0; i < 4; ++i) {
+    left[i] = to_tf32(a.load(8 * (g + 8 * (i % 2)) + t + 4 * (i / 2)));
+    sum[i] = d.load(8 * (g + 8 * (i / 2)) + 2 * t + i % 2);
+  }
+  for (int i = 0; i < 2; ++i) right[i] = to_tf32(b.load(8 * (t + 4 * i) + g));
+  if constexpr (kPlain) {
+    mma_m16n8k8_plain(sum, left, right);
+  } else {
+    mma_m16n8k8(sum, left, right);
+  }
+  for (int i = 0; i < 4; ++i) d.store(8 * (g + 8 * (i / 2)) + 2 * t + i % 2, sum[i]);
+}
+
+template <class T, bool kPlain>
+__global__ void product_half(Product op) {
+  const Global<const T> a(op.a), b(op.b);
+  const Global<float> d(op.d);
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  Pack<T, 2> left[4], right[2];
+  float sum[4];
+  for (int i = 0; i < 4; ++i) {
+    left[i] = a.template load_pack<2>(16 * (g + 8 * (i % 2)) + 2 * t + 8 * (i / 2));
+    sum[i] = d.load(8 * (g + 8 * (i / 2)) + 2 * t + i % 2);
+  }
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) right[i][j] = b.load(8 * (2 * t + 8 * i + j) + g);
+  }
+  if constexpr (kPlain) {
+    mma_m16n8k16_plain(sum, left, right);
+  } else {
+    mma_m16n8k16(sum, left, right);
+  }
+  for (int i = 0; i < 4; ++i) d.store(8 * (g + 8 * (i / 2)) + 2 * t + i % 2, sum[i]);
+}
+
+struct Rounding {
+  const float* x;
+  float* out;
+  int64_t count;
+};
+
+__global__ void round_tf32(Rounding op) {
+  const Global<const float> x(op.x, op.count);
+  const Global<float> out(op.out, op.count);
+  for (int64_t i = threadIdx.x; i < op.count; i += blockDim.x) {
+    out.store(i, to_tf32(x.load(i)).value);
+  }
+}
+
+}  // namespace stripctx::cuda
+
+using namespace stripctx::cuda;
+
+STRIPCTX_TEST run_product(int32_t dtype, int32_t plain, const void* a, const void* b, float* d) {
+  return message_of([&] {
+    const auto type = static_cast<stripctx::DType>(dtype);
+    const int64_t depth = type == stripctx::DType::kFloat32 ? 8 : 16;
+    const auto matrix = [](const void* data, stripctx::DType dtype, int64_t rows, int64_t columns) {
+      return stripctx::View{
+          const_cast<void*>(data), dtype, {1, 1, rows, columns}, {0, 0, columns, 1}};
+    };
+    const Product op{matrix(a, type, 16, depth), matrix(b, type, depth, 8),
+                     matrix(d, stripctx::DType::kFloat32, 16, 8)};
+    const Launch one_warp{.kernel = "product", .grid = {1}, .block = {32}};
+    if (type == stripctx::DType::kFloat16) {
+      launch(one_warp, plain ? product_half<__half, true> : product_half<__half, false>, op);
+    } else if (type == stripctx::DType::kBFloat16) {
+      launch(one_warp,
+             plain ? product_half<__nv_bfloat16, true> : product_half<__nv_bfloat16, false>, op);
+    } else {
+      launch(one_warp, plain ? product_tf32<true> : product_tf32<false>, op);
+    }
+  });
+}
+
+STRIPCTX_TEST run_round_tf32(const float* x, float* out, int64_t count) {
+  return message_of([&] {
+    launch({.kernel = "round_tf32", .grid = {1}, .block = {64}}, round_tf32, {x, out, count});
+  });
+}

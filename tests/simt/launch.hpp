@@ -1,0 +1,31 @@
+// `launch` for g++: the emulator's side of cuda/launch.cuh. The launch runs to its end, in this OS
+// thread; what a kernel's thread throws comes out of here and leaves the emulator as it was.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/launch.hpp"
+#include "scheduler.hpp"
+
+namespace stripctx::cuda {
+
+// What an H100 or H200 lets one block have; the counters show what a kernel asks for.
+constexpr int64_t kMostSharedBytes = 227 * 1024;
+
+template <class... Params>
+void launch(const Launch& how, void (*kernel)(Params...),
+            const std::type_identity_t<Params>&... params) {
+  static_assert(fits_parameters<Params...>);
+  if (!has_work(how)) return;
+  if (how.shared_bytes < 0 || how.shared_bytes > kMostSharedBytes) {
+    throw std::runtime_error(std::string(how.kernel) + ": a block has at most 227 KB of shared " +
+                             "memory, got " + std::to_string(how.shared_bytes) + " bytes");
+  }
+  if (simt::running) simt::running->fault("a kernel cannot launch a kernel");
+  const auto run_thread = [&] { kernel(params...); };
+  simt::Scheduler::of_this_thread().run(
+      how, [](const void* closure) { (*static_cast<const decltype(run_thread)*>(closure))(); },
+      &run_thread);
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,139 @@
+// A kernel's memory as the emulator sees it: the classes of cuda/memory.cuh, with every access
+// checked against its bounds and its alignment, and global accesses counted.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+
+#include "core/pack.hpp"
+#include "core/view.hpp"
+#include "scheduler.hpp"
+
+namespace stripctx::simt {
+
+// Reports a fault of the running thread, or of the host where there is none.
+[[noreturn]] void memory_fault(const std::string& what);
+
+// Whether a view's elements are what a kernel takes them for; other types have no name among
+// DTypes.
+template <class T>
+constexpr bool holds(DType dtype) {
+  if constexpr (std::is_same_v<T, double>) return dtype == DType::kFloat64;
+  if constexpr (std::is_same_v<T, float>) return dtype == DType::kFloat32;
+  if constexpr (std::is_same_v<T, __half>) return dtype == DType::kFloat16;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return dtype == DType::kBFloat16;
+  return true;
+}
+
+// `count` elements at `data`, checked: what Global and Shared have in common.
+template <class T>
+class Checked {
+ public:
+  Checked(T* data, int64_t count, const char* name) : data_(data), count_(count), name_(name) {}
+
+  template <int N>
+  T* at(int64_t i, const char* access) const {
+    if (i < 0 || i > count_ - N) [[unlikely]] {
+      report(i, N, access, " is out of bounds: there are " + std::to_string(count_));
+    }
+    if (reinterpret_cast<uintptr_t>(data_ + i) % (sizeof(T) * N) != 0) [[unlikely]] {
+      report(i, N, access, " is not aligned to " + std::to_string(sizeof(T) * N) + " bytes");
+    }
+    return data_ + i;
+  }
+
+ private:
+  [[noreturn, gnu::noinline]] void report(int64_t i, int n, const char* access,
+                                          const std::string& fault) const {
+    memory_fault(std::string(access) + " of " + std::to_string(n) + " element" +
+                 (n == 1 ? "" : "s") + " of " + std::to_string(sizeof(T)) + " bytes at " +
+                 std::to_string(i) + " in " + name_ + " memory" + fault);
+  }
+
+  T* data_;
+  int64_t count_;
+  const char* name_;
+};
+
+}  // namespace stripctx::simt
+
+namespace stripctx::cuda {
+
+template <class T>
+class Global {
+ public:
+  using Value = std::remove_const_t<T>;
+
+  explicit Global(const View& view) : Global(static_cast<T*>(view.data), view.extent()) {
+    if (!simt::holds<Value>(view.dtype)) simt::memory_fault("a view is read as another dtype");
+  }
+  Global(T* data, int64_t count) : memory_(data, count, "global") {}
+
+  Value load(int64_t i) const { return load_pack<1>(i)[0]; }
+  void store(int64_t i, Value value) const { store_pack<1>(i, {{value}}); }
+
+  template <int N>
+  Pack<Value, N> load_pack(int64_t i) const {
+    Pack<Value, N> pack;
+    memcpy(static_cast<void*>(&pack), memory_.template at<N>(i, "load"), sizeof(pack));
+    simt::traffic.read += sizeof(pack);
+    return pack;
+  }
+
+  template <int N>
+  void store_pack(int64_t i, const Pack<Value, N>& pack) const {
+    static_assert(!std::is_const_v<T>, "this memory is read only");
+    memcpy(static_cast<void*>(memory_.template at<N>(i, "store")), &pack, sizeof(pack));
+    simt::traffic.written += sizeof(pack);
+  }
+
+ private:
+  simt::Checked<T> memory_;
+};
+
+template <class T>
+class Shared {
+ public:
+  Shared(T* data, int64_t count) : memory_(data, count, "shared") {}
+
+  T& operator[](int i) const { return *memory_.template at<1>(i, "access"); }
+
+  template <int N>
+  Pack<T, N> load_pack(int i) const {
+    Pack<T, N> pack;
+    memcpy(static_cast<void*>(&pack), memory_.template at<N>(i, "load"), sizeof(pack));
+    return pack;
+  }
+  template <int N>
+  void store_pack(int i, const Pack<T, N>& pack) const {
+    memcpy(static_cast<void*>(memory_.template at<N>(i, "store")), &pack, sizeof(pack));
+  }
+
+ private:
+  simt::Checked<T> memory_;
+};
+
+class SharedMemory {
+ public:
+  template <class T>
+  Shared<T> take(int64_t count) {
+    const int64_t begin = taken_;
+    taken_ += shared_bytes<T>(count);
+    if (count < 0 || taken_ > simt::running->shared_bytes()) {
+      simt::memory_fault("takes " + std::to_string(taken_) +
+                         " bytes of shared memory from a launch" + " with " +
+                         std::to_string(simt::running->shared_bytes()));
+    }
+    return Shared<T>(reinterpret_cast<T*>(simt::running->shared() + begin), count);
+  }
+
+ private:
+  int64_t taken_ = 0;
+};
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,133 @@
+// Runs the blocks of one launch, one after another, in the calling OS thread. Every CUDA thread is
+// a fiber that runs until it ends or waits. Threads that never wait share one stack and one switch.
+//
+// A warp goes on in passes: each live lane runs once, to its next wait or its end. When the pass is
+// over, lanes that wait for their warp get another pass, and lanes at __syncthreads wait for the
+// other warps. Whatever CUDA leaves undefined here (lanes at different operations, threads that
+// ended while others wait at __syncthreads) is reported as a divergent barrier.
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <source_location>
+#include <string>
+#include <vector>
+
+#include "counters.hpp"
+#include "cuda/launch.hpp"
+#include "fiber.hpp"
+#include "order.hpp"
+
+namespace stripctx::simt {
+
+using cuda::Extent3;
+using cuda::Launch;
+
+// Where a thread waits, and for whom.
+struct Site {
+  const char* operation = nullptr;
+  std::source_location where;
+  bool whole_block = false;
+
+  bool operator==(const Site& other) const {
+    return operation == other.operation && where.line() == other.where.line() &&
+           where.column() == other.where.column();
+  }
+  std::string text() const;
+};
+
+// What one lane shows to its warp.
+struct alignas(32) Slot {
+  std::byte bytes[32];
+};
+
+// What all lanes showed at one operation. It is good until the lane's next operation.
+struct Gathered {
+  const Slot* slots;
+  uint32_t lanes;  // those that took part
+};
+
+class Scheduler {
+ public:
+  using Kernel = void (*)(const void* closure);
+
+  static Scheduler& of_this_thread();
+
+  // Runs `kernel` once for every thread of the grid; throws what a thread threw.
+  void run(const Launch& launch, Kernel kernel, const void* closure);
+
+  // For the running thread.
+  void wait_for_block(const Site& site);
+  Gathered exchange(const Site& site, const void* value, size_t bytes);
+  int lane() const { return current_ & 31; }
+  std::byte* shared() { return shared_.data() + kGuardBytes; }
+  int64_t shared_bytes() const { return launch_->shared_bytes; }
+  [[noreturn]] void fault(const std::string& what) const;
+
+ private:
+  static constexpr int kNone = -1;
+  static constexpr size_t kGuardBytes = 64;
+
+  struct Thread {
+    Context context;
+    uint3 index;
+    bool started = false;
+  };
+  struct Warp {
+    uint32_t live = 0;             // lanes that have not ended
+    uint32_t arrived[2] = {0, 0};  // lanes that wait, in this pass and in the one before
+    int pass = 0;                  // which of the two: readers of the last pass may still be due
+    Site site;                     // where the lanes of this pass wait
+    Slot slots[2][32];
+  };
+
+  void prepare_launch();
+  void run_block(int64_t block);
+  static void fiber();
+  void arrive(const Site& site);
+  void pause();
+  void resume(int thread, Context& from);
+  int next_thread();
+  bool release_block();
+  void choose_warp();
+  void check_guards() const;
+  [[noreturn]] void diverge(const Site& here, const Site& there, const char* whom) const;
+
+  const Launch* launch_ = nullptr;
+  Kernel kernel_ = nullptr;
+  const void* closure_ = nullptr;
+
+  Order order_;
+  Random random_{0};
+  StackPool stacks_;
+  Context outside_;             // the launcher, while fibers run
+  std::exception_ptr failure_;  // what a thread threw
+
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<int>
+      queue_;  // warps in the order they run in; those before head_ are past their pass
+  size_t head_ = 0;
+  Warp* warp_ = nullptr;  // the running one, its lanes in the order of this pass
+  LanePermutation lanes_;
+  int cursor_ = 0;
+  int current_ = 0;  // the running thread
+  int ended_ = 0;
+  Site barrier_;  // the __syncthreads at which threads of the block wait
+
+  std::vector<std::byte> shared_;
+};
+
+// The scheduler whose kernel this OS thread is running, or null.
+[[gnu::tls_model("initial-exec")]] extern constinit thread_local Scheduler* running;
+
+}  // namespace stripctx::simt
+
+// CUDA's own variables, of the running thread.
+[[gnu::tls_model("initial-exec")]] extern constinit thread_local uint3 threadIdx;
+[[gnu::tls_model("initial-exec")]] extern constinit thread_local uint3 blockIdx;
+[[gnu::tls_model("initial-exec")]] extern constinit thread_local dim3 blockDim;
+[[gnu::tls_model("initial-exec")]] extern constinit thread_local dim3 gridDim;

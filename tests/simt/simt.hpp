@@ -1,0 +1,35 @@
+// CUDA's vocabulary for g++: what cuda/device.cuh includes where there is no nvcc. Kernels compiled
+// against it run on a CPU, thread by thread (scheduler.hpp); half types and vector types are those
+// of CUDA's own headers, which g++ compiles as they are.
+//
+//   fiber      a stack that can be left and entered        order     which thread goes first
+//   scheduler  threads, warps, blocks, barriers            counters  bytes moved, by kernel
+//   memory     Global, Shared: bounds, alignment, counts   warp      barriers and shuffles
+//   launch     runs a kernel                               mma       products by a whole warp
+//   control    the C functions that tests call
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <vector_types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "launch.hpp"
+#include "memory.hpp"
+#include "mma.hpp"
+#include "warp.hpp"
+
+namespace stripctx::cuda {
+
+using std::max;
+using std::min;
+
+// A GPU's fast approximation; the C library declares a function of this name and hides it.
+inline float __expf(float x) {
+  return std::exp(x);
+}
+
+}  // namespace stripctx::cuda
