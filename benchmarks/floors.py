@@ -161,16 +161,23 @@ FLOORS: dict[str, Callable[[Shape], Floor]] = {
 }
 
 # What an operator's CUDA kernels move beyond its floor: operands that several blocks visit, partial
-# sums written by one stage and read by the next. An operator that is not here moves its floor.
-CUDA_EXTRA: dict[str, Callable[[Shape], Floor]] = {}
+# sums. Called with the shape and, by keyword, with how the kernel cuts the work (numbers of tiles,
+# chunks, parts). An operator that is not here moves its floor and no more.
+CUDA_EXTRA: dict[str, Callable[..., Floor]] = {}
+
+
+def partial_sums(results: int, parts: int, accumulate_size: int = 4) -> Floor:
+    """`parts` sums of each of `results`, written by one stage and read by the next."""
+    size = results * parts * accumulate_size
+    return Floor(read=size, written=size, operations=results * max(0, parts - 1))
 
 
 def floor(operator: str, shape: Shape) -> Floor:
-    """The floor of an operator of this name."""
+    """The floor of the operator of this name."""
     return FLOORS[operator](shape)
 
 
-def cuda_traffic(operator: str, shape: Shape) -> Floor:
+def cuda_traffic(operator: str, shape: Shape, **cut: int) -> Floor:
     """What the operator's CUDA kernels move together, counted at their loads and stores."""
-    extra = CUDA_EXTRA.get(operator)
-    return floor(operator, shape) + extra(shape) if extra else floor(operator, shape)
+    least = floor(operator, shape)
+    return least + CUDA_EXTRA[operator](shape, **cut) if operator in CUDA_EXTRA else least
