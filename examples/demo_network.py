@@ -122,7 +122,7 @@ def clusters(image: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
         uint8 (H, W), clusters numbered from the top of the picture to its bottom.
     """
     rng = np.random.default_rng(seed)
-    smooth = Image.fromarray(image).convert("YCbCr").filter(ImageFilter.GaussianBlur(2))
+    smooth = Image.fromarray(image).filter(ImageFilter.GaussianBlur(2)).convert("YCbCr")
     height, width = image.shape[:2]
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     place = np.stack([0.7 * y, 0.25 * x], axis=-1)
