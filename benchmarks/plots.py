@@ -38,7 +38,9 @@ def bars(axes: Axes, values: dict[str, float], unit: str, title: str) -> None:
         color=[COLOURS[name] for name in names],
         height=0.62,
     )
-    axes.bar_label(drawn, [f"{value:.3g} {unit}" for value in values.values()], padding=4)
+    axes.bar_label(
+        drawn, [f"{results.three_digits(value)} {unit}" for value in values.values()], padding=4
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, max(values.values()) * 1.3)
     axes.set_xticks([])
@@ -51,7 +53,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Times relative to eager PyTorch at the first shape, one group an operator and pass."""
     from matplotlib.figure import Figure
 
-    from benchmarks.report import MODES, headline, milliseconds_text, shape_text
+    from benchmarks.report import MODES, headline, shape_text
 
     entries = headline(result)
     with mpl.rc_context(STYLE):
@@ -74,7 +76,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 color=COLOURS[name],
                 label=LABELS[name],
             )
-            texts = [f"{milliseconds_text(ms)} ms" for _, ms, _ in measured]
+            texts = [f"{results.three_digits(ms)} ms" for _, ms, _ in measured]
             axes.bar_label(drawn, texts, padding=3, fontsize=7.5)
         axes.set_yticks(
             range(len(entries)), [f"{e['operator']}\n{MODES[e['mode']]}" for e in entries]

@@ -80,7 +80,7 @@ def full_table(result: dict[str, Any]) -> str:
     rows = []
     for entry in result["entries"]:
         fused = entry["candidates"]["fused"]
-        low, high = (milliseconds_text(ms) for ms in results.spread_ms(fused))
+        low, high = (results.three_digits(ms) for ms in results.spread_ms(fused))
         rows.append(
             [
                 f"`{entry['operator']}`",
@@ -113,13 +113,7 @@ def footnote(result: dict[str, Any]) -> str:
 
 
 def time_text(measured: dict[str, Any] | None) -> str:
-    return "" if measured is None else f"{milliseconds_text(results.median_ms(measured))} ms"
-
-
-def milliseconds_text(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{decimals}f}"
+    return "" if measured is None else f"{results.three_digits(results.median_ms(measured))} ms"
 
 
 def peak_text(measured: dict[str, Any] | None) -> str:

@@ -49,6 +49,12 @@ def spread_ms(measured: dict[str, Any]) -> tuple[float, float]:
     return samples.p20, samples.p80
 
 
+def three_digits(value: float) -> str:
+    """At least, and never an exponent."""
+    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
 def write(path: Path, machine: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """In one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

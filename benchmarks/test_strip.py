@@ -73,7 +73,7 @@ def test_strip(
     function, arguments = prepare(case, device)
     least = needed(case)
     by, floor = floor_run(case, least, device) if least else ("", None)
-    effort = {"rounds": 5, "budget": 0.1} if quick else {"rounds": 50, "budget": 0.5}
+    rounds, budget = (5, 0.1) if quick else (50, 0.5)
     comparison = compare(
         function,
         arguments,
@@ -81,7 +81,8 @@ def test_strip(
         floor=floor,
         with_compile=not quick,
         device=device,
-        **effort,
+        rounds=rounds,
+        budget=budget,
     )
     entry = as_entry(case, comparison, least, by)
     record(entry)
