@@ -1,7 +1,7 @@
 """What every test shares: the device under test and a fixed seed.
 
-STRIPCTX_BACKEND chooses the kernels (native, reference, emulated); STRIPCTX_TEST_DEVICE=cuda runs the
-family files on a GPU.
+STRIPCTX_BACKEND chooses the kernels (native, reference, emulated); STRIPCTX_TEST_DEVICE=cuda runs
+the family files on a GPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The contract every operator keeps, in one place: `define` turns a family's functions into an
 operator of `torch.ops.stripctx`.
 
-An operator exists whether or not anything was compiled. Its reference is the default kernel of every
-device; loading the extension adds native kernels for CPU and CUDA under the same name. Autograd,
-autocast, vmap and the fake kernel stand above both and know nothing of them.
+An operator exists whether or not anything was compiled. Its reference is the default kernel of
+every device; loading the extension adds native kernels for CPU and CUDA under the same name.
+Autograd, autocast, vmap and the fake kernel stand above both and know nothing of them.
 
 Schemas have no default values: the dispatcher drops arguments that equal them.
 """
@@ -72,7 +72,7 @@ def _autograd_kernel(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> Kernel:
-    """`torch.library.register_autograd` at half its cost a call, refusing what it would get wrong."""
+    """`torch.library.register_autograd` at half its cost a call; refuses what that gets wrong."""
 
     def below(keyset: Any, args: tuple[Any, ...]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -120,7 +120,7 @@ def _vmap_kernel(operator: Any, rule: Kernel) -> Kernel:
         from torch._functorch.autograd_function import custom_function_call_vmap_helper
         from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-        interpreter = retrieve_current_functorch_interpreter()
+        interpreter: Any = retrieve_current_functorch_interpreter()
         return custom_function_call_vmap_helper(interpreter, rule, operator, *args)
 
     return kernel
