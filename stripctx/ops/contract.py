@@ -72,32 +72,62 @@ def _autograd_kernel(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> Kernel:
-    """`torch.library.register_autograd` at half its cost a call; refuses what that gets wrong."""
+    """`torch.library.register_autograd` at half its cost a call; refuses what that gets wrong.
 
-    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
+    `torch.autograd.Function` sees tensors only as arguments and results of their own, so lists of
+    them are laid flat on the way in and gathered again inside.
+    """
+
+    def below(keyset: Any, args: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        def forward(ctx: Any, keyset: Any, lengths: tuple[int, ...], *flat: Any) -> Any:
+            args = _gather(flat, lengths)
             output = below(keyset, args)
             setup_context(ctx, args, output)
-            return output
+            return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
-            return None, *backward(ctx, *grads)
+            return None, None, *_lay_flat(backward(ctx, *grads))[0]
 
     Differentiable.__name__ = Differentiable.__qualname__ = name
+    returns_list = any(str(r.type) == "List[Tensor]" for r in operator._schema.returns)
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        _refuse_forward_mode(name, args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return Differentiable.apply(keyset, *args)
+        flat, lengths = _lay_flat(args)
+        _refuse_forward_mode(name, flat)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
+            output = Differentiable.apply(keyset, lengths, *flat)
+            return list(output) if returns_list else output
         return below(keyset, args)
 
     return kernel
+
+
+def _lay_flat(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The arguments with lists of tensors opened, and each one's length: -1 where it is no list."""
+    flat: list[Any] = []
+    lengths: list[int] = []
+    for arg in args:
+        opens = isinstance(arg, (list, tuple)) and all(_is_gradient(item) for item in arg)
+        flat += arg if opens else [arg]
+        lengths.append(len(arg) if opens else -1)
+    return tuple(flat), tuple(lengths)
+
+
+def _is_gradient(item: Any) -> bool:
+    return item is None or isinstance(item, Tensor)
+
+
+def _gather(flat: Sequence[Any], lengths: tuple[int, ...]) -> tuple[Any, ...]:
+    items = iter(flat)
+    return tuple(
+        next(items) if length < 0 else [next(items) for _ in range(length)] for length in lengths
+    )
 
 
 def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
