@@ -269,3 +269,23 @@ def raises(kind: type[Exception], words: str, call: Callable[[], Any]) -> None:
         assert words in str(error), str(error)
     else:
         raise AssertionError(f"expected {kind.__name__}: {words}")
+
+
+def check_cuda_graph(case: Case, shape: Shape, layout: str) -> None:
+    """Forward and backward are captured and replayed on new values."""
+    arguments = case.arguments(shape, torch.float32, layout)
+    grads = output_grads(case, arguments)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(case.function, arguments, grads)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = run(case.function, arguments, grads)
+    for argument in arguments:
+        argument.copy_(torch.randn_like(argument))
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(captured, run(case.function, arguments, grads), strict=True):
+        assert torch.equal(a, b)
