@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "cuda/strip.hpp"
+#include "cuda/kernels.hpp"
 
 #define STRIPCTX_DISPATCH_KEY CPU
 
