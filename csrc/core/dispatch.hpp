@@ -15,10 +15,14 @@ using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class Types, class F>
 void dispatch(DType dtype, F&& run) {
   switch (dtype) {
-    case DType::kFloat64: return run.template operator()<double>();
-    case DType::kFloat32: return run.template operator()<float>();
-    case DType::kFloat16: return run.template operator()<typename Types::float16>();
-    case DType::kBFloat16: return run.template operator()<typename Types::bfloat16>();
+    case DType::kFloat64:
+      return run.template operator()<double>();
+    case DType::kFloat32:
+      return run.template operator()<float>();
+    case DType::kFloat16:
+      return run.template operator()<typename Types::float16>();
+    case DType::kBFloat16:
+      return run.template operator()<typename Types::bfloat16>();
   }
 }
 

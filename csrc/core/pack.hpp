@@ -1,5 +1,8 @@
-// A pack of N neighbouring elements that moves as one memory access of N * sizeof(T) <= 16 bytes.
+// A pack of N neighbouring elements that moves as one memory access of N * sizeof(T) <= 16 bytes, and
+// the widest pack that a set of views allows.
 #pragma once
+
+#include <initializer_list>
 
 #include "core/view.hpp"
 
@@ -13,5 +16,20 @@ struct alignas(sizeof(T) * N) Pack {
   STRIPCTX_HOST_DEVICE T& operator[](int i) { return value[i]; }
   STRIPCTX_HOST_DEVICE const T& operator[](int i) const { return value[i]; }
 };
+
+// Whether packs of `width` elements along dimension `fastest` tile `length` elements of every view and
+// start aligned.
+inline bool packs(std::initializer_list<const View*> views, int64_t element_bytes, int fastest,
+                  int64_t length, int64_t width) {
+  if (length % width != 0) return false;
+  for (const View* view : views) {
+    if (reinterpret_cast<uintptr_t>(view->data) % (width * element_bytes) != 0) return false;
+    if (view->size[fastest] > 1 && view->stride[fastest] != 1) return false;
+    for (int d = 0; d < 4; ++d) {
+      if (d != fastest && view->size[d] > 1 && view->stride[d] % width != 0) return false;
+    }
+  }
+  return true;
+}
 
 }  // namespace stripctx

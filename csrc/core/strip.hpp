@@ -1,4 +1,5 @@
-// The strip family (SPNet, Hou et al. 2020, eq. 1 to 4): what each operator reads and writes.
+// The strip family (SPNet, Hou et al., CVPR 2020, eq. 1 to 4): what each operator reads and writes, and
+// the two shapes of kernel that serve it on every device.
 // Shapes: x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
 #pragma once
 
@@ -6,9 +7,17 @@
 
 namespace stripctx {
 
+// Parts of row and column sums that wait for a second stage, in the accumulation type, each part laid
+// out as its result. A count of 0 means that one stage does it all.
+struct StripPartials {
+  int64_t row_parts = 0, col_parts = 0;
+  void *rows = nullptr, *cols = nullptr;
+};
+
 // rows = mean over W of x, cols = mean over H of x.
 struct StripPool {
   View x, rows, cols;
+  StripPartials partials{};
 };
 
 // grad_x = grad_rows / W + grad_cols / H.
@@ -24,6 +33,7 @@ struct StripAddRelu {
 // With g = grad where not (rows + cols <= 0), else 0: grad_rows = sum over W, grad_cols = sum over H.
 struct StripAddReluBackward {
   View grad, rows, cols, grad_rows, grad_cols;
+  StripPartials partials{};
 };
 
 // out = x * sigmoid(logits + bias[c]); bias is (1, C, 1, 1).
@@ -36,5 +46,43 @@ struct SigmoidGate {
 struct SigmoidGateBackward {
   View grad, x, logits, bias, grad_x, grad_logits, partials;
 };
+
+// rows[h] = sum over w of value(h, w) / row_divisor, cols[w] likewise over h, where value is the map or,
+// if masked, the map where not (mask_rows + mask_cols <= 0) and 0 elsewhere.
+struct StripReduction {
+  View map, mask_rows, mask_cols, rows, cols;
+  double row_divisor, col_divisor;
+  StripPartials partials;
+
+  STRIPCTX_HOST_DEVICE bool channels_last() const {
+    return map.channels_last() && rows.stride[1] == 1;
+  }
+};
+
+inline StripReduction reduction(const StripPool& op) {
+  const double H = static_cast<double>(op.x.size[2]), W = static_cast<double>(op.x.size[3]);
+  return {op.x, {}, {}, op.rows, op.cols, W, H, op.partials};
+}
+
+inline StripReduction reduction(const StripAddReluBackward& op) {
+  return {op.grad, op.rows, op.cols, op.grad_rows, op.grad_cols, 1, 1, op.partials};
+}
+
+// out = row_factor * rows + col_factor * cols, rectified if so asked.
+struct StripBroadcast {
+  View rows, cols, out;
+  double row_factor, col_factor;
+  bool rectify;
+};
+
+inline StripBroadcast broadcast(const StripPoolBackward& op) {
+  const double H = static_cast<double>(op.grad_x.size[2]);
+  const double W = static_cast<double>(op.grad_x.size[3]);
+  return {op.grad_rows, op.grad_cols, op.grad_x, 1 / W, 1 / H, false};
+}
+
+inline StripBroadcast broadcast(const StripAddRelu& op) {
+  return {op.rows, op.cols, op.out, 1, 1, true};
+}
 
 }  // namespace stripctx

@@ -35,6 +35,8 @@ struct View {
   STRIPCTX_HOST_DEVICE bool channels_last() const { return stride[1] == 1 && size[1] > 1; }
 };
 
-STRIPCTX_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+STRIPCTX_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 }  // namespace stripctx

@@ -1,0 +1,86 @@
+// Between torch's stable Tensor and a kernel's View: formats, allocation, and the one copy that an
+// unusual stride costs.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "core/view.hpp"
+
+namespace stripctx::bind {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Missing trailing or leading dimensions are 1: a (C,) vector becomes (1, C, 1, 1).
+inline View view(const Tensor& tensor) {
+  View result;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      result.dtype = DType::kFloat64;
+      break;
+    case ScalarType::Half:
+      result.dtype = DType::kFloat16;
+      break;
+    case ScalarType::BFloat16:
+      result.dtype = DType::kBFloat16;
+      break;
+    default:
+      result.dtype = DType::kFloat32;
+  }
+  result.data = tensor.data_ptr();
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  const int64_t first = tensor.dim() == 1 ? 1 : 0;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    result.size[first + d] = sizes[d];
+    result.stride[first + d] = strides[d];
+  }
+  return result;
+}
+
+// The memory format of a result. One rule, the same in stripctx/layout.py.
+template <class... Tensors>
+MemoryFormat memory_format(const Tensors&... tensors) {
+  const auto channels_last = [](const Tensor& x) {
+    return x.size(1) > 1 && x.stride(1) == 1 && !x.is_contiguous();
+  };
+  return (channels_last(tensors) || ...) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+}
+
+inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return empty(sizes, like, like.scalar_type(), format);
+}
+
+inline std::vector<int64_t> sizes(const Tensor& tensor) {
+  return {tensor.sizes().begin(), tensor.sizes().end()};
+}
+
+// The type that sums run in.
+inline ScalarType accumulate_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor dense(const Tensor& tensor, MemoryFormat format) {
+  return torch::stable::contiguous(tensor, format);
+}
+
+// A map whose fastest dimension is W (contiguous) or C (channels_last), as kernels read it; any
+// other strides cost one copy.
+inline Tensor readable(const Tensor& map, MemoryFormat format) {
+  const int64_t fastest = format == MemoryFormat::ChannelsLast ? 1 : 3;
+  const bool native = map.stride(fastest) == 1 || map.size(fastest) == 1;
+  return native ? map : dense(map, format);
+}
+
+}  // namespace stripctx::bind

@@ -1,0 +1,45 @@
+// Every CPU kernel's declaration. An operator is a number of independent work items; `run` does the
+// items [begin, end), on whatever thread, with the same bits for any division.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/reduce.hpp"
+#include "core/strip.hpp"
+
+namespace stripctx::cpu {
+
+struct Work {
+  int64_t items;
+  int64_t grain;  // fewest items worth a thread of their own
+};
+
+// `items` that touch `elements` elements together; a thread is worth starting for some 16,000.
+inline Work share(int64_t items, int64_t elements) {
+  const int64_t each = std::max<int64_t>(1, elements / std::max<int64_t>(1, items));
+  return {items, std::max<int64_t>(1, 16384 / each)};
+}
+
+// Rows of partial sums that an operator needs, chosen from shapes alone.
+inline StripPartials partials(const StripPool&) { return {}; }
+inline StripPartials partials(const StripAddReluBackward&) { return {}; }
+int64_t partials(const SigmoidGateBackward& op);
+
+Work work(const SumPartials& op);
+Work work(const StripPool& op);
+Work work(const StripPoolBackward& op);
+Work work(const StripAddRelu& op);
+Work work(const StripAddReluBackward& op);
+Work work(const SigmoidGate& op);
+Work work(const SigmoidGateBackward& op);
+
+void run(const SumPartials& op, int64_t begin, int64_t end);
+void run(const StripPool& op, int64_t begin, int64_t end);
+void run(const StripPoolBackward& op, int64_t begin, int64_t end);
+void run(const StripAddRelu& op, int64_t begin, int64_t end);
+void run(const StripAddReluBackward& op, int64_t begin, int64_t end);
+void run(const SigmoidGate& op, int64_t begin, int64_t end);
+void run(const SigmoidGateBackward& op, int64_t begin, int64_t end);
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,252 @@
+// Vectors as wide as the machine's registers, in the compiler's own vector types. A loop's tail
+// runs the same arithmetic on a partly filled vector, so a result's bits never depend on where it
+// stands.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "core/dispatch.hpp"
+#include "cpu/types.hpp"
+
+namespace stripctx::cpu {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <class A, int Bytes = kVectorBytes>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(Bytes)));
+};
+
+// Arithmetic runs on Vec<float> or Vec<double>.
+template <class A>
+using Vec = typename VectorOf<A>::type;
+
+template <class A>
+inline Vec<A> splat(A value) {
+  return value - Vec<A>{};
+}
+
+namespace detail {
+
+// The memory image of kLanes<Accumulate<T>> elements of type T, and its conversions.
+template <class T>
+constexpr int kImageBytes = kLanes<Accumulate<T>> * static_cast<int>(sizeof(T));
+
+using Half16 = typename VectorOf<uint16_t, kLanes<float> * 2>::type;
+using Word32 = typename VectorOf<uint32_t>::type;
+
+inline Vec<float> widen(const BFloat16*, const Half16& image) {
+  return (Vec<float>)(__builtin_convertvector(image, Word32) << 16);
+}
+
+inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
+  const Word32 word = (Word32)value;
+  const Word32 rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  const Word32 quiet = Word32{} + 0x7fc0;
+  return __builtin_convertvector(value == value ? rounded : quiet, Half16);
+}
+
+inline Vec<float> widen(const _Float16*, const Half16& image) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)image);
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)image);
+#else
+  _Float16 lane[kLanes<float>];
+  std::memcpy(lane, &image, sizeof(image));
+  Vec<float> value;
+  for (int i = 0; i < kLanes<float>; ++i) value[i] = static_cast<float>(lane[i]);
+  return value;
+#endif
+}
+
+inline Half16 narrow(const _Float16*, const Vec<float>& value) {
+#if defined(__AVX512F__)
+  return (Half16)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  return (Half16)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+#else
+  _Float16 lane[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) lane[i] = static_cast<_Float16>(value[i]);
+  Half16 image;
+  std::memcpy(&image, lane, sizeof(image));
+  return image;
+#endif
+}
+
+template <class T>
+struct Image {
+  using type = Half16;
+};
+template <>
+struct Image<float> {
+  using type = Vec<float>;
+};
+template <>
+struct Image<double> {
+  using type = Vec<double>;
+};
+
+inline const Vec<float>& widen(const float*, const Vec<float>& image) {
+  return image;
+}
+inline const Vec<float>& narrow(const float*, const Vec<float>& value) {
+  return value;
+}
+inline const Vec<double>& widen(const double*, const Vec<double>& image) {
+  return image;
+}
+inline const Vec<double>& narrow(const double*, const Vec<double>& value) {
+  return value;
+}
+
+}  // namespace detail
+
+// kLanes<Accumulate<T>> elements from p, widened.
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p) {
+  typename detail::Image<T>::type image;
+  std::memcpy(&image, p, sizeof(image));
+  return detail::widen(p, image);
+}
+
+template <class T>
+inline void store(T* p, const Vec<Accumulate<T>>& value) {
+  const typename detail::Image<T>::type image = detail::narrow(p, value);
+  std::memcpy(p, &image, sizeof(image));
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+namespace detail {
+inline __mmask16 mask16(int count) {
+  return static_cast<__mmask16>((1u << count) - 1);
+}
+}  // namespace detail
+
+// The first `count` elements from p, zero beyond.
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p, int count) {
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<double>)_mm512_maskz_loadu_pd(detail::mask16(count), p);
+  } else if constexpr (sizeof(T) == 4) {
+    return (Vec<float>)_mm512_maskz_loadu_ps(detail::mask16(count), p);
+  } else {
+    return detail::widen(p, (detail::Half16)_mm256_maskz_loadu_epi16(detail::mask16(count), p));
+  }
+}
+
+template <class T>
+inline void store(T* p, const Vec<Accumulate<T>>& value, int count) {
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_pd(p, detail::mask16(count), (__m512d)value);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, detail::mask16(count), (__m512)value);
+  } else {
+    _mm256_mask_storeu_epi16(p, detail::mask16(count), (__m256i)detail::narrow(p, value));
+  }
+}
+#else
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p, int count) {
+  typename detail::Image<T>::type image{};
+  std::memcpy(&image, p, count * sizeof(T));
+  return detail::widen(p, image);
+}
+
+template <class T>
+inline void store(T* p, const Vec<Accumulate<T>>& value, int count) {
+  const typename detail::Image<T>::type image = detail::narrow(p, value);
+  std::memcpy(p, &image, count * sizeof(T));
+}
+#endif
+
+// Calls body(i, load, store) for every vector of [0, count): full ones first, then the tail, with
+// loads and stores that touch no more than it holds.
+template <class A, class Body>
+inline void for_vectors(int64_t count, Body&& body) {
+  constexpr int lanes = kLanes<A>;
+  const auto load_full = [](const auto* p) { return load(p); };
+  const auto store_full = [](auto* p, const Vec<A>& value) { store(p, value); };
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) body(i, load_full, store_full);
+  if (i < count) {
+    const int rest = static_cast<int>(count - i);
+    const auto load_rest = [rest](const auto* p) { return load(p, rest); };
+    const auto store_rest = [rest](auto* p, const Vec<A>& value) { store(p, value, rest); };
+    body(i, load_rest, store_rest);
+  }
+}
+
+// Sums lanes in a fixed tree: upper half onto lower half.
+template <class A>
+inline A sum_lanes(Vec<A> value) {
+  A lane[kLanes<A>];
+  std::memcpy(lane, &value, sizeof(value));
+  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+// exp(x) for x <= 0, to 2 units in the last place; 0 below the smallest normal number.
+inline Vec<float> exp_nonpositive(const Vec<float>& x) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f;             // exact in 10 bits: n * kLn2High is exact
+  constexpr float kLn2Low = -2.12194440054690583e-4f;  // ln 2 - kLn2High
+  constexpr float kRound = 12582912.0f;                // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float kSmallest = -87.33654f;              // log(2^-126)
+  const Vec<float> lowest = splat(kSmallest);
+  const Vec<float> clamped = x < lowest ? lowest : x;
+  const Vec<float> shifted = clamped * kLog2E + kRound;
+  const Vec<float> n = shifted - kRound;
+  const Vec<float> r = (clamped - n * kLn2High) - n * kLn2Low;
+  Vec<float> p = r * (1.0f / 5040) + 1.0f / 720;  // Taylor: |r| <= ln(2)/2, error below 2^-27
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const detail::Word32 exponent = ((detail::Word32)shifted + 127)
+                                  << 23;  // n stands in the low bits
+  const Vec<float> result = p * (Vec<float>)exponent;
+  return x < lowest ? Vec<float>{} : result;
+}
+
+inline Vec<double> exp_nonpositive(const Vec<double>& x) {
+  Vec<double> result;
+  for (int i = 0; i < kLanes<double>; ++i) result[i] = std::exp(x[i]);
+  return result;
+}
+
+// sigmoid(z) and its slope s(1 - s), both without cancellation: with e = exp(-|z|), s is 1 / (1 +
+// e) or e / (1 + e), and the slope is e / (1 + e)^2.
+template <class V>
+struct Sigmoid {
+  V gate, slope;
+};
+
+template <class V>
+inline Sigmoid<V> sigmoid(const V& z) {
+  const V e = exp_nonpositive(z < 0 ? z : -z);
+  const V inverse = 1 / (1 + e);
+  return {z < 0 ? e * inverse : inverse, e * inverse * inverse};
+}
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,23 @@
+// Every CUDA launcher's declaration, in plain C++ for the bindings. Each queues its kernels on a stream
+// and returns; the number of partial sums depends on shapes alone, never on the device.
+#pragma once
+
+#include "core/reduce.hpp"
+#include "core/strip.hpp"
+#include "cuda/launch.hpp"
+
+namespace stripctx::cuda {
+
+StripPartials partials(const StripPool& op);
+StripPartials partials(const StripAddReluBackward& op);
+int64_t partials(const SigmoidGateBackward& op);
+
+void launch(const SumPartials& op, Stream stream);
+void launch(const StripPool& op, Stream stream);
+void launch(const StripPoolBackward& op, Stream stream);
+void launch(const StripAddRelu& op, Stream stream);
+void launch(const StripAddReluBackward& op, Stream stream);
+void launch(const SigmoidGate& op, Stream stream);
+void launch(const SigmoidGateBackward& op, Stream stream);
+
+}  // namespace stripctx::cuda

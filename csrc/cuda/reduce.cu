@@ -1,0 +1,48 @@
+// The second stage of every fixed-order reduction on CUDA. Reads the partials once, writes out once.
+#include "core/reduce.hpp"
+
+#include "cuda/device.cuh"
+#include "cuda/kernels.hpp"
+#include "cuda/tiling.hpp"
+
+namespace stripctx::cuda {
+
+namespace {
+
+// A block owns 32 sums. Lane x adds every blockDim.y-th part, starting at y; the block then adds these
+// in ascending y.
+template <class T>
+__global__ void sum_partials(SumPartials op) {
+  using A = Accumulate<T>;
+  const int64_t parts = op.partials.size[0], sums = op.partials.size[1];
+  const int64_t m = int64_t(blockIdx.x) * kWarpSize + threadIdx.x;
+  const Global<const A> partials(static_cast<const A*>(op.partials.data), parts * sums);
+  A sum = 0;
+  if (m < sums) {
+    for (int64_t p = threadIdx.y; p < parts; p += blockDim.y) sum += partials.load(p * sums + m);
+  }
+  SharedMemory memory;
+  const auto shared = memory.take<A>(blockDim.y * kWarpSize);
+  shared[threadIdx.y * kWarpSize + threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || m >= sums) return;
+  for (unsigned y = 1; y < blockDim.y; ++y) sum += shared[y * kWarpSize + threadIdx.x];
+  const Global<T> out(static_cast<T*>(op.out.data), sums);
+  out.store(m, from_accumulate<T>(sum / A(op.divisor)));
+}
+
+}  // namespace
+
+void launch(const SumPartials& op, Stream stream) {
+  const int64_t slots = power_of_two(ceil_div(op.partials.size[0], 4), 16);
+  dispatch<Types>(op.out.dtype, [&]<class T>() {
+    launch({.kernel = "sum_partials",
+            .grid = {ceil_div(op.partials.size[1], kWarpSize)},
+            .block = {kWarpSize, slots},
+            .shared_bytes = shared_bytes<Accumulate<T>>(slots * kWarpSize),
+            .stream = stream},
+           sum_partials<T>, op);
+  });
+}
+
+}  // namespace stripctx::cuda

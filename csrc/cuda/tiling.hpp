@@ -1,0 +1,42 @@
+// How launchers choose packs, lanes and tiles: plain host functions of shapes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+
+#include "core/pack.hpp"
+
+namespace stripctx::cuda {
+
+constexpr int kBlockThreads = 256;
+
+// The smallest power of two that is at least `value`, at most `limit` (a power of two).
+inline int64_t power_of_two(int64_t value, int64_t limit) {
+  int64_t result = 1;
+  while (result < value && result < limit) result *= 2;
+  return result;
+}
+
+// Blocks of `lanes` x `slots` threads, whole warps: as many slots as there is work for, up to
+// `threads`.
+inline int64_t slots_for(int64_t lanes, int64_t work, int64_t threads = kBlockThreads) {
+  const int64_t whole_warps = std::max<int64_t>(1, 32 / lanes);
+  const int64_t wanted = ceil_div(std::max<int64_t>(work, 1), whole_warps) * whole_warps;
+  return std::min(wanted, threads / lanes);
+}
+
+// Calls run<N>() with the widest pack the views allow: 16 bytes, 8 for half types, else one element.
+template <class T, class F>
+void with_pack(std::initializer_list<const View*> views, int fastest, int64_t length, F&& run) {
+  constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
+  if (packs(views, sizeof(T), fastest, length, kWidest)) {
+    return run.template operator()<kWidest>();
+  }
+  if constexpr (kWidest == 8) {
+    if (packs(views, sizeof(T), fastest, length, 4)) return run.template operator()<4>();
+  }
+  run.template operator()<1>();
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,38 @@
+"""vmap for operators that treat every channel alike: the mapped dimension joins the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def over_channels(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule: (N, C, H, W) and (C,) arguments become (N, B*C, H, W) and (B*C,)."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+        outputs = operator(
+            *(
+                _fold(arg, dim, batch) if isinstance(arg, Tensor) else arg
+                for arg, dim in zip(args, in_dims, strict=True)
+            )
+        )
+        single = isinstance(outputs, Tensor)
+        outputs = (outputs,) if single else tuple(outputs)
+        dims = tuple(0 if out.dim() == 1 else 1 for out in outputs)
+        split = tuple(
+            out.unflatten(dim, (batch, out.size(dim) // batch))
+            for out, dim in zip(outputs, dims, strict=True)
+        )
+        return (split[0], dims[0]) if single else (split, dims)
+
+    return rule
+
+
+def _fold(arg: Tensor, dim: int | None, batch: int) -> Tensor:
+    arg = arg.unsqueeze(0).expand(batch, *arg.shape) if dim is None else arg.movedim(dim, 0)
+    if arg.dim() == 2:
+        return arg.flatten()
+    return arg.movedim(0, 1).flatten(1, 2)

@@ -1,0 +1,136 @@
+"""The contract every operator keeps, in one place: `define` turns a family's functions into an
+operator of `torch.ops.stripctx`.
+
+An operator exists whether or not anything was compiled. Its reference is the default kernel of every
+device; loading the extension adds native kernels for CPU and CUDA under the same name. Autograd,
+autocast, vmap and the fake kernel stand above both and know nothing of them.
+
+Schemas have no default values: the dispatcher drops arguments that equal them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+LIBRARY = torch.library.Library("stripctx", "DEF")
+
+Kernel = Callable[..., Any]
+
+
+def define(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    reference: Kernel,
+    fake: Kernel,
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+    vmap: Callable[[Kernel], Kernel],
+    autocast: Callable[..., Sequence[Any]] | None = None,
+) -> None:
+    """Define `stripctx::<schema>`.
+
+    Args:
+        schema: name, arguments and returns, in the dispatcher's language.
+        check: raises ValueError for arguments that the operator refuses.
+        reference: plain PyTorch, explicit; runs below autograd.
+        fake: shapes, dtypes and true strides of the result, by `torch.empty`.
+        setup_context, backward: the autograd formula, as in `torch.library.register_autograd`.
+        vmap: maps the operator to its batching rule, as in `torch.library.register_vmap`.
+        autocast: maps the arguments to those the operator gets under autocast; None leaves them.
+    """
+    name = schema.partition("(")[0]
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+    LIBRARY.define(schema, tags=tags)
+    operator = getattr(torch.ops.stripctx, name).default
+
+    def checked(kernel: Kernel) -> Kernel:
+        def run(*args: Any) -> Any:
+            check(*args)
+            return kernel(*args)
+
+        return run
+
+    LIBRARY.impl(name, checked(reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"stripctx::{name}", checked(fake), lib=LIBRARY)
+    autograd = _autograd_kernel(name, operator, setup_context, backward)
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+    LIBRARY.impl(name, _vmap_kernel(operator, vmap(operator)), "FuncTorchBatched", with_keyset=True)
+    if autocast is not None:
+        for key in ("AutocastCPU", "AutocastCUDA"):
+            LIBRARY.impl(name, _autocast_kernel(operator, autocast, key), key)
+
+
+def _autograd_kernel(
+    name: str,
+    operator: Any,
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> Kernel:
+    """`torch.library.register_autograd` at half its cost a call, refusing what it would get wrong."""
+
+    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+            output = below(keyset, args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            return None, *backward(ctx, *grads)
+
+    Differentiable.__name__ = Differentiable.__qualname__ = name
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        _refuse_forward_mode(name, args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Differentiable.apply(keyset, *args)
+        return below(keyset, args)
+
+    return kernel
+
+
+def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
+    """A kernel sees values only: without this, a tangent would silently be lost."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{name}: torch.func.grad, jvp, jacrev and their kin are not supported; "
+            "use Tensor.backward or torch.autograd.grad"
+        )
+    if forward_ad._current_level >= 0 and any(
+        isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args
+    ):
+        raise NotImplementedError(
+            f"{name}: forward-mode differentiation is not supported; use reverse mode"
+        )
+
+
+def _vmap_kernel(operator: Any, rule: Kernel) -> Kernel:
+    def kernel(keyset: Any, *args: Any) -> Any:
+        from torch._functorch.autograd_function import custom_function_call_vmap_helper
+        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+        interpreter = retrieve_current_functorch_interpreter()
+        return custom_function_call_vmap_helper(interpreter, rule, operator, *args)
+
+    return kernel
+
+
+def _autocast_kernel(operator: Any, cast: Callable[..., Sequence[Any]], key: str) -> Kernel:
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return operator(*cast(*args))
+
+    return kernel

@@ -1,0 +1,236 @@
+"""The strip family's operators: schemas, fake kernels, autograd formulas, autocast, vmap.
+
+Shapes: x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
+The functions a user calls are in stripctx.functional, the arithmetic in stripctx.reference.strip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stripctx.ops import checks
+from stripctx.ops.batching import over_channels
+from stripctx.ops.contract import define
+from stripctx.layout import empty, is_channels_last, memory_format
+from stripctx.reference import strip as reference
+
+OPS = torch.ops.stripctx
+
+
+def _check_strips(name: str, rows: Tensor, cols: Tensor, prefix: str = "") -> None:
+    first, second = prefix + "rows", prefix + "cols"
+    checks.tensor(name, first, rows, "(N, C, H, 1)")
+    checks.tensor(name, second, cols, "(N, C, 1, W)")
+    checks.alike(name, second, cols, first, rows)
+    batch, channels, height = rows.shape[:3]
+    checks.size(name, first, rows, (batch, channels, height, 1))
+    checks.size(name, second, cols, (batch, channels, 1, cols.size(3)))
+
+
+def _check_same_map(name: str, argument: str, value: Tensor, first: str, other: Tensor) -> None:
+    checks.tensor(name, argument, value, "(N, C, H, W)")
+    checks.alike(name, argument, value, first, other)
+    checks.size(name, argument, value, tuple(other.shape))
+
+
+# strip_pool: rows = mean over W, cols = mean over H.
+
+
+def _check_pool(x: Tensor) -> None:
+    checks.tensor("strip_pool", "x", x, "(N, C, H, W)")
+
+
+def _fake_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    format = memory_format(x)
+    return (
+        empty((batch, channels, height, 1), x, format),
+        empty((batch, channels, 1, width), x, format),
+    )
+
+
+def _save_pool(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.channels_last = is_channels_last(inputs[0])
+
+
+def _backward_pool(ctx: Any, grad_rows: Tensor, grad_cols: Tensor) -> Tensor:
+    return (OPS.strip_pool_backward(grad_rows, grad_cols, ctx.channels_last),)
+
+
+def _check_pool_backward(grad_rows: Tensor, grad_cols: Tensor, channels_last: bool) -> None:
+    _check_strips("strip_pool_backward", grad_rows, grad_cols, "grad_")
+
+
+def _fake_pool_backward(grad_rows: Tensor, grad_cols: Tensor, channels_last: bool) -> Tensor:
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return empty((*grad_rows.shape[:3], grad_cols.size(3)), grad_rows, format)
+
+
+def _save_pool_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pass
+
+
+def _backward_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *OPS.strip_pool(grad), None  # the adjoint of spreading means is taking means
+
+
+# strip_add_relu: out = relu(rows + cols).
+
+
+def _check_add_relu(rows: Tensor, cols: Tensor) -> None:
+    _check_strips("strip_add_relu", rows, cols)
+
+
+def _fake_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
+    return empty((*rows.shape[:3], cols.size(3)), rows, memory_format(rows, cols))
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_add_relu(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return OPS.strip_add_relu_backward(grad, *ctx.saved_tensors)
+
+
+def _autocast_add_relu(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(rows.dtype, cols.dtype)
+    return rows.to(dtype), cols.to(dtype)
+
+
+def _check_add_relu_backward(grad: Tensor, rows: Tensor, cols: Tensor) -> None:
+    name = "strip_add_relu_backward"
+    _check_strips(name, rows, cols)
+    checks.tensor(name, "grad", grad, "(N, C, H, W)")
+    checks.alike(name, "grad", grad, "rows", rows)
+    checks.size(name, "grad", grad, (*rows.shape[:3], cols.size(3)))
+
+
+def _fake_add_relu_backward(grad: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    format = memory_format(rows, cols)
+    return empty(tuple(rows.shape), rows, format), empty(tuple(cols.shape), cols, format)
+
+
+def _backward_add_relu_backward(
+    ctx: Any, grad_rows: Tensor, grad_cols: Tensor
+) -> tuple[Tensor | None, ...]:
+    _, rows, cols = ctx.saved_tensors
+    return torch.where(rows + cols <= 0, 0, grad_rows + grad_cols), None, None
+
+
+# sigmoid_gate: out = x * sigmoid(logits + bias).
+
+
+def _check_gate_arguments(name: str, x: Tensor, logits: Tensor, bias: Tensor) -> None:
+    checks.tensor(name, "x", x, "(N, C, H, W)")
+    _check_same_map(name, "logits", logits, "x", x)
+    checks.tensor(name, "bias", bias, "(C)")
+    checks.alike(name, "bias", bias, "x", x)
+    checks.size(name, "bias", bias, (x.size(1),))
+
+
+def _check_gate(x: Tensor, logits: Tensor, bias: Tensor) -> None:
+    _check_gate_arguments("sigmoid_gate", x, logits, bias)
+
+
+def _fake_gate(x: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
+    return empty(tuple(x.shape), x, memory_format(x))
+
+
+def _backward_gate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return OPS.sigmoid_gate_backward(grad, *ctx.saved_tensors)
+
+
+def _autocast_gate(x: Tensor, logits: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    return x, logits.to(x.dtype), bias.to(x.dtype)
+
+
+def _check_gate_backward(grad: Tensor, x: Tensor, logits: Tensor, bias: Tensor) -> None:
+    name = "sigmoid_gate_backward"
+    _check_gate_arguments(name, x, logits, bias)
+    _check_same_map(name, "grad", grad, "x", x)
+
+
+def _fake_gate_backward(
+    grad: Tensor, x: Tensor, logits: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    format = memory_format(x)
+    shape = tuple(x.shape)
+    return empty(shape, x, format), empty(shape, x, format), torch.empty_like(bias)
+
+
+def _backward_gate_backward(
+    ctx: Any, grad_x: Tensor, grad_logits: Tensor, grad_bias: Tensor
+) -> tuple[Tensor, ...]:
+    """With z = logits + bias and s = sigmoid(z): differentiates grad * s and grad * x * s'(z)."""
+    grad, x, logits, bias = ctx.saved_tensors
+    total = logits + bias[:, None, None]
+    gate = torch.sigmoid(total)
+    slope = gate * torch.sigmoid(-total)
+    toward_slope = grad_logits + grad_bias[:, None, None]
+    to_grad = grad_x * gate + toward_slope * x * slope
+    to_x = toward_slope * grad * slope
+    to_logits = grad * slope * (grad_x + toward_slope * x * (1 - 2 * gate))
+    return to_grad, to_x, to_logits, to_logits.sum((0, 2, 3))
+
+
+define(
+    "strip_pool(Tensor x) -> (Tensor rows, Tensor cols)",
+    check=_check_pool,
+    reference=reference.strip_pool,
+    fake=_fake_pool,
+    setup_context=_save_pool,
+    backward=_backward_pool,
+    vmap=over_channels,
+)
+define(
+    "strip_pool_backward(Tensor grad_rows, Tensor grad_cols, bool channels_last) -> Tensor",
+    check=_check_pool_backward,
+    reference=reference.strip_pool_backward,
+    fake=_fake_pool_backward,
+    setup_context=_save_pool_backward,
+    backward=_backward_pool_backward,
+    vmap=over_channels,
+)
+define(
+    "strip_add_relu(Tensor rows, Tensor cols) -> Tensor",
+    check=_check_add_relu,
+    reference=reference.strip_add_relu,
+    fake=_fake_add_relu,
+    setup_context=_save_inputs,
+    backward=_backward_add_relu,
+    vmap=over_channels,
+    autocast=_autocast_add_relu,
+)
+define(
+    "strip_add_relu_backward(Tensor grad, Tensor rows, Tensor cols) -> (Tensor, Tensor)",
+    check=_check_add_relu_backward,
+    reference=reference.strip_add_relu_backward,
+    fake=_fake_add_relu_backward,
+    setup_context=_save_inputs,
+    backward=_backward_add_relu_backward,
+    vmap=over_channels,
+)
+define(
+    "sigmoid_gate(Tensor x, Tensor logits, Tensor bias) -> Tensor",
+    check=_check_gate,
+    reference=reference.sigmoid_gate,
+    fake=_fake_gate,
+    setup_context=_save_inputs,
+    backward=_backward_gate,
+    vmap=over_channels,
+    autocast=_autocast_gate,
+)
+define(
+    "sigmoid_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor bias)"
+    " -> (Tensor, Tensor, Tensor)",
+    check=_check_gate_backward,
+    reference=reference.sigmoid_gate_backward,
+    fake=_fake_gate_backward,
+    setup_context=_save_inputs,
+    backward=_backward_gate_backward,
+    vmap=over_channels,
+)
