@@ -3,8 +3,8 @@
     python tests/cuda_check.py [--arch 75 90] [--json table.json] [source.cu ...]
 
 A spill or a byte of stack is a failure: an array that was meant to live in registers does not. The
-table shows registers, static shared memory, and how wide the global accesses of one architecture are
-(a kernel that means to move 16 bytes at a time shows 128s). Without a GPU, this is the evidence.
+table shows registers, static shared memory, and how wide one architecture's global accesses are, in
+bits (a kernel that means to move 16 bytes at a time shows 128s). Without a GPU: the evidence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import dataclasses
 import json
-import os
 import re
 import sys
 import tempfile
@@ -171,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     nvcc = toolkit.tool("nvcc")
     if nvcc is None:
-        print("cuda_check: no nvcc in CUDA_HOME, on PATH or from PyPI (nvidia-cuda-nvcc)", file=sys.stderr)
+        print("cuda_check: no nvcc in CUDA_HOME, on PATH or in site-packages", file=sys.stderr)
+        print("cuda_check: pip install -r requirements-dev.txt brings one", file=sys.stderr)
         return 2
     sources = options.sources or sorted((toolkit.SOURCES / "cuda").glob("*.cu"))
     kernels: list[Kernel] = []

@@ -1,5 +1,5 @@
 """The emulator that runs CUDA kernels on a CPU (tests/simt): right where CUDA is, loud where a
-kernel is wrong. Each faulty kernel of tests/simt/kernels/faults.cu is a mistake that must be caught.
+kernel is wrong. Each kernel of tests/simt/kernels/faults.cu is a mistake that must be caught.
 """
 
 from __future__ import annotations
