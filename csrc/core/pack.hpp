@@ -1,5 +1,5 @@
-// A pack of N neighbouring elements that moves as one memory access of N * sizeof(T) <= 16 bytes, and
-// the widest pack that a set of views allows.
+// A pack of N neighbouring elements that moves as one memory access of N * sizeof(T) <= 16 bytes,
+// and the widest pack that a set of views allows.
 #pragma once
 
 #include <initializer_list>
@@ -10,15 +10,16 @@ namespace stripctx {
 
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
-  static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0, "one access moves 1, 2, 4, 8 or 16 bytes");
+  static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0,
+                "one access moves 1, 2, 4, 8 or 16 bytes");
   T value[N];
 
   STRIPCTX_HOST_DEVICE T& operator[](int i) { return value[i]; }
   STRIPCTX_HOST_DEVICE const T& operator[](int i) const { return value[i]; }
 };
 
-// Whether packs of `width` elements along dimension `fastest` tile `length` elements of every view and
-// start aligned.
+// Whether packs of `width` elements along dimension `fastest` tile `length` elements of every view
+// and start aligned.
 inline bool packs(std::initializer_list<const View*> views, int64_t element_bytes, int fastest,
                   int64_t length, int64_t width) {
   if (length % width != 0) return false;

@@ -1,5 +1,5 @@
-// The second stage of a fixed-order reduction: out[m] = (sum over p of partials[p, m]) / divisor, p in a
-// fixed order.
+// The second stage of a fixed-order reduction: out[m] = (sum over p of partials[p, m]) / divisor, p
+// in a fixed order.
 #pragma once
 
 #include "core/view.hpp"

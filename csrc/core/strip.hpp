@@ -1,14 +1,14 @@
-// The strip family (SPNet, Hou et al., CVPR 2020, eq. 1 to 4): what each operator reads and writes, and
-// the two shapes of kernel that serve it on every device.
-// Shapes: x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
+// The strip family (SPNet, Hou et al., CVPR 2020, eq. 1 to 4): what each operator reads and writes,
+// and the two shapes of kernel that serve it on every device. Shapes: x, out, grad (N, C, H, W);
+// rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
 #pragma once
 
 #include "core/view.hpp"
 
 namespace stripctx {
 
-// Parts of row and column sums that wait for a second stage, in the accumulation type, each part laid
-// out as its result. A count of 0 means that one stage does it all.
+// Parts of row and column sums that wait for a second stage, in the accumulation type, each part
+// laid out as its result. A count of 0 means that one stage does it all.
 struct StripPartials {
   int64_t row_parts = 0, col_parts = 0;
   void *rows = nullptr, *cols = nullptr;
@@ -30,7 +30,8 @@ struct StripAddRelu {
   View rows, cols, out;
 };
 
-// With g = grad where not (rows + cols <= 0), else 0: grad_rows = sum over W, grad_cols = sum over H.
+// With g = grad where not (rows + cols <= 0), else 0: grad_rows = sum over W, grad_cols = sum over
+// H.
 struct StripAddReluBackward {
   View grad, rows, cols, grad_rows, grad_cols;
   StripPartials partials{};
@@ -41,14 +42,15 @@ struct SigmoidGate {
   View x, logits, bias, out;
 };
 
-// With s = sigmoid(logits + bias): grad_x = grad * s, grad_logits = grad * x * s * (1 - s); row p of
-// partials (P, C) holds a part of the sum of grad_logits over N, H and W, in the accumulation type.
+// With s = sigmoid(logits + bias): grad_x = grad * s, grad_logits = grad * x * s * (1 - s); row p
+// of partials (P, C) holds a part of the sum of grad_logits over N, H and W, in the accumulation
+// type.
 struct SigmoidGateBackward {
   View grad, x, logits, bias, grad_x, grad_logits, partials;
 };
 
-// rows[h] = sum over w of value(h, w) / row_divisor, cols[w] likewise over h, where value is the map or,
-// if masked, the map where not (mask_rows + mask_cols <= 0) and 0 elsewhere.
+// rows[h] = sum over w of value(h, w) / row_divisor, cols[w] likewise over h, where value is the
+// map or, if masked, the map where not (mask_rows + mask_cols <= 0) and 0 elsewhere.
 struct StripReduction {
   View map, mask_rows, mask_cols, rows, cols;
   double row_divisor, col_divisor;

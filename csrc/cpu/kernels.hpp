@@ -22,8 +22,12 @@ inline Work share(int64_t items, int64_t elements) {
 }
 
 // Rows of partial sums that an operator needs, chosen from shapes alone.
-inline StripPartials partials(const StripPool&) { return {}; }
-inline StripPartials partials(const StripAddReluBackward&) { return {}; }
+inline StripPartials partials(const StripPool&) {
+  return {};
+}
+inline StripPartials partials(const StripAddReluBackward&) {
+  return {};
+}
 int64_t partials(const SigmoidGateBackward& op);
 
 Work work(const SumPartials& op);

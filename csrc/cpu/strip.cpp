@@ -38,8 +38,8 @@ Vec<A> masked(const Vec<A>& value, const Vec<A>& mask) {
 
 // Adds `Rows` rows of the plane to the column sums and finishes their row sums.
 template <class T, bool kMasked, int Rows>
-void reduce_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, const Accumulate<T>* mask,
-                 Accumulate<T>* columns) {
+void reduce_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
+                 const Accumulate<T>* mask, Accumulate<T>* columns) {
   using A = Accumulate<T>;
   const T* first = at<const T>(op.map, n, c, h, 0);
   Vec<A> row_sum[Rows]{};

@@ -1,5 +1,5 @@
-// Every CUDA launcher's declaration, in plain C++ for the bindings. Each queues its kernels on a stream
-// and returns; the number of partial sums depends on shapes alone, never on the device.
+// Every CUDA launcher's declaration, in plain C++ for the bindings. Each queues its kernels on a
+// stream and returns; the number of partial sums depends on shapes alone, never on the device.
 #pragma once
 
 #include "core/reduce.hpp"

@@ -1,6 +1,6 @@
-// The second stage of every fixed-order reduction on CUDA. Reads the partials once, writes out once.
+// The second stage of every fixed-order reduction on CUDA. Reads the partials once, writes out
+// once.
 #include "core/reduce.hpp"
-
 #include "cuda/device.cuh"
 #include "cuda/kernels.hpp"
 #include "cuda/tiling.hpp"
@@ -9,8 +9,8 @@ namespace stripctx::cuda {
 
 namespace {
 
-// A block owns 32 sums. Lane x adds every blockDim.y-th part, starting at y; the block then adds these
-// in ascending y.
+// A block owns 32 sums. Lane x adds every blockDim.y-th part, starting at y; the block then adds
+// these in ascending y.
 template <class T>
 __global__ void sum_partials(SumPartials op) {
   using A = Accumulate<T>;

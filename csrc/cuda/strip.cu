@@ -1,12 +1,11 @@
 // Strip pooling on CUDA: sums over rows and columns of a plane in one read, in fixed order.
 //
 // Contiguous maps: a block owns a plane (or a tile of its columns, a chunk of its rows); a group of
-// lanes owns a row at a time and each lane its columns, so column sums stay in registers and a row is
-// one shuffle tree. channels_last maps: a thread owns some rows and one pack of channels and walks along
-// W, so row sums stay in registers and columns meet in shared memory. Where one block does not see a
-// whole row or column, it writes a part, and sum_partials finishes.
+// lanes owns a row at a time and each lane its columns, so column sums stay in registers and a row
+// is one shuffle tree. channels_last maps: a thread owns some rows and one pack of channels and
+// walks along W, so row sums stay in registers and columns meet in shared memory. Where one block
+// does not see a whole row or column, it writes a part, and sum_partials finishes.
 #include "core/strip.hpp"
-
 #include "cuda/device.cuh"
 #include "cuda/kernels.hpp"
 #include "cuda/tiling.hpp"
@@ -16,18 +15,20 @@ namespace stripctx::cuda {
 namespace {
 
 constexpr int64_t kEnoughBlocks = 1024;  // stop splitting planes when there are this many blocks
-constexpr int kPixels = 4;               // pixels a thread of the channels_last kernel has in flight
 
+// What a thread of the channels_last kernel owns and has in flight; registers set the limit.
 template <class T>
-constexpr int kRows = sizeof(T) == 8 ? 2 : 4;  // rows a thread of the channels_last kernel owns
+constexpr int kRows = sizeof(T) == 8 ? 2 : 4;
+template <class T>
+constexpr int kPixels = sizeof(T) == 2 ? 2 : 4;
 
-// How a reduction is cut: `tiles` pieces along W make parts of rows, `chunks` along H parts of columns.
+// How a reduction is cut: `tiles` pieces along W make parts of rows, `chunks` along H parts of
+// columns.
 struct ReductionTiles {
-  int64_t lanes, slots;           // a block's threads
-  int64_t tiles, tile_columns;    // pieces of W
-  int64_t chunks, chunk_rows;     // pieces of H
+  int64_t lanes, slots;         // a block's threads
+  int64_t tiles, tile_columns;  // pieces of W
+  int64_t chunks, chunk_rows;   // pieces of H
 };
-
 
 // Writes one finished or partial sum. Parts lie as their result does, one behind the other.
 template <class T>
@@ -47,9 +48,9 @@ __device__ A passed(A value, A mask) {
   return mask <= A(0) ? A(0) : value;
 }
 
-// Block: (lanes, slots) threads, lanes a power of two. Grid: (planes, tiles, chunks). Lane x owns packs
-// x, x + lanes, ... (kColumns of them) of the tile; slot y owns rows y, y + slots, ... of the chunk, and
-// has kRowsInFlight of them loaded at once.
+// Block: (lanes, slots) threads, lanes a power of two. Grid: (planes, tiles, chunks). Lane x owns
+// packs x, x + lanes, ... (kColumns of them) of the tile; slot y owns rows y, y + slots, ... of the
+// chunk, and has kRowsInFlight of them loaded at once.
 template <class T, bool kMasked, int N, int kColumns>
 __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
@@ -86,7 +87,8 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
       if (h >= end_row) continue;
       if (kMasked && threadIdx.x == 0) {
         const int64_t base = n * op.mask_rows.stride[0] + c * op.mask_rows.stride[1];
-        row_mask[r] = to_accumulate(Global<const T>(op.mask_rows).load(base + h * op.mask_rows.stride[2]));
+        row_mask[r] =
+            to_accumulate(Global<const T>(op.mask_rows).load(base + h * op.mask_rows.stride[2]));
       }
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
@@ -142,8 +144,8 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
 }
 
 // Block: (lanes, slots) threads. Grid: (N * channel tiles, tiles, chunks). Lane x owns one pack of
-// channels, slot y owns kRows neighbouring rows; together they walk along W, kPixels pixels at a time,
-// and add what their rows hold of these pixels' columns in shared memory.
+// channels, slot y owns kRows neighbouring rows; together they walk along W, kPixels pixels at a
+// time, and add what their rows hold of these pixels' columns in shared memory.
 template <class T, bool kMasked, int N>
 __global__ void reduce_pixels(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
@@ -158,7 +160,7 @@ __global__ void reduce_pixels(StripReduction op, ReductionTiles cut) {
   const int64_t end_column = min(first_column + cut.tile_columns, W);
   const Global<const T> map(op.map);
   SharedMemory memory;
-  const auto shared = memory.take<A>(blockDim.y * kPixels * lanes_channels);
+  const auto shared = memory.take<A>(blockDim.y * kPixels<T> * lanes_channels);
 
   A row_sum[kRows<T>][N] = {};
   A row_mask[kRows<T>][N] = {};
@@ -172,11 +174,11 @@ __global__ void reduce_pixels(StripReduction op, ReductionTiles cut) {
     }
   }
 
-  for (int64_t step = first_column; step < end_column; step += kPixels) {
-    Pack<T, N> loaded[kPixels][kRows<T>] = {};
-    Pack<T, N> mask[kPixels] = {};
+  for (int64_t step = first_column; step < end_column; step += kPixels<T>) {
+    Pack<T, N> loaded[kPixels<T>][kRows<T>] = {};
+    Pack<T, N> mask[kPixels<T>] = {};
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
+    for (int p = 0; p < kPixels<T>; ++p) {
       if (step + p >= end_column || c >= C) continue;
       if constexpr (kMasked) {
         mask[p] = Global<const T>(op.mask_cols)
@@ -186,14 +188,14 @@ __global__ void reduce_pixels(StripReduction op, ReductionTiles cut) {
 #pragma unroll
       for (int r = 0; r < kRows<T>; ++r) {
         if (first_row + r >= H) continue;
-        loaded[p][r] = map.template load_pack<N>(n * op.map.stride[0] +
-                                                 (first_row + r) * op.map.stride[2] +
-                                                 (step + p) * op.map.stride[3] + c);
+        loaded[p][r] =
+            map.template load_pack<N>(n * op.map.stride[0] + (first_row + r) * op.map.stride[2] +
+                                      (step + p) * op.map.stride[3] + c);
       }
     }
     __syncthreads();  // the columns of the last step have been read
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
+    for (int p = 0; p < kPixels<T>; ++p) {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         A column_sum = 0;
@@ -206,16 +208,16 @@ __global__ void reduce_pixels(StripReduction op, ReductionTiles cut) {
           row_sum[r][i] += value;
           column_sum += value;
         }
-        shared[(threadIdx.y * kPixels + p) * lanes_channels + threadIdx.x * N + i] = column_sum;
+        shared[(threadIdx.y * kPixels<T> + p) * lanes_channels + threadIdx.x * N + i] = column_sum;
       }
     }
     __syncthreads();
     const int rank = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int k = rank; k < kPixels * lanes_channels; k += blockDim.x * blockDim.y) {
+    for (int k = rank; k < kPixels<T> * lanes_channels; k += blockDim.x * blockDim.y) {
       const int64_t w = step + k / lanes_channels, channel = first_channel + k % lanes_channels;
       if (w >= end_column || channel >= C) continue;
       A sum = 0;
-      for (unsigned y = 0; y < blockDim.y; ++y) sum += shared[y * kPixels * lanes_channels + k];
+      for (unsigned y = 0; y < blockDim.y; ++y) sum += shared[y * kPixels<T> * lanes_channels + k];
       const int64_t index = n * op.cols.stride[0] + w * op.cols.stride[3] + channel;
       write_sum<T>(op.cols, op.partials.cols, op.partials.col_parts, blockIdx.z, index, sum,
                    op.col_divisor);
@@ -225,8 +227,7 @@ __global__ void reduce_pixels(StripReduction op, ReductionTiles cut) {
   for (int r = 0; r < kRows<T>; ++r) {
     if (c >= C || first_row + r >= H) continue;
     for (int i = 0; i < N; ++i) {
-      const int64_t index =
-          n * op.rows.stride[0] + (first_row + r) * op.rows.stride[2] + c + i;
+      const int64_t index = n * op.rows.stride[0] + (first_row + r) * op.rows.stride[2] + c + i;
       write_sum<T>(op.rows, op.partials.rows, op.partials.row_parts, blockIdx.y, index,
                    row_sum[r][i], op.row_divisor);
     }
@@ -278,7 +279,8 @@ void with_cut(const StripReduction& op, F&& run) {
     const View& cols = masked ? op.mask_cols : op.map;
     with_pack<T>({&op.map, &rows, &cols}, fastest, op.map.size[fastest], [&]<int N>() {
       if (fastest == 1) return run.template operator()<T, N, 0>(cut_pixels<T, N>(op));
-      if (op.map.size[3] <= 32 * N) return run.template operator()<T, N, 1>(cut_planes<T, N>(op, 1));
+      if (op.map.size[3] <= 32 * N)
+        return run.template operator()<T, N, 1>(cut_planes<T, N>(op, 1));
       run.template operator()<T, N, 4>(cut_planes<T, N>(op, 4));
     });
   });
@@ -294,7 +296,7 @@ StripPartials partials(const StripReduction& op) {
 }
 
 template <bool kMasked>
-void launch(const StripReduction& op, Stream stream) {
+void launch_reduction(const StripReduction& op, Stream stream) {
   with_cut(op, [&]<class T, int N, int kColumns>(const ReductionTiles& cut) {
     using A = Accumulate<T>;
     const int64_t planes = op.map.size[0] * op.map.size[1];
@@ -303,7 +305,7 @@ void launch(const StripReduction& op, Stream stream) {
       launch({.kernel = "strip_reduce_pixels",
               .grid = {op.map.size[0] * tiles, cut.tiles, cut.chunks},
               .block = {cut.lanes, cut.slots},
-              .shared_bytes = shared_bytes<A>(cut.slots * kPixels * cut.lanes * N),
+              .shared_bytes = shared_bytes<A>(cut.slots * kPixels<T> * cut.lanes * N),
               .stream = stream},
              reduce_pixels<T, kMasked, N>, op, cut);
     } else {
@@ -318,7 +320,7 @@ void launch(const StripReduction& op, Stream stream) {
   const auto finish = [&](const View& result, void* parts, int64_t count, double divisor) {
     if (count == 0) return;
     View partials{parts, result.dtype, {count, result.numel(), 1, 1}, {result.numel(), 1, 0, 0}};
-    launch(SumPartials{partials, result, divisor}, stream);
+    cuda::launch(SumPartials{partials, result, divisor}, stream);
   };
   finish(op.rows, op.partials.rows, op.partials.row_parts, op.row_divisor);
   finish(op.cols, op.partials.cols, op.partials.col_parts, op.col_divisor);
@@ -326,10 +328,18 @@ void launch(const StripReduction& op, Stream stream) {
 
 }  // namespace
 
-StripPartials partials(const StripPool& op) { return partials(reduction(op)); }
-StripPartials partials(const StripAddReluBackward& op) { return partials(reduction(op)); }
+StripPartials partials(const StripPool& op) {
+  return partials(reduction(op));
+}
+StripPartials partials(const StripAddReluBackward& op) {
+  return partials(reduction(op));
+}
 
-void launch(const StripPool& op, Stream stream) { launch<false>(reduction(op), stream); }
-void launch(const StripAddReluBackward& op, Stream stream) { launch<true>(reduction(op), stream); }
+void launch(const StripPool& op, Stream stream) {
+  launch_reduction<false>(reduction(op), stream);
+}
+void launch(const StripAddReluBackward& op, Stream stream) {
+  launch_reduction<true>(reduction(op), stream);
+}
 
 }  // namespace stripctx::cuda

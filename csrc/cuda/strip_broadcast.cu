@@ -1,8 +1,7 @@
-// out = f(rows + cols) on CUDA: writes out once. Contiguous maps: a lane keeps its columns' values in
-// registers and walks down the rows. channels_last maps: a thread keeps one pixel column's pack of
-// channels and walks down the rows of a tile, whose values the block holds in shared memory.
+// out = f(rows + cols) on CUDA: writes out once. Contiguous maps: a lane keeps its columns' values
+// in registers and walks down the rows. channels_last maps: a thread keeps one pixel column's pack
+// of channels and walks down the rows of a tile, whose values the block holds in shared memory.
 #include "core/strip.hpp"
-
 #include "cuda/device.cuh"
 #include "cuda/kernels.hpp"
 #include "cuda/tiling.hpp"
@@ -36,8 +35,7 @@ __global__ void broadcast_planes(StripBroadcast op, int64_t chunk_rows) {
   for (int j = 0; j < kColumns; ++j) {
     const int64_t w = first_column + j * int64_t(blockDim.x) * N;
     if (w >= W) continue;
-    const auto pack =
-        cols.template load_pack<N>(n * op.cols.stride[0] + c * op.cols.stride[1] + w);
+    const auto pack = cols.template load_pack<N>(n * op.cols.stride[0] + c * op.cols.stride[1] + w);
     for (int i = 0; i < N; ++i) column[j][i] = to_accumulate(pack[i]) * A(op.col_factor);
   }
   for (int64_t step = first_row; step < end_row; step += blockDim.y) {
@@ -81,13 +79,12 @@ __global__ void broadcast_pixels(StripBroadcast op) {
 
   for (int64_t h = first_row + threadIdx.y; h < end_row; h += blockDim.y) {
     if (c >= C) continue;
-    tile[(h - first_row) * blockDim.x + threadIdx.x] = rows.template load_pack<N>(
-        n * op.rows.stride[0] + h * op.rows.stride[2] + c);
+    tile[(h - first_row) * blockDim.x + threadIdx.x] =
+        rows.template load_pack<N>(n * op.rows.stride[0] + h * op.rows.stride[2] + c);
   }
   __syncthreads();
   if (c >= C || w >= W) return;
-  const auto column =
-      cols.template load_pack<N>(n * op.cols.stride[0] + w * op.cols.stride[3] + c);
+  const auto column = cols.template load_pack<N>(n * op.cols.stride[0] + w * op.cols.stride[3] + c);
   for (int64_t h = first_row; h < end_row; ++h) {
     const Pack<T, N> row = tile[(h - first_row) * blockDim.x + threadIdx.x];
     Pack<T, N> pack;
@@ -141,7 +138,11 @@ void launch(const StripBroadcast& op, Stream stream) {
 
 }  // namespace
 
-void launch(const StripPoolBackward& op, Stream stream) { launch(broadcast(op), stream); }
-void launch(const StripAddRelu& op, Stream stream) { launch(broadcast(op), stream); }
+void launch(const StripPoolBackward& op, Stream stream) {
+  launch(broadcast(op), stream);
+}
+void launch(const StripAddRelu& op, Stream stream) {
+  launch(broadcast(op), stream);
+}
 
 }  // namespace stripctx::cuda

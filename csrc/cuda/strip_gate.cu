@@ -1,8 +1,7 @@
-// out = x * sigmoid(logits + bias) on CUDA, and its gradients. Forward reads two maps and writes one;
-// backward reads three and writes two, and sums the gradient of the bias on the way: each block writes
-// its part, sum_partials finishes.
+// out = x * sigmoid(logits + bias) on CUDA, and its gradients. Forward reads two maps and writes
+// one; backward reads three and writes two, and sums the gradient of the bias on the way: each
+// block writes its part, sum_partials finishes.
 #include "core/strip.hpp"
-
 #include "cuda/device.cuh"
 #include "cuda/kernels.hpp"
 #include "cuda/reduce.cuh"
@@ -120,8 +119,8 @@ __global__ void gate_backward_planes(SigmoidGateBackward op, Runs runs) {
   A bias[N], sums[N] = {};
   block_bias<T, N>(op.bias, c, bias, scratch);
   for_packs<N>(runs, [&](int64_t run, int64_t i) {
-    gate_backward_pack<T, N>(op, run_offset(op.grad, n, c, run) + i, run_offset(op.x, n, c, run) + i,
-                             run_offset(op.logits, n, c, run) + i,
+    gate_backward_pack<T, N>(op, run_offset(op.grad, n, c, run) + i,
+                             run_offset(op.x, n, c, run) + i, run_offset(op.logits, n, c, run) + i,
                              run_offset(op.grad_x, n, c, run) + i,
                              run_offset(op.grad_logits, n, c, run) + i, bias, sums);
   });
@@ -179,11 +178,10 @@ __global__ void gate_backward_pixels(SigmoidGateBackward op, int64_t rows) {
     A bias[N];
     lane_bias<T, N>(op.bias, c, bias);
     for_pixels(op.x, rows, [&](int64_t n, int64_t h, int64_t w) {
-      gate_backward_pack<T, N>(op, pixel_offset(op.grad, n, h, w) + c,
-                               pixel_offset(op.x, n, h, w) + c,
-                               pixel_offset(op.logits, n, h, w) + c,
-                               pixel_offset(op.grad_x, n, h, w) + c,
-                               pixel_offset(op.grad_logits, n, h, w) + c, bias, sums);
+      gate_backward_pack<T, N>(
+          op, pixel_offset(op.grad, n, h, w) + c, pixel_offset(op.x, n, h, w) + c,
+          pixel_offset(op.logits, n, h, w) + c, pixel_offset(op.grad_x, n, h, w) + c,
+          pixel_offset(op.grad_logits, n, h, w) + c, bias, sums);
     });
   }
   SharedMemory memory;
@@ -239,7 +237,9 @@ void with_maps(F&& run, const View& first, const Views&... rest) {
   });
 }
 
-int64_t pieces(const Runs& runs) { return ceil_div(runs.count * runs.packs, kPacksABlock); }
+int64_t pieces(const Runs& runs) {
+  return ceil_div(runs.count * runs.packs, kPacksABlock);
+}
 
 }  // namespace
 

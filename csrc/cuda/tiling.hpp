@@ -26,7 +26,8 @@ inline int64_t slots_for(int64_t lanes, int64_t work, int64_t threads = kBlockTh
   return std::min(wanted, threads / lanes);
 }
 
-// Calls run<N>() with the widest pack the views allow: 16 bytes, 8 for half types, else one element.
+// Calls run<N>() with the widest pack the views allow: 16 bytes, 8 for half types, else one
+// element.
 template <class T, class F>
 void with_pack(std::initializer_list<const View*> views, int fastest, int64_t length, F&& run) {
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));

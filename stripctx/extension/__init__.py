@@ -1,0 +1,12 @@
+"""Finds or builds the native kernels and loads them.
+
+`load()` runs once, at import; `status()` tells what it did; `backend()` is the value of
+STRIPCTX_BACKEND that it went by: auto, native, reference or emulated.
+"""
+
+from __future__ import annotations
+
+from .loader import backend, load, status
+from .report import LibraryStatus, Status, UnavailableError
+
+__all__ = ["LibraryStatus", "Status", "UnavailableError", "backend", "load", "status"]

@@ -1,0 +1,389 @@
+"""The strip family: operators, gradients, contract, refusals, and the StripPooling layer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import battery
+import pytest
+import torch
+import torch.nn.functional as F
+from battery import DEVICE, DTYPES, LAYOUTS, SHAPES, Case, Shape
+from torch import Tensor, nn
+
+from stripctx import StripPooling, functional
+
+OPS = torch.ops.stripctx
+
+
+def plain_strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+    return F.adaptive_avg_pool2d(x, (None, 1)), F.adaptive_avg_pool2d(x, (1, None))
+
+
+def plain_strip_gate(x: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x * F.conv2d(F.relu(rows.expand_as(x) + cols.expand_as(x)), weight, bias).sigmoid()
+
+
+def strip_sizes(shape: Shape) -> list[tuple[int, ...]]:
+    batch, channels, height, width = shape
+    return [(batch, channels, height, 1), (batch, channels, 1, width)]
+
+
+POOL = Case("strip_pool", functional.strip_pool, plain_strip_pool, lambda s: [s])
+ADD_RELU = Case(
+    "strip_add_relu",
+    functional.strip_add_relu,
+    lambda rows, cols: F.relu(rows + cols),
+    strip_sizes,
+)
+GATE = Case(
+    "sigmoid_gate",
+    functional.sigmoid_gate,
+    lambda x, logits, bias: x * torch.sigmoid(logits + bias[:, None, None]),
+    lambda s: [s, s, (s[1],)],
+)
+STRIP_GATE = Case(
+    "strip_gate",
+    functional.strip_gate,
+    plain_strip_gate,
+    lambda s: [s, *strip_sizes(s), (s[1], s[1], 1, 1), (s[1],)],
+)
+NATIVE = (POOL, ADD_RELU, GATE)
+ALL = (*NATIVE, STRIP_GATE)
+
+every_case = pytest.mark.parametrize("case", ALL, ids=str)
+native_case = pytest.mark.parametrize("case", NATIVE, ids=str)
+
+
+@native_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(case, shape, dtype, layout)
+
+
+@native_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS[2:])
+def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_strip_gate_against_float64(dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(STRIP_GATE, (2, 5, 6, 7), dtype, layout)
+
+
+@native_case
+def test_mixed_layouts(case: Case) -> None:
+    """Arguments of different layouts give what arguments of one layout give."""
+    shape = (2, 9, 6, 11)
+    arguments = case.arguments(shape, torch.float32, "channels_last")
+    plain = tuple(a.contiguous() for a in arguments)
+    for which in range(len(arguments)):
+        mixed = tuple(a if i == which else p for i, (a, p) in enumerate(zip(arguments, plain)))
+        grads = battery.output_grads(case, mixed)
+        for a, b in zip(
+            battery.run(case.function, mixed, grads), battery.run(case.function, plain, grads)
+        ):
+            assert battery.relative_error(a, b) < 1e-6
+
+
+@every_case
+def test_keeps_the_format(case: Case) -> None:
+    battery.check_format(case, (2, 9, 6, 11), torch.float32)
+
+
+@every_case
+def test_gradients(case: Case) -> None:
+    battery.check_gradients(case, (2, 3, 4, 5))
+
+
+@native_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits(case: Case, layout: str) -> None:
+    battery.check_bits(case, (2, 37, 30, 33), torch.float32, layout)
+
+
+@native_case
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
+    battery.check_nonfinite(case, (2, 5, 6, 7), layout)
+
+
+@every_case
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_compile(case: Case, layout: str) -> None:
+    battery.check_compile(case, (2, 5, 6, 7), layout)
+
+
+@every_case
+def test_export(case: Case) -> None:
+    battery.check_export(case, (2, 5, 6, 7))
+
+
+@native_case
+def test_vmap(case: Case) -> None:
+    battery.check_vmap(case, (2, 3, 4, 5))
+
+
+@native_case
+def test_forward_mode_is_refused(case: Case) -> None:
+    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
+
+
+def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
+    samples = []
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x, logits, bias = GATE.arguments((2, 5, 6, 7), torch.float32, layout)
+        rows, cols = ADD_RELU.arguments((2, 5, 6, 7), torch.float32, layout)
+        samples += [
+            (OPS.strip_pool, (x,)),
+            (OPS.strip_pool_backward, (rows, cols, layout == "channels_last")),
+            (OPS.strip_add_relu, (rows, cols)),
+            (OPS.strip_add_relu_backward, (x, rows, cols)),
+            (OPS.sigmoid_gate, (x, logits, bias)),
+            (OPS.sigmoid_gate_backward, (logits, x, logits, bias)),
+        ]
+    return samples
+
+
+@pytest.mark.parametrize("index", range(18))
+def test_opcheck(index: int) -> None:
+    operator, arguments = operator_samples()[index]
+    torch.library.opcheck(
+        operator.default,
+        tuple(a.requires_grad_() if isinstance(a, Tensor) else a for a in arguments),
+    )
+
+
+def test_autocast() -> None:
+    """Pooling and gating keep x's dtype; the convolution inside casts as conv2d does."""
+    x = torch.randn(2, 8, 5, 7, device=DEVICE)
+    half = torch.randn(2, 8, 5, 7, device=DEVICE, dtype=torch.bfloat16)
+    rows, cols = functional.strip_pool(x)
+    weight = torch.randn(8, 8, 1, 1, device=DEVICE)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        assert functional.strip_pool(x)[0].dtype == torch.float32
+        assert functional.strip_pool(half)[0].dtype == torch.bfloat16
+        assert functional.sigmoid_gate(x, half).dtype == torch.float32
+        assert functional.sigmoid_gate(half, x).dtype == torch.bfloat16
+        assert functional.strip_add_relu(rows, cols.bfloat16()).dtype == torch.float32
+        assert functional.strip_gate(x, rows, cols, weight).dtype == torch.float32
+    gated = functional.sigmoid_gate(x, half.float())
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        assert torch.equal(functional.sigmoid_gate(x, half), gated)
+
+
+def test_offsets_past_two_to_the_31() -> None:
+    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
+    far = 2**31 + 5
+    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
+    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
+    values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
+    x.copy_(values)
+    for a, b in zip(functional.strip_pool(x), functional.strip_pool(values)):
+        assert torch.equal(a, b)
+    assert torch.equal(functional.sigmoid_gate(x, x), functional.sigmoid_gate(values, values))
+
+
+def test_extreme_logits() -> None:
+    logits = torch.tensor([-1e30, -200.0, -90.0, -50.0, 0.0, 50.0, 200.0, 1e30], device=DEVICE)
+    logits = logits.view(1, 1, 1, 8)
+    x = torch.ones_like(logits).requires_grad_()
+    leaf = logits.clone().requires_grad_()
+    out = functional.sigmoid_gate(x, leaf)
+    torch.testing.assert_close(out, torch.sigmoid(logits), rtol=1e-6, atol=2e-38)
+    out.sum().backward()
+    slope = torch.sigmoid(logits.double()) * torch.sigmoid(-logits.double())
+    torch.testing.assert_close(leaf.grad.double(), slope, rtol=1e-5, atol=2e-38)
+
+
+def map_of(*size: int, **options: Any) -> Tensor:
+    return torch.zeros(size, device=DEVICE, **options)
+
+
+X = (2, 3, 4, 5)
+REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+    (functional.strip_pool, (map_of(2, 3),), "x must be 4-D (N, C, H, W), got 2-D (2, 3)"),
+    (
+        functional.strip_pool,
+        (map_of(*X, dtype=torch.int64),),
+        "x must be float64, float32, float16 or bfloat16, got int64",
+    ),
+    (functional.strip_pool, (map_of(*X, dtype=torch.complex64),), "got complex64"),
+    (
+        functional.strip_add_relu,
+        (map_of(2, 3, 4, 5), map_of(2, 3, 1, 5)),
+        "rows must have shape (2, 3, 4, 1), got (2, 3, 4, 5)",
+    ),
+    (
+        functional.strip_add_relu,
+        (map_of(2, 3, 4, 1), map_of(2, 4, 1, 5)),
+        "cols must have shape (2, 3, 1, 5), got (2, 4, 1, 5)",
+    ),
+    (
+        functional.strip_add_relu,
+        (map_of(2, 3, 4, 1), map_of(2, 3, 1, 5, dtype=torch.float64)),
+        "cols must have the dtype of rows, float32, got float64",
+    ),
+    (
+        functional.sigmoid_gate,
+        (map_of(*X), map_of(2, 3, 4, 6)),
+        "logits must have shape (2, 3, 4, 5), got (2, 3, 4, 6)",
+    ),
+    (
+        functional.sigmoid_gate,
+        (map_of(*X), map_of(*X), map_of(4)),
+        "bias must have shape (3), got (4)",
+    ),
+    (
+        functional.sigmoid_gate,
+        (map_of(*X), map_of(*X), map_of(3, 1)),
+        "bias must be 1-D (C), got 2-D (3, 1)",
+    ),
+    (
+        functional.strip_gate,
+        (map_of(*X), map_of(2, 3, 4, 1), map_of(2, 3, 1, 5), map_of(3, 3, 3, 3)),
+        "weight must have shape (C, M, 1, 1), got (3, 3, 3, 3)",
+    ),
+    (
+        OPS.strip_pool_backward,
+        (map_of(2, 3, 4, 1), map_of(2, 3, 2, 5), False),
+        "grad_cols must have shape (2, 3, 1, 5), got (2, 3, 2, 5)",
+    ),
+    (
+        OPS.strip_add_relu_backward,
+        (map_of(2, 3, 4, 6), map_of(2, 3, 4, 1), map_of(2, 3, 1, 5)),
+        "grad must have shape (2, 3, 4, 5), got (2, 3, 4, 6)",
+    ),
+    (
+        OPS.sigmoid_gate_backward,
+        (map_of(1, 3, 4, 5), map_of(*X), map_of(*X), map_of(3)),
+        "grad must have shape (2, 3, 4, 5), got (1, 3, 4, 5)",
+    ),
+    (
+        OPS.sigmoid_gate_backward,
+        (map_of(*X), map_of(*X), map_of(*X).half(), map_of(3)),
+        "logits must have the dtype of x, float32, got float16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
+def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
+    """In the same words from the kernels and from the fake kernels."""
+    battery.raises(ValueError, words, lambda: function(*arguments))
+    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
+    battery.raises(ValueError, words, lambda: function(*meta))
+
+
+def test_refuses_another_device() -> None:
+    if DEVICE.type == "cuda":
+        words, other = "logits must be on the device of x, cuda:0, got cpu", "cpu"
+    else:
+        words, other = "must be on the device of x", "meta"
+    with pytest.raises((ValueError, RuntimeError), match=words if other == "cpu" else None):
+        functional.sigmoid_gate(map_of(*X), torch.zeros(X, device=other))
+
+
+def test_refuses_sparse() -> None:
+    with pytest.raises((ValueError, NotImplementedError)):
+        functional.strip_pool(map_of(*X).to_sparse())
+
+
+# The layer.
+
+
+def plain_layer(layer: StripPooling, x: Tensor) -> Tensor:
+    """SPNet's SPBlock in plain PyTorch, times its input, on the layer's own modules."""
+    rows = layer.bn1(layer.conv1(F.adaptive_avg_pool2d(x, (None, 1)))).expand_as(x)
+    cols = layer.bn2(layer.conv2(F.adaptive_avg_pool2d(x, (1, None)))).expand_as(x)
+    return x * layer.conv3(F.relu(rows + cols)).sigmoid()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_layer_equals_plain(training: bool, layout: str) -> None:
+    layer = StripPooling(8).to(DEVICE).double().train(training)
+    other = copy.deepcopy(layer)
+    x = battery.make((3, 8, 9, 7), torch.float64, layout).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    out, expected = layer(x), plain_layer(other, y)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    assert battery.relative_error(out, expected) < 1e-12
+    assert battery.relative_error(x.grad, y.grad) < 1e-12
+    for a, b in zip(layer.parameters(), other.parameters(), strict=True):
+        assert battery.relative_error(a.grad, b.grad) < 1e-11
+    for a, b in zip(layer.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_layer_loads_spblock() -> None:
+    """SPBlock's keys and parameter counts, as upstream has them."""
+    counts = {64: 28_992, 128: 115_328, 256: 460_032, 512: 1_837_568}
+    for channels, count in counts.items():
+        assert sum(p.numel() for p in StripPooling(channels).parameters()) == count
+    upstream = nn.Module()
+    upstream.conv1 = nn.Conv2d(16, 16, (3, 1), padding=(1, 0), bias=False)
+    upstream.bn1 = nn.BatchNorm2d(16)
+    upstream.conv2 = nn.Conv2d(16, 16, (1, 3), padding=(0, 1), bias=False)
+    upstream.bn2 = nn.BatchNorm2d(16)
+    upstream.conv3 = nn.Conv2d(16, 16, 1)
+    layer = StripPooling(16)
+    layer.load_state_dict(upstream.state_dict(), strict=True)
+    assert torch.equal(layer.conv3.bias, upstream.conv3.bias)
+
+
+def test_layer_trains() -> None:
+    layer = StripPooling(8).to(DEVICE)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.randn(4, 8, 10, 12, device=DEVICE)
+    target = x * (x.mean(3, keepdim=True) > 0)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.mse_loss(layer(x), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_layer_survives_conversions() -> None:
+    layer = nn.SyncBatchNorm.convert_sync_batchnorm(StripPooling(8)).to(DEVICE).eval()
+    assert isinstance(layer.bn1, nn.SyncBatchNorm)
+    x = torch.randn(2, 8, 5, 7, device=DEVICE)
+    expected = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
+    state = dict(layer.named_parameters()) | dict(layer.named_buffers())
+    assert torch.equal(torch.func.functional_call(layer, state, (x,)), expected)
+    grouped = StripPooling(8, norm_layer=lambda channels: nn.GroupNorm(2, channels))
+    assert grouped.to(DEVICE)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_compiles(training: bool) -> None:
+    torch._dynamo.reset()
+    layer = StripPooling(8).to(DEVICE).train(training)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((2, 8, 6, 7), (3, 8, 9, 5)):
+        x = torch.randn(size, device=DEVICE)
+        torch.testing.assert_close(compiled(x), layer(x))
+    torch.export.export(layer, (x,))
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        assert compiled(x).dtype == torch.float32
+
+
+def test_layer_refuses() -> None:
+    battery.raises(ValueError, "in_channels must be positive, got 0", lambda: StripPooling(0))
+    battery.raises(ValueError, "x must be 4-D", lambda: StripPooling(8)(torch.zeros(8, 5, 7)))
