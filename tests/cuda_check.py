@@ -21,8 +21,6 @@ from pathlib import Path
 
 import toolkit
 
-ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
-
 
 @dataclasses.dataclass
 class Usage:
@@ -117,17 +115,17 @@ def parse_accesses(sass: str) -> dict[str, tuple[dict[str, int], dict[str, int]]
     return accesses
 
 
-def check(source: Path, architectures: Sequence[int], sass_of: int, nvcc: Path) -> list[Kernel]:
+def check(source: Path, architectures: Sequence[int], sass_of: int, nvcc: str) -> list[Kernel]:
     """Compiles one file for all architectures and reads what its kernels use."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, "kernels.o")
-        command = [str(nvcc), "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{toolkit.SOURCES}"]
+        command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{toolkit.SOURCES}"]
         command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
         report = toolkit.run([*command, "-c", str(source), "-o", str(compiled)])
-        cuobjdump = toolkit.tool("cuobjdump")
+        cuobjdump = toolkit.cuobjdump()
         sass = ""
         if cuobjdump and sass_of in architectures:
-            disassemble = [str(cuobjdump), "-sass", "-arch", f"sm_{sass_of}", str(compiled)]
+            disassemble = [cuobjdump, "-sass", "-arch", f"sm_{sass_of}", str(compiled)]
             sass = toolkit.run(disassemble)
     accesses = parse_accesses(sass)
     kernels = []
@@ -164,11 +162,11 @@ def table(kernels: Iterable[Kernel], architectures: Sequence[int], sass_of: int)
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path, help="default: csrc/cuda/*.cu")
-    parser.add_argument("--arch", nargs="+", type=int, default=ARCHITECTURES)
+    parser.add_argument("--arch", nargs="+", type=int, default=toolkit.ARCHITECTURES)
     parser.add_argument("--sass", type=int, default=90, help="whose global accesses to count")
     parser.add_argument("--json", type=Path, help="writes the table there")
     options = parser.parse_args(arguments)
-    nvcc = toolkit.tool("nvcc")
+    nvcc = toolkit.nvcc()
     if nvcc is None:
         print("cuda_check: no nvcc in CUDA_HOME, on PATH or in site-packages", file=sys.stderr)
         print("cuda_check: pip install -r requirements-dev.txt brings one", file=sys.stderr)

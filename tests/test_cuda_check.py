@@ -9,8 +9,8 @@ import cuda_check
 import pytest
 import toolkit
 
-needs_nvcc = pytest.mark.skipif(toolkit.tool("nvcc") is None, reason="needs nvcc")
-needs_cuobjdump = pytest.mark.skipif(toolkit.tool("cuobjdump") is None, reason="needs cuobjdump")
+needs_nvcc = pytest.mark.skipif(toolkit.nvcc() is None, reason="needs nvcc")
+needs_cuobjdump = pytest.mark.skipif(toolkit.cuobjdump() is None, reason="needs cuobjdump")
 
 # An array indexed by what only the device knows lives on the stack.
 USES_STACK = """
@@ -81,7 +81,7 @@ def test_what_does_not_compile_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_without_nvcc_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(toolkit, "tool", lambda name: None)
+    monkeypatch.setattr(toolkit, "nvcc", lambda: None)
     assert cuda_check.main([]) == 2
     assert "no nvcc" in capsys.readouterr().err
 
