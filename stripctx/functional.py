@@ -77,7 +77,7 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
         tensor([[[[2., 2.]]]])
     """
     if bias is None:
-        bias = x.new_zeros(x.size(1))
+        bias = x.new_zeros(x.shape[1:2])
     return _OPS.sigmoid_gate(x, logits, bias)
 
 
