@@ -289,8 +289,8 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
     assert "torch was built for CUDA 7.0" in warning and mismatch.cpu["loaded"]
 
 
-def test_the_cuda_library_needs_only_torch_and_the_system(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path)
+def test_the_real_cuda_library_needs_only_torch_and_the_system(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path, stand_in=False)
     output = tmp_path / "stripctx_cuda.so"
     code = f"from stripctx.extension import build; build.cuda(['9.0'], {str(output)!r})"
     outcome = sandbox.run("-c", code, STRIPCTX_BACKEND="reference")
