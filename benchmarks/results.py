@@ -43,6 +43,12 @@ def median_ms(measured: dict[str, Any]) -> float:
     return statistics.median(measured["samples_ms"])
 
 
+def spread_ms(measured: dict[str, Any]) -> tuple[float, float]:
+    """The 20th and the 80th percentile."""
+    samples = Samples(tuple(measured["samples_ms"]))
+    return samples.p20, samples.p80
+
+
 def write(path: Path, machine: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """In one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
