@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def profile(device: str, size: tuple[int, int, int, int] = LARGE) -> dict[str, A
     for (dtype, layout), name in product(USUAL, OPERATORS):
         sample = Sample(size, DTYPES[dtype], layout, device)
         arguments = OPERATORS[name](sample)
-        kernels = kernels_of(lambda name=name, arguments=arguments: call(name, arguments), device)
+        kernels = kernels_of(partial(call, name, arguments), device)
         seconds = sum(kernel["microseconds_a_call"] for kernel in kernels.values()) / 1e6
         entry: dict[str, Any] = {"operator": name, "dtype": dtype, "layout": layout, "size": size}
         entry["floor_bytes"] = floors.floor(name, sample.shape).bytes
@@ -130,7 +131,6 @@ def profile(device: str, size: tuple[int, int, int, int] = LARGE) -> dict[str, A
 
 def kernels_of(run: Callable[[], object], device: str) -> dict[str, dict[str, float]]:
     """The device's kernels by name: microseconds and launches of one call. Empty on a CPU."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
 
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
@@ -147,7 +147,7 @@ def kernels_of(run: Callable[[], object], device: str) -> dict[str, dict[str, fl
             "launches_a_call": event.count / CALLS,
         }
         for event in profiler.key_averages()
-        if event.device_type == DeviceType.CUDA and event.self_device_time_total > 0
+        if event.device_type.name == "CUDA" and event.self_device_time_total > 0
     }
 
 
