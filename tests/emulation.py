@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ needs_emulator = pytest.mark.skipif(not EMULATED, reason="needs STRIPCTX_BACKEND
 
 @cache
 def library() -> ctypes.CDLL:
-    return toolkit.load(extension.status().libraries["emulated"].path)
+    return toolkit.load(Path(extension.status().libraries["emulated"].path))
 
 
 def counts(run: Callable[[], object]) -> dict[str, dict[str, Any]]:

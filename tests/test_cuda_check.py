@@ -97,7 +97,7 @@ def test_without_nvcc_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(toolkit, "nvcc", lambda: None)
-    assert cuda_check.main([]) == 2
+    assert cuda_check.main([]) == cuda_check.NO_COMPILER
     assert "no nvcc" in capsys.readouterr().err
 
 
