@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import measure, peers
+from benchmarks import measure, memory, peers
 
 MODES = ("fwd", "fwd+bwd")
 CANDIDATES = ("fused", "eager", "compile")
@@ -87,7 +87,7 @@ def compare(
         expected = expected or outputs
         runs[name] = peers.warm(run)
     del outputs, expected
-    peaks = {name: measure.peak_extra_bytes(run, device=device) for name, run in runs.items()}
+    peaks = {name: memory.peak_extra_bytes(run, device=device) for name, run in runs.items()}
     timed = dict(runs)
     if floor is not None:
         timed["floor"] = peers.warm(floor)

@@ -1,11 +1,8 @@
-"""Time and peak memory of several candidates that compute the same, in one process.
+"""Times of several candidates that compute the same, in one process.
 
-Time: candidates take turns, one sample each a round, the order rotating, so that a disturbance of
-the machine falls on all of them alike. A sample is one call, or as many as make up a millisecond.
-Every sample is kept; the median and the 20th and 80th percentile are derived.
-
-Memory: the most that a call holds beyond what was live before it: results, gradients, temporaries.
-On a CPU that is the high-water mark of the process (Linux), on CUDA the allocator's.
+Candidates take turns, one sample each a round, the order rotating, so that a disturbance of the
+machine falls on all of them alike. A sample is one call, or as many as make up a millisecond. Every
+sample is kept; the median and the 20th and 80th percentile are derived.
 
 The rate of a floor is measured, not looked up: a copy of as many bytes, a product of the same size,
 between buffers allocated once, as one more candidate in the same rounds.
@@ -13,10 +10,7 @@ between buffers allocated once, as one more candidate in the same rounds.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -118,63 +112,3 @@ def product_of(rows: int, inner: int, columns: int, dtype: torch.dtype, device: 
     right = torch.randn(inner, columns, device=device).to(dtype)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     return lambda: torch.mm(left, right, out=out)
-
-
-# Memory.
-
-
-def peak_extra_bytes(run: Run, *, device: str = "cpu", repeats: int = 3) -> int | None:
-    """The most that one call of a warm `run` holds beyond what was live before it.
-
-    None where the system cannot tell. On a CPU the resolution is some 100 KiB, and memory that
-    libraries keep for themselves from call to call does not count: measure large tensors.
-    """
-    if device == "cuda":
-        return _median_peak(_cuda_peak, run, repeats)
-    return _median_peak(_cpu_peak, run, repeats) if _reset_high_water_mark() else None
-
-
-def _median_peak(peak: Callable[[Run], int], run: Run, repeats: int) -> int:
-    gc.collect()
-    return int(statistics.median(peak(run) for _ in range(repeats)))
-
-
-def _cuda_peak(run: Run) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _cpu_peak(run: Run) -> int:
-    _return_free_pages()
-    _reset_high_water_mark()
-    before = _status_bytes("VmRSS")
-    run()
-    return max(0, _status_bytes("VmHWM") - before)
-
-
-def _return_free_pages() -> None:
-    """Otherwise malloc hands out pages that are resident already and the mark does not move."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
-
-
-def _reset_high_water_mark() -> bool:
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return False
-    return True
-
-
-def _status_bytes(field: str) -> int:
-    with open("/proc/self/status") as file:
-        match = re.search(rf"^{field}:\s*(\d+) kB$", file.read(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"/proc/self/status: no {field}")
-    return int(match.group(1)) * 1024

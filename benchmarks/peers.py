@@ -88,8 +88,8 @@ def compiled(candidate: Callable[..., Any]) -> Callable[..., Any]:
     raises, for instance where there is no C++ compiler.
     """
     if not isinstance(candidate, nn.Module):
-        return torch.compile(PEERS[candidate.__name__], dynamic=False)
-    module = torch.compile(candidate, dynamic=False)
+        return torch.compile(PEERS[candidate.__name__], fullgraph=True, dynamic=False)
+    module = torch.compile(candidate, fullgraph=True, dynamic=False)
 
     def peer(*arguments: Any) -> Any:
         with installed():

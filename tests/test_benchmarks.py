@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, floors, measure, peers, report, results
+from benchmarks import compare, floors, measure, memory, peers, report, results
 from benchmarks.floors import Floor, Shape
 from stripctx import StripPooling, functional
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
 needs_high_water_mark = pytest.mark.skipif(
-    not measure._reset_high_water_mark(), reason="the system has no resettable high-water mark"
+    not memory.reset_high_water_mark(), reason="the system has no resettable high-water mark"
 )
 
 
@@ -206,15 +206,30 @@ def test_memory_meter_sees_known_amounts(mebibytes: int) -> None:
             del first, second
 
     peers.warm(allocate)  # now malloc holds pages that it could hand out unseen
-    peak = measure.peak_extra_bytes(allocate)
+    peak = memory.peak_extra_bytes(allocate)
     assert peak is not None
     assert abs(peak - 2 * mebibytes * MIB) < 0.5 * MIB
 
 
 @needs_high_water_mark
+def test_memory_meter_sees_through_holes() -> None:
+    """The freed block in the middle fits nothing that follows, and is not counted twice."""
+
+    def allocate() -> None:
+        kept = [torch.ones(3 * MIB, dtype=torch.uint8) for _ in range(3)]
+        del kept[1]
+        kept.append(torch.ones(4 * MIB, dtype=torch.uint8))
+
+    peers.warm(allocate, calls=10)
+    peak = memory.peak_extra_bytes(allocate)
+    assert peak is not None
+    assert abs(peak - 10 * MIB) < 0.5 * MIB
+
+
+@needs_high_water_mark
 def test_memory_meter_sees_nothing_where_nothing_is() -> None:
     target, source = torch.zeros(8 * MIB), torch.ones(8 * MIB)
-    peak = measure.peak_extra_bytes(lambda: target.copy_(source))
+    peak = memory.peak_extra_bytes(lambda: target.copy_(source))
     assert peak is not None
     assert peak < 0.5 * MIB
 
