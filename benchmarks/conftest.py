@@ -10,6 +10,7 @@ neither. `python -m benchmarks.report` turns result files into tables and plots.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks import machine, results
 
+STARTED = time.monotonic()
 ENTRIES: pytest.StashKey[dict[str, list[dict[str, Any]]]] = pytest.StashKey()
 DESELECTED: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -26,6 +28,8 @@ DESELECTED: pytest.StashKey[list[str]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stripctx")
     group.addoption("--quick", action="store_true", help="tiny shapes, no torch.compile: seconds")
+    group.addoption("--without-compile", action="store_true", help="leave out torch.compile")
+    group.addoption("--seconds", type=float, help="skip cases that would start later than this")
     group.addoption("--every-case", action="store_true", help="all shapes x dtypes x layouts")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     group.addoption("--results", type=Path, help="folder for result files")
@@ -49,6 +53,20 @@ def device(request: pytest.FixtureRequest) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     return name
+
+
+@pytest.fixture(autouse=True)
+def in_time(request: pytest.FixtureRequest) -> None:
+    limit = request.config.getoption("--seconds")
+    if limit is not None and time.monotonic() - STARTED > limit:
+        pytest.skip(f"{limit:.0f} seconds are over")
+
+
+@pytest.fixture
+def with_compile(request: pytest.FixtureRequest) -> bool:
+    """Whether peers are also measured under torch.compile."""
+    config = request.config
+    return not (config.getoption("--quick") or config.getoption("--without-compile"))
 
 
 @pytest.fixture

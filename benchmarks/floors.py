@@ -3,8 +3,8 @@
 A floor is what the formula cannot do without: every input read once, every output written once, no
 intermediate result. `floor` gives an operator's; the share of it that a kernel reaches is measured
 in the benchmarks. A CUDA kernel may have to move more, because several blocks visit one operand or
-leave partial sums for a second stage: `CUDA_EXTRA` says how much, and the emulator's tests hold
-every kernel's counted bytes to `cuda_traffic`, floor plus extra, within 5 %.
+leave partial sums for a second stage: `CUDA_EXTRA` says how much, and tests/test_cuda_traffic.py
+holds the bytes that the emulator counts to `cuda_traffic`, floor plus extra, within 5 %.
 
 Operations count additions, multiplications, divisions, comparisons and exponentials as one each, so
 a sigmoid is 4 (negation, exponential, addition, division) and a multiply-add 2.
@@ -14,7 +14,7 @@ Shapes: x (N, C, H, W); rows (N, C, H, 1); cols (N, C, 1, W). Importable without
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 SIGMOID_OPERATIONS = 4
@@ -65,9 +65,24 @@ class Shape:
         return self.pixels * self.channels
 
     @property
+    def rows(self) -> int:
+        """Elements of the strips (N, C, H, 1)."""
+        return self.batch * self.channels * self.height
+
+    @property
+    def cols(self) -> int:
+        """Elements of the strips (N, C, 1, W)."""
+        return self.batch * self.channels * self.width
+
+    @property
     def strips(self) -> int:
         """Elements of rows and cols together."""
-        return self.batch * self.channels * (self.height + self.width)
+        return self.rows + self.cols
+
+    @property
+    def accumulate_size(self) -> int:
+        """Bytes of a sum: float32's, or float64's for float64."""
+        return max(4, self.element_size)
 
     @property
     def middle(self) -> Shape:
@@ -160,24 +175,100 @@ FLOORS: dict[str, Callable[[Shape], Floor]] = {
     "strip_gate_backward": strip_gate_backward,
 }
 
-# What an operator's CUDA kernels move beyond its floor: operands that several blocks visit, partial
-# sums. Called with the shape and, by keyword, with how the kernel cuts the work (numbers of tiles,
-# chunks, parts). An operator that is not here moves its floor and no more.
-CUDA_EXTRA: dict[str, Callable[..., Floor]] = {}
-
-
-def partial_sums(results: int, parts: int, accumulate_size: int = 4) -> Floor:
-    """`parts` sums of each of `results`, written by one stage and read by the next."""
-    size = results * parts * accumulate_size
-    return Floor(read=size, written=size, operations=results * max(0, parts - 1))
-
 
 def floor(operator: str, shape: Shape) -> Floor:
     """The floor of the operator of this name."""
     return FLOORS[operator](shape)
 
 
-def cuda_traffic(operator: str, shape: Shape, **cut: int) -> Floor:
-    """What the operator's CUDA kernels move together, counted at their loads and stores."""
+# What CUDA kernels move beyond the floor, from how they were launched. csrc/cuda says what a block
+# and a thread own; what they read again comes from a cache unless said otherwise.
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Blocks and threads of a kernel, each (x, y, z)."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+Launches = Mapping[str, Launch]  # the kernels that one call ran, by name
+
+
+def launch_of(launches: Launches, family: str) -> tuple[str, Launch]:
+    """The one kernel whose name begins so: the layout decides between ..._planes and ..._pixels."""
+    ((kernel, launch),) = ((k, v) for k, v in launches.items() if k.startswith(family))
+    return kernel.removeprefix(family), launch
+
+
+def partial_sums(shape: Shape, results: int, parts: int) -> Floor:
+    """`parts` sums of each of `results`, written by one stage and read by the next."""
+    size = results * parts * shape.accumulate_size
+    return Floor(read=size, written=size, operations=results * max(0, parts - 1))
+
+
+def visits(shape: Shape, elements: int, times: int) -> Floor:
+    """An operand that is read `times` times: all but the first are extra."""
+    return Floor(read=elements * (times - 1) * shape.element_size)
+
+
+def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
+    """Pieces of rows where W is cut into tiles, pieces of cols where H is cut into chunks."""
+    _, launch = launch_of(launches, "strip_reduce")
+    _, tiles, chunks = launch.grid
+    extra = Floor()
+    if tiles > 1:
+        extra += partial_sums(shape, shape.rows, tiles)
+    if chunks > 1:
+        extra += partial_sums(shape, shape.cols, chunks)
+    return extra
+
+
+def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same, and the sign's operands: each tile reads its rows, each slot (threadIdx.y) of each
+    chunk its cols. The slots of a block read them at once: one trip to memory."""
+    _, launch = launch_of(launches, "strip_reduce")
+    (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
+    operands = visits(shape, shape.rows, tiles) + visits(shape, shape.cols, chunks * slots)
+    return strip_pool_extra(shape, launches) + operands
+
+
+def strip_broadcast_extra(shape: Shape, launches: Launches) -> Floor:
+    """Each tile reads its rows, each chunk its cols; on contiguous maps each slot for itself."""
+    layout, launch = launch_of(launches, "strip_broadcast")
+    (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
+    times = chunks * slots if layout == "_planes" else chunks
+    return visits(shape, shape.rows, tiles) + visits(shape, shape.cols, times)
+
+
+def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
+    """The bias, once a block that owns a piece of a plane or once a thread that owns channels."""
+    layout, launch = launch_of(launches, "sigmoid_gate")
+    if layout.endswith("_planes"):
+        return visits(shape, shape.channels, shape.batch * launch.grid[1])
+    return visits(shape, shape.channels, launch.grid[0] * launch.block[1])
+
+
+def sigmoid_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same, and a sum of the bias's gradient from each block."""
+    layout, launch = launch_of(launches, "sigmoid_gate_backward")
+    parts = shape.batch * launch.grid[1] if layout == "_planes" else launch.grid[0]
+    return sigmoid_gate_extra(shape, launches) + partial_sums(shape, shape.channels, parts)
+
+
+CUDA_EXTRA: dict[str, Callable[[Shape, Launches], Floor]] = {
+    "strip_pool": strip_pool_extra,
+    "strip_pool_backward": strip_broadcast_extra,
+    "strip_add_relu": strip_broadcast_extra,
+    "strip_add_relu_backward": strip_add_relu_backward_extra,
+    "sigmoid_gate": sigmoid_gate_extra,
+    "sigmoid_gate_backward": sigmoid_gate_backward_extra,
+}
+
+
+def cuda_traffic(operator: str, shape: Shape, launches: Launches) -> Floor:
+    """What the operator's CUDA kernels move together, counted at their loads and stores. One that
+    CUDA_EXTRA does not list moves its floor and no more."""
     least = floor(operator, shape)
-    return least + CUDA_EXTRA[operator](shape, **cut) if operator in CUDA_EXTRA else least
+    return least + CUDA_EXTRA[operator](shape, launches) if operator in CUDA_EXTRA else least

@@ -67,6 +67,7 @@ def test_strip(
     case: Case,
     device: str,
     quick: bool,
+    with_compile: bool,
     record: Callable[[dict[str, Any]], None],
     benchmark: Any,
 ) -> None:
@@ -79,7 +80,7 @@ def test_strip(
         arguments,
         mode=case.mode,
         floor=floor,
-        with_compile=not quick,
+        with_compile=with_compile,
         device=device,
         rounds=rounds,
         budget=budget,

@@ -1,7 +1,7 @@
 """Drop-in context layers for scene parsing, with fused C++ and CUDA kernels."""
 
-import stripctx.ops
 from stripctx import extension
+from stripctx import ops as ops
 
 extension.load()
 

@@ -1,8 +1,9 @@
 """Every function a user may call. Maps are (N, C, H, W); dtypes float64, float32, float16 and
 bfloat16; contiguous and channels_last run natively and the result keeps the input's format.
 
-All functions are differentiable twice and bit-reproducible: the same input gives the same bits. Sums
-are taken in float32 (float64 for float64) and rounded once. A refused argument raises ValueError.
+All functions are differentiable twice and bit-reproducible: the same input gives the same bits.
+Sums are taken in float32 (float64 for float64) and rounded once. A refused argument raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
         tensor([[[[2., 2.]]]])
     """
     if bias is None:
-        bias = x.new_zeros(x.size(1))
+        bias = x.new_zeros(x.shape[1:2])
     return _OPS.sigmoid_gate(x, logits, bias)
 
 

@@ -1,8 +1,8 @@
 """The checks that every operator passes on every backend; a family's test file lists its cases.
 
 A case names a public function, somebody else's implementation of it, and how to make its arguments.
-Every check takes the device under test from STRIPCTX_TEST_DEVICE (cpu unless set) and the kernels from
-STRIPCTX_BACKEND.
+Every check takes the device under test from STRIPCTX_TEST_DEVICE (cpu unless set) and the kernels
+from STRIPCTX_BACKEND.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from stripctx import extension
 DEVICE = torch.device(os.environ.get("STRIPCTX_TEST_DEVICE", "cpu"))
 EMULATED = extension.backend() == "emulated"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed", "expanded")
+FORMATS = ("contiguous", "channels_last")
+ODD_LAYOUTS = ("sliced", "sliced_channels_last", "transposed", "expanded")
+LAYOUTS = (*FORMATS, *ODD_LAYOUTS)
 
 # Odd sizes, sizes of one, sizes just off a vector or a tile, and nothing at all.
 SHAPES = (
@@ -91,7 +93,7 @@ def tuple_of(value: Any) -> tuple[Tensor, ...]:
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected; infinite where NaNs do not match."""
+    """Norm of the difference over the norm of `expected`; infinite where NaNs do not match."""
     value, expected = value.detach().double().cpu(), expected.detach().double().cpu()
     assert value.shape == expected.shape
     if not torch.equal(value.isnan(), expected.isnan()):
@@ -130,7 +132,8 @@ def check_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> 
     twice as far off as plain PyTorch in the same dtype."""
     arguments = case.arguments(shape, dtype, layout)
     grads = tuple(g.to(dtype) for g in output_grads(case, arguments))
-    expected = run(case.plain, tuple(a.double() for a in arguments), tuple(g.double() for g in grads))
+    wide = tuple(a.double() for a in arguments), tuple(g.double() for g in grads)
+    expected = run(case.plain, *wide)
     values = run(case.function, arguments, grads)
     plain = run(case.plain, arguments, grads)
     for i, (value, want, other) in enumerate(zip(values, expected, plain, strict=True)):
@@ -162,14 +165,16 @@ def check_gradients(case: Case, shape: Shape) -> None:
 
 
 def check_bits(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    """The same bits run after run, for any number of threads, in deterministic mode as without."""
+    """The same bits run after run, in deterministic mode as without, and from the project's own
+    kernels for any number of threads."""
     arguments = case.arguments(shape, dtype, layout)
     grads = output_grads(case, arguments)
     first = run(case.function, arguments, grads)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3, threads):
-            torch.set_num_threads(count)
+            if extension.backend() != "reference":
+                torch.set_num_threads(count)
             torch.use_deterministic_algorithms(count == 2)
             for a, b in zip(first, run(case.function, arguments, grads), strict=True):
                 assert torch.equal(a.nan_to_num(), b.nan_to_num())
@@ -229,12 +234,10 @@ def check_vmap(case: Case, shape: Shape) -> None:
             a if d == 0 else a[0].detach() for a, d in zip(stacked, in_dims, strict=True)
         )
         mapped = tuple_of(torch.vmap(case.function, in_dims)(*inputs))
-        looped = [
-            tuple_of(
-                case.function(*(a[i] if d == 0 else a for a, d in zip(inputs, in_dims, strict=True)))
-            )
-            for i in range(3)
-        ]
+        looped = []
+        for i in range(3):
+            one = (a[i] if d == 0 else a for a, d in zip(inputs, in_dims, strict=True))
+            looped.append(tuple_of(case.function(*one)))
         expected = tuple(torch.stack(group) for group in zip(*looped, strict=True))
         for a, b in zip(mapped, expected, strict=True):
             torch.testing.assert_close(a, b)
@@ -266,3 +269,23 @@ def raises(kind: type[Exception], words: str, call: Callable[[], Any]) -> None:
         assert words in str(error), str(error)
     else:
         raise AssertionError(f"expected {kind.__name__}: {words}")
+
+
+def check_cuda_graph(case: Case, shape: Shape, layout: str) -> None:
+    """Forward and backward are captured and replayed on new values."""
+    arguments = case.arguments(shape, torch.float32, layout)
+    grads = output_grads(case, arguments)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(case.function, arguments, grads)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = run(case.function, arguments, grads)
+    for argument in arguments:
+        argument.copy_(torch.randn_like(argument))
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(captured, run(case.function, arguments, grads), strict=True):
+        assert torch.equal(a, b)

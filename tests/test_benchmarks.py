@@ -58,14 +58,22 @@ def test_every_operator_has_a_floor_and_no_other() -> None:
     assert set(peers.PEERS) == set(functional.__all__)
 
 
-def test_cuda_traffic_adds_what_a_kernel_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = Shape(2, 3, 4, 5)
-    assert floors.cuda_traffic("strip_pool", shape) == floors.floor("strip_pool", shape)
-    monkeypatch.setitem(
-        floors.CUDA_EXTRA, "strip_pool", lambda shape, parts: floors.partial_sums(10, parts)
-    )
-    extra = floors.cuda_traffic("strip_pool", shape, parts=3)
-    assert extra == floors.floor("strip_pool", shape) + Floor(120, 120, 20)
+def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
+    """By hand: 24 rows and 30 cols; 2 tiles of W, 3 chunks of H, 4 slots a block."""
+    shape = Shape(2, 3, 4, 5, element_size=2)
+    launch = floors.Launch(grid=(6, 2, 3), block=(8, 4, 1))
+    sums = Floor(4 * (24 * 2 + 30 * 3), 4 * (24 * 2 + 30 * 3), 24 + 30 * 2)
+    assert floors.cuda_traffic("strip_gate", shape, {}) == floors.floor("strip_gate", shape)
+    for operator, kernel, extra in (
+        ("strip_pool", "strip_reduce_planes", sums),
+        ("strip_add_relu_backward", "strip_reduce_pixels", sums + Floor(2 * (24 + 30 * 11))),
+        ("strip_add_relu", "strip_broadcast_planes", Floor(2 * (24 + 30 * 11))),
+        ("strip_pool_backward", "strip_broadcast_pixels", Floor(2 * (24 + 30 * 2))),
+        ("sigmoid_gate", "sigmoid_gate_planes", Floor(2 * 3 * 3)),
+        ("sigmoid_gate", "sigmoid_gate_pixels", Floor(2 * 3 * 23)),
+    ):
+        traffic = floors.cuda_traffic(operator, shape, {"sum_partials": launch, kernel: launch})
+        assert traffic == floors.floor(operator, shape) + extra
 
 
 def test_floors_need_no_torch() -> None:

@@ -12,7 +12,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tensor(name: str, argument: str, value: Tensor, shape: str) -> None:
-    """`value` is a dense floating-point tensor with as many dimensions as `shape`, "(N, C, H, W)"."""
+    """`value` is dense, floating-point and has as many dimensions as `shape`, "(N, C, H, W)"."""
     rank = shape.count(",") + 1
     if value.dim() != rank:
         raise ValueError(

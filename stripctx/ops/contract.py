@@ -1,9 +1,9 @@
 """The contract every operator keeps, in one place: `define` turns a family's functions into an
 operator of `torch.ops.stripctx`.
 
-An operator exists whether or not anything was compiled. Its reference is the default kernel of every
-device; loading the extension adds native kernels for CPU and CUDA under the same name. Autograd,
-autocast, vmap and the fake kernel stand above both and know nothing of them.
+An operator exists whether or not anything was compiled. Its reference is the default kernel of
+every device; loading the extension adds native kernels for CPU and CUDA under the same name.
+Autograd, autocast, vmap and the fake kernel stand above both and know nothing of them.
 
 Schemas have no default values: the dispatcher drops arguments that equal them.
 """
@@ -72,32 +72,62 @@ def _autograd_kernel(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> Kernel:
-    """`torch.library.register_autograd` at half its cost a call, refusing what it would get wrong."""
+    """`torch.library.register_autograd` at half its cost a call; refuses what that gets wrong.
 
-    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
+    `torch.autograd.Function` sees tensors only as arguments and results of their own, so lists of
+    them are laid flat on the way in and gathered again inside.
+    """
+
+    def below(keyset: Any, args: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        def forward(ctx: Any, keyset: Any, lengths: tuple[int, ...], *flat: Any) -> Any:
+            args = _gather(flat, lengths)
             output = below(keyset, args)
             setup_context(ctx, args, output)
-            return output
+            return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
-            return None, *backward(ctx, *grads)
+            return None, None, *_lay_flat(backward(ctx, *grads))[0]
 
     Differentiable.__name__ = Differentiable.__qualname__ = name
+    returns_list = any(str(r.type) == "List[Tensor]" for r in operator._schema.returns)
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        _refuse_forward_mode(name, args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return Differentiable.apply(keyset, *args)
+        flat, lengths = _lay_flat(args)
+        _refuse_forward_mode(name, flat)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
+            output = Differentiable.apply(keyset, lengths, *flat)
+            return list(output) if returns_list else output
         return below(keyset, args)
 
     return kernel
+
+
+def _lay_flat(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The arguments with lists of tensors opened, and each one's length: -1 where it is no list."""
+    flat: list[Any] = []
+    lengths: list[int] = []
+    for arg in args:
+        opens = isinstance(arg, (list, tuple)) and all(_is_gradient(item) for item in arg)
+        flat += arg if opens else [arg]
+        lengths.append(len(arg) if opens else -1)
+    return tuple(flat), tuple(lengths)
+
+
+def _is_gradient(item: Any) -> bool:
+    return item is None or isinstance(item, Tensor)
+
+
+def _gather(flat: Sequence[Any], lengths: tuple[int, ...]) -> tuple[Any, ...]:
+    items = iter(flat)
+    return tuple(
+        next(items) if length < 0 else [next(items) for _ in range(length)] for length in lengths
+    )
 
 
 def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
@@ -120,7 +150,7 @@ def _vmap_kernel(operator: Any, rule: Kernel) -> Kernel:
         from torch._functorch.autograd_function import custom_function_call_vmap_helper
         from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-        interpreter = retrieve_current_functorch_interpreter()
+        interpreter: Any = retrieve_current_functorch_interpreter()
         return custom_function_call_vmap_helper(interpreter, rule, operator, *args)
 
     return kernel

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stripctx.layout import empty, is_channels_last, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_channels
 from stripctx.ops.contract import define
-from stripctx.layout import empty, is_channels_last, memory_format
 from stripctx.reference import strip as reference
 
 OPS = torch.ops.stripctx
@@ -56,7 +56,7 @@ def _save_pool(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -
     ctx.channels_last = is_channels_last(inputs[0])
 
 
-def _backward_pool(ctx: Any, grad_rows: Tensor, grad_cols: Tensor) -> Tensor:
+def _backward_pool(ctx: Any, grad_rows: Tensor, grad_cols: Tensor) -> tuple[Tensor]:
     return (OPS.strip_pool_backward(grad_rows, grad_cols, ctx.channels_last),)
 
 

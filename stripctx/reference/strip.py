@@ -1,5 +1,6 @@
-"""The strip family in plain PyTorch (SPNet, Hou et al., CVPR 2020, eq. 1 to 4), forward and explicit
-backward: the definition that the native kernels are held to, and what every other device runs.
+"""The strip family in plain PyTorch (SPNet, Hou et al., CVPR 2020, eq. 1 to 4), forward and
+explicit backward: the definition that the native kernels are held to, and what every other device
+runs.
 
 Shapes: x, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
 Half types are computed in float32 and rounded once.
@@ -61,9 +62,9 @@ def sigmoid_gate_backward(
     format = memory_format(x)
     total = widen(logits) + widen(bias)[:, None, None]
     grad_x = widen(grad) * torch.sigmoid(total)
-    grad_logits = grad_x * widen(x) * torch.sigmoid(-total)
+    grad_logits = (grad_x * widen(x) * torch.sigmoid(-total)).contiguous(memory_format=format)
     return (
         grad_x.to(x.dtype).contiguous(memory_format=format),
-        grad_logits.to(x.dtype).contiguous(memory_format=format),
+        grad_logits.to(x.dtype),
         grad_logits.sum((0, 2, 3)).to(bias.dtype),
     )

@@ -1,0 +1,61 @@
+# make setup       a virtual environment with everything the other targets need
+# make test        every test: the operator families once on each kind of kernel, then all the rest
+# make lint        formatters and static checks
+# make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+# make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
+# make demo        the five-minute tour: builds the kernels, fits a small network, draws demo.png
+# make bench       measures the operators against plain PyTorch on this machine
+# make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+FAMILIES := tests/test_strip.py
+EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py
+SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: setup test lint format sanitize cuda-check demo bench gpu clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements-dev.txt pyproject.toml
+	@echo "setting up $(VENV): some 500 MB of packages, once"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
+	@touch $@
+
+test: setup
+	STRIPCTX_BACKEND=native $(RUN) -m pytest tests
+	STRIPCTX_BACKEND=reference $(RUN) -m pytest $(FAMILIES)
+	STRIPCTX_BACKEND=emulated $(RUN) -m pytest $(FAMILIES) $(EMULATED)
+	$(MAKE) cuda-check ARCHITECTURES="80 90"
+
+sanitize: setup
+	$(RUN) -m pytest tests/test_sanitize.py
+
+# Exit status 77: there is no nvcc, which it has said.
+cuda-check: setup
+	$(RUN) tests/cuda_check.py $(if $(ARCHITECTURES),--arch $(ARCHITECTURES)) || test $$? -eq 77
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+demo: setup
+	$(RUN) examples/demo.py $(if $(IMAGE),--image "$(IMAGE)")
+
+bench: setup
+	$(RUN) -m pytest benchmarks
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(FAMILIES)
+
+clean:
+	rm -rf build demo.png
