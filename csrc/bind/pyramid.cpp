@@ -138,8 +138,7 @@ Tensor pyramid_pool_backward(Tensors grads, int64_t height, int64_t width, bool 
   const Checker check("pyramid_pool_backward");
   check_grads(check, grads, height, width);
   const MemoryFormat format = format_of(channels_last);
-  Tensor grad_x =
-      empty({grads[0].size(0), grads[0].size(1), height, width}, grads[0], format);
+  Tensor grad_x = empty({grads[0].size(0), grads[0].size(1), height, width}, grads[0], format);
   const Tensors dense_grads = dense_levels(grads, format);
   device::execute(PyramidPoolBackward{levels_of(dense_grads), view(grad_x)}, grads[0]);
   return grad_x;
@@ -168,11 +167,12 @@ Tensor pyramid_max_pool_backward(Tensors grads, Tensors indices, int64_t height,
   check_positions(check, "height and width", height, width);
   check_indices(check, grads, indices);
   const MemoryFormat format = format_of(channels_last);
-  Tensor grad_x =
-      empty({grads[0].size(0), grads[0].size(1), height, width}, grads[0], format);
-  const Tensors dense_grads = dense_levels(grads, format), dense_indices = dense_levels(indices, format);
+  Tensor grad_x = empty({grads[0].size(0), grads[0].size(1), height, width}, grads[0], format);
+  const Tensors dense_grads = dense_levels(grads, format),
+                dense_indices = dense_levels(indices, format);
   device::execute(
-      PyramidMaxPoolBackward{levels_of(dense_grads), levels_of(dense_indices), view(grad_x)}, grads[0]);
+      PyramidMaxPoolBackward{levels_of(dense_grads), levels_of(dense_indices), view(grad_x)},
+      grads[0]);
   return grad_x;
 }
 

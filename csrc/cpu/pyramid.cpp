@@ -1,8 +1,9 @@
-// Mean pooling of all levels on the CPU: sums of cells, then of bins, and one division for each bin.
-// A contiguous map is divided into its N*C planes, a channels_last one into blocks of channels. Reads
-// x once.
-#include "core/dispatch.hpp"
+// Mean pooling of all levels on the CPU: sums of cells, then of bins, and one division for each
+// bin. A contiguous map is divided into its N*C planes, a channels_last one into blocks of
+// channels. Reads x once.
 #include "cpu/pyramid.hpp"
+
+#include "core/dispatch.hpp"
 
 namespace stripctx::cpu {
 
@@ -69,16 +70,16 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
           }
         });
   }
-  pool_planes<T, Sums<A>>(
-      op.x, op.levels, begin, end,
-      [&](int k, int64_t n, int64_t c, int64_t i, const Sums<A>& sums) {
-        const View& level = op.levels[k];
-        T* out = row_of<T>(level, n, c, i);
-        const A rows = height(level, i);
-        for_vectors<A>(level.size[3], [&](int64_t j, auto, auto store_some) {
-          store_some(out + j, sums.load(j).value / (rows * load(widths[k].data() + j)));
-        });
-      });
+  pool_planes<T, Sums<A>>(op.x, op.levels, begin, end,
+                          [&](int k, int64_t n, int64_t c, int64_t i, const Sums<A>& sums) {
+                            const View& level = op.levels[k];
+                            T* out = row_of<T>(level, n, c, i);
+                            const A rows = height(level, i);
+                            for_vectors<A>(level.size[3], [&](int64_t j, auto, auto store_some) {
+                              store_some(out + j,
+                                         sums.load(j).value / (rows * load(widths[k].data() + j)));
+                            });
+                          });
 }
 
 }  // namespace

@@ -66,8 +66,9 @@ typename Row::Lane gather(const Row& row, const Span& span) {
 }
 
 // Takes a finished row of cells to the bins of one level. `ready` holds the level's results for the
-// rows of this cell, `open` for the bin that began in an earlier cell: there is never more than one,
-// for neighbouring bins share at most one row. Calls finish(i, results) for every bin that ends.
+// rows of this cell, `open` for the bin that began in an earlier cell: there is never more than
+// one, for neighbouring bins share at most one row. Calls finish(i, results) for every bin that
+// ends.
 template <class A, class Row, class Finish>
 void close_bins(const Span& rows, const Span& bins, int64_t bin_count, int64_t height, Row& ready,
                 Row& open, int64_t count, Finish&& finish) {

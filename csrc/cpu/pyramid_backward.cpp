@@ -114,7 +114,8 @@ template <class T>
 void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2], W = op.grad_x.size[3];
-  const int64_t channel_blocks = ceil_div(C, kSpreadChannels), row_blocks = ceil_div(H, kSpreadRows);
+  const int64_t channel_blocks = ceil_div(C, kSpreadChannels),
+                row_blocks = ceil_div(H, kSpreadRows);
   const Cells rows(H, op.grads.bins(2));
   const SpreadColumns<A> columns(W, op.grads);
   std::vector<A> bin_row(columns.most_bins * kSpreadChannels);
@@ -146,9 +147,10 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
 
 Work work(const PyramidPoolBackward& op) {
   const int64_t C = op.grad_x.size[1];
-  const int64_t items = pools_channels_last(op.grad_x, op.grads)
-                            ? ceil_div(op.grad_x.size[2], kSpreadRows) * ceil_div(C, kSpreadChannels)
-                            : C;
+  const int64_t items =
+      pools_channels_last(op.grad_x, op.grads)
+          ? ceil_div(op.grad_x.size[2], kSpreadRows) * ceil_div(C, kSpreadChannels)
+          : C;
   return share(op.grad_x.size[0] * items, op.grad_x.numel());
 }
 

@@ -1,6 +1,7 @@
 // Max pooling of all levels on the CPU, with indices, and its backward. A contiguous map is divided
 // into its N*C planes, a channels_last one into blocks of channels. Forward reads x once; backward
-// adds each bin's gradient at its index, level after level and bin after bin, and writes grad_x once.
+// adds each bin's gradient at its index, level after level and bin after bin, and writes grad_x
+// once.
 #include <limits>
 
 #include "core/dispatch.hpp"
@@ -111,8 +112,7 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
   }
   pool_planes<T, Bests<A>>(op.x, op.levels, begin, end,
                            [&](int k, int64_t n, int64_t c, int64_t i, const Bests<A>& bests) {
-                             write(bests, 0, op.levels[k].size[3],
-                                   row_of<T>(op.levels[k], n, c, i),
+                             write(bests, 0, op.levels[k].size[3], row_of<T>(op.levels[k], n, c, i),
                                    row_of<int64_t>(op.indices[k], n, c, i));
                            });
 }
@@ -191,8 +191,7 @@ Work work(const PyramidMaxPool& op) {
 }
 Work work(const PyramidMaxPoolBackward& op) {
   const int64_t C = op.grad_x.size[1];
-  const int64_t items =
-      pools_channels_last(op.grad_x, op.grads) ? ceil_div(C, kAddChannels) : C;
+  const int64_t items = pools_channels_last(op.grad_x, op.grads) ? ceil_div(C, kAddChannels) : C;
   return share(op.grad_x.size[0] * items, op.grad_x.numel());
 }
 
