@@ -77,11 +77,14 @@ def load_weights(backbone: Backbone, weights: Weights) -> None:
     """Loads `weights` as `create_backbone` describes it."""
     result = backbone.load_state_dict(upstream.read(weights), strict=False)
     missing = [key for key in result.missing_keys if ".spm." not in key]
-    for problem, keys in (("lacks", missing), ("does not fit", result.unexpected_keys)):
+    for keys, problem in (
+        (missing, "are missing"),
+        (result.unexpected_keys, "are none of its own"),
+    ):
         if keys:
             raise ValueError(
-                f"load_weights: weights must hold the entries of {type(backbone).__name__}, "
-                f"{problem} {len(keys)} of them: {', '.join(keys[:4])}"
+                f"load_weights: weights must fit {type(backbone).__name__}: "
+                f"{len(keys)} entries {problem}, {', '.join(keys[:4])}"
             )
 
 

@@ -76,7 +76,8 @@ def _conv3x3(in_channels: int, channels: int, stride: int, dilation: int) -> nn.
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. The first has the block's dilation, the second that of
-    the stage, as in PyTorch-Encoding; mmseg does not dilate the second."""
+    the stage, as in PyTorch-Encoding; mmseg does not dilate the second, and with its stem ours
+    neither."""
 
     expansion = 1
 
@@ -87,14 +88,14 @@ class BasicBlock(nn.Module):
         *,
         stride: int,
         dilation: int,
-        stage_dilation: int,
+        second_dilation: int,
         downsample: nn.Module | None,
         norm_layer: NormLayer,
     ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, planes, stride, dilation)
         self.bn1 = norm_layer(planes)
-        self.conv2 = _conv3x3(planes, planes, 1, stage_dilation)
+        self.conv2 = _conv3x3(planes, planes, 1, second_dilation)
         self.bn2 = norm_layer(planes)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -190,10 +191,13 @@ class ResNet(Backbone):
         self.channels = (64 * expansion, 128 * expansion, 256 * expansion, 512 * expansion)
         in_channels, stages = STEMS[stem][-1], []
         for number, plan in enumerate(dilation_plan(BLOCKS[depth], output_stride, dilation)):
+            second_dilation = 1 if stem == "32-32-64" else plan.dilation
             count = len(plan.block_dilations)
             gated = range(0 if number == 3 else count - 1, count) if strip_pooling else ()
             channels = self.channels[number]
-            stages.append(_make_stage(depth, in_channels, channels, plan, gated, norm_layer))
+            stages.append(
+                _make_stage(depth, in_channels, channels, plan, second_dilation, gated, norm_layer)
+            )
             in_channels = channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         _initialise(self)
@@ -224,6 +228,7 @@ def _make_stage(
     in_channels: int,
     channels: int,
     plan: StagePlan,
+    second_dilation: int,
     gated: Sequence[int],
     norm_layer: NormLayer,
 ) -> nn.Sequential:
@@ -238,7 +243,7 @@ def _make_stage(
                 channels,
                 stride=stride,
                 dilation=dilation,
-                stage_dilation=plan.dilation,
+                second_dilation=second_dilation,
                 downsample=shortcut,
                 norm_layer=norm_layer,
             )
