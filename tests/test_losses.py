@@ -25,10 +25,11 @@ ALL = (
     losses.image_weighted_cross_entropy,
     losses.relaxed_boundary_loss,
     losses.dice_loss,
+    partial(losses.dice_loss, smooth=0.0),
     partial(losses.ohem_cross_entropy, threshold=0.3, min_kept=20),
 )
 every_loss = pytest.mark.parametrize(
-    "loss", ALL, ids=lambda f: (f.func if isinstance(f, partial) else f).__name__
+    "loss", ALL, ids=lambda f: f"{f.func.__name__}*" if isinstance(f, partial) else f.__name__
 )
 
 
@@ -221,6 +222,7 @@ def test_nothing_labelled(loss: Callable[..., Tensor]) -> None:
     value.backward()
     assert value.item() == 0
     assert not logits.grad.any()
+    assert loss(logits[:0], target[:0]).item() == 0
 
 
 @every_loss

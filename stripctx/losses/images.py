@@ -57,7 +57,7 @@ def image_weighted_cross_entropy(
     if weight is not None:
         factors = factors * weight.to(factors)
     losses = weighted_mean(nll(logits, labels), pixel_weights(logits, labels, factors), (1, 2))
-    return reduce(name, losses, reduction)
+    return _reduce(name, losses, reduction)
 
 
 def relaxed_boundary_loss(
@@ -74,7 +74,7 @@ def relaxed_boundary_loss(
 ) -> Tensor:
     """-log of the probability that the class is any of those in the pixel's neighbourhood.
 
-    Zhu et al., CVPR 2019, section 3.4, with HANet's class weights. For the set S of the classes
+    Zhu et al., CVPR 2019, with HANet's class weights. For the set S of the classes
     within `border` pixels, a pixel loses -log(sum over S of softmax(logits)) times the mean over S
     of w_k; an image loses the sum over its pixels divided by their number plus one, as upstream. A
     pixel whose S is empty counts nowhere. w_k is that of `image_weighted_cross_entropy` with f_k
@@ -111,7 +111,7 @@ def relaxed_boundary_loss(
     chance = logits.masked_fill(~inside, -torch.inf).logsumexp(1) - logits.logsumexp(1)
     factor = (near * factors[:, :, None, None]).sum(1) / sizes.clamp_min(1)
     losses = -(chance * factor * known).sum((1, 2)) / (known.sum((1, 2)) + 1)
-    return reduce(name, losses, reduction)
+    return _reduce(name, losses, reduction)
 
 
 def _rarity(
@@ -126,9 +126,9 @@ def _rarity(
     return torch.where(share > 0, 1 + upper_bound * rarity, 1.0)
 
 
-def reduce(function: str, losses: Tensor, reduction: str) -> Tensor:
+def _reduce(function: str, losses: Tensor, reduction: str) -> Tensor:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{function}: reduction must be mean, sum or none, got {reduction!r}")
     if reduction == "none":
         return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
+    return losses.sum() / (max(1, losses.shape[0]) if reduction == "mean" else 1)

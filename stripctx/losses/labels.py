@@ -10,7 +10,7 @@ from torch import Tensor
 def class_presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Which classes an image holds: the target of the semantic encoding loss.
 
-    EncNet (Zhang et al., CVPR 2018), section 3.2. One scatter on the target's device; upstream
+    EncNet (Zhang et al., CVPR 2018). One scatter on the target's device; upstream
     takes a histogram of every image on the CPU.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stripctx.losses.labels import checked, nll, one_hot, pixel_weights, weighted_mean
@@ -51,7 +52,8 @@ def ohem_cross_entropy(
     with torch.no_grad():
         known = labels < logits.shape[1]
         chance = torch.where(known, (-losses).exp(), 2.0)  # beyond every probability
-        hardest = chance.flatten().sort().values[: min(min_kept, chance.numel())][-1:]
+        ascending = F.pad(chance.flatten(), (0, 1), value=2.0).sort().values
+        hardest = ascending[min(min_kept, ascending.numel()) - 1]
         hard = known & ((chance < threshold) | (chance <= hardest))
     return weighted_mean(losses, pixel_weights(logits, labels, weight) * hard, None)
 
@@ -81,6 +83,7 @@ def dice_loss(
     overlap = (chance * truth).sum((0, 2, 3))
     mass = chance.sum((0, 2, 3)) + truth.sum((0, 2, 3))
     # without smoothing, a class that is neither there nor predicted is in order: 0 / 0 is 1
-    ratio = torch.where(mass + smooth > 0, (2 * overlap + smooth) / (mass + smooth), 1.0)
+    empty = (mass + smooth == 0).to(mass.dtype)
+    ratio = (2 * overlap + smooth + empty) / (mass + smooth + empty)
     factors = torch.ones_like(ratio) if weight is None else weight.to(ratio)
     return weighted_mean(1 - ratio, factors, None)
