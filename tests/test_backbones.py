@@ -85,6 +85,19 @@ def test_dilations(scheme: str, output_stride: int) -> None:
     assert tuple(f.shape[1] for f in features) == network.channels == (256, 512, 1024, 2048)
 
 
+def test_dilations_of_basic_blocks() -> None:
+    """mmseg, whose stem is 32-32-64, does not dilate a basic block's second convolution."""
+    with torch.device("meta"):
+        for stem, second in (("7x7", (2, 4)), ("64-64-128", (2, 4)), ("32-32-64", (1, 1))):
+            network = ResNet(34, stem=stem)
+            for stage, first, dilation in zip(
+                (network.layer3, network.layer4), (1, 2), second, strict=True
+            ):
+                assert stage[0].conv1.dilation == (first, first)
+                assert stage[1].conv1.dilation == (2 * first, 2 * first)
+                assert all(block.conv2.dilation == (dilation, dilation) for block in stage)
+
+
 def test_where_strip_pooling_sits() -> None:
     with torch.device("meta"):
         for depth, last in ((50, 5), (101, 22)):
