@@ -94,7 +94,8 @@ class Sandbox:
     def __init__(self, folder: Path, *, stand_in: bool = True) -> None:
         self.folder, self.tree, self.cache = folder, folder / "tree", folder / "cache"
         self.tree.mkdir()
-        for name in ("pyproject.toml", "setup.py", "requirements-dev.txt", "LICENSE"):
+        requirements = (path.name for path in REPOSITORY.glob("requirements-*.txt"))
+        for name in ("pyproject.toml", "setup.py", "LICENSE", *requirements):
             shutil.copy(REPOSITORY / name, self.tree)
         ignored = shutil.ignore_patterns("__pycache__", "lib")
         if not stand_in:
