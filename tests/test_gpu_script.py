@@ -163,6 +163,31 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert written["stages"][0]["commands"]["machine"]["report"]["gpu"] is None
 
 
+@pytest.mark.parametrize(("code", "status"), [("pass", 0), ("raise SystemExit(3)", 1)])
+def test_the_exit_status_is_that_of_correctness(
+    code: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretended GPU; the sanitizer's failure has no consequence."""
+    seen = {"gpu": "a GPU", "capability": "9.0", "torch": "2.11.0"}
+    report = tmp_path / "machine.json"
+    report.write_text(json.dumps(seen))
+    machine = Stage("machine", 20, {"machine": python("pass", report=report)})
+    after = [
+        Stage("build", 20, {"build": python("pass")}),
+        Stage("correctness", 20, {"strip": python("pass"), "other": python(code)}),
+        Stage("sanitizer", 20, {"memcheck": python("raise SystemExit(86)")}),
+    ]
+    monkeypatch.setattr(gpu, "machine_stage", lambda scratch: machine)
+    monkeypatch.setattr(gpu, "stages", lambda *arguments: iter(after))
+    assert gpu.run(FAMILIES, [], tmp_path / "out", tmp_path) == status
+    assert len(read(tmp_path / "out" / "gpu.json")) == 4
+    assert gpu.run(FAMILIES, ["correctness"], tmp_path / "out", tmp_path) == status
+    assert [stage["name"] for stage in read(tmp_path / "out" / "gpu.json")][1:] == [
+        "build",
+        "correctness",
+    ]
+
+
 def test_the_probes_run_every_operator() -> None:
     assert len(gpu_probe.run_operators("cpu", large=False)["operators"]) == 8 * len(OPERATORS)
     found = gpu_probe.profile("cpu", (1, 8, 6, 10))

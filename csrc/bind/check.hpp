@@ -49,9 +49,20 @@ class Checker {
       refuse(argument, "must have the dtype of ", first, ", ", text(other.scalar_type()), ", got ",
              text(value.scalar_type()));
     }
+    same_device(argument, value, first, other);
+  }
+
+  void same_device(const char* argument, const Tensor& value, const char* first,
+                   const Tensor& other) const {
     if (value.device() != other.device()) {
       refuse(argument, "must be on the device of ", first, ", ", text(other.device()), ", got ",
              text(value.device()));
+    }
+  }
+
+  void index_tensor(const char* argument, const Tensor& value) const {
+    if (value.scalar_type() != ScalarType::Long) {
+      refuse(argument, "must be int64, got ", text(value.scalar_type()));
     }
   }
 
@@ -71,7 +82,6 @@ class Checker {
     throw std::invalid_argument(message.str());
   }
 
- private:
   template <class Sizes>
   static std::string text(const Sizes& sizes) {
     std::ostringstream out;
@@ -85,6 +95,7 @@ class Checker {
     return out.str();
   }
 
+ private:
   static std::string text(ScalarType dtype) {
     switch (dtype) {
       case ScalarType::Double:

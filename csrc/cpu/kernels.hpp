@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 
@@ -29,6 +30,12 @@ inline StripPartials partials(const StripAddReluBackward&) {
   return {};
 }
 int64_t partials(const SigmoidGateBackward& op);
+inline int64_t partials(const PyramidPool&) {
+  return 0;
+}
+inline int64_t partials(const PyramidMaxPool&) {
+  return 0;
+}
 
 Work work(const SumPartials& op);
 Work work(const StripPool& op);
@@ -37,6 +44,10 @@ Work work(const StripAddRelu& op);
 Work work(const StripAddReluBackward& op);
 Work work(const SigmoidGate& op);
 Work work(const SigmoidGateBackward& op);
+Work work(const PyramidPool& op);
+Work work(const PyramidPoolBackward& op);
+Work work(const PyramidMaxPool& op);
+Work work(const PyramidMaxPoolBackward& op);
 
 void run(const SumPartials& op, int64_t begin, int64_t end);
 void run(const StripPool& op, int64_t begin, int64_t end);
@@ -45,5 +56,9 @@ void run(const StripAddRelu& op, int64_t begin, int64_t end);
 void run(const StripAddReluBackward& op, int64_t begin, int64_t end);
 void run(const SigmoidGate& op, int64_t begin, int64_t end);
 void run(const SigmoidGateBackward& op, int64_t begin, int64_t end);
+void run(const PyramidPool& op, int64_t begin, int64_t end);
+void run(const PyramidPoolBackward& op, int64_t begin, int64_t end);
+void run(const PyramidMaxPool& op, int64_t begin, int64_t end);
+void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end);
 
 }  // namespace stripctx::cpu

@@ -2,6 +2,7 @@
 // stream and returns; the number of partial sums depends on shapes alone, never on the device.
 #pragma once
 
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 #include "cuda/launch.hpp"
@@ -11,6 +12,8 @@ namespace stripctx::cuda {
 StripPartials partials(const StripPool& op);
 StripPartials partials(const StripAddReluBackward& op);
 int64_t partials(const SigmoidGateBackward& op);
+int64_t partials(const PyramidPool& op);
+int64_t partials(const PyramidMaxPool& op);
 
 void launch(const SumPartials& op, Stream stream);
 void launch(const StripPool& op, Stream stream);
@@ -19,5 +22,9 @@ void launch(const StripAddRelu& op, Stream stream);
 void launch(const StripAddReluBackward& op, Stream stream);
 void launch(const SigmoidGate& op, Stream stream);
 void launch(const SigmoidGateBackward& op, Stream stream);
+void launch(const PyramidPool& op, Stream stream);
+void launch(const PyramidPoolBackward& op, Stream stream);
+void launch(const PyramidMaxPool& op, Stream stream);
+void launch(const PyramidMaxPoolBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda
