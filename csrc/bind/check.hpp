@@ -71,7 +71,6 @@ class Checker {
     throw std::invalid_argument(message.str());
   }
 
- private:
   template <class Sizes>
   static std::string text(const Sizes& sizes) {
     std::ostringstream out;
@@ -85,6 +84,7 @@ class Checker {
     return out.str();
   }
 
+ private:
   static std::string text(ScalarType dtype) {
     switch (dtype) {
       case ScalarType::Double:

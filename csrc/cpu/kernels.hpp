@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/height.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
+#include "core/upsample.hpp"
 
 namespace stripctx::cpu {
 
@@ -37,6 +39,10 @@ Work work(const StripAddRelu& op);
 Work work(const StripAddReluBackward& op);
 Work work(const SigmoidGate& op);
 Work work(const SigmoidGateBackward& op);
+Work work(const PyramidAdd& op);
+Work work(const PyramidReduce& op);
+Work work(const RowGate& op);
+Work work(const RowGateBackward& op);
 
 void run(const SumPartials& op, int64_t begin, int64_t end);
 void run(const StripPool& op, int64_t begin, int64_t end);
@@ -45,5 +51,9 @@ void run(const StripAddRelu& op, int64_t begin, int64_t end);
 void run(const StripAddReluBackward& op, int64_t begin, int64_t end);
 void run(const SigmoidGate& op, int64_t begin, int64_t end);
 void run(const SigmoidGateBackward& op, int64_t begin, int64_t end);
+void run(const PyramidAdd& op, int64_t begin, int64_t end);
+void run(const PyramidReduce& op, int64_t begin, int64_t end);
+void run(const RowGate& op, int64_t begin, int64_t end);
+void run(const RowGateBackward& op, int64_t begin, int64_t end);
 
 }  // namespace stripctx::cpu
