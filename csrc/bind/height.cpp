@@ -43,9 +43,11 @@ std::tuple<Tensor, Tensor> row_gate_backward(const Tensor& grad, const Tensor& x
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format), grad_logits = empty(sizes(logits), x);
   const Tensor readable_grad = readable(grad, format), map = readable(x, format);
-  device::execute(RowGateBackward{view(readable_grad), view(map), view(logits), view(grad_x),
-                                  view(grad_logits), format == MemoryFormat::ChannelsLast},
-                  x);
+  RowGateBackward op{view(readable_grad), view(map), view(logits), view(grad_x),
+                     view(grad_logits),   format == MemoryFormat::ChannelsLast};
+  const Tensor sums = empty({device::partials(op)}, x, accumulate_type(x));
+  op.sums = sums.data_ptr();
+  device::execute(op, x);
   return {grad_x, grad_logits};
 }
 

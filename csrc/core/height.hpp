@@ -13,10 +13,12 @@ struct RowGate {
 };
 
 // grad_x = grad * rows[h]; grad_logits = the sums over W of grad * x, brought back from H to L by
-// the interpolation's transpose, times s(1 - s).
+// the interpolation's transpose, times s(1 - s). Where a kernel works in two stages, `sums` holds
+// the sums over W between them, (N, C, H), dense, in the accumulation type.
 struct RowGateBackward {
   View grad, x, logits, grad_x, grad_logits;
   bool channels_last;
+  void* sums = nullptr;
 };
 
 }  // namespace stripctx

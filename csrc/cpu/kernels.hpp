@@ -31,6 +31,9 @@ inline StripPartials partials(const StripAddReluBackward&) {
   return {};
 }
 int64_t partials(const SigmoidGateBackward& op);
+inline int64_t partials(const RowGateBackward&) {
+  return 0;
+}
 
 Work work(const SumPartials& op);
 Work work(const StripPool& op);

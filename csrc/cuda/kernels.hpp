@@ -2,8 +2,10 @@
 // stream and returns; the number of partial sums depends on shapes alone, never on the device.
 #pragma once
 
+#include "core/height.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
+#include "core/upsample.hpp"
 #include "cuda/launch.hpp"
 
 namespace stripctx::cuda {
@@ -11,6 +13,7 @@ namespace stripctx::cuda {
 StripPartials partials(const StripPool& op);
 StripPartials partials(const StripAddReluBackward& op);
 int64_t partials(const SigmoidGateBackward& op);
+int64_t partials(const RowGateBackward& op);
 
 void launch(const SumPartials& op, Stream stream);
 void launch(const StripPool& op, Stream stream);
@@ -19,5 +22,9 @@ void launch(const StripAddRelu& op, Stream stream);
 void launch(const StripAddReluBackward& op, Stream stream);
 void launch(const SigmoidGate& op, Stream stream);
 void launch(const SigmoidGateBackward& op, Stream stream);
+void launch(const PyramidAdd& op, Stream stream);
+void launch(const PyramidReduce& op, Stream stream);
+void launch(const RowGate& op, Stream stream);
+void launch(const RowGateBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda
