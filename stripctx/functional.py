@@ -17,12 +17,12 @@ from torch import Tensor
 import stripctx.ops  # noqa: F401  (defines the operators)
 
 __all__ = [
-    "pyramid_pool",
-    "row_pool",
     "pyramid_add_relu",
     "pyramid_concat",
     "pyramid_conv",
+    "pyramid_pool",
     "row_gate",
+    "row_pool",
     "sigmoid_gate",
     "strip_add_relu",
     "strip_gate",
@@ -192,6 +192,8 @@ def _pool(
 
 def _is_count(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and value >= 1
+
+
 def pyramid_concat(
     x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_first: bool = True
 ) -> Tensor:
