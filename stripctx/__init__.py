@@ -5,7 +5,12 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx.layers import StripPooling  # noqa: E402
+from stripctx.layers import (  # noqa: E402
+    MixedPooling,
+    PyramidPooling,
+    PyramidPoolingConv,
+    StripPooling,
+)
 
 __version__ = "0.1.0"
-__all__ = ["StripPooling"]
+__all__ = ["MixedPooling", "PyramidPooling", "PyramidPoolingConv", "StripPooling"]

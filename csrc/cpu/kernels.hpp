@@ -6,8 +6,10 @@
 #include <cstdint>
 
 #include "core/pyramid.hpp"
+#include "core/height.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
+#include "core/upsample.hpp"
 
 namespace stripctx::cpu {
 
@@ -34,6 +36,7 @@ inline int64_t partials(const PyramidPool&) {
   return 0;
 }
 inline int64_t partials(const PyramidMaxPool&) {
+inline int64_t partials(const RowGateBackward&) {
   return 0;
 }
 
@@ -48,6 +51,10 @@ Work work(const PyramidPool& op);
 Work work(const PyramidPoolBackward& op);
 Work work(const PyramidMaxPool& op);
 Work work(const PyramidMaxPoolBackward& op);
+Work work(const PyramidAdd& op);
+Work work(const PyramidReduce& op);
+Work work(const RowGate& op);
+Work work(const RowGateBackward& op);
 
 void run(const SumPartials& op, int64_t begin, int64_t end);
 void run(const StripPool& op, int64_t begin, int64_t end);
@@ -60,5 +67,9 @@ void run(const PyramidPool& op, int64_t begin, int64_t end);
 void run(const PyramidPoolBackward& op, int64_t begin, int64_t end);
 void run(const PyramidMaxPool& op, int64_t begin, int64_t end);
 void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end);
+void run(const PyramidAdd& op, int64_t begin, int64_t end);
+void run(const PyramidReduce& op, int64_t begin, int64_t end);
+void run(const RowGate& op, int64_t begin, int64_t end);
+void run(const RowGateBackward& op, int64_t begin, int64_t end);
 
 }  // namespace stripctx::cpu

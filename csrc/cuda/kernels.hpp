@@ -3,8 +3,10 @@
 #pragma once
 
 #include "core/pyramid.hpp"
+#include "core/height.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
+#include "core/upsample.hpp"
 #include "cuda/launch.hpp"
 
 namespace stripctx::cuda {
@@ -14,6 +16,7 @@ StripPartials partials(const StripAddReluBackward& op);
 int64_t partials(const SigmoidGateBackward& op);
 int64_t partials(const PyramidPool& op);
 int64_t partials(const PyramidMaxPool& op);
+int64_t partials(const RowGateBackward& op);
 
 void launch(const SumPartials& op, Stream stream);
 void launch(const StripPool& op, Stream stream);
@@ -26,5 +29,9 @@ void launch(const PyramidPool& op, Stream stream);
 void launch(const PyramidPoolBackward& op, Stream stream);
 void launch(const PyramidMaxPool& op, Stream stream);
 void launch(const PyramidMaxPoolBackward& op, Stream stream);
+void launch(const PyramidAdd& op, Stream stream);
+void launch(const PyramidReduce& op, Stream stream);
+void launch(const RowGate& op, Stream stream);
+void launch(const RowGateBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda

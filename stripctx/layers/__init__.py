@@ -1,5 +1,7 @@
 """The context modules as `nn.Module`s."""
 
+from stripctx.layers.mixed import MixedPooling
+from stripctx.layers.pyramid import PyramidPooling, PyramidPoolingConv
 from stripctx.layers.strip import StripPooling
 
-__all__ = ["StripPooling"]
+__all__ = ["MixedPooling", "PyramidPooling", "PyramidPoolingConv", "StripPooling"]

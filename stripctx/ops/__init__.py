@@ -1,5 +1,5 @@
 """Registration: importing this package defines every operator of `torch.ops.stripctx`."""
 
-from stripctx.ops import pyramid, strip
+from stripctx.ops import height, pyramid, strip, upsample
 
-__all__ = ["pyramid", "strip"]
+__all__ = ["height", "pyramid", "strip", "upsample"]
