@@ -5,6 +5,8 @@ The native kernels raise the same sentences (csrc/bind/check.hpp).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def size(name: str, argument: str, value: Tensor, expected: tuple[int | torch.Sy
     """`value` has exactly the sizes `expected`."""
     if tuple(value.shape) != expected:
         raise ValueError(
-            f"{name}: {argument} must have shape {_tuple(expected)}, got {_sizes(value)}"
+            f"{name}: {argument} must have shape {text(expected)}, got {_sizes(value)}"
         )
 
 
@@ -53,9 +55,10 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tuple(sizes: tuple[int | torch.SymInt, ...]) -> str:
+def text(sizes: Sequence[int | torch.SymInt]) -> str:
+    """As the native kernels print them: "(2, 3)", "(4)"."""
     return "(" + ", ".join(str(s) for s in sizes) + ")"
 
 
 def _sizes(value: Tensor) -> str:
-    return _tuple(tuple(value.shape))
+    return text(value.shape)
