@@ -30,8 +30,8 @@ Tensor row_gate(const Tensor& x, const Tensor& logits) {
   const MemoryFormat format = memory_format(x);
   Tensor out = empty(sizes(x), x, format);
   const Tensor map = readable(x, format);
-  device::execute(
-      RowGate{view(map), view(logits), view(out), format == MemoryFormat::ChannelsLast}, x);
+  device::execute(RowGate{view(map), view(logits), view(out), format == MemoryFormat::ChannelsLast},
+                  x);
   return out;
 }
 
@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor> row_gate_backward(const Tensor& grad, const Tensor& x
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format), grad_logits = empty(sizes(logits), x);
   const Tensor readable_grad = readable(grad, format), map = readable(x, format);
-  RowGateBackward op{view(readable_grad), view(map), view(logits), view(grad_x),
-                     view(grad_logits),   format == MemoryFormat::ChannelsLast};
+  RowGateBackward op{view(readable_grad), view(map),         view(logits),
+                     view(grad_x),        view(grad_logits), format == MemoryFormat::ChannelsLast};
   const Tensor sums = empty({device::partials(op)}, x, accumulate_type(x));
   op.sums = sums.data_ptr();
   device::execute(op, x);

@@ -135,13 +135,10 @@ Tensor pyramid_concat(const Tensor& x, const Tensors& levels, bool align_corners
   for (int64_t l = 0; l < sources.count; ++l) {
     const int64_t count = sources.view[l].size[1];
     const View target = channels(view(out), begin, count, element_size(out));
-    device::execute(PyramidAdd{{},
-                               target,
-                               {{sources.view[l]}, 1},
-                               taps,
-                               false,
-                               format == MemoryFormat::ChannelsLast},
-                    x);
+    device::execute(
+        PyramidAdd{
+            {}, target, {{sources.view[l]}, 1}, taps, false, format == MemoryFormat::ChannelsLast},
+        x);
     begin += count;
   }
   return out;

@@ -35,6 +35,7 @@ struct Axis {
   }
 
   STRIPCTX_HOST_DEVICE Sample<A> at(int64_t position) const {
+    if (cells == extent) return {position, position, 1, 0};
     A source = align_corners ? scale * A(position) : scale * (A(position) + A(0.5)) - A(0.5);
     if (source < 0) source = 0;
     const int64_t floor = static_cast<int64_t>(source);

@@ -60,8 +60,8 @@ void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
     gates(at<const T>(op.logits, n, 0, s.first, 0), op.logits.stride[1], C, low);
     gates(at<const T>(op.logits, n, 0, s.second, 0), op.logits.stride[1], C, high);
     for_vectors<A>(C, [&](int64_t c, auto, auto) {
-      store(low.data() + c, s.first_weight * load(low.data() + c) +
-                                s.second_weight * load(high.data() + c));
+      store(low.data() + c,
+            s.first_weight * load(low.data() + c) + s.second_weight * load(high.data() + c));
     });
     for (int64_t w = 0; w < W; ++w) {
       const T* x = at<const T>(op.x, n, 0, h, w);

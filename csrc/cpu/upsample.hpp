@@ -50,7 +50,8 @@ struct LevelSamples {
 };
 
 template <class A>
-std::vector<LevelSamples<A>> level_samples(const Levels& levels, const Taps& taps, const View& map) {
+std::vector<LevelSamples<A>> level_samples(const Levels& levels, const Taps& taps,
+                                           const View& map) {
   std::vector<LevelSamples<A>> result;
   for (int64_t l = 0; l < levels.count; ++l) {
     result.emplace_back(taps, levels.view[l], map.size[2], map.size[3]);

@@ -116,8 +116,8 @@ class RowSums {
       for (int64_t i = h; i < end; ++i, value += plane.row_stride) {
         const Sample<A>& sample = rows[i];
         const Vec<A> gradient = load_some(value);
-        low_sum += (one ? sample.first_weight + sample.second_weight : sample.first_weight) *
-                   gradient;
+        low_sum +=
+            (one ? sample.first_weight + sample.second_weight : sample.first_weight) * gradient;
         high_sum += sample.second_weight * gradient;
       }
       store(low + w, low_sum);

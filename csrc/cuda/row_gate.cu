@@ -1,6 +1,6 @@
-// out = x * interpolated sigmoid(logits) on CUDA, and its gradients. Forward reads x once and writes
-// once; backward reads grad and x once, writes grad_x and one sum a row and channel, which a second
-// kernel brings back to the logits.
+// out = x * interpolated sigmoid(logits) on CUDA, and its gradients. Forward reads x once and
+// writes once; backward reads grad and x once, writes grad_x and one sum a row and channel, which a
+// second kernel brings back to the logits.
 #include "core/height.hpp"
 #include "core/upsample.hpp"
 #include "cuda/device.cuh"
@@ -39,8 +39,7 @@ __device__ inline int64_t offset(const View& view, int64_t n, int64_t c, int64_t
 // Where the row sums of a map lie: (N, C, H), dense.
 template <class A>
 __device__ Global<A> row_sums(const RowGateBackward& op) {
-  return Global<A>(static_cast<A*>(op.sums),
-                   op.x.size[0] * op.x.size[1] * op.x.size[2]);
+  return Global<A>(static_cast<A*>(op.sums), op.x.size[0] * op.x.size[1] * op.x.size[2]);
 }
 
 // Block: a row of threads. Grid: (planes, row chunks). A thread owns every blockDim.x-th pack.
@@ -84,7 +83,8 @@ __global__ void gate_backward_planes(RowGateBackward op) {
     const int64_t r = step + threadIdx.y, h = first + r;
     A sum = 0;
     for (int64_t k = threadIdx.x; r < rows && k < packs; k += blockDim.x) {
-      auto pack = Global<const T>(op.grad).template load_pack<N>(offset(op.grad, n, c, h, 0) + k * N);
+      auto pack =
+          Global<const T>(op.grad).template load_pack<N>(offset(op.grad, n, c, h, 0) + k * N);
       const auto x = Global<const T>(op.x).template load_pack<N>(offset(op.x, n, c, h, 0) + k * N);
       for (int i = 0; i < N; ++i) {
         const A gradient = to_accumulate(pack[i]);
@@ -234,14 +234,13 @@ void launch(const RowGateBackward& op, Stream stream) {
     with_pack<T>({&op.grad, &op.x, &op.grad_x}, fastest, op.x.size[fastest], [&]<int N>() {
       if (op.channels_last) {
         const PixelTiles cut = cut_pixels(op.x, N);
-        return launch(
-            {.kernel = "row_gate_backward_pixels",
-             .grid = {cut.blocks},
-             .block = {cut.lanes, cut.slots},
-             .shared_bytes = shared_bytes<A>(cut.lanes * N) +
-                             shared_bytes<A>(cut.lanes * N * cut.slots),
-             .stream = stream},
-            gate_backward_pixels<T, N>, op);
+        return launch({.kernel = "row_gate_backward_pixels",
+                       .grid = {cut.blocks},
+                       .block = {cut.lanes, cut.slots},
+                       .shared_bytes = shared_bytes<A>(cut.lanes * N) +
+                                       shared_bytes<A>(cut.lanes * N * cut.slots),
+                       .stream = stream},
+                      gate_backward_pixels<T, N>, op);
       }
       const int64_t lanes = power_of_two(ceil_div(op.x.size[3], N), kWarpSize);
       launch({.kernel = "row_gate_backward_planes",

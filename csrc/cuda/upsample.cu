@@ -5,10 +5,9 @@
 // Contiguous maps: a group of lanes owns a row at a time, each lane a pack of columns.
 // channels_last maps: the block owns a row at a time, each thread a pack of channels and some
 // pixels.
-#include "cuda/upsample.cuh"
-
 #include "cuda/kernels.hpp"
 #include "cuda/tiling.hpp"
+#include "cuda/upsample.cuh"
 
 namespace stripctx::cuda {
 
@@ -33,13 +32,13 @@ struct Column {
   A first_weight, second_weight;
 };
 
-// Where output column w reads a level under kernel column dx, counted from cell `origin`; outside
-// it reads nothing.
+// Where output column w reads a level under kernel column dx, counted from cell `origin`; `first`
+// is -1 outside, where it reads nothing.
 template <class A>
 __device__ Column<A> column_at(const Taps& taps, const Axis<A>& axis, int64_t dx, int64_t w,
                                int64_t origin) {
   const int64_t position = w + taps.offset(1, dx);
-  if (position < 0 || position >= axis.extent) return {0, 0, 0, 0};
+  if (position < 0 || position >= axis.extent) return {-1, -1, 0, 0};
   const Sample<A> sample = axis.at(position);
   return {static_cast<int>(sample.first - origin), static_cast<int>(sample.second - origin),
           sample.first_weight, sample.second_weight};
@@ -139,10 +138,11 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
           !kSingle && cut.line ? cells_of(op.taps, axis, dx, tile, tile_end).first : 0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Column<A> column = kSingle ? kept[kSingle ? i : 0]
-                                         : column_at(op.taps, axis, dx, w + i, origin);
-        sum[i] += column.first_weight * value(column.first) +
-                  column.second_weight * value(column.second);
+        const Column<A> column =
+            kSingle ? kept[kSingle ? i : 0] : column_at(op.taps, axis, dx, w + i, origin);
+        if (column.first < 0) continue;
+        sum[i] +=
+            column.first_weight * value(column.first) + column.second_weight * value(column.second);
       }
     });
     Pack<T, N> pack;
@@ -193,9 +193,9 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
       }
       for_lines(op, cut.columns, [&](const View& level, int64_t base, int64_t dx, int64_t place) {
         const Axis<A> axis = op.taps.template axis<A>(level, 1);
-        const int64_t origin =
-            cut.line ? cells_of(op.taps, axis, dx, tile, tile_end).first : 0;
+        const int64_t origin = cut.line ? cells_of(op.taps, axis, dx, tile, tile_end).first : 0;
         const Column<A> column = column_at(op.taps, axis, dx, w, origin);
+        if (column.first < 0) return;
         const auto add = [&](A weight, int j) {
           A value[N] = {};
           if (cut.line > 0) {
@@ -206,7 +206,6 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
           }
           for (int i = 0; i < N; ++i) sum[i] += weight * value[i];
         };
-        if (w + op.taps.offset(1, dx) < 0 || w + op.taps.offset(1, dx) >= axis.extent) return;
         add(column.first_weight, column.first);
         add(column.second_weight, column.second);
       });
@@ -243,13 +242,12 @@ void launch_planes(const PyramidAdd& op, Stream stream) {
   do {
     choose_storage(op, sizeof(A), cut.slots, cut);
   } while (cut.line == 0 && cut.slots > fewest && (cut.slots = std::max(fewest, cut.slots / 2)));
-  const Launch how{.kernel = "pyramid_add_planes",
-                   .grid = {op.out.size[0] * op.out.size[1], ceil_div(W, cut.columns),
-                            ceil_div(H, kBlockRows)},
-                   .block = {cut.lanes, cut.slots},
-                   .shared_bytes =
-                       shared_bytes<A>(cut.cells) + shared_bytes<A>(cut.line * cut.slots),
-                   .stream = stream};
+  const Launch how{
+      .kernel = "pyramid_add_planes",
+      .grid = {op.out.size[0] * op.out.size[1], ceil_div(W, cut.columns), ceil_div(H, kBlockRows)},
+      .block = {cut.lanes, cut.slots},
+      .shared_bytes = shared_bytes<A>(cut.cells) + shared_bytes<A>(cut.line * cut.slots),
+      .stream = stream};
   const bool single = op.levels.count * op.taps.kernel[1] == 1;
   single ? launch(how, add_planes<T, N, true>, op, cut)
          : launch(how, add_planes<T, N, false>, op, cut);

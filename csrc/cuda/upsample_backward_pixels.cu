@@ -174,8 +174,7 @@ template <class T, int N>
 int64_t shared_bytes_of(const View& level, const PixelTiles& cut) {
   using A = Accumulate<T>;
   const int64_t pitch = cut.lanes * N, width = cut.tap_columns * level.size[3] * pitch;
-  return shared_bytes<A>(cut.tap_rows * level.size[2] * width) +
-         shared_bytes<A>(width * cut.slots);
+  return shared_bytes<A>(cut.tap_rows * level.size[2] * width) + shared_bytes<A>(width * cut.slots);
 }
 
 template <class T, int N>

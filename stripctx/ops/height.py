@@ -31,7 +31,7 @@ def _check_arguments(name: str, x: Tensor, logits: Tensor) -> None:
     checks.size(name, "logits", logits, (*x.shape[:2], logits.size(2)))
     if logits.size(2) < 1:
         raise ValueError(
-            f"{name}: logits must have at least one row, got {tuple(logits.shape)}"
+            f"{name}: logits must have at least one row, got {checks.text(logits.shape)}"
         )
 
 

@@ -48,17 +48,17 @@ def _check_levels(
         if level.size(2) < 1 or level.size(3) < 1:
             raise ValueError(
                 f"{name}: {item} must have at least one row and one column, "
-                f"got {tuple(level.shape)}"
+                f"got {checks.text(level.shape)}"
             )
 
 
 def _check_sizes(name: str, sizes: Sequence[int], each: int) -> None:
-    """`sizes` lists `each` positive integers (channels may be 0) for every level."""
+    """`each` numbers a level: the last two, its rows and columns, are positive."""
     if len(sizes) % each != 0:
         raise ValueError(f"{name}: sizes must hold {each} numbers a level, got {len(sizes)}")
     _check_count(name, "sizes", len(sizes) // each)
-    if any(size < (i % each < each - 2 and 0 or 1) for i, size in enumerate(sizes)):
-        raise ValueError(f"{name}: sizes must be positive, got {tuple(sizes)}")
+    if any(size < (0 if i % each < each - 2 else 1) for i, size in enumerate(sizes)):
+        raise ValueError(f"{name}: sizes must be positive, got {checks.text(sizes)}")
 
 
 def _format(channels_last: bool) -> torch.memory_format:
@@ -127,9 +127,7 @@ def _fake_concat_backward(
     grad: Tensor, sizes: Sequence[int], align_corners: bool, channels_last: bool
 ) -> list[Tensor]:
     format = _format(channels_last)
-    return [
-        empty((grad.size(0), *sizes[i : i + 3]), grad, format) for i in range(0, len(sizes), 3)
-    ]
+    return [empty((grad.size(0), *sizes[i : i + 3]), grad, format) for i in range(0, len(sizes), 3)]
 
 
 def _save_concat_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -168,9 +166,7 @@ def _backward_add_relu(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, grads, None
 
 
-def _autocast_add_relu(
-    x: Tensor, levels: Sequence[Tensor], align_corners: bool
-) -> tuple[Any, ...]:
+def _autocast_add_relu(x: Tensor, levels: Sequence[Tensor], align_corners: bool) -> tuple[Any, ...]:
     x, *levels = _promote(x, *levels)
     return x, levels, align_corners
 
@@ -232,7 +228,8 @@ def _check_kernel(
     ):
         if len(value) != 2 or value[0] < least or value[1] < least:
             raise ValueError(
-                f"{name}: {argument} must be two integers of at least {least}, got {tuple(value)}"
+                f"{name}: {argument} must be two integers of at least {least}, "
+                f"got {checks.text(value)}"
             )
     expected = tuple(
         size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)

@@ -36,7 +36,7 @@ def samples(
         source = (position + 0.5) * (cells / max(extent, 1)) - 0.5
     source = source.clamp(min=0)
     first = source.long().clamp(max=cells - 1)
-    second = (first + 1).clamp(max=cells - 1)
+    second = first if cells == extent else (first + 1).clamp(max=cells - 1)
     inside = ((position >= 0) & (position < extent)).to(like.dtype)
     fraction = (source - first).clamp(0, 1)
     return first, second, (1 - fraction) * inside, fraction * inside
@@ -60,9 +60,7 @@ def matrix(
 def upsample(level: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     """A wide level at (height, width). Gathers, so a NaN reaches only what it touches."""
     for dim, extent in ((2, height), (3, width)):
-        first, second, low, high = samples(
-            level.size(dim), extent, align_corners, level, extent, 0
-        )
+        first, second, low, high = samples(level.size(dim), extent, align_corners, level, extent, 0)
         shape = (-1, 1) if dim == 2 else (-1,)
         level = level.index_select(dim, first) * low.view(shape) + level.index_select(
             dim, second
@@ -70,8 +68,11 @@ def upsample(level: Tensor, height: int, width: int, align_corners: bool) -> Ten
     return level
 
 
-def downsample_adjoint(grad: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
-    """The adjoint of `upsample`: a wide gradient (N, C, H, W) summed up to (N, C, height, width)."""
+def upsample_adjoint(grad: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    """The adjoint of `upsample`: a wide gradient (N, C, H, W) as sums (N, C, height, width).
+
+    Matrix products, so a NaN reaches its whole plane.
+    """
     rows = matrix(height, grad.size(2), align_corners, grad)
     columns = matrix(width, grad.size(3), align_corners, grad)
     return rows.T @ grad @ columns
@@ -96,7 +97,7 @@ def pyramid_concat_backward(
 ) -> list[Tensor]:
     parts = grad.split(list(sizes[::3]), 1)
     return [
-        _finish(downsample_adjoint(widen(part), height, width, align_corners), grad, channels_last)
+        _finish(upsample_adjoint(widen(part), height, width, align_corners), grad, channels_last)
         for part, height, width in zip(parts, sizes[1::3], sizes[2::3], strict=True)
     ]
 
@@ -116,7 +117,7 @@ def pyramid_add_relu_backward(
     return [
         _finish(passed, grad, channels_last),
         *(
-            _finish(downsample_adjoint(passed, height, width, align_corners), grad, channels_last)
+            _finish(upsample_adjoint(passed, height, width, align_corners), grad, channels_last)
             for height, width in zip(sizes[::2], sizes[1::2], strict=True)
         ),
     ]
