@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "core/pyramid.hpp"
 #include "core/height.hpp"
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 #include "core/upsample.hpp"
@@ -36,6 +36,8 @@ inline int64_t partials(const PyramidPool&) {
   return 0;
 }
 inline int64_t partials(const PyramidMaxPool&) {
+  return 0;
+}
 inline int64_t partials(const RowGateBackward&) {
   return 0;
 }

@@ -2,8 +2,8 @@
 // stream and returns; the number of partial sums depends on shapes alone, never on the device.
 #pragma once
 
-#include "core/pyramid.hpp"
 #include "core/height.hpp"
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 #include "core/upsample.hpp"
