@@ -12,18 +12,44 @@ from typing import Any
 import battery
 import pytest
 import torch
+import torch.nn.functional as F
 from battery import DEVICE
-from checkpoints import randomise
+from checkpoints import count, randomise
 from torch import Tensor, nn
 
-from stripctx import losses, models
+from stripctx import StripPooling, losses, models
 from stripctx.models.network import FCNHead, SegmentationNetwork
+
+
+class Tiny(models.Backbone):
+    """Four convolutions, for networks whose heads are what is tested."""
+
+    channels = (8, 16, 32, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths, strides = (3, *self.channels), (4, 2, 1, 1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b, stride in zip(widths, self.channels, strides, strict=False)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return tuple(features)
+
 
 # Complete networks. A new network is one more line here.
 
 NETWORKS: dict[str, Callable[[], SegmentationNetwork]] = {
     "fcn": lambda: models.fcn(5, "resnet18"),
+    "pspnet": lambda: models.pspnet(5, Tiny(), head_channels=16),
+    "spnet": lambda: models.spnet(5, Tiny(), pool_sizes=(5, 3)),
 }
+GLOBAL_NORMS = ("pspnet",)  # normalise a 1x1 map, which takes two images
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -52,7 +78,9 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
         assert list(outputs) == ["out"]
         assert outputs["out"].shape == (batch, 5, height, width)
         assert outputs["out"].isfinite().all()
-        if height > 1:
+        if batch == 1 and name in GLOBAL_NORMS:
+            battery.raises(ValueError, "with global_norm=False", lambda: network.train()(x))
+        elif height > 1:
             outputs = network.train()(x)
             assert {"out", "aux"} <= set(outputs)
             assert outputs["aux"].shape == outputs["out"].shape
@@ -66,6 +94,8 @@ def test_training_step(name: str) -> None:
     target = torch.randint(0, 5, (2, 64, 64), device=DEVICE)
     losses.SegmentationLoss()(outputs, target).backward()
     for key, parameter in network.named_parameters():
+        if not parameter.requires_grad:  # HANet's fixed tables
+            continue
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
     for key, value in network.state_dict().items():
@@ -145,15 +175,85 @@ def test_without_auxiliary_head() -> None:
     assert list(network(torch.randn(2, 3, 32, 32))) == ["out"]
 
 
-def test_other_norm_layers() -> None:
-    network = models.fcn(5, "resnet18", norm_layer=lambda channels: nn.GroupNorm(4, channels))
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [(models.fcn, {}), (models.pspnet, {}), (models.spnet, {"strip_pooling": False})],
+)
+def test_other_norm_layers(function: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    def norm(channels: int) -> nn.Module:
+        return nn.GroupNorm(4, channels)
+
+    network = function(5, "resnet18", norm_layer=norm, **options)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     assert network(torch.randn(1, 3, 32, 32))["out"].shape == (1, 5, 32, 32)
+
+
+def test_parameter_counts() -> None:
+    """As upstream's networks have them, auxiliary heads included."""
+    with torch.device("meta"):
+        for network, parameters in (
+            (models.pspnet(150, "resnet50s"), 49_180_908),
+            (models.pspnet(19, "resnet101s"), 68_072_166),
+            (models.spnet(150, "resnet50s"), 47_838_124),
+            (models.spnet(150, "resnet50s", strip_pooling=False), 41_721_068),
+            (models.spnet(150, "resnet101s"), 66_830_252),
+        ):
+            assert count(network) == parameters
+        assert len(models.pspnet(150, "resnet50s").state_dict()) == 370
+
+
+@pytest.mark.parametrize(("zoom_factor", "size"), [(1, (9, 7)), (2, (17, 13)), (4, (33, 25))])
+def test_pspnet_zoom(zoom_factor: int, size: tuple[int, int]) -> None:
+    network = models.pspnet(5, Tiny(), head_channels=16, zoom_factor=zoom_factor)
+    outputs = network(torch.randn(2, 3, 65, 49))
+    assert {y.shape[2:] for y in outputs.values()} == {size}
+
+
+def test_pspnet_is_plain() -> None:
+    """The whole network against its formula in plain PyTorch, the pyramid built."""
+    network = randomise(models.pspnet(5, Tiny(), head_channels=16)).double().eval()
+    x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
+    y = network.backbone(x)[-1]
+    pyramid, *rest = network.head
+    parts = [y]
+    for size, branch in zip((1, 2, 3, 6), pyramid.branches, strict=True):
+        level = branch(F.adaptive_avg_pool2d(y, size))
+        parts.append(F.interpolate(level, y.shape[2:], mode="bilinear", align_corners=True))
+    logits = nn.Sequential(*rest)(pyramid.conv(torch.cat(parts, 1)))
+    want = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
+    assert battery.relative_error(network(x)["out"], want) < 1e-12
+
+
+def test_pspnet_trains_on_one_image() -> None:
+    network = models.pspnet(5, Tiny(), head_channels=16, global_norm=False)
+    network(torch.randn(1, 3, 32, 32))["out"].sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.head.parameters())
+
+
+def test_spnet_variants() -> None:
+    with torch.device("meta"):
+        network = models.spnet(5, "resnet50s")
+        gated = [key for key, m in network.named_modules() if isinstance(m, StripPooling)]
+        places = ("1.2", "2.3", "3.5", "4.0", "4.1", "4.2")
+        assert gated == [f"backbone.layer{place}.spm" for place in places]
+        assert [b.conv2.dilation[0] for b in network.backbone.layer4] == [4, 8, 16]
+        assert [b.conv2.dilation[0] for b in network.backbone.layer3] == [1, 2, 2, 2, 2, 2]
+        plain = models.spnet(5, "resnet50s", strip_pooling=False)
+        assert not any(isinstance(m, StripPooling) for m in plain.modules())
+    assert len(models.spnet(5, Tiny(), mixed=0).head.mixed) == 0
+    one = models.spnet(5, Tiny(), mixed=1, arms="long", pool_sizes=((3, 2), 5)).eval()
+    assert [m.arms for m in one.head.mixed] == ["long"]
+    assert one(torch.randn(1, 3, 32, 40))["out"].shape == (1, 5, 32, 40)
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: models.create("unet", num_classes=3), "name must be one of"),
     (lambda: models.fcn(0, "resnet18"), "num_classes must be positive, got 0"),
+    (lambda: models.pspnet(0, Tiny()), "pspnet: num_classes must be positive, got 0"),
+    (lambda: models.pspnet(3, Tiny(), zoom_factor=3), "zoom_factor must be 1, 2, 4 or 8, got 3"),
+    (lambda: models.spnet(3, Tiny(), mixed=9), "spnet: mixed must be from 0 to 8, got 9"),
+    (lambda: models.spnet(3, "resnet18"), "strip_pooling needs a depth of 50 or more, got 18"),
+    (lambda: models.spnet(3, Tiny(), arms="none"), "arms must be one of both, short, long"),
     (lambda: FCNHead(0, 3), "in_channels must be positive, got 0"),
     (
         lambda: models.fcn(3, "resnet18")(torch.zeros(1, 4, 8, 8)),
@@ -168,7 +268,9 @@ def test_refuses(call: Callable[[], Any], words: str) -> None:
     battery.raises(ValueError, words, call)
 
 
-@pytest.mark.parametrize("module", ["backbones", "fcn", "network", "registry", "resnet"])
+@pytest.mark.parametrize(
+    "module", ["backbones", "fcn", "network", "pspnet", "registry", "resnet", "spnet"]
+)
 def test_examples_run(module: str) -> None:
     code = importlib.import_module(f"stripctx.models.{module}")
     results = doctest.testmod(code, extraglobs={"torch": torch, **vars(models)})

@@ -3,7 +3,9 @@
 from stripctx.models.backbones import create_backbone
 from stripctx.models.fcn import fcn
 from stripctx.models.network import Backbone, SegmentationNetwork
+from stripctx.models.pspnet import pspnet
 from stripctx.models.registry import available, create, register
+from stripctx.models.spnet import spnet
 
 __all__ = [
     "Backbone",
@@ -12,5 +14,7 @@ __all__ = [
     "create",
     "create_backbone",
     "fcn",
+    "pspnet",
     "register",
+    "spnet",
 ]
