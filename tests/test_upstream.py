@@ -124,6 +124,33 @@ def test_spnet_loads() -> None:
     same_state(source, target)
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet18s"])
+def test_hanet_loads(backbone: str) -> None:
+    def make() -> nn.Module:
+        return models.deeplabv3plus_hanet(5, backbone)
+
+    source, target = randomise(make()), make()
+    rules = (*BACKBONE["semseg"], (r"aux_head\.", "dsn."), (r"head\.", ""))
+    state = renamed(source.state_dict(), *rules)
+    for key in (
+        "layer0.0.weight",
+        "layer4.1.conv2.weight",
+        "aspp.features.3.1.running_mean",
+        "aspp.img_conv.0.weight",
+        "bot_fine.1.bias",
+        "bot_aspp.0.weight",
+        "final1.4.weight",
+        "final2.0.bias",
+        "dsn.0.bias",
+        "dsn.4.weight",
+        "hanet0.attention_first.1.running_var",
+        "hanet3.pos_emb1d_2nd.pos_layer.weight",
+    ):
+        assert key in state
+    target.load_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}})
+    same_state(source, target)
+
+
 class Parts(nn.Module):
     """What SEMSEG and MMSEG rename in every network: the backbone and the auxiliary head."""
 

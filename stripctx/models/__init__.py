@@ -1,6 +1,7 @@
 """Complete segmentation networks, made by name or by their own functions."""
 
 from stripctx.models.backbones import create_backbone
+from stripctx.models.deeplab_hanet import deeplabv3plus_hanet
 from stripctx.models.fcn import fcn
 from stripctx.models.network import Backbone, SegmentationNetwork
 from stripctx.models.pspnet import pspnet
@@ -13,6 +14,7 @@ __all__ = [
     "available",
     "create",
     "create_backbone",
+    "deeplabv3plus_hanet",
     "fcn",
     "pspnet",
     "register",
