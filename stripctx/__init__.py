@@ -6,6 +6,7 @@ from stripctx import ops as ops
 extension.load()
 
 from stripctx.layers import (  # noqa: E402
+    HeightAttention,
     MixedPooling,
     PyramidPooling,
     PyramidPoolingConv,
@@ -13,4 +14,10 @@ from stripctx.layers import (  # noqa: E402
 )
 
 __version__ = "0.1.0"
-__all__ = ["MixedPooling", "PyramidPooling", "PyramidPoolingConv", "StripPooling"]
+__all__ = [
+    "HeightAttention",
+    "MixedPooling",
+    "PyramidPooling",
+    "PyramidPoolingConv",
+    "StripPooling",
+]
