@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/encoding.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 
@@ -29,6 +30,17 @@ inline StripPartials partials(const StripAddReluBackward&) {
   return {};
 }
 int64_t partials(const SigmoidGateBackward& op);
+int64_t partials(const Encode& op);          // of each image
+int64_t partials(const EncodeBackward& op);  // of each image
+int64_t partials(const ChannelGateBackward& op);
+
+// Elements of scratch that an operator's kernel asks for.
+inline int64_t scratch(const Encode&) {
+  return 0;
+}
+inline int64_t scratch(const EncodeBackward&) {
+  return 0;
+}
 
 Work work(const SumPartials& op);
 Work work(const StripPool& op);
@@ -37,6 +49,10 @@ Work work(const StripAddRelu& op);
 Work work(const StripAddReluBackward& op);
 Work work(const SigmoidGate& op);
 Work work(const SigmoidGateBackward& op);
+Work work(const Encode& op);
+Work work(const EncodeBackward& op);
+Work work(const ChannelGate& op);
+Work work(const ChannelGateBackward& op);
 
 void run(const SumPartials& op, int64_t begin, int64_t end);
 void run(const StripPool& op, int64_t begin, int64_t end);
@@ -45,5 +61,9 @@ void run(const StripAddRelu& op, int64_t begin, int64_t end);
 void run(const StripAddReluBackward& op, int64_t begin, int64_t end);
 void run(const SigmoidGate& op, int64_t begin, int64_t end);
 void run(const SigmoidGateBackward& op, int64_t begin, int64_t end);
+void run(const Encode& op, int64_t begin, int64_t end);
+void run(const EncodeBackward& op, int64_t begin, int64_t end);
+void run(const ChannelGate& op, int64_t begin, int64_t end);
+void run(const ChannelGateBackward& op, int64_t begin, int64_t end);
 
 }  // namespace stripctx::cpu

@@ -1,5 +1,5 @@
 """Registration: importing this package defines every operator of `torch.ops.stripctx`."""
 
-from stripctx.ops import strip
+from stripctx.ops import encoding, strip
 
-__all__ = ["strip"]
+__all__ = ["encoding", "strip"]

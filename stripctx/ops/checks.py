@@ -42,6 +42,11 @@ def alike(name: str, argument: str, value: Tensor, first: str, other: Tensor) ->
             f"{name}: {argument} must have the dtype of {first}, {_dtype(other.dtype)}, "
             f"got {_dtype(value.dtype)}"
         )
+    same_device(name, argument, value, first, other)
+
+
+def same_device(name: str, argument: str, value: Tensor, first: str, other: Tensor) -> None:
+    """`value` lives on the device of `other`, the argument called `first`."""
     if value.device != other.device:
         raise ValueError(
             f"{name}: {argument} must be on the device of {first}, {other.device}, "
