@@ -18,7 +18,10 @@ void block_distances(const A* tile, const A* codewords, int64_t D, int64_t first
   Vec<A> sum[kCodeBlock][kTileVectors]{};
   for (int64_t d = first; d < end; ++d) {
     Vec<A> x[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) x[v] = load(tile + d * kTile<A> + v * lanes);
+    for (int v = 0; v < kTileVectors; ++v) {
+      x[v] = load(tile + d * kTile<A> + v * lanes);
+      hold<A>(x[v]);
+    }
     for (int k = 0; k < kCodeBlock; ++k) {
       const A code = codewords[k * D + d];
       for (int v = 0; v < kTileVectors; ++v) {
@@ -93,8 +96,8 @@ class Encoder {
   const Encode& op_;
   const int64_t K_, D_, stride_;
   const A* scale_;
-  const std::vector<A> codewords_, mean_;
-  std::vector<A> tile_, assignments_, weights_, sums_, masses_;
+  const Scratch<A> codewords_, mean_;
+  Scratch<A> tile_, assignments_, weights_, sums_, masses_;
 };
 
 }  // namespace

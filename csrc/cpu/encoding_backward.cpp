@@ -24,7 +24,10 @@ void block_products(const A* tile, const A* codewords, const A* grad, int64_t D,
   Vec<A> squares[kCodeBlock][kHalf]{}, along[kCodeBlock][kHalf]{};
   for (int64_t d = first; d < end; ++d) {
     Vec<A> x[kHalf];
-    for (int v = 0; v < kHalf; ++v) x[v] = load(tile + d * kTile<A> + v * lanes);
+    for (int v = 0; v < kHalf; ++v) {
+      x[v] = load(tile + d * kTile<A> + v * lanes);
+      hold<A>(x[v]);
+    }
     for (int k = 0; k < kCodeBlock; ++k) {
       const A code = codewords[k * D + d], g = grad[k * D + d];
       for (int v = 0; v < kHalf; ++v) {
@@ -69,10 +72,11 @@ void weights_of(const A* assignments, const A* distances, const A* scale, int64_
 }
 
 // tile[d][i] becomes the sum over k of a_ik G_kd + weights_ik (x_id - c_kd), for kDepth rows d and
-// kSpread vectors of positions.
+// kSpread vectors of positions; codewords and grad are (D, stride) here, so that what one row d
+// needs lies together.
 template <class A, int kDepth>
 void spread_block(A* tile, const A* assignments, const A* weights, const A* codewords,
-                  const A* grad, int64_t K, int64_t D) {
+                  const A* grad, int64_t K, int64_t stride) {
   constexpr int lanes = kLanes<A>;
   Vec<A> x[kDepth][kSpread], sum[kDepth][kSpread]{};
   for (int j = 0; j < kDepth; ++j) {
@@ -83,9 +87,11 @@ void spread_block(A* tile, const A* assignments, const A* weights, const A* code
     for (int v = 0; v < kSpread; ++v) {
       a[v] = load(assignments + k * kTile<A> + v * lanes);
       weight[v] = load(weights + k * kTile<A> + v * lanes);
+      hold<A>(a[v]);
+      hold<A>(weight[v]);
     }
     for (int j = 0; j < kDepth; ++j) {
-      const A code = codewords[k * D + j], g = grad[k * D + j];
+      const A code = codewords[j * stride + k], g = grad[j * stride + k];
       for (int v = 0; v < kSpread; ++v) {
         sum[j][v] += a[v] * g;
         sum[j][v] += weight[v] * (x[j][v] - code);
@@ -110,6 +116,8 @@ class EncoderBackward {
         scale_(static_cast<const A*>(op.scale.data)),
         codewords_(padded_rows<A>(op.codewords.data, K_, D_)),
         mean_(mean_codeword(codewords_.data(), K_, D_)),
+        code_columns_(D_ * stride_),
+        grad_columns_(D_ * stride_),
         tile_(D_ * kTile<A>),
         distances_(ceil_div(K_, kCodeBlock) * kCodeBlock * kTile<A>),
         products_(distances_.size()),
@@ -118,11 +126,14 @@ class EncoderBackward {
         sums_(D_ * stride_),
         masses_(K_ * kLanes<A>),
         weight_sums_(masses_.size()),
-        scale_sums_(masses_.size()) {}
+        scale_sums_(masses_.size()) {
+    transpose(codewords_.data(), D_, K_, D_, code_columns_.data(), stride_);
+  }
 
   void run(int64_t item) {
     const int64_t N = op_.x.size[0], n = item % N, chunk = item / N;
     grad_ = padded_rows<A>(static_cast<const A*>(op_.grad.data) + n * K_ * D_, K_, D_);
+    transpose(grad_.data(), D_, K_, D_, grad_columns_.data(), stride_);
     for (auto* sums : {&sums_, &masses_, &weight_sums_, &scale_sums_}) {
       std::fill(sums->begin(), sums->end(), A(0));
     }
@@ -163,8 +174,8 @@ class EncoderBackward {
     const auto block = [&]<int kDepth>(int64_t d) {
       for (int v = 0; v < kTile<A>; v += kSpread * kLanes<A>) {
         spread_block<A, kDepth>(tile_.data() + d * kTile<A> + v, assignments_.data() + v,
-                                products_.data() + v, codewords_.data() + d, grad_.data() + d, K_,
-                                D_);
+                                products_.data() + v, code_columns_.data() + d * stride_,
+                                grad_columns_.data() + d * stride_, K_, stride_);
       }
     };
     int64_t d = 0;
@@ -192,9 +203,9 @@ class EncoderBackward {
   const EncodeBackward& op_;
   const int64_t K_, D_, stride_;
   const A* scale_;
-  const std::vector<A> codewords_, mean_;
-  std::vector<A> grad_, tile_, distances_, products_, assignments_, weights_, sums_, masses_,
-      weight_sums_, scale_sums_;
+  const Scratch<A> codewords_, mean_;
+  Scratch<A> grad_, code_columns_, grad_columns_, tile_, distances_, products_, assignments_,
+      weights_, sums_, masses_, weight_sums_, scale_sums_;
 };
 
 }  // namespace

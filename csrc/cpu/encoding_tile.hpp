@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,29 @@ constexpr int kTile = kTileVectors * kLanes<A>;
 
 // Codewords that share one read of a tile: as many sums as half of the registers hold.
 constexpr int kCodeBlock = kVectorBytes == 64 ? 4 : 2;
+
+// Scratch memory on a cache line's boundary: no vector in it straddles two.
+template <class A>
+struct LineAllocator {
+  using value_type = A;
+
+  static constexpr std::align_val_t kLine{64};
+  A* allocate(size_t count) { return static_cast<A*>(operator new(count * sizeof(A), kLine)); }
+  void deallocate(A* data, size_t) { operator delete(data, kLine); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+template <class A>
+using Scratch = std::vector<A, LineAllocator<A>>;
+
+// Keeps a value that is used many times in its register; g++ would load or broadcast it anew.
+template <class A>
+inline void hold(Vec<A>& value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__x86_64__)
+  asm("" : "+x"(value));
+#endif
+}
 
 // Each image's positions are cut into `chunks` runs of whole `tiles`, which depend on shapes alone:
 // enough for any number of cores, and few enough that what a run leaves behind is small beside what
@@ -128,7 +152,10 @@ void load_tile(const View& map, int64_t n, int64_t first, int64_t count, Accumul
   if (!positions_fastest(map)) {
     return transpose(source, map.stride[3], count, D, tile, kTile<A>);
   }
+  constexpr int64_t kAhead = 12;  // rows: a row is too short for the hardware to see a stream
   for (int64_t d = 0; d < D; ++d) {
+    const T* ahead = source + std::min(d + kAhead, D - 1) * map.stride[1];
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(ahead + i);
     for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
       store(tile + d * kTile<A> + i, load_some(source + d * map.stride[1] + i));
     });
@@ -154,8 +181,8 @@ void store_tile(const Accumulate<T>* tile, const View& map, int64_t n, int64_t f
 // The mean codeword, 0 where it is not finite. Everything linear in x and c is summed about it, so
 // that features with a common offset keep their digits.
 template <class A>
-std::vector<A> mean_codeword(const A* codewords, int64_t K, int64_t D) {
-  std::vector<A> mean(D + 4);
+Scratch<A> mean_codeword(const A* codewords, int64_t K, int64_t D) {
+  Scratch<A> mean(D);
   for (int64_t d = 0; d < D; ++d) {
     A sum = 0;
     for (int64_t k = 0; k < K; ++k) sum += codewords[k * D + d];
@@ -166,19 +193,20 @@ std::vector<A> mean_codeword(const A* codewords, int64_t K, int64_t D) {
 
 // (K, D) rows in the accumulation type, followed by zeros up to a whole block of codewords.
 template <class A>
-std::vector<A> padded_rows(const void* rows, int64_t K, int64_t D) {
-  std::vector<A> padded(ceil_div(K, kCodeBlock) * kCodeBlock * D);
+Scratch<A> padded_rows(const void* rows, int64_t K, int64_t D) {
+  Scratch<A> padded(ceil_div(K, kCodeBlock) * kCodeBlock * D);
   std::copy_n(static_cast<const A*>(rows), K * D, padded.begin());
   return padded;
 }
 
-// Calls run(k, d, end of d) for blocks of codewords and dimensions. Sums over a few dimensions are
-// added to those before them: a single running sum over D = 512 would lose three bits more.
+// Calls run(k, d, end of d) for blocks of codewords and dimensions; the tile's 64 rows d stay in
+// the first-level cache for all codewords. Sums over a block are added to those before it: a single
+// running sum over D = 512 would lose three bits more.
 template <class Run>
 void for_blocks(int64_t K, int64_t D, Run&& run) {
   constexpr int64_t kDimensions = 64;
-  for (int64_t k = 0; k < K; k += kCodeBlock) {
-    for (int64_t d = 0; d < D; d += kDimensions) run(k, d, std::min(d + kDimensions, D));
+  for (int64_t d = 0; d < D; d += kDimensions) {
+    for (int64_t k = 0; k < K; k += kCodeBlock) run(k, d, std::min(d + kDimensions, D));
   }
 }
 
@@ -233,15 +261,20 @@ namespace detail {
 template <class A, int kDepth, int kVectors>
 inline void weigh_block(const A* tile, const A* mean, const A* weights, int64_t stride,
                         int64_t count, A* sums) {
-  Vec<A> sum[kDepth][kVectors];
+  Vec<A> centre[kDepth], sum[kDepth][kVectors];
   for (int j = 0; j < kDepth; ++j) {
+    centre[j] = splat(mean[j]);
+    hold<A>(centre[j]);
     for (int v = 0; v < kVectors; ++v) sum[j][v] = load(sums + j * stride + v * kLanes<A>);
   }
   for (int64_t i = 0; i < count; ++i) {
     Vec<A> weight[kVectors];
-    for (int v = 0; v < kVectors; ++v) weight[v] = load(weights + i * stride + v * kLanes<A>);
+    for (int v = 0; v < kVectors; ++v) {
+      weight[v] = load(weights + i * stride + v * kLanes<A>);
+      hold<A>(weight[v]);
+    }
     for (int j = 0; j < kDepth; ++j) {
-      const A centred = tile[j * kTile<A> + i] - mean[j];
+      const Vec<A> centred = splat(tile[j * kTile<A> + i]) - centre[j];
       for (int v = 0; v < kVectors; ++v) sum[j][v] += weight[v] * centred;
     }
   }
