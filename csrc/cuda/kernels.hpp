@@ -2,6 +2,7 @@
 // stream and returns; the number of partial sums depends on shapes alone, never on the device.
 #pragma once
 
+#include "core/encoding.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 #include "cuda/launch.hpp"
@@ -11,6 +12,13 @@ namespace stripctx::cuda {
 StripPartials partials(const StripPool& op);
 StripPartials partials(const StripAddReluBackward& op);
 int64_t partials(const SigmoidGateBackward& op);
+int64_t partials(const Encode& op);          // of each image
+int64_t partials(const EncodeBackward& op);  // of each image
+int64_t partials(const ChannelGateBackward& op);
+
+// Elements of scratch that an operator's kernel asks for.
+int64_t scratch(const Encode& op);
+int64_t scratch(const EncodeBackward& op);
 
 void launch(const SumPartials& op, Stream stream);
 void launch(const StripPool& op, Stream stream);
@@ -19,5 +27,9 @@ void launch(const StripAddRelu& op, Stream stream);
 void launch(const StripAddReluBackward& op, Stream stream);
 void launch(const SigmoidGate& op, Stream stream);
 void launch(const SigmoidGateBackward& op, Stream stream);
+void launch(const Encode& op, Stream stream);
+void launch(const EncodeBackward& op, Stream stream);
+void launch(const ChannelGate& op, Stream stream);
+void launch(const ChannelGateBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda
