@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-FAMILIES := tests/test_strip.py
+FAMILIES := tests/test_strip.py tests/test_encoding.py
 SOURCES := $(shell find csrc tests/simt tests/core -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup test lint format demo bench clean

@@ -5,7 +5,7 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx.layers import StripPooling  # noqa: E402
+from stripctx.layers import ContextEncoding, EncodingLayer, StripPooling  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["StripPooling"]
+__all__ = ["ContextEncoding", "EncodingLayer", "StripPooling"]
