@@ -21,6 +21,8 @@ from pathlib import Path
 
 import toolkit
 
+NO_COMPILER = 77  # the exit status where there is no nvcc
+
 
 @dataclasses.dataclass
 class Usage:
@@ -170,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if nvcc is None:
         print("cuda_check: no nvcc in CUDA_HOME, on PATH or in site-packages", file=sys.stderr)
         print("cuda_check: pip install -r requirements-dev.txt brings one", file=sys.stderr)
-        return 2
+        return NO_COMPILER
     sources = options.sources or sorted((toolkit.SOURCES / "cuda").glob("*.cu"))
     kernels: list[Kernel] = []
     for source in sources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cuda_check
@@ -71,6 +72,20 @@ def test_the_table_of_known_kernels(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @needs_nvcc
+@needs_cuobjdump
+def test_computed_packs_are_stored_whole(tmp_path: Path) -> None:
+    """nvcc takes a pack apart where its values were computed, unless Global<T> says otherwise."""
+    source = toolkit.SOURCES / "cuda" / "strip_broadcast.cu"
+    written = tmp_path / "table.json"
+    assert cuda_check.main([str(source), "--arch", "90", "--json", str(written)]) == 0
+    for kernel in json.loads(written.read_text()):
+        template = re.fullmatch(r"\w+<(\w+), (\d+)(?:, \d+)?>", kernel["name"])
+        assert template, kernel["name"]
+        bytes_each = {"double": 8, "float": 4}.get(template[1], 2)
+        assert set(kernel["stores"]) == {str(8 * bytes_each * int(template[2]))}, kernel["name"]
+
+
+@needs_nvcc
 def test_what_does_not_compile_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "broken.cu"
     path.write_text("__global__ void broken() { undeclared(); }\n")
@@ -82,7 +97,7 @@ def test_without_nvcc_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(toolkit, "nvcc", lambda: None)
-    assert cuda_check.main([]) == 2
+    assert cuda_check.main([]) == cuda_check.NO_COMPILER
     assert "no nvcc" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import toolkit
@@ -46,8 +46,8 @@ class Emulator:
     def order(self, text: str) -> None:
         assert self.library.stripctx_simt_set_order(text.encode()) == 0
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        counts: dict[str, dict[str, int]] = json.loads(self.library.stripctx_simt_counts())
+    def counts(self) -> dict[str, dict[str, Any]]:
+        counts: dict[str, dict[str, Any]] = json.loads(self.library.stripctx_simt_counts())
         return counts
 
     def reset_counts(self) -> None:
@@ -178,6 +178,8 @@ def test_bytes_of_a_copy_are_counted_exactly(emulator: Emulator, count: int) -> 
             "blocks": 2 * blocks,
             "threads": 128 * blocks,
             "shared_bytes": 0,
+            "grid": [blocks, 1, 1],
+            "block": [64, 1, 1],
         }
     }
     row_sums(emulator, torch.randn(3, 10), 64)

@@ -60,6 +60,12 @@ class Checker {
     }
   }
 
+  void index_tensor(const char* argument, const Tensor& value) const {
+    if (value.scalar_type() != ScalarType::Long) {
+      refuse(argument, "must be int64, got ", text(value.scalar_type()));
+    }
+  }
+
   // A map of the size, dtype and device of `other`.
   void same_map(const char* argument, const Tensor& value, const char* first,
                 const Tensor& other) const {
@@ -76,7 +82,6 @@ class Checker {
     throw std::invalid_argument(message.str());
   }
 
- private:
   template <class Sizes>
   static std::string text(const Sizes& sizes) {
     std::ostringstream out;
@@ -90,6 +95,7 @@ class Checker {
     return out.str();
   }
 
+ private:
   static std::string text(ScalarType dtype) {
     switch (dtype) {
       case ScalarType::Double:

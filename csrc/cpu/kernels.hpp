@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/encoding.hpp"
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 
@@ -30,6 +31,12 @@ inline StripPartials partials(const StripAddReluBackward&) {
   return {};
 }
 int64_t partials(const SigmoidGateBackward& op);
+inline int64_t partials(const PyramidPool&) {
+  return 0;
+}
+inline int64_t partials(const PyramidMaxPool&) {
+  return 0;
+}
 int64_t partials(const Encode& op);          // of each image
 int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
@@ -49,6 +56,10 @@ Work work(const StripAddRelu& op);
 Work work(const StripAddReluBackward& op);
 Work work(const SigmoidGate& op);
 Work work(const SigmoidGateBackward& op);
+Work work(const PyramidPool& op);
+Work work(const PyramidPoolBackward& op);
+Work work(const PyramidMaxPool& op);
+Work work(const PyramidMaxPoolBackward& op);
 Work work(const Encode& op);
 Work work(const EncodeBackward& op);
 Work work(const ChannelGate& op);
@@ -61,6 +72,10 @@ void run(const StripAddRelu& op, int64_t begin, int64_t end);
 void run(const StripAddReluBackward& op, int64_t begin, int64_t end);
 void run(const SigmoidGate& op, int64_t begin, int64_t end);
 void run(const SigmoidGateBackward& op, int64_t begin, int64_t end);
+void run(const PyramidPool& op, int64_t begin, int64_t end);
+void run(const PyramidPoolBackward& op, int64_t begin, int64_t end);
+void run(const PyramidMaxPool& op, int64_t begin, int64_t end);
+void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end);
 void run(const Encode& op, int64_t begin, int64_t end);
 void run(const EncodeBackward& op, int64_t begin, int64_t end);
 void run(const ChannelGate& op, int64_t begin, int64_t end);

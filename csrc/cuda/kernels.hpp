@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/encoding.hpp"
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 #include "cuda/launch.hpp"
@@ -12,6 +13,8 @@ namespace stripctx::cuda {
 StripPartials partials(const StripPool& op);
 StripPartials partials(const StripAddReluBackward& op);
 int64_t partials(const SigmoidGateBackward& op);
+int64_t partials(const PyramidPool& op);
+int64_t partials(const PyramidMaxPool& op);
 int64_t partials(const Encode& op);          // of each image
 int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
@@ -27,6 +30,10 @@ void launch(const StripAddRelu& op, Stream stream);
 void launch(const StripAddReluBackward& op, Stream stream);
 void launch(const SigmoidGate& op, Stream stream);
 void launch(const SigmoidGateBackward& op, Stream stream);
+void launch(const PyramidPool& op, Stream stream);
+void launch(const PyramidPoolBackward& op, Stream stream);
+void launch(const PyramidMaxPool& op, Stream stream);
+void launch(const PyramidMaxPoolBackward& op, Stream stream);
 void launch(const Encode& op, Stream stream);
 void launch(const EncodeBackward& op, Stream stream);
 void launch(const ChannelGate& op, Stream stream);

@@ -1,5 +1,5 @@
 """Registration: importing this package defines every operator of `torch.ops.stripctx`."""
 
-from stripctx.ops import encoding, strip
+from stripctx.ops import encoding, pyramid, strip
 
-__all__ = ["encoding", "strip"]
+__all__ = ["encoding", "pyramid", "strip"]

@@ -11,26 +11,32 @@ from torch import Tensor
 
 
 def over_channels(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """A batching rule: (N, C, H, W) and (C,) arguments become (N, B*C, H, W) and (B*C,)."""
+    """A batching rule: (N, C, H, W) and (C,) arguments become (N, B*C, H, W) and (B*C,); so do the
+    tensors in lists."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
         outputs = operator(
-            *(
-                _fold(arg, dim, batch) if isinstance(arg, Tensor) else arg
-                for arg, dim in zip(args, in_dims, strict=True)
-            )
+            *(_fold_argument(arg, dim, batch) for arg, dim in zip(args, in_dims, strict=True))
         )
         single = isinstance(outputs, Tensor)
-        outputs = (outputs,) if single else tuple(outputs)
-        dims = tuple(0 if out.dim() == 1 else 1 for out in outputs)
-        split = tuple(
+        outputs = (outputs,) if single else outputs
+        dims = [0 if out.dim() == 1 else 1 for out in outputs]
+        split = [
             out.unflatten(dim, (batch, out.size(dim) // batch))
             for out, dim in zip(outputs, dims, strict=True)
-        )
-        return (split[0], dims[0]) if single else (split, dims)
+        ]
+        if single:
+            return split[0], dims[0]
+        return (split, dims) if isinstance(outputs, list) else (tuple(split), tuple(dims))
 
     return rule
+
+
+def _fold_argument(arg: Any, dims: Any, batch: int) -> Any:
+    if isinstance(arg, (list, tuple)):
+        return [_fold_argument(item, dim, batch) for item, dim in zip(arg, dims, strict=True)]
+    return _fold(arg, dims, batch) if isinstance(arg, Tensor) else arg
 
 
 def _fold(arg: Tensor, dim: int | None, batch: int) -> Tensor:
