@@ -50,17 +50,17 @@ class Encoder {
         stride_(whole_vectors<A>(K_)),
         scale_(static_cast<const A*>(op.scale.data)),
         codewords_(padded_rows<A>(op.codewords.data, K_, D_)),
-        mean_(mean_codeword(codewords_.data(), K_, D_)),
+        code_columns_(D_ * stride_),
         tile_(D_ * kTile<A>),
         assignments_(ceil_div(K_, kCodeBlock) * kCodeBlock * kTile<A>),
         weights_(kTile<A> * stride_),
-        sums_(D_ * stride_),
-        masses_(K_ * kLanes<A>) {}
+        sums_(D_ * stride_) {
+    transpose(codewords_.data(), D_, K_, D_, code_columns_.data(), stride_);
+  }
 
   void run(int64_t item) {
     const int64_t N = op_.x.size[0], n = item % N, chunk = item / N;
     std::fill(sums_.begin(), sums_.end(), A(0));
-    std::fill(masses_.begin(), masses_.end(), A(0));
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
       load_tile<T>(op_.x, n, first, count, tile_.data());
       A* assignments = assignments_.data();
@@ -71,33 +71,19 @@ class Encoder {
       });
       assign(assignments, scale_, K_, assignments);
       clear_tail(assignments, K_, count);
-      add_rows(assignments, K_, masses_.data());
       transpose(assignments, kTile<A>, K_, kTile<A>, weights_.data(), stride_);
-      weigh(tile_.data(), D_, mean_.data(), weights_.data(), stride_, count, sums_.data());
+      weigh(tile_.data(), D_, code_columns_.data(), weights_.data(), stride_, count, sums_.data());
     });
-    finish(static_cast<A*>(op_.partials.data) + item * K_ * D_);
+    A* encoded = static_cast<A*>(op_.partials.data) + item * K_ * D_;
+    transpose(sums_.data(), stride_, D_, K_, encoded, D_);
   }
 
  private:
-  // E_k = sum of a_ik (x_i - mean) - (sum of a_ik) (c_k - mean).
-  void finish(A* encoded) const {
-    transpose(sums_.data(), stride_, D_, K_, encoded, D_);
-    for (int64_t k = 0; k < K_; ++k) {
-      const A mass = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
-      const A* codeword = codewords_.data() + k * D_;
-      for_vectors<A>(D_, [&](int64_t d, auto load_some, auto store_some) {
-        A* e = encoded + k * D_ + d;
-        const Vec<A> centred = load_some(codeword + d) - load_some(mean_.data() + d);
-        store_some(e, load_some(e) - mass * centred);
-      });
-    }
-  }
-
   const Encode& op_;
   const int64_t K_, D_, stride_;
   const A* scale_;
-  const Scratch<A> codewords_, mean_;
-  Scratch<A> tile_, assignments_, weights_, sums_, masses_;
+  const Scratch<A> codewords_;
+  Scratch<A> code_columns_, tile_, assignments_, weights_, sums_;
 };
 
 }  // namespace

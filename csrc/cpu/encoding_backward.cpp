@@ -115,7 +115,6 @@ class EncoderBackward {
         stride_(whole_vectors<A>(K_)),
         scale_(static_cast<const A*>(op.scale.data)),
         codewords_(padded_rows<A>(op.codewords.data, K_, D_)),
-        mean_(mean_codeword(codewords_.data(), K_, D_)),
         code_columns_(D_ * stride_),
         grad_columns_(D_ * stride_),
         tile_(D_ * kTile<A>),
@@ -125,7 +124,6 @@ class EncoderBackward {
         weights_(kTile<A> * stride_),
         sums_(D_ * stride_),
         masses_(K_ * kLanes<A>),
-        weight_sums_(masses_.size()),
         scale_sums_(masses_.size()) {
     transpose(codewords_.data(), D_, K_, D_, code_columns_.data(), stride_);
   }
@@ -134,16 +132,15 @@ class EncoderBackward {
     const int64_t N = op_.x.size[0], n = item % N, chunk = item / N;
     grad_ = padded_rows<A>(static_cast<const A*>(op_.grad.data) + n * K_ * D_, K_, D_);
     transpose(grad_.data(), D_, K_, D_, grad_columns_.data(), stride_);
-    for (auto* sums : {&sums_, &masses_, &weight_sums_, &scale_sums_}) {
+    for (auto* sums : {&sums_, &masses_, &scale_sums_}) {
       std::fill(sums->begin(), sums->end(), A(0));
     }
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
       load_tile<T>(op_.x, n, first, count, tile_.data());
       assign_tile(count);
       add_rows(assignments_.data(), K_, masses_.data());
-      add_rows(products_.data(), K_, weight_sums_.data());
       transpose(products_.data(), kTile<A>, K_, kTile<A>, weights_.data(), stride_);
-      weigh(tile_.data(), D_, mean_.data(), weights_.data(), stride_, count, sums_.data());
+      weigh(tile_.data(), D_, code_columns_.data(), weights_.data(), stride_, count, sums_.data());
       spread();
       store_tile<T>(tile_.data(), op_.grad_x, n, first, count);
     });
@@ -183,18 +180,15 @@ class EncoderBackward {
     if (d < D_) block.template operator()<1>(d);
   }
 
-  // grad_c_k = (sum of 2 q_ik) (c_k - mean) - sum of 2 q_ik (x_i - mean) - (sum of a_ik) G_k.
+  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k).
   void finish(A* codewords, A* scale) const {
     transpose(sums_.data(), stride_, D_, K_, codewords, D_);
     for (int64_t k = 0; k < K_; ++k) {
       const A mass = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
-      const A weight = sum_lanes<A>(load(weight_sums_.data() + k * kLanes<A>));
       for_vectors<A>(D_, [&](int64_t d, auto load_some, auto store_some) {
         A* to = codewords + k * D_ + d;
-        const Vec<A> codeword = load_some(codewords_.data() + k * D_ + d);
-        const Vec<A> centred = codeword - load_some(mean_.data() + d);
         const Vec<A> grad = load_some(grad_.data() + k * D_ + d);
-        store_some(to, weight * centred - load_some(to) - mass * grad);
+        store_some(to, -load_some(to) - mass * grad);
       });
       scale[k] = sum_lanes<A>(load(scale_sums_.data() + k * kLanes<A>));
     }
@@ -203,9 +197,9 @@ class EncoderBackward {
   const EncodeBackward& op_;
   const int64_t K_, D_, stride_;
   const A* scale_;
-  const Scratch<A> codewords_, mean_;
+  const Scratch<A> codewords_;
   Scratch<A> grad_, code_columns_, grad_columns_, tile_, distances_, products_, assignments_,
-      weights_, sums_, masses_, weight_sums_, scale_sums_;
+      weights_, sums_, masses_, scale_sums_;
 };
 
 }  // namespace

@@ -178,19 +178,6 @@ void store_tile(const Accumulate<T>* tile, const View& map, int64_t n, int64_t f
   }
 }
 
-// The mean codeword, 0 where it is not finite. Everything linear in x and c is summed about it, so
-// that features with a common offset keep their digits.
-template <class A>
-Scratch<A> mean_codeword(const A* codewords, int64_t K, int64_t D) {
-  Scratch<A> mean(D);
-  for (int64_t d = 0; d < D; ++d) {
-    A sum = 0;
-    for (int64_t k = 0; k < K; ++k) sum += codewords[k * D + d];
-    mean[d] = std::isfinite(sum / A(K)) ? sum / A(K) : A(0);
-  }
-  return mean;
-}
-
 // (K, D) rows in the accumulation type, followed by zeros up to a whole block of codewords.
 template <class A>
 Scratch<A> padded_rows(const void* rows, int64_t K, int64_t D) {
@@ -259,13 +246,15 @@ void add_rows(const A* rows, int64_t K, A* sums) {
 namespace detail {
 
 template <class A, int kDepth, int kVectors>
-inline void weigh_block(const A* tile, const A* mean, const A* weights, int64_t stride,
+inline void weigh_block(const A* tile, const A* codewords, const A* weights, int64_t stride,
                         int64_t count, A* sums) {
-  Vec<A> centre[kDepth], sum[kDepth][kVectors];
+  Vec<A> code[kDepth][kVectors], sum[kDepth][kVectors];
   for (int j = 0; j < kDepth; ++j) {
-    centre[j] = splat(mean[j]);
-    hold<A>(centre[j]);
-    for (int v = 0; v < kVectors; ++v) sum[j][v] = load(sums + j * stride + v * kLanes<A>);
+    for (int v = 0; v < kVectors; ++v) {
+      code[j][v] = load(codewords + j * stride + v * kLanes<A>);
+      sum[j][v] = load(sums + j * stride + v * kLanes<A>);
+      hold<A>(code[j][v]);
+    }
   }
   for (int64_t i = 0; i < count; ++i) {
     Vec<A> weight[kVectors];
@@ -274,8 +263,8 @@ inline void weigh_block(const A* tile, const A* mean, const A* weights, int64_t 
       hold<A>(weight[v]);
     }
     for (int j = 0; j < kDepth; ++j) {
-      const Vec<A> centred = splat(tile[j * kTile<A> + i]) - centre[j];
-      for (int v = 0; v < kVectors; ++v) sum[j][v] += weight[v] * centred;
+      const A x = tile[j * kTile<A> + i];
+      for (int v = 0; v < kVectors; ++v) sum[j][v] += weight[v] * (x - code[j][v]);
     }
   }
   for (int j = 0; j < kDepth; ++j) {
@@ -285,21 +274,21 @@ inline void weigh_block(const A* tile, const A* mean, const A* weights, int64_t 
 
 }  // namespace detail
 
-// sums[d][k] += sum over the first `count` positions of weights[i][k] (x_i - mean)[d], codewords in
-// lanes; `stride` is K rounded up to whole vectors.
+// sums[d][k] += sum over the first `count` positions of weights[i][k] (x_id - c_kd), codewords in
+// lanes: codewords and sums are (D, stride), weights (positions, stride), stride whole vectors.
 template <class A>
-void weigh(const A* tile, int64_t D, const A* mean, const A* weights, int64_t stride, int64_t count,
-           A* sums) {
-  constexpr int kDepth = 4;
+void weigh(const A* tile, int64_t D, const A* codewords, const A* weights, int64_t stride,
+           int64_t count, A* sums) {
+  constexpr int kDepth = kVectorBytes == 64 ? 4 : 2;
   const auto blocks = [&]<int kVectors>(int64_t k) {
     int64_t d = 0;
     for (; d + kDepth <= D; d += kDepth) {
-      detail::weigh_block<A, kDepth, kVectors>(tile + d * kTile<A>, mean + d, weights + k, stride,
-                                               count, sums + d * stride + k);
+      detail::weigh_block<A, kDepth, kVectors>(tile + d * kTile<A>, codewords + d * stride + k,
+                                               weights + k, stride, count, sums + d * stride + k);
     }
     for (; d < D; ++d) {
-      detail::weigh_block<A, 1, kVectors>(tile + d * kTile<A>, mean + d, weights + k, stride, count,
-                                          sums + d * stride + k);
+      detail::weigh_block<A, 1, kVectors>(tile + d * kTile<A>, codewords + d * stride + k,
+                                          weights + k, stride, count, sums + d * stride + k);
     }
   };
   int64_t k = 0;
