@@ -5,7 +5,21 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx.layers import ContextEncoding, EncodingLayer, StripPooling  # noqa: E402
+from stripctx.layers import (  # noqa: E402
+    ContextEncoding,
+    EncodingLayer,
+    MixedPooling,
+    PyramidPooling,
+    PyramidPoolingConv,
+    StripPooling,
+)
 
 __version__ = "0.1.0"
-__all__ = ["ContextEncoding", "EncodingLayer", "StripPooling"]
+__all__ = [
+    "ContextEncoding",
+    "EncodingLayer",
+    "MixedPooling",
+    "PyramidPooling",
+    "PyramidPoolingConv",
+    "StripPooling",
+]

@@ -19,7 +19,11 @@ import stripctx.ops  # noqa: F401  (defines the operators)
 __all__ = [
     "channel_gate",
     "encode",
+    "pyramid_add_relu",
+    "pyramid_concat",
+    "pyramid_conv",
     "pyramid_pool",
+    "row_gate",
     "row_pool",
     "sigmoid_gate",
     "strip_add_relu",
@@ -250,3 +254,141 @@ def _pool(
 
 def _is_count(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and value >= 1
+
+
+def pyramid_concat(
+    x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_first: bool = True
+) -> Tensor:
+    """A map and its pyramid: x and every level, interpolated bilinearly to the size of x, side by
+    side in one tensor that is written once.
+
+    PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `torch.cat([x, *up(levels)], 1)` with
+    `up = F.interpolate(level, (H, W), mode="bilinear", align_corners=align_corners)`. The gradient
+    of x is a view of the output's, as it is for torch.cat.
+
+    Args:
+        x: (N, C, H, W).
+        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up, also above H and W.
+        align_corners: as in `F.interpolate`.
+        x_first: the levels follow x; otherwise x comes last.
+
+    Returns:
+        (N, C + sum of C_l, H, W), in the memory format of x.
+
+    Example:
+        >>> x, level = torch.zeros(1, 1, 1, 3), torch.tensor([[[[1.0, 3.0]]]])
+        >>> pyramid_concat(x, [level], align_corners=True)[0, :, 0]
+        tensor([[0., 0., 0.],
+                [1., 2., 3.]])
+    """
+    return _OPS.pyramid_concat(x, list(levels), align_corners, x_first)
+
+
+def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
+    """relu(x + every level interpolated bilinearly to the size of x): reads x, writes once.
+
+    The pyramid arm of SPNet's mixed pooling module (Hou et al., CVPR 2020), section 3.2, before its
+    last convolution. Keeps its output for the backward pass, and nothing else.
+
+    Args:
+        x: (N, C, H, W).
+        levels: 1 to 8 maps (N, C, h, w) of x's dtype; h and w from 1 up, also above H and W.
+        align_corners: as in `F.interpolate`.
+
+    Returns:
+        (N, C, H, W), in the memory format of x.
+
+    Example:
+        >>> x, level = torch.full((1, 1, 1, 3), -2.0), torch.tensor([[[[1.0, 3.0]]]])
+        >>> pyramid_add_relu(x, [level], align_corners=True)
+        tensor([[[[0., 0., 1.]]]])
+    """
+    return _OPS.pyramid_add_relu(x, list(levels), align_corners)
+
+
+def pyramid_conv(
+    x: Tensor,
+    levels: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    align_corners: bool,
+    x_first: bool = True,
+) -> Tensor:
+    """The convolution over `pyramid_concat(x, levels, ...)`, without the concatenation.
+
+    Interpolation and convolution are both linear, so a level's share of the convolution is taken
+    on the level itself: a 1x1 convolution to the kernel's taps, whose small maps are interpolated
+    and added to the convolution of x. It is exact but for the rounding, and the larger map never
+    exists.
+
+    Args:
+        x: (N, C, H, W).
+        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up.
+        weight: (O, C + sum of C_l, kh, kw), over the channels of the concatenation.
+        bias: (O,) or None.
+        padding: zeros on each side, an integer or (rows, columns).
+        dilation: an integer or (rows, columns).
+        align_corners: as in `F.interpolate`.
+        x_first: the channels of x come first in `weight`; otherwise last.
+
+    Returns:
+        (N, O, H + 2 * padding - dilation * (kh - 1), likewise for W).
+
+    Example:
+        >>> x, levels = torch.randn(2, 8, 9, 7), [torch.randn(2, 2, b, b) for b in (1, 2, 3, 6)]
+        >>> weight = torch.randn(4, 16, 3, 3)
+        >>> pyramid_conv(x, levels, weight, padding=1, align_corners=True).shape
+        torch.Size([2, 4, 9, 7])
+    """
+    channels = [x.size(1), *(level.size(1) for level in levels)]
+    if weight.dim() != 4 or weight.size(1) != sum(channels):
+        raise ValueError(
+            f"pyramid_conv: weight must have shape (O, {sum(channels)}, kh, kw), "
+            f"got {tuple(weight.shape)}"
+        )
+    rows, columns = weight.shape[2:]
+    pads, steps = _pair("padding", padding), _pair("dilation", dilation)
+    if x_first:
+        of_x, *of_levels = weight.split(channels, 1)
+    else:
+        *of_levels, of_x = weight.split([*channels[1:], channels[0]], 1)
+    out = F.conv2d(x, of_x, bias, padding=pads, dilation=steps)
+    taps = [
+        F.conv2d(level, part.permute(2, 3, 0, 1).reshape(-1, part.size(1), 1, 1))
+        for level, part in zip(levels, of_levels, strict=True)
+    ]
+    size = list(x.shape[2:])
+    return _OPS.pyramid_taps_add(out, taps, size, [rows, columns], pads, steps, align_corners)
+
+
+def _pair(argument: str, value: int | tuple[int, int]) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else value
+    if isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(
+            f"pyramid_conv: {argument} must be an integer or a pair of them, got {value!r}"
+        )
+    return list(pair)
+
+
+def row_gate(x: Tensor, logits: Tensor) -> Tensor:
+    """x * rows: every row of a map times its gate, one number a channel. Reads x, writes once.
+
+    HANet (Choi et al., CVPR 2020), eq. 2. The gates of L rows are interpolated to the map's H:
+    `x * F.interpolate(sigmoid(logits), H, mode="linear")[..., None]`. The sigmoid comes first, as
+    in the authors' code.
+
+    Args:
+        x: (N, C, H, W).
+        logits: (N, C, L), of x's dtype; under autocast any dtype, cast to that of x.
+
+    Returns:
+        (N, C, H, W), in the memory format of x.
+
+    Example:
+        >>> row_gate(torch.full((1, 1, 3, 1), 4.0), torch.tensor([[[-1e9, 1e9]]])).flatten()
+        tensor([0., 2., 4.])
+    """
+    return _OPS.row_gate(x, logits)

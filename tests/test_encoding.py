@@ -1,5 +1,5 @@
-"""The encoding family: operators, gradients, rounding, contract, refusals. The layers have a file of
-their own, test_encoding_layers.py."""
+"""The encoding family: operators, gradients, rounding, contract, refusals. The layers are tested in
+test_encoding_layers.py."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_zero_and_extreme_scales() -> None:
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> None:
-    """Sums and parameters' gradients are float32 and as exact; that of x is rounded to its dtype."""
+    """Sums and parameters' gradients are float32 and as exact; that of x has its dtype."""
     x, codewords, scale = encode_case(32).arguments((2, 40, 9, 10), torch.float32, layout)
     arguments = (x.to(half), codewords, scale / 40)
     grad = noise(2, 32, 40)

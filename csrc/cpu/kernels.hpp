@@ -6,9 +6,11 @@
 #include <cstdint>
 
 #include "core/encoding.hpp"
+#include "core/height.hpp"
 #include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
+#include "core/upsample.hpp"
 
 namespace stripctx::cpu {
 
@@ -46,6 +48,7 @@ inline int64_t scratch(const Encode&) {
   return 0;
 }
 inline int64_t scratch(const EncodeBackward&) {
+inline int64_t partials(const RowGateBackward&) {
   return 0;
 }
 
@@ -64,6 +67,10 @@ Work work(const Encode& op);
 Work work(const EncodeBackward& op);
 Work work(const ChannelGate& op);
 Work work(const ChannelGateBackward& op);
+Work work(const PyramidAdd& op);
+Work work(const PyramidReduce& op);
+Work work(const RowGate& op);
+Work work(const RowGateBackward& op);
 
 void run(const SumPartials& op, int64_t begin, int64_t end);
 void run(const StripPool& op, int64_t begin, int64_t end);
@@ -80,5 +87,9 @@ void run(const Encode& op, int64_t begin, int64_t end);
 void run(const EncodeBackward& op, int64_t begin, int64_t end);
 void run(const ChannelGate& op, int64_t begin, int64_t end);
 void run(const ChannelGateBackward& op, int64_t begin, int64_t end);
+void run(const PyramidAdd& op, int64_t begin, int64_t end);
+void run(const PyramidReduce& op, int64_t begin, int64_t end);
+void run(const RowGate& op, int64_t begin, int64_t end);
+void run(const RowGateBackward& op, int64_t begin, int64_t end);
 
 }  // namespace stripctx::cpu

@@ -193,28 +193,33 @@ __global__ void encode_backward_general(EncodeBackward op, EncodeChunks chunks) 
   }
 }
 
-template <class Op, class Kernels>
-void launch_chunks(const Op& op, Stream stream, const char* name, Kernels&& kernel_of) {
-  const EncodeChunks chunks = encode_chunks(op.x);
-  dispatch<Types>(op.x.dtype, [&]<class T>() {
-    launch({.kernel = name,
-            .grid = {op.x.size[0] * chunks.count},
-            .block = {kTileMost, kSlots},
-            .shared_bytes = shared_bytes<Accumulate<T>>(kBlockThreads),
-            .stream = stream},
-           kernel_of.template operator()<T>(), op, chunks);
-  });
+template <class T, class Op>
+Launch one_block_a_chunk(const Op& op, const EncodeChunks& chunks, Stream stream) {
+  return {.kernel = "",
+          .grid = {op.x.size[0] * chunks.count},
+          .block = {kTileMost, kSlots},
+          .shared_bytes = shared_bytes<Accumulate<T>>(kBlockThreads),
+          .stream = stream};
 }
 
 }  // namespace
 
 void launch_general(const Encode& op, Stream stream) {
-  launch_chunks(op, stream, "encode_general", []<class T>() { return encode_general<T>; });
+  const EncodeChunks chunks = encode_chunks(op.x);
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    Launch how = one_block_a_chunk<T>(op, chunks, stream);
+    how.kernel = "encode_general";
+    launch(how, encode_general<T>, op, chunks);
+  });
 }
 
 void launch_general(const EncodeBackward& op, Stream stream) {
-  launch_chunks(op, stream, "encode_backward_general",
-                []<class T>() { return encode_backward_general<T>; });
+  const EncodeChunks chunks = encode_chunks(op.x);
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    Launch how = one_block_a_chunk<T>(op, chunks, stream);
+    how.kernel = "encode_backward_general";
+    launch(how, encode_backward_general<T>, op, chunks);
+  });
 }
 
 }  // namespace stripctx::cuda

@@ -3,9 +3,11 @@
 #pragma once
 
 #include "core/encoding.hpp"
+#include "core/height.hpp"
 #include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
+#include "core/upsample.hpp"
 #include "cuda/launch.hpp"
 
 namespace stripctx::cuda {
@@ -22,6 +24,7 @@ int64_t partials(const ChannelGateBackward& op);
 // Elements of scratch that an operator's kernel asks for.
 int64_t scratch(const Encode& op);
 int64_t scratch(const EncodeBackward& op);
+int64_t partials(const RowGateBackward& op);
 
 void launch(const SumPartials& op, Stream stream);
 void launch(const StripPool& op, Stream stream);
@@ -38,5 +41,9 @@ void launch(const Encode& op, Stream stream);
 void launch(const EncodeBackward& op, Stream stream);
 void launch(const ChannelGate& op, Stream stream);
 void launch(const ChannelGateBackward& op, Stream stream);
+void launch(const PyramidAdd& op, Stream stream);
+void launch(const PyramidReduce& op, Stream stream);
+void launch(const RowGate& op, Stream stream);
+void launch(const RowGateBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda

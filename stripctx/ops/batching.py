@@ -47,6 +47,33 @@ def _fold(arg: Tensor, dim: int | None, batch: int) -> Tensor:
 
 
 def over_images(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule: every (N, ...) argument, alone or in a list, becomes (B*N, ...)."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+
+        def fold(arg: Any, dim: Any) -> Any:
+            if isinstance(arg, Tensor):
+                arg = arg.expand(batch, *arg.shape) if dim is None else arg.movedim(dim, 0)
+                return arg.flatten(0, 1)
+            if isinstance(arg, (list, tuple)) and isinstance(arg[0], Tensor):
+                dims = dim if isinstance(dim, (list, tuple)) else [dim] * len(arg)
+                return [fold(item, d) for item, d in zip(arg, dims, strict=True)]
+            return arg
+
+        def split(out: Tensor) -> Tensor:
+            return out.unflatten(0, (batch, out.size(0) // batch))
+
+        outputs = operator(*(fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)))
+        if isinstance(outputs, Tensor):
+            return split(outputs), 0
+        kind = type(outputs)
+        return kind(map(split, outputs)), kind(0 for _ in outputs)
+
+    return rule
+
+
+def over_images_of_first(operator: Callable[..., Any]) -> Callable[..., Any]:
     """A batching rule where only the first argument, (N, ...), and the result, (N, ...), hold
     images: B*N of them where nothing else is mapped, else a loop."""
     loop = in_a_loop(operator)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
-from stripctx.ops.batching import in_a_loop, over_channels, over_images
+from stripctx.ops.batching import in_a_loop, over_channels, over_images_of_first
 from stripctx.ops.contract import define
 from stripctx.reference import encoding as reference
+from stripctx.reference.strip import widen
 
 OPS = torch.ops.stripctx
 HALF = (torch.float16, torch.bfloat16)
@@ -102,8 +103,10 @@ def _backward_encode_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, 
     saved = ctx.saved_tensors
     with torch.enable_grad():
         leaves = tuple(tensor.detach().requires_grad_() for tensor in saved)
-        wide = tuple(reference.widen(leaf) for leaf in leaves)
-        outputs = reference.encode_gradients(*wide, reference.expanded_distances)
+        grad, x, codewords, scale = (widen(leaf) for leaf in leaves)
+        outputs = reference.encode_gradients(
+            grad, x, codewords, scale, reference.expanded_distances
+        )
         weights = tuple(g.to(o.dtype) for g, o in zip(grads, outputs, strict=True))
     return *torch.autograd.grad(outputs, leaves, weights), None
 
@@ -147,7 +150,7 @@ def _fake_gate_backward(grad: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, 
 
 
 def _backward_gate_backward(ctx: Any, grad_x: Tensor, grad_gate: Tensor) -> tuple[Tensor, ...]:
-    """Differentiates passed * (1 + gate) and the sum of passed * x; where passed, x (1 + gate) > 0."""
+    """Differentiates passed * (1 + gate) and the sum of passed * x."""
     grad, x, gate = ctx.saved_tensors
     factor, toward = gate[..., None, None], grad_gate[..., None, None]
     stopped = x + x * factor <= 0
@@ -164,7 +167,7 @@ define(
     fake=_fake_encode,
     setup_context=_save_encode,
     backward=_backward_encode,
-    vmap=over_images,
+    vmap=over_images_of_first,
     autocast=_autocast_encode,
 )
 define(

@@ -1,0 +1,192 @@
+// out = x * interpolated sigmoid(logits) on the CPU, and its gradients. Forward reads x once and
+// writes once; backward reads grad and x once and writes both gradients in the same pass.
+//
+// Contiguous: a work item is a plane. channels_last: a row of pixels forward, a block of channels
+// backward.
+#include "core/dispatch.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/upsample.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+constexpr int64_t kChannelBlock = 64;  // channels of one work item of the channels_last backward
+
+template <class A>
+Samples<A> row_samples(const View& x, const View& logits) {
+  return {Axis<A>(logits.size[2], x.size[2], false), 0, x.size[2]};
+}
+
+// The sigmoid of `count` logits, `stride` apart.
+template <class T, class A = Accumulate<T>>
+void gates(const T* logits, int64_t stride, int64_t count, std::vector<A>& gate) {
+  for (int64_t i = 0; i < count; ++i) gate[i] = load(logits + i * stride, 1)[0];
+  for_vectors<A>(count, [&](int64_t i, auto, auto) {
+    store(gate.data() + i, sigmoid(load(gate.data() + i)).gate);
+  });
+}
+
+template <class T>
+void gate_planes(const RowGate& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> gate(padded<A>(L));
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
+    gates(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, gate);
+    for (int64_t h = 0; h < H; ++h) {
+      const Sample<A>& s = samples[h];
+      const A factor = s.first_weight * gate[s.first] + s.second_weight * gate[s.second];
+      const T* x = at<const T>(op.x, n, c, h, 0);
+      T* out = at<T>(op.out, n, c, h, 0);
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+        store_some(out + w, load_some(x + w) * factor);
+      });
+    }
+  }
+}
+
+template <class T>
+void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> low(padded<A>(C)), high(padded<A>(C));
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / H, h = item % H;
+    const Sample<A>& s = samples[h];
+    gates(at<const T>(op.logits, n, 0, s.first, 0), op.logits.stride[1], C, low);
+    gates(at<const T>(op.logits, n, 0, s.second, 0), op.logits.stride[1], C, high);
+    for_vectors<A>(C, [&](int64_t c, auto, auto) {
+      store(low.data() + c,
+            s.first_weight * load(low.data() + c) + s.second_weight * load(high.data() + c));
+    });
+    for (int64_t w = 0; w < W; ++w) {
+      const T* x = at<const T>(op.x, n, 0, h, w);
+      T* out = at<T>(op.out, n, 0, h, w);
+      for_vectors<A>(C, [&](int64_t c, auto load_some, auto store_some) {
+        store_some(out + c, load_some(x + c) * load(low.data() + c));
+      });
+    }
+  }
+}
+
+// The gate's gradient times s(1 - s).
+template <class T>
+void write_logit_gradient(const T* logit, Accumulate<T> grad_gate, T* grad_logit) {
+  store(grad_logit, grad_gate * sigmoid(load(logit, 1)).slope, 1);
+}
+
+template <class T>
+void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> gate(padded<A>(L)), sums(L * kLanes<A>);  // a vector of partial sums a gate
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
+    const T* logits = at<const T>(op.logits, n, c, 0, 0);
+    gates(logits, op.logits.stride[2], L, gate);
+    std::fill(sums.begin(), sums.end(), A(0));
+    for (int64_t h = 0; h < H; ++h) {
+      const Sample<A>& s = samples[h];
+      const A factor = s.first_weight * gate[s.first] + s.second_weight * gate[s.second];
+      const T* grad = at<const T>(op.grad, n, c, h, 0);
+      const T* x = at<const T>(op.x, n, c, h, 0);
+      T* grad_x = at<T>(op.grad_x, n, c, h, 0);
+      Vec<A> row{};
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+        const Vec<A> g = load_some(grad + w);
+        row += g * load_some(x + w);
+        store_some(grad_x + w, g * factor);
+      });
+      A* low = sums.data() + s.first * kLanes<A>;
+      store(low, load(low) + s.first_weight * row);
+      A* high = sums.data() + s.second * kLanes<A>;
+      store(high, load(high) + s.second_weight * row);
+    }
+    for (int64_t l = 0; l < L; ++l) {
+      write_logit_gradient(logits + l * op.logits.stride[2],
+                           sum_lanes<A>(load(sums.data() + l * kLanes<A>)),
+                           at<T>(op.grad_logits, n, c, l, 0));
+    }
+  }
+}
+
+template <class T>
+void gate_backward_channel_blocks(const RowGateBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
+  const int64_t blocks = ceil_div(C, kChannelBlock);
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> gate(L * kChannelBlock), sums(L * kChannelBlock), line(kChannelBlock);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks, c = item % blocks * kChannelBlock;
+    const int64_t count = std::min(kChannelBlock, C - c);
+    for (int64_t l = 0; l < L; ++l) {
+      gates(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count, line);
+      std::copy(line.begin(), line.end(), gate.begin() + l * kChannelBlock);
+    }
+    std::fill(sums.begin(), sums.end(), A(0));
+    for (int64_t h = 0; h < H; ++h) {
+      const Sample<A>& s = samples[h];
+      const int64_t low = s.first * kChannelBlock, high = s.second * kChannelBlock;
+      A factor[kChannelBlock], row[kChannelBlock]{};
+      for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
+        store(factor + k, s.first_weight * load(gate.data() + low + k) +
+                              s.second_weight * load(gate.data() + high + k));
+      });
+      for (int64_t w = 0; w < W; ++w) {
+        const T* grad = at<const T>(op.grad, n, c, h, w);
+        const T* x = at<const T>(op.x, n, c, h, w);
+        T* grad_x = at<T>(op.grad_x, n, c, h, w);
+        for_vectors<A>(count, [&](int64_t k, auto load_some, auto store_some) {
+          const Vec<A> g = load_some(grad + k);
+          store(row + k, load(row + k) + g * load_some(x + k));
+          store_some(grad_x + k, g * load(factor + k));
+        });
+      }
+      for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
+        A* sum = sums.data() + low + k;
+        store(sum, load(sum) + s.first_weight * load(row + k));
+        sum = sums.data() + high + k;
+        store(sum, load(sum) + s.second_weight * load(row + k));
+      });
+    }
+    for (int64_t l = 0; l < L; ++l) {
+      for (int64_t k = 0; k < count; ++k) {
+        write_logit_gradient(at<const T>(op.logits, n, c + k, l, 0), sums[l * kChannelBlock + k],
+                             at<T>(op.grad_logits, n, c + k, l, 0));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Work work(const RowGate& op) {
+  return share(op.x.size[0] * op.x.size[op.channels_last ? 2 : 1], op.x.numel());
+}
+
+Work work(const RowGateBackward& op) {
+  const int64_t C = op.x.size[1];
+  const int64_t items = op.x.size[0] * (op.channels_last ? ceil_div(C, kChannelBlock) : C);
+  return share(items, op.x.numel());
+}
+
+void run(const RowGate& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    op.channels_last ? gate_pixel_rows<T>(op, begin, end) : gate_planes<T>(op, begin, end);
+  });
+}
+
+void run(const RowGateBackward& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    op.channels_last ? gate_backward_channel_blocks<T>(op, begin, end)
+                     : gate_backward_planes<T>(op, begin, end);
+  });
+}
+
+}  // namespace stripctx::cpu
