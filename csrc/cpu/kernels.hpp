@@ -39,6 +39,9 @@ inline int64_t partials(const PyramidPool&) {
 inline int64_t partials(const PyramidMaxPool&) {
   return 0;
 }
+inline int64_t partials(const RowGateBackward&) {
+  return 0;
+}
 int64_t partials(const Encode& op);          // of each image
 int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
@@ -48,7 +51,6 @@ inline int64_t scratch(const Encode&) {
   return 0;
 }
 inline int64_t scratch(const EncodeBackward&) {
-inline int64_t partials(const RowGateBackward&) {
   return 0;
 }
 

@@ -59,13 +59,22 @@ __device__ void for_packs(int64_t positions, Each&& each) {
   for (int64_t k = first + threadIdx.x; k < end; k += blockDim.x) each(k * N);
 }
 
+// The gate of a block's one plane, read once.
+template <class T, int N>
+__device__ void block_gate(const View& gate, Accumulate<T> (&values)[N],
+                           const Shared<Accumulate<T>>& scratch) {
+  if (threadIdx.x == 0) scratch[0] = to_accumulate(Global<const T>(gate).load(blockIdx.x));
+  __syncthreads();
+  for (int i = 0; i < N; ++i) values[i] = scratch[0];
+}
+
 // Grid: (planes, pieces of a plane). Block: kBlockThreads threads.
 template <class T, int N>
 __global__ void channel_gate_planes(ChannelGate op) {
   const int64_t n = blockIdx.x / op.x.size[1], c = blockIdx.x % op.x.size[1];
+  SharedMemory memory;
   Accumulate<T> gate[N];
-  const Accumulate<T> factor = to_accumulate(Global<const T>(op.gate).load(blockIdx.x));
-  for (int i = 0; i < N; ++i) gate[i] = factor;
+  block_gate<T, N>(op.gate, gate, memory.take<Accumulate<T>>(1));
   for_packs<N>(op.x.size[3], [&](int64_t i) {
     gate_pack<T, N>(op, offset(op.x, n, c, i), offset(op.out, n, c, i), gate);
   });
@@ -75,17 +84,17 @@ template <class T, int N>
 __global__ void channel_gate_backward_planes(ChannelGateBackward op) {
   using A = Accumulate<T>;
   const int64_t n = blockIdx.x / op.x.size[1], c = blockIdx.x % op.x.size[1];
+  SharedMemory memory;
+  const auto scratch = memory.take<A>(kWarpSize);
   A gate[N], sums[N] = {};
-  const A factor = to_accumulate(Global<const T>(op.gate).load(blockIdx.x));
-  for (int i = 0; i < N; ++i) gate[i] = factor;
+  block_gate<T, N>(op.gate, gate, scratch);
   for_packs<N>(op.x.size[3], [&](int64_t i) {
     gate_backward_pack<T, N>(op, offset(op.grad, n, c, i), offset(op.x, n, c, i),
                              offset(op.grad_x, n, c, i), gate, sums);
   });
   A sum = 0;
   for (int i = 0; i < N; ++i) sum += sums[i];
-  SharedMemory memory;
-  sum = block_sum(sum, memory.take<A>(kWarpSize));
+  sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) {
     Global<A>(op.partials).store(int64_t(blockIdx.y) * gridDim.x + blockIdx.x, sum);
   }
@@ -172,14 +181,14 @@ struct Cut {
 
 template <int N, bool kPixels>
 Cut cut(const View& x) {
-  const int64_t N_ = x.size[0], C = x.size[1], L = x.size[3];
+  const int64_t images = x.size[0], C = x.size[1], L = x.size[3];
   if (!kPixels) {
     const int64_t pieces = std::max<int64_t>(1, ceil_div(L / N, kPacksABlock));
-    return {{N_ * C, pieces}, {kBlockThreads}, pieces};
+    return {{images * C, pieces}, {kBlockThreads}, pieces};
   }
   const int64_t lanes = power_of_two(ceil_div(C, N), 32);
   const int64_t runs = std::max<int64_t>(1, ceil_div(L, kPixelsABlock));
-  return {{N_ * runs, ceil_div(C, lanes * N)}, {lanes, slots_for(lanes, kPixelsABlock)}, runs};
+  return {{images * runs, ceil_div(C, lanes * N)}, {lanes, slots_for(lanes, kPixelsABlock)}, runs};
 }
 
 }  // namespace
@@ -197,6 +206,7 @@ void launch(const ChannelGate& op, Stream stream) {
     launch({.kernel = kPixels ? "channel_gate_pixels" : "channel_gate_planes",
             .grid = how.grid,
             .block = how.block,
+            .shared_bytes = kPixels ? 0 : shared_bytes<Accumulate<T>>(1),
             .stream = stream},
            kPixels ? channel_gate_pixels<T, N> : channel_gate_planes<T, N>, op);
   });

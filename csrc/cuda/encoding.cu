@@ -58,7 +58,7 @@ __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
 }  // namespace
 
 int64_t partials(const Encode& op) {
-  return encode_chunks(op.x).count;
+  return encode_chunks(op).count;
 }
 
 int64_t scratch(const Encode& op) {
@@ -68,7 +68,7 @@ int64_t scratch(const Encode& op) {
 
 void launch(const Encode& op, Stream stream) {
   if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
-  const EncodeChunks chunks = encode_chunks(op.x);
+  const EncodeChunks chunks = encode_chunks(op);
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_tiles",
             .grid = {op.x.size[0] * chunks.count},

@@ -16,7 +16,7 @@
 namespace stripctx::cuda {
 
 constexpr int kWarps = kBlockThreads / 32;
-constexpr int kRowStride = 40;  // floats from one position's row of K to the next: banks differ
+constexpr int kRowStride = 36;  // floats from one position's row of K to the next: banks differ
 
 // kColumns: tiles of 8 dimensions that a warp accumulates; 64 * kColumns is the largest D.
 template <int kColumns>
@@ -29,7 +29,7 @@ STRIPCTX_HOST_DEVICE inline int64_t padded_depth(int64_t depth) {
   return ceil_div(depth, 32) * 32;
 }
 
-// Bytes that an EncodeTile takes, at most 60 KB.
+// Bytes that an EncodeTile takes, at most 48 KB.
 template <int kColumns>
 int64_t tile_bytes(int64_t depth) {
   const int64_t rows = padded_depth(depth);
@@ -74,7 +74,10 @@ struct EncodeTile {
     __syncthreads();
     for (int k = warp_index(); k < kFastCodes; k += kWarps) {
       float sum = 0;
-      for (int d = lane_index(); d < depth; d += 32) sum += code(k, d) * code(k, d);
+      for (int d = lane_index(); d < depth; d += 32) {
+        const float centred = code(k, d);
+        sum += centred * centred;
+      }
       sum = warp_sum(sum);
       if (lane_index() == 0) {
         code_norms[k] = sum;

@@ -18,18 +18,21 @@ struct EncodeChunks {
   int64_t count, positions;  // chunks of an image, positions of a chunk
 };
 
-inline EncodeChunks encode_chunks(const View& x) {
-  constexpr int64_t kBlocks = 256, kFewestTiles = 2;
-  const int64_t tiles = std::max<int64_t>(1, ceil_div(x.size[3], kTileMost));
-  const int64_t wanted = ceil_div(kBlocks, std::max<int64_t>(1, x.size[0]));
-  const int64_t each =
-      ceil_div(tiles, std::min(wanted, std::max<int64_t>(1, tiles / kFewestTiles)));
-  return {ceil_div(tiles, each), each * kTileMost};
-}
-
 template <class Op>
 bool runs_on_tensor_cores(const Op& op) {
   return op.x.dtype != DType::kFloat64 && op.codes() <= kFastCodes && op.depth() <= kFastDepth;
+}
+
+// About one block for each multiprocessor of a large chip. A chunk of the general kernels has two
+// tiles or more, so that their scratch stays below N*L*K elements.
+template <class Op>
+EncodeChunks encode_chunks(const Op& op) {
+  constexpr int64_t kBlocks = 128;
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(op.positions(), kTileMost));
+  const int64_t most = runs_on_tensor_cores(op) ? tiles : std::max<int64_t>(1, tiles / 2);
+  const int64_t wanted = ceil_div(kBlocks, std::max<int64_t>(1, op.x.size[0]));
+  const int64_t each = ceil_div(tiles, std::min(wanted, most));
+  return {ceil_div(tiles, each), each * kTileMost};
 }
 
 // The general kernels, for float64 and for any K and D.

@@ -96,6 +96,7 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
   }
 };
 
+// At most 54 KB.
 template <int kColumns>
 int64_t gradient_bytes(int64_t depth) {
   return tile_bytes<kColumns>(depth) + 2 * shared_bytes<float>(kFastCodes) +
@@ -178,7 +179,7 @@ __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bo
 }  // namespace
 
 int64_t partials(const EncodeBackward& op) {
-  return encode_chunks(op.x).count;
+  return encode_chunks(op).count;
 }
 
 int64_t scratch(const EncodeBackward& op) {
@@ -188,7 +189,7 @@ int64_t scratch(const EncodeBackward& op) {
 
 void launch(const EncodeBackward& op, Stream stream) {
   if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
-  const EncodeChunks chunks = encode_chunks(op.x);
+  const EncodeChunks chunks = encode_chunks(op);
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_backward_tiles",
             .grid = {op.x.size[0] * chunks.count},

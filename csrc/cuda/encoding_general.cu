@@ -205,7 +205,7 @@ Launch one_block_a_chunk(const Op& op, const EncodeChunks& chunks, Stream stream
 }  // namespace
 
 void launch_general(const Encode& op, Stream stream) {
-  const EncodeChunks chunks = encode_chunks(op.x);
+  const EncodeChunks chunks = encode_chunks(op);
   dispatch<Types>(op.x.dtype, [&]<class T>() {
     Launch how = one_block_a_chunk<T>(op, chunks, stream);
     how.kernel = "encode_general";
@@ -214,7 +214,7 @@ void launch_general(const Encode& op, Stream stream) {
 }
 
 void launch_general(const EncodeBackward& op, Stream stream) {
-  const EncodeChunks chunks = encode_chunks(op.x);
+  const EncodeChunks chunks = encode_chunks(op);
   dispatch<Types>(op.x.dtype, [&]<class T>() {
     Launch how = one_block_a_chunk<T>(op, chunks, stream);
     how.kernel = "encode_backward_general";

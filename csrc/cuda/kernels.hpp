@@ -17,6 +17,7 @@ StripPartials partials(const StripAddReluBackward& op);
 int64_t partials(const SigmoidGateBackward& op);
 int64_t partials(const PyramidPool& op);
 int64_t partials(const PyramidMaxPool& op);
+int64_t partials(const RowGateBackward& op);
 int64_t partials(const Encode& op);          // of each image
 int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
@@ -24,7 +25,6 @@ int64_t partials(const ChannelGateBackward& op);
 // Elements of scratch that an operator's kernel asks for.
 int64_t scratch(const Encode& op);
 int64_t scratch(const EncodeBackward& op);
-int64_t partials(const RowGateBackward& op);
 
 void launch(const SumPartials& op, Stream stream);
 void launch(const StripPool& op, Stream stream);
