@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.floors import Shape
+from benchmarks.floors import CODES, Shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -47,6 +47,16 @@ class Sample:
     def channels(self) -> Tensor:
         return self.tensor(self.size[1])
 
+    def gate(self) -> Tensor:
+        return self.tensor(*self.size[:2])
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """Codewords, and scales that make assignments neither 0 nor 1."""
+        return self.tensor(CODES, self.size[1]), self.tensor(CODES) / self.size[1]
+
+    def encoded(self) -> Tensor:
+        return self.tensor(self.size[0], CODES, self.size[1])
+
     def tensor(self, *size: int) -> Tensor:
         value = torch.randn(size, dtype=torch.float32).to(self.device, self.dtype)
         return value.contiguous(memory_format=LAYOUTS[self.layout]) if len(size) == 4 else value
@@ -58,6 +68,10 @@ OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
     "strip_add_relu": lambda make: (make.rows(), make.cols()),
     "strip_add_relu_backward": lambda make: (make.map(), make.rows(), make.cols()),
     "sigmoid_gate": lambda make: (make.map(), make.map(), make.channels()),
+    "encode": lambda make: (make.map(), *make.codes(), False),
+    "encode_backward": lambda make: (make.encoded(), make.map(), *make.codes(), False),
+    "channel_gate": lambda make: (make.map(), make.gate()),
+    "channel_gate_backward": lambda make: (make.map(), make.map(), make.gate()),
     "sigmoid_gate_backward": lambda make: (make.map(), make.map(), make.map(), make.channels()),
 }
 

@@ -6,6 +6,8 @@ from stripctx import ops as ops
 extension.load()
 
 from stripctx.layers import (  # noqa: E402
+    ContextEncoding,
+    EncodingLayer,
     HeightAttention,
     MixedPooling,
     PyramidPooling,
@@ -15,6 +17,8 @@ from stripctx.layers import (  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "ContextEncoding",
+    "EncodingLayer",
     "HeightAttention",
     "MixedPooling",
     "PyramidPooling",

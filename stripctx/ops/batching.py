@@ -1,11 +1,12 @@
-"""vmap for operators that treat every channel alike, or every image: the mapped dimension joins the
-channels or the batch."""
+"""vmap. Operators that treat every channel alike take the mapped dimension as more channels; those
+that treat every image alike, as more images; any other runs in a loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -68,5 +69,41 @@ def over_images(operator: Callable[..., Any]) -> Callable[..., Any]:
             return split(outputs), 0
         kind = type(outputs)
         return kind(map(split, outputs)), kind(0 for _ in outputs)
+
+    return rule
+
+
+def over_images_of_first(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule where only the first argument, (N, ...), and the result, (N, ...), hold
+    images: B*N of them where nothing else is mapped, else a loop."""
+    loop = in_a_loop(operator)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Any, Any]:
+        if any(dim is not None for dim in in_dims[1:]):
+            return loop(info, in_dims, x, *others)
+        images = x.movedim(in_dims[0], 0).flatten(0, 1)
+        out = operator(images, *others)
+        return out.unflatten(0, (info.batch_size, out.size(0) // info.batch_size)), 0
+
+    return rule
+
+
+def in_a_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule that calls the operator once for each element of the batch."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def one(index: int) -> Any:
+            return operator(
+                *(
+                    arg if dim is None else arg.select(dim, index)
+                    for arg, dim in zip(args, in_dims, strict=True)
+                )
+            )
+
+        results = [one(index) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(group) for group in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
 
     return rule
