@@ -4,10 +4,9 @@
 // first needs them, two at a time, and an output row is a sum of weighted rows. channels_last: a
 // work item is a row of pixels. Each level is interpolated along H first, and a pixel is a sum of
 // weighted pixels.
-#include "cpu/upsample.hpp"
-
 #include "core/dispatch.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/upsample_columns.hpp"
 
 namespace stripctx::cpu {
 
@@ -18,17 +17,18 @@ namespace {
 template <class T>
 class Source {
   using A = Accumulate<T>;
+  using Columns = std::vector<ColumnInterpolation<A>>;
 
  public:
-  Source(const LevelSamples<A>& samples, const View& level, int64_t channels, int64_t tap_row,
-         int64_t W)
-      : rows_(samples.rows[tap_row]),
-        columns_(samples.columns),
+  Source(const Samples<A>& rows, const Columns& columns, const View& level, int64_t channels,
+         int64_t tap_row, int64_t W)
+      : rows_(rows),
+        columns_(columns),
         level_(level),
         channels_(channels),
-        first_channel_(tap_row * samples.columns.size() * channels),
+        first_channel_(tap_row * columns.size() * channels),
         length_(padded<A>(W)),
-        cells_(padded<A>(level.size[3])),
+        cells_(padded<A>(level.size[3]) + kCellMargin<A>),
         buffer_(2 * length_) {}
 
   void start(int64_t n, int64_t c) {
@@ -38,11 +38,11 @@ class Source {
   }
 
   // Appends what output row h takes from this level.
-  void append(int64_t h, std::vector<WeightedRow<A>>& rows) {
+  void append(int64_t h, WeightedRows<A>& rows) {
     if (!rows_.contain(h)) return;
     const Sample<A>& sample = rows_[h];
-    rows.push_back({sample.first_weight, row(sample.first)});
-    rows.push_back({sample.second_weight, row(sample.second)});
+    rows.add(sample.first_weight, row(sample.first));
+    rows.add(sample.second_weight, row(sample.second));
   }
 
  private:
@@ -52,23 +52,17 @@ class Source {
     held_[i & 1] = i;
     std::fill(buffer, buffer + length_, A(0));
     for (size_t tap = 0; tap < columns_.size(); ++tap) {
-      const Samples<A>& columns = columns_[tap];
       const T* source = at<const T>(level_, n_, channel_ + tap * channels_, i, 0);
       for_vectors<A>(level_.size[3], [&](int64_t j, auto load_some, auto) {
         store(cells_.data() + j, load_some(source + j));
       });
-      const A* cells = cells_.data();
-      const Sample<A>* sample = columns.sample.data();
-      for (int64_t w = columns.begin; w < columns.end; ++w, ++sample) {
-        buffer[w] += sample->first_weight * cells[sample->first] +
-                     sample->second_weight * cells[sample->second];
-      }
+      columns_[tap].add(cells_.data(), buffer);
     }
     return buffer;
   }
 
   const Samples<A>& rows_;
-  const std::vector<Samples<A>>& columns_;
+  const Columns& columns_;
   const View& level_;
   const int64_t channels_, first_channel_, length_;
   std::vector<A> cells_, buffer_;
@@ -81,18 +75,23 @@ void add_planes(const PyramidAdd& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const auto samples = level_samples<A>(op.levels, op.taps, op.out);
+  std::vector<std::vector<ColumnInterpolation<A>>> columns;
+  for (const LevelSamples<A>& level : samples) {
+    columns.emplace_back();
+    for (const Samples<A>& tap : level.columns) columns.back().emplace_back(tap, W);
+  }
   std::vector<Source<T>> sources;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     for (int64_t tap = 0; tap < op.taps.kernel[0]; ++tap) {
-      sources.emplace_back(samples[l], op.levels.level[l], C, tap, W);
+      sources.emplace_back(samples[l].rows[tap], columns[l], op.levels.level[l], C, tap, W);
     }
   }
-  std::vector<WeightedRow<A>> rows;
+  WeightedRows<A> rows(2 * static_cast<int64_t>(sources.size()));
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
     for (Source<T>& source : sources) source.start(n, c);
     for (int64_t h = 0; h < H; ++h) {
-      rows.clear();
+      rows.count = 0;
       for (Source<T>& source : sources) source.append(h, rows);
       const T* x = op.x.data ? at<const T>(op.x, n, c, h, 0) : nullptr;
       write_row<kRelu>(x, rows, at<T>(op.out, n, c, h, 0), W);
@@ -113,7 +112,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
     pixels += kw * op.levels.level[l].size[3];
   }
   std::vector<A> buffer(pixels * length);
-  std::vector<WeightedRow<A>> terms;
+  WeightedRows<A> terms(2 * op.levels.count * kw);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / H, h = item % H;
     std::fill(buffer.begin(), buffer.end(), A(0));
@@ -135,7 +134,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
       }
     }
     for (int64_t w = 0; w < W; ++w) {
-      terms.clear();
+      terms.count = 0;
       for (int64_t l = 0; l < op.levels.count; ++l) {
         for (int64_t tap = 0; tap < kw; ++tap) {
           const Samples<A>& columns = samples[l].columns[tap];
@@ -143,8 +142,8 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
           const Sample<A>& sample = columns[w];
           const A* line =
               buffer.data() + (first_buffer[l] + tap * op.levels.level[l].size[3]) * length;
-          terms.push_back({sample.first_weight, line + sample.first * length});
-          terms.push_back({sample.second_weight, line + sample.second * length});
+          terms.add(sample.first_weight, line + sample.first * length);
+          terms.add(sample.second_weight, line + sample.second * length);
         }
       }
       const T* x = op.x.data ? at<const T>(op.x, n, 0, h, w) : nullptr;

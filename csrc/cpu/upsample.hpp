@@ -71,16 +71,64 @@ struct WeightedRow {
   const A* row;
 };
 
+// The terms of one sum, as many as an output can have.
+template <class A>
+struct WeightedRows {
+  std::vector<WeightedRow<A>> storage;
+  int64_t count = 0;
+
+  explicit WeightedRows(int64_t most) : storage(most) {}
+
+  void add(A weight, const A* row) { storage[count++] = {weight, row}; }
+  const WeightedRow<A>* begin() const { return storage.data(); }
+  const WeightedRow<A>* end() const { return storage.data() + count; }
+};
+
+// kVectors vectors of out = x + sum of weight * row, the last one of `count` elements: they share
+// the reading of a term. x may be null.
+template <bool kRelu, int kVectors, class T, class A = Accumulate<T>>
+inline void write_vectors(const T* x, const WeightedRows<A>& rows, int64_t begin, T* out,
+                          int count) {
+  constexpr int lanes = kLanes<A>, last = (kVectors - 1) * lanes;
+  Vec<A> sum[kVectors]{};
+  if (x) {
+    for (int v = 0; v < kVectors - 1; ++v) sum[v] = load(x + v * lanes);
+    sum[kVectors - 1] = count == lanes ? load(x + last) : load(x + last, count);
+  }
+  for (const WeightedRow<A>& term : rows) {
+    for (int v = 0; v < kVectors; ++v) sum[v] += term.weight * load(term.row + begin + v * lanes);
+  }
+  if constexpr (kRelu) {
+    for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] < 0 ? Vec<A>{} : sum[v];  // NaN stays
+  }
+  for (int v = 0; v < kVectors - 1; ++v) store(out + v * lanes, sum[v]);
+  count == lanes ? store(out + last, sum[kVectors - 1])
+                 : store(out + last, sum[kVectors - 1], count);
+}
+
 // out = x + sum of weight * row, rectified if so asked; x may be null. The sum runs in the rows'
 // order.
 template <bool kRelu, class T, class A = Accumulate<T>>
-void write_row(const T* x, const std::vector<WeightedRow<A>>& rows, T* out, int64_t length) {
-  for_vectors<A>(length, [&](int64_t i, auto load_some, auto store_some) {
-    Vec<A> sum = x ? load_some(x + i) : Vec<A>{};
-    for (const WeightedRow<A>& term : rows) sum += term.weight * load(term.row + i);
-    if constexpr (kRelu) sum = sum < 0 ? Vec<A>{} : sum;  // NaN stays
-    store_some(out + i, sum);
-  });
+void write_row(const T* x, const WeightedRows<A>& rows, T* out, int64_t length) {
+  constexpr int64_t lanes = kLanes<A>;
+  for (int64_t i = 0; i < length; i += 4 * lanes) {
+    const T* from = x ? x + i : nullptr;
+    const int64_t rest = std::min(length - i, 4 * lanes);
+    const int count = static_cast<int>((rest - 1) % lanes + 1);
+    switch ((rest - 1) / lanes) {
+      case 0:
+        write_vectors<kRelu, 1>(from, rows, i, out + i, count);
+        break;
+      case 1:
+        write_vectors<kRelu, 2>(from, rows, i, out + i, count);
+        break;
+      case 2:
+        write_vectors<kRelu, 3>(from, rows, i, out + i, count);
+        break;
+      default:
+        write_vectors<kRelu, 4>(from, rows, i, out + i, count);
+    }
+  }
 }
 
 }  // namespace stripctx::cpu

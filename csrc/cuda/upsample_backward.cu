@@ -79,6 +79,7 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   const int rank = threadIdx.x, threads = blockDim.x;
+  const bool plane_staged = cut.plane > 0;
   SharedMemory memory;
   const auto plane = memory.take<T>(cut.plane);
   const auto sums = memory.take<A>(cut.rows * W);
@@ -88,7 +89,7 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
     return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w;
   };
 
-  if (cut.plane > 0 || op.masked()) {
+  if (plane_staged || op.masked()) {
     const int64_t packs = W / N;
     for (int64_t k = rank; k < H * packs; k += threads) {
       const int64_t h = k / packs, w = k % packs * N;
@@ -100,11 +101,11 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
         }
         Global<T>(op.grad_x).template store_pack<N>(offset(op.grad_x, h, w), pack);
       }
-      if (cut.plane > 0) plane.template store_pack<N>(static_cast<int>(h * W + w), pack);
+      if (plane_staged) plane.template store_pack<N>(static_cast<int>(h * W + w), pack);
     }
   }
   const auto value = [&](int64_t h, int64_t w) {
-    if (cut.plane > 0) return to_accumulate(T(plane[static_cast<int>(h * W + w)]));
+    if (plane_staged) return to_accumulate(T(plane[static_cast<int>(h * W + w)]));
     if (op.masked()) return to_accumulate(Global<T>(op.grad_x).load(offset(op.grad_x, h, w)));
     return to_accumulate(Global<const T>(op.grad).load(offset(op.grad, h, w)));
   };

@@ -1,0 +1,87 @@
+"""Interpolation weights (csrc/core/upsample.hpp) against torch.nn.functional.interpolate, and their
+transpose against themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pybind11
+import pytest
+import torch
+import torch.nn.functional as F
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES = (1, 2, 3, 5, 6, 12, 20, 33, 60, 97, 301)
+
+each_size = pytest.mark.parametrize("extent", SIZES)
+each_cells = pytest.mark.parametrize("cells", SIZES)
+each_alignment = pytest.mark.parametrize("align_corners", [True, False])
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    source = Path(__file__).with_name("interpolation.cpp")
+    output = tmp_path_factory.mktemp("core") / "interpolation.so"
+    includes = [REPOSITORY / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall"]
+    command += ["-fvisibility=hidden", *(f"-I{path}" for path in includes)]
+    subprocess.run([*command, str(source), "-o", str(output)], check=True)
+    spec = importlib.util.spec_from_file_location("interpolation", output)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def matrix(index: np.ndarray, weight: np.ndarray, cells: int) -> np.ndarray:
+    """(positions, cells), both weights of a position in their places."""
+    result = np.zeros((len(index), cells), dtype=weight.dtype)
+    for column in (0, 1):
+        np.add.at(result, (np.arange(len(index)), index[:, column]), weight[:, column])
+    return result
+
+
+def torch_matrix(cells: int, extent: int, align_corners: bool, dtype: torch.dtype) -> np.ndarray:
+    """The same by interpolating the rows of the identity."""
+    identity = torch.eye(cells, dtype=dtype)[None]
+    rows = F.interpolate(identity, extent, mode="linear", align_corners=align_corners)
+    return rows[0].T.numpy()
+
+
+@each_cells
+@each_size
+@each_alignment
+def test_weights_are_torchs(
+    core: ModuleType, cells: int, extent: int, align_corners: bool
+) -> None:
+    for samples, dtype, error in (
+        (core.samples64, torch.float64, 1e-12),
+        (core.samples32, torch.float32, 4e-7 * cells),
+    ):
+        index, weight = samples(cells, extent, align_corners)
+        ours = matrix(index, weight, cells)
+        assert np.abs(ours - torch_matrix(cells, extent, align_corners, dtype)).max() <= error
+        assert index.min() >= 0 and index.max() < cells
+        assert (np.diff(index, axis=0) >= 0).all()  # the kernels walk along
+
+
+@each_cells
+@each_size
+@each_alignment
+def test_transpose_is_exact(
+    core: ModuleType, cells: int, extent: int, align_corners: bool
+) -> None:
+    for samples, transpose in (
+        (core.samples64, core.transpose64),
+        (core.samples32, core.transpose32),
+    ):
+        index, weight = samples(cells, extent, align_corners)
+        assert np.array_equal(
+            transpose(cells, extent, align_corners).T, matrix(index, weight, cells)
+        )
