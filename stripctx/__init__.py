@@ -8,6 +8,7 @@ extension.load()
 from stripctx.layers import (  # noqa: E402
     ContextEncoding,
     EncodingLayer,
+    HeightAttention,
     MixedPooling,
     PyramidPooling,
     PyramidPoolingConv,
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ContextEncoding",
     "EncodingLayer",
+    "HeightAttention",
     "MixedPooling",
     "PyramidPooling",
     "PyramidPoolingConv",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -303,6 +305,79 @@ def test_extra_memory(mode: str, layout: str) -> None:
     key = "device_memory_usage" if DEVICE.type == "cuda" else "cpu_memory_usage"
     taken = sum(max(0, getattr(e, f"self_{key}")) for e in profile.events())
     assert taken <= results + allowed
+
+
+# The CUDA kernels, counted and shuffled by the emulator.
+
+emulated_only = pytest.mark.skipif(not battery.EMULATED, reason="asks the emulator")
+
+
+def emulator() -> ctypes.CDLL:
+    path = extension.status().libraries["emulated"].path
+    library = ctypes.CDLL(path)
+    library.stripctx_simt_counts.restype = ctypes.c_char_p
+    return library
+
+
+@emulated_only
+@any_mode
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    ("shape", "bins"),
+    [((1, 32, 60, 60), PSP), ((1, 16, 97, 97), PSP), ((2, 16, 128, 64), ((16, 1),))],
+    ids=str,
+)
+def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
+    """One read of x, one write of grad_x; bins, and parts of them, within 5 %. Blocks of a
+    channels_last map with few channels share its rows, and each reads the bins over its own.
+    """
+    library = emulator()
+
+    def moved(call: Callable[[], Any]) -> tuple[int, int]:
+        library.stripctx_simt_reset_counts()
+        call()
+        counts = json.loads(library.stripctx_simt_counts()).values()
+        return sum(c["bytes_read"] for c in counts), sum(c["bytes_written"] for c in counts)
+
+    x = battery.make(shape, torch.float32, layout)
+    flat = [size for b in bins for size in (b if isinstance(b, tuple) else (b, b))]
+    forward = OPS.pyramid_pool if mode == "mean" else OPS.pyramid_max_pool
+    results = forward(x, flat)
+    levels = sum(r.nbytes for r in results)
+    read, written = moved(lambda: forward(x, flat))
+    assert x.nbytes <= read and levels <= written
+    assert read + written <= 1.05 * (x.nbytes + levels)
+    grads, indices = results[: len(bins)], results[len(bins) :]
+    lists = (grads, indices) if mode == "max" else (grads,)
+    backward = OPS.pyramid_pool_backward if mode == "mean" else OPS.pyramid_max_pool_backward
+    read, written = moved(lambda: backward(*lists, *shape[2:], layout == "channels_last"))
+    assert written == x.nbytes
+    extra = 0.15 if mode == "max" and layout == "channels_last" else 0.05
+    assert levels <= read <= levels + extra * x.nbytes
+
+
+@emulated_only
+@any_mode
+@pytest.mark.parametrize("layout", FORMATS)
+def test_thread_order_does_not_matter(mode: str, layout: str) -> None:
+    """A missing barrier would show."""
+    library = emulator()
+    for shape, bins in (
+        ((2, 5, 16, 24), PSP),
+        ((1, 2, 150, 40), (1, (5, 2))),
+        ((1, 3, 9, 7), (9,)),
+    ):
+        case = pool_case(bins, mode)
+        arguments = case.arguments(shape, torch.float32, layout)
+        grads = battery.output_grads(case, arguments)
+        first = battery.run(case.function, arguments, grads)
+        try:
+            for order in (b"descending", b"random:1", b"random:2"):
+                assert library.stripctx_simt_set_order(order) == 0
+                for a, b in zip(first, battery.run(case.function, arguments, grads), strict=True):
+                    assert torch.equal(a, b)
+        finally:
+            library.stripctx_simt_set_order(b"ascending")
 
 
 def map_of(*size: int, **options: Any) -> Tensor:

@@ -46,6 +46,111 @@ def test_fcn_loads(layout: str) -> None:
         same_state(source, target)
 
 
+BACKBONE = {
+    "semseg": ((r"backbone\.stem\.", "layer0."), (r"backbone\.", "")),
+    "PyTorch-Encoding": NETWORK_LAYOUTS["PyTorch-Encoding"][1][:3],
+    "mmseg": (),
+}
+AUX = {
+    "semseg": ((r"aux_head\.", "aux."),),
+    "PyTorch-Encoding": ((r"aux_head\.", "auxlayer.conv5."),),
+    "mmseg": (
+        (r"aux_head\.0\.", "auxiliary_head.convs.0.conv."),
+        (r"aux_head\.1\.", "auxiliary_head.convs.0.bn."),
+        (r"aux_head\.4\.", "auxiliary_head.conv_seg."),
+    ),
+}
+PYRAMID = r"head\.0\.branches\.(\d)\."
+PSPNET = {
+    "semseg": (
+        (PYRAMID + r"0\.", r"ppm.features.\1.1."),
+        (PYRAMID + r"1\.", r"ppm.features.\1.2."),
+        (r"head\.0\.conv\.", "cls.0."),
+        (r"head\.", "cls."),
+    ),
+    "PyTorch-Encoding": (
+        *((rf"head\.0\.branches\.{i}\.", f"head.conv5.0.conv{i + 1}.") for i in range(4)),
+        (r"head\.0\.conv\.", "head.conv5.1."),
+        (r"head\.1\.", "head.conv5.2."),
+        (r"head\.4\.", "head.conv5.5."),
+    ),
+    "mmseg": (
+        (PYRAMID + r"0\.", r"decode_head.psp_modules.\1.1.conv."),
+        (PYRAMID + r"1\.", r"decode_head.psp_modules.\1.1.bn."),
+        (r"head\.0\.conv\.", "decode_head.bottleneck.conv."),
+        (r"head\.1\.", "decode_head.bottleneck.bn."),
+        (r"head\.4\.", "decode_head.conv_seg."),
+    ),
+}
+SPNET = (
+    (r"head\.reduce\.", "head.trans_layer."),
+    (r"head\.mixed\.0\.", "head.strip_pool1."),
+    (r"head\.mixed\.1\.", "head.strip_pool2."),
+    (r"head\.classify\.", "head.score_layer."),
+)
+
+
+@pytest.mark.parametrize("layout", PSPNET)
+def test_pspnet_loads(layout: str) -> None:
+    def make() -> nn.Module:
+        return models.pspnet(5, "resnet18c" if layout == "mmseg" else "resnet18s", head_channels=16)
+
+    source, target = randomise(make()), randomise(make())
+    state = renamed(source.state_dict(), *BACKBONE[layout], *AUX[layout], *PSPNET[layout])
+    assert not any(key.startswith(("aux_head.", "head.0.")) for key in state)
+    target.load_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}})
+    same_state(source, target)
+
+
+def test_spnet_loads() -> None:
+    def make() -> nn.Module:
+        return models.spnet(5, "resnet50s")
+
+    source = randomise(make())
+    rules = (*BACKBONE["PyTorch-Encoding"], *AUX["PyTorch-Encoding"], *SPNET)
+    state = renamed(source.state_dict(), *rules)
+    for key in (
+        "pretrained.conv1.6.weight",
+        "pretrained.bn1.running_var",
+        "pretrained.layer4.2.spm.conv3.bias",
+        "head.trans_layer.1.weight",
+        "head.strip_pool2.conv2_6.0.weight",
+        "head.score_layer.4.bias",
+        "auxlayer.conv5.4.bias",
+    ):
+        assert key in state
+    target = make()
+    target.load_state_dict({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}})
+    same_state(source, target)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet18s"])
+def test_hanet_loads(backbone: str) -> None:
+    def make() -> nn.Module:
+        return models.deeplabv3plus_hanet(5, backbone)
+
+    source, target = randomise(make()), make()
+    rules = (*BACKBONE["semseg"], (r"aux_head\.", "dsn."), (r"head\.", ""))
+    state = renamed(source.state_dict(), *rules)
+    for key in (
+        "layer0.0.weight",
+        "layer4.1.conv2.weight",
+        "aspp.features.3.1.running_mean",
+        "aspp.img_conv.0.weight",
+        "bot_fine.1.bias",
+        "bot_aspp.0.weight",
+        "final1.4.weight",
+        "final2.0.bias",
+        "dsn.0.bias",
+        "dsn.4.weight",
+        "hanet0.attention_first.1.running_var",
+        "hanet3.pos_emb1d_2nd.pos_layer.weight",
+    ):
+        assert key in state
+    target.load_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}})
+    same_state(source, target)
+
+
 class Parts(nn.Module):
     """What SEMSEG and MMSEG rename in every network: the backbone and the auxiliary head."""
 

@@ -57,6 +57,9 @@ class Cells {
   // The cells of a window that starts and ends at cuts.
   Span of(const Span& positions) const { return {index(positions.begin), index(positions.end)}; }
 
+  // The cell of one position.
+  int64_t holding(int64_t position) const { return index(position + 1) - 1; }
+
  private:
   void add_ends(int64_t bins, std::vector<int64_t>& ends) const {
     const bool everywhere = bins >= length_;  // windows start at every position

@@ -3,43 +3,11 @@
 // grad_x (N, C, H, W); level k of a pyramid (N, C, bins_h, bins_w), one element a bin.
 #pragma once
 
-#include <vector>
-
 #include "core/bins.hpp"
+#include "core/levels.hpp"
 #include "core/view.hpp"
 
 namespace stripctx {
-
-constexpr int kMostLevels = 8;
-
-// One tensor a level, all in the layout of the map.
-struct Levels {
-  int count = 0;
-  View level[kMostLevels];
-
-  STRIPCTX_HOST_DEVICE const View& operator[](int k) const { return level[k]; }
-
-  STRIPCTX_HOST_DEVICE bool channels_last() const {
-    for (int k = 0; k < count; ++k) {
-      if (level[k].stride[1] != 1) return false;
-    }
-    return true;
-  }
-
-  // Elements of all levels together.
-  STRIPCTX_HOST_DEVICE int64_t numel() const {
-    int64_t sum = 0;
-    for (int k = 0; k < count; ++k) sum += level[k].numel();
-    return sum;
-  }
-
-  // The bins of each level along H (dimension 2) or W (3).
-  std::vector<int64_t> bins(int dimension) const {
-    std::vector<int64_t> result;
-    for (int k = 0; k < count; ++k) result.push_back(level[k].size[dimension]);
-    return result;
-  }
-};
 
 // Results that wait for a second stage: `count` for each element of each level, level after level.
 // A count of 0 means that one stage does it all.

@@ -2,9 +2,12 @@
 // are gathered position by position; at the cell's end the positions are gathered into cells of
 // columns, these into the bins of each level, and every bin that ends here is written.
 //
+// All but the first step works on whole vectors of channels: those of a channels_last map as they
+// lie, and as many planes of a contiguous map as a vector has lanes, turned over (transpose.hpp).
+//
 // What is gathered is the caller's: `Row` is an array of running results (sums, maxima), read and
-// written a vector (Row::Lanes) or an element (Row::Lane) at a time; `take` adds an element that
-// stands behind all earlier ones, and `merge` puts two results together.
+// written a vector, Row::Lanes, at a time; `take` adds elements that stand behind all earlier ones,
+// and `merge` puts two results together.
 #pragma once
 
 #include <algorithm>
@@ -17,29 +20,49 @@
 namespace stripctx::cpu {
 
 constexpr int64_t kPoolChannels = 128;  // of one work item on the channels_last path
-constexpr int kPoolRows = 4;            // rows that share one pass over the columns
+constexpr int kPoolTogether = 4;        // rows or pixels that share one pass over running results
 constexpr int64_t kLongestCell = 64;    // rows: sums of sums are more exact than one long sum
 
-// The columns of a map as all levels cut them: cells, and the run of cells of each bin.
-struct PoolColumns {
-  Cells cells;
-  std::vector<std::vector<Span>> spans;
+// The cells of a map and the bins of its levels, each axis by itself.
+struct PoolGrid {
+  struct Axis {
+    std::vector<Span> windows;  // the positions of each bin
+    std::vector<Span> cells;    // and its cells
+    std::vector<Span> over;     // the bins over each cell
+  };
 
-  PoolColumns(int64_t width, const Levels& levels) : cells(width, levels.bins(3)) {
-    for (const int64_t bins : levels.bins(3)) {
-      auto& level = spans.emplace_back();
-      for (int64_t j = 0; j < bins; ++j) level.push_back(cells.of(window(j, bins, width)));
+  Cells rows, columns;
+  std::vector<Axis> down, across;  // a level's bins along H and along W
+
+  PoolGrid(const View& map, const Levels& levels)
+      : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
+    for (const int64_t bins : levels.bins(2)) down.push_back(axis(rows, bins));
+    for (const int64_t bins : levels.bins(3)) across.push_back(axis(columns, bins));
+  }
+
+ private:
+  static Axis axis(const Cells& cells, int64_t bins) {
+    Axis result;
+    for (int64_t i = 0; i < bins; ++i) {
+      result.windows.push_back(window(i, bins, cells.length()));
+      result.cells.push_back(cells.of(result.windows.back()));
     }
+    for (int64_t k = 0; k < cells.count(); ++k) {
+      result.over.push_back(bins_at(cells[k].begin, bins, cells.length()));
+    }
+    return result;
   }
 };
 
-// The widths of each level's bins, padded to whole vectors.
+// How many positions each bin of each level has along H (dimension 2) or W (3).
 template <class A>
-std::vector<std::vector<A>> bin_widths(const Levels& levels, int64_t width) {
+std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int dimension) {
   std::vector<std::vector<A>> result;
-  for (const int64_t bins : levels.bins(3)) {
-    auto& level = result.emplace_back(bins + kLanes<A>, A(1));
-    for (int64_t j = 0; j < bins; ++j) level[j] = A(window(j, bins, width).size());
+  for (const int64_t bins : levels.bins(dimension)) {
+    auto& level = result.emplace_back();
+    for (int64_t i = 0; i < bins; ++i) {
+      level.push_back(A(window(i, bins, map.size[dimension]).size()));
+    }
   }
   return result;
 }
@@ -49,97 +72,121 @@ T* row_of(const View& view, int64_t n, int64_t c, int64_t h) {
   return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2];
 }
 
-// merge of row[begin], ..., row[end - 1]; at least one.
-template <class A, class Row>
-typename Row::Lane gather(const Row& row, const Span& span) {
-  constexpr int64_t lanes = kLanes<A>;
-  int64_t i = span.begin;
-  auto result = row.get(i++);
-  if (span.size() >= 2 * lanes) {
-    auto some = row.load(span.begin);
-    for (i = span.begin + lanes; i + lanes <= span.end; i += lanes) some = merge(some, row.load(i));
-    result = some.lane(0);
-    for (int lane = 1; lane < lanes; ++lane) result = merge(result, some.lane(lane));
-  }
-  for (; i < span.end; ++i) result = merge(result, row.get(i));
-  return result;
-}
+// From a row of cells to the bins of all levels, for kWidth channels side by side.
+template <class A, class Row, int64_t kWidth>
+class Pooler {
+ public:
+  PoolGrid grid;
+  Row cells;  // kWidth results for each cell of the row
 
-// Takes a finished row of cells to the bins of one level. `ready` holds the level's results for the
-// rows of this cell, `open` for the bin that began in an earlier cell: there is never more than
-// one, for neighbouring bins share at most one row. Calls finish(i, results) for every bin that
-// ends.
-template <class A, class Row, class Finish>
-void close_bins(const Span& rows, const Span& bins, int64_t bin_count, int64_t height, Row& ready,
-                Row& open, int64_t count, Finish&& finish) {
-  for (int64_t i = bins.begin; i < bins.end; ++i) {
-    const Span bin = window(i, bin_count, height);
-    const bool begins = bin.begin == rows.begin, ends = bin.end == rows.end;
-    if (begins && ends) {
-      finish(i, ready);
-      continue;
+  Pooler(const View& map, const Levels& levels)
+      : grid(map, levels), cells(grid.columns.count() * kWidth) {
+    for (const int64_t bins : levels.bins(3)) {
+      const int64_t squares = ceil_div(bins, kLanes<A>) * kLanes<A>;  // to be turned over whole
+      levels_.push_back({Row(squares * kWidth), Row(squares * kWidth)});
     }
-    for (int64_t k = 0; k < count; k += kLanes<A>) {
-      open.store(k, begins ? ready.load(k) : merge(open.load(k), ready.load(k)));
-    }
-    if (ends) finish(i, open);
   }
-}
 
-// The rows of one level: results of this cell, and of the bin that is still open.
-template <class Row>
-struct LevelRows {
-  Row ready, open;
+  // Row cell r is complete: calls finish(level, i, results) for every bin row that ends with it.
+  template <class Finish>
+  void close(int64_t r, Finish&& finish) {
+    for (size_t k = 0; k < levels_.size(); ++k) {
+      auto& [ready, open] = levels_[k];
+      const auto& across = grid.across[k].cells;
+      for (size_t j = 0; j < across.size(); ++j) {
+        for (int64_t i = 0; i < kWidth; i += kLanes<A>) {
+          auto lanes = cells.load(across[j].begin * kWidth + i);
+          for (int64_t cell = across[j].begin + 1; cell < across[j].end; ++cell) {
+            lanes = merge(lanes, cells.load(cell * kWidth + i));
+          }
+          ready.store(j * kWidth + i, lanes);
+        }
+      }
+      const PoolGrid::Axis& down = grid.down[k];
+      for (int64_t i = down.over[r].begin; i < down.over[r].end; ++i) {
+        const bool begins = down.cells[i].begin == r, ends = down.cells[i].end == r + 1;
+        if (begins && ends) {
+          finish(static_cast<int>(k), i, ready);
+          continue;
+        }
+        for (size_t q = 0; q < across.size() * kWidth; q += kLanes<A>) {
+          open.store(q, begins ? ready.load(q) : merge(open.load(q), ready.load(q)));
+        }
+        if (ends) finish(static_cast<int>(k), i, open);
+      }
+    }
+  }
+
+ private:
+  // Results of this row cell, and of the bin that began in an earlier one: there is never more than
+  // one, for neighbouring bins share at most one row.
+  struct Level {
+    Row ready, open;
+  };
+  std::vector<Level> levels_;
 };
 
-template <class Row>
-std::vector<LevelRows<Row>> level_rows(const Levels& levels, int64_t width) {
-  std::vector<LevelRows<Row>> rows;
-  for (const int64_t bins : levels.bins(3)) rows.push_back({Row(bins * width), Row(bins * width)});
-  return rows;
+// Row cells of several planes that are worked on at a time, so that a plane is read or written in
+// long runs while `elements_each` numbers a row cell stay in the cache.
+inline int64_t row_cells_at_a_time(int64_t elements_each) {
+  return std::max<int64_t>(1, 65536 / elements_each);
 }
 
-// finish(level, n, c, i, results): element j of the results is bin (i, j).
+// finish(level, plane, count, i, results): lane p of results[j] is bin (i, j) of plane + p.
 template <class T, class Row, class Finish>
 void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
   using A = Accumulate<T>;
-  const int64_t C = x.size[1], H = x.size[2], W = x.size[3];
-  const Cells rows(H, levels.bins(2), kLongestCell);
-  const PoolColumns columns(W, levels);
-  auto level_results = level_rows<Row>(levels, 1);
-  Row column_results(W), cell_results(columns.cells.count());
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t n = plane / C, c = plane % C;
-    const T* map = static_cast<const T*>(x.data) + n * x.stride[0] + c * x.stride[1];
+  constexpr int64_t kPlanes = kLanes<A>;
+  const int64_t C = x.size[1], W = x.size[3], pitch = ceil_div(W, kPlanes) * kPlanes;
+  Pooler<A, Row, kPlanes> pooler(x, levels);
+  const Cells &rows = pooler.grid.rows, &columns = pooler.grid.columns;
+  const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
+  Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * pitch);
+
+  const auto take_cell = [&](const T* map, const Span& span, int64_t to) {
+    for (int64_t w = 0; w < W; w += kPlanes) {
+      positions.store(to + w, Row::nothing(Row::along(W, span.begin, w)));
+    }
     const auto take_rows = [&]<int kRows>(int64_t h) {
       for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
-        auto lanes = column_results.load(w);
-        for (int r = 0; r < kRows; ++r) {
-          lanes.take(load_some(map + (h + r) * x.stride[2] + w), Row::along(W, h + r, w));
+        auto lanes = positions.load(to + w);
+        for (int s = 0; s < kRows; ++s) {
+          lanes.take(load_some(map + (h + s) * x.stride[2] + w), Row::along(W, h + s, w));
         }
-        column_results.store(w, lanes);
+        positions.store(to + w, lanes);
       });
     };
-    for (int64_t r = 0; r < rows.count(); ++r) {
-      int64_t h = rows[r].begin;
-      for (int64_t w = 0; w < W; w += kLanes<A>) {
-        column_results.store(w, Row::nothing(Row::along(W, h, w)));
-      }
-      for (; h + kPoolRows <= rows[r].end; h += kPoolRows) {
-        take_rows.template operator()<kPoolRows>(h);
-      }
-      for (; h < rows[r].end; ++h) take_rows.template operator()<1>(h);
-      for (int64_t k = 0; k < columns.cells.count(); ++k) {
-        cell_results.set(k, gather<A>(column_results, columns.cells[k]));
-      }
-      for (int level = 0; level < levels.count; ++level) {
-        auto& [ready, open] = level_results[level];
-        const int64_t bins = levels[level].size[2], width = levels[level].size[3];
-        for (int64_t j = 0; j < width; ++j) {
-          ready.set(j, gather<A>(cell_results, columns.spans[level][j]));
+    int64_t h = span.begin;
+    for (; h + kPoolTogether <= span.end; h += kPoolTogether) {
+      take_rows.template operator()<kPoolTogether>(h);
+    }
+    for (; h < span.end; ++h) take_rows.template operator()<1>(h);
+  };
+
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
+    for (int64_t first = 0; first < rows.count(); first += at_a_time) {
+      const int64_t last = std::min(first + at_a_time, rows.count());
+      for (int64_t p = 0; p < count; ++p) {
+        const T* map = row_of<const T>(x, (plane + p) / C, (plane + p) % C, 0);
+        for (int64_t r = first; r < last; ++r) {
+          take_cell(map, rows[r], ((r - first) * kPlanes + p) * pitch);
         }
-        close_bins<A>(rows[r], bins_at(rows[r].begin, bins, H), bins, H, ready, open, width,
-                      [&](int64_t i, Row& results) { finish(level, n, c, i, results); });
+      }
+      for (int64_t r = first; r < last; ++r) {
+        for (int64_t w = 0; w < W; w += kPlanes) {
+          turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);
+        }
+        for (int64_t k = 0; k < columns.count(); ++k) {
+          auto lanes = turned.load(columns[k].begin * kPlanes);
+          for (int64_t w = columns[k].begin + 1; w < columns[k].end; ++w) {
+            lanes = merge(lanes, turned.load(w * kPlanes));
+          }
+          pooler.cells.store(k * kPlanes, lanes);
+        }
+        pooler.close(r, [&](int level, int64_t i, const Row& results) {
+          finish(level, plane, count, i, results);
+        });
       }
     }
   }
@@ -148,55 +195,46 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
 // finish(level, n, c, count, i, results): elements j * kPoolChannels + (0 ... count - 1) of the
 // results are bin (i, j) of channels c, c + 1, ...
 template <class T, class Row, class Finish>
-void pool_channel_blocks(const View& x, const Levels& levels, int64_t begin, int64_t end,
-                         Finish&& finish) {
+void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t end,
+                   Finish&& finish) {
   using A = Accumulate<T>;
-  const int64_t C = x.size[1], H = x.size[2], W = x.size[3];
-  const int64_t blocks = ceil_div(C, kPoolChannels);
-  const Cells rows(H, levels.bins(2), kLongestCell);
-  const PoolColumns columns(W, levels);
-  auto level_results = level_rows<Row>(levels, kPoolChannels);
-  Row cell_results(columns.cells.count() * kPoolChannels);
+  const int64_t C = x.size[1], W = x.size[3], blocks = ceil_div(C, kPoolChannels);
+  Pooler<A, Row, kPoolChannels> pooler(x, levels);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, c = item % blocks * kPoolChannels;
     const int64_t count = std::min(kPoolChannels, C - c);
-    const T* map = static_cast<const T*>(x.data) + n * x.stride[0] + c * x.stride[1];
-    for (int64_t r = 0; r < rows.count(); ++r) {
-      for (int64_t k = 0; k < columns.cells.count(); ++k) {
-        const auto nothing = Row::nothing(Row::same(W, rows[r].begin, columns.cells[k].begin));
+    for (int64_t r = 0; r < pooler.grid.rows.count(); ++r) {
+      const Span rows = pooler.grid.rows[r];
+      for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
+        const Span columns = pooler.grid.columns[k];
+        const auto nothing = Row::nothing(Row::same(W, rows.begin, columns.begin));
         for (int64_t i = 0; i < count; i += kLanes<A>) {
-          cell_results.store(k * kPoolChannels + i, nothing);
+          pooler.cells.store(k * kPoolChannels + i, nothing);
         }
       }
-      for (int64_t h = rows[r].begin; h < rows[r].end; ++h) {
-        for (int64_t k = 0; k < columns.cells.count(); ++k) {
-          for (int64_t w = columns.cells[k].begin; w < columns.cells[k].end; ++w) {
-            const T* pixel = map + h * x.stride[2] + w * x.stride[3];
+      for (int64_t h = rows.begin; h < rows.end; ++h) {
+        for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
+          const auto take_pixels = [&]<int kPixels>(int64_t w) {
+            const T* pixel = row_of<const T>(x, n, c, h) + w * x.stride[3];
             for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-              auto lanes = cell_results.load(k * kPoolChannels + i);
-              lanes.take(load_some(pixel + i), Row::same(W, h, w));
-              cell_results.store(k * kPoolChannels + i, lanes);
+              auto lanes = pooler.cells.load(k * kPoolChannels + i);
+              for (int s = 0; s < kPixels; ++s) {
+                lanes.take(load_some(pixel + s * x.stride[3] + i), Row::same(W, h, w + s));
+              }
+              pooler.cells.store(k * kPoolChannels + i, lanes);
             });
+          };
+          const Span columns = pooler.grid.columns[k];
+          int64_t w = columns.begin;
+          for (; w + kPoolTogether <= columns.end; w += kPoolTogether) {
+            take_pixels.template operator()<kPoolTogether>(w);
           }
+          for (; w < columns.end; ++w) take_pixels.template operator()<1>(w);
         }
       }
-      for (int level = 0; level < levels.count; ++level) {
-        auto& [ready, open] = level_results[level];
-        const int64_t bins = levels[level].size[2], width = levels[level].size[3];
-        for (int64_t j = 0; j < width; ++j) {
-          const Span span = columns.spans[level][j];
-          for (int64_t i = 0; i < count; i += kLanes<A>) {
-            auto lanes = cell_results.load(span.begin * kPoolChannels + i);
-            for (int64_t k = span.begin + 1; k < span.end; ++k) {
-              lanes = merge(lanes, cell_results.load(k * kPoolChannels + i));
-            }
-            ready.store(j * kPoolChannels + i, lanes);
-          }
-        }
-        close_bins<A>(rows[r], bins_at(rows[r].begin, bins, H), bins, H, ready, open,
-                      width * kPoolChannels,
-                      [&](int64_t i, Row& results) { finish(level, n, c, count, i, results); });
-      }
+      pooler.close(r, [&](int level, int64_t i, const Row& results) {
+        finish(level, n, c, count, i, results);
+      });
     }
   }
 }
@@ -206,9 +244,11 @@ inline bool pools_channels_last(const View& x, const Levels& levels) {
 }
 
 inline Work pool_work(const View& x, const Levels& levels) {
-  const int64_t C = x.size[1];
-  const int64_t blocks = pools_channels_last(x, levels) ? ceil_div(C, kPoolChannels) : C;
-  return share(x.size[0] * blocks, x.numel());
+  const int64_t lanes = x.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+  const int64_t items = pools_channels_last(x, levels)
+                            ? x.size[0] * ceil_div(x.size[1], kPoolChannels)
+                            : ceil_div(x.size[0] * x.size[1], lanes);
+  return share(items, x.numel());
 }
 
 }  // namespace stripctx::cpu

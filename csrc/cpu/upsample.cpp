@@ -84,7 +84,7 @@ void add_planes(const PyramidAdd& op, int64_t begin, int64_t end) {
   std::vector<Source<T>> sources;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     for (int64_t tap = 0; tap < op.taps.kernel[0]; ++tap) {
-      sources.emplace_back(samples[l], op.levels.view[l], C, tap, W);
+      sources.emplace_back(samples[l], op.levels.level[l], C, tap, W);
     }
   }
   std::vector<WeightedRow<A>> rows;
@@ -110,7 +110,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
   int64_t pixels = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     first_buffer.push_back(pixels);
-    pixels += kw * op.levels.view[l].size[3];
+    pixels += kw * op.levels.level[l].size[3];
   }
   std::vector<A> buffer(pixels * length);
   std::vector<WeightedRow<A>> terms;
@@ -118,7 +118,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
     const int64_t n = item / H, h = item % H;
     std::fill(buffer.begin(), buffer.end(), A(0));
     for (int64_t l = 0; l < op.levels.count; ++l) {
-      const View& level = op.levels.view[l];
+      const View& level = op.levels.level[l];
       for (int64_t tap = 0; tap < kh * kw; ++tap) {
         const Samples<A>& rows = samples[l].rows[tap / kw];
         if (!rows.contain(h)) continue;
@@ -142,7 +142,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
           if (!columns.contain(w)) continue;
           const Sample<A>& sample = columns[w];
           const A* line =
-              buffer.data() + (first_buffer[l] + tap * op.levels.view[l].size[3]) * length;
+              buffer.data() + (first_buffer[l] + tap * op.levels.level[l].size[3]) * length;
           terms.push_back({sample.first_weight, line + sample.first * length});
           terms.push_back({sample.second_weight, line + sample.second * length});
         }

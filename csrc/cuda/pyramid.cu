@@ -1,7 +1,7 @@
 // Mean pooling of all levels on CUDA: one read of x. Half types are summed in float and rounded
 // once.
 #include "cuda/kernels.hpp"
-#include "cuda/pyramid_launch.cuh"
+#include "cuda/pyramid_pool_launch.cuh"
 
 namespace stripctx::cuda {
 

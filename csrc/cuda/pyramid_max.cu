@@ -1,6 +1,6 @@
 // Max pooling of all levels on CUDA, with indices: one read of x.
 #include "cuda/kernels.hpp"
-#include "cuda/pyramid_launch.cuh"
+#include "cuda/pyramid_pool_launch.cuh"
 
 namespace stripctx::cuda {
 

@@ -32,18 +32,23 @@ SpreadingPlan plan_spreading(Spreading& op, bool pixels) {
   const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2], W = op.grad_x.size[3];
   SpreadingPlan plan;
   plan.pixels = pixels;
-  if (!make_table(op.grads, H, W, longest_walk(H), W, op.table)) return plan;
-  const int64_t runs = shared_bytes<uint32_t>(op.grads.count * op.table.columns);
-  int64_t cells = op.table.columns, states = 0;
   if (pixels) {
     plan.lanes = power_of_two(ceil_div(C, N), 64 / std::min<int64_t>(64, N * sizeof(T)));
     plan.slots = slots_for(plan.lanes, W);
     plan.blocks = op.grad_x.size[0] * ceil_div(C, plan.lanes * N);
-    states = most_held_bins(op.grads, op.table);
   } else {
     plan.lanes = power_of_two(ceil_div(W, N), 32);
-    plan.slots = slots_for(plan.lanes, op.table.rows);
     plan.blocks = op.grad_x.size[0] * C;
+  }
+  // Enough blocks of channels need no chunks of rows, whose bins each block would read again.
+  const int64_t longest = pixels && 2 * plan.blocks > kPoolBlocks ? H : longest_walk(H);
+  if (!make_table(op.grads, H, W, longest, W, op.table)) return plan;
+  const int64_t runs = shared_bytes<uint32_t>(op.grads.count * op.table.columns);
+  int64_t cells = op.table.columns, states = 0;
+  if (pixels) {
+    states = most_held_bins(op.grads, op.table);
+  } else {
+    plan.slots = slots_for(plan.lanes, op.table.rows);
     for (int k = 0; k < op.grads.count; ++k) states += op.grads[k].size[2] * op.grads[k].size[3];
   }
   if (states > kPoolSharedBytes) return plan;

@@ -1,9 +1,12 @@
 """Complete segmentation networks, made by name or by their own functions."""
 
 from stripctx.models.backbones import create_backbone
+from stripctx.models.deeplab_hanet import deeplabv3plus_hanet
 from stripctx.models.fcn import fcn
 from stripctx.models.network import Backbone, SegmentationNetwork
+from stripctx.models.pspnet import pspnet
 from stripctx.models.registry import available, create, register
+from stripctx.models.spnet import spnet
 
 __all__ = [
     "Backbone",
@@ -11,6 +14,9 @@ __all__ = [
     "available",
     "create",
     "create_backbone",
+    "deeplabv3plus_hanet",
     "fcn",
+    "pspnet",
     "register",
+    "spnet",
 ]

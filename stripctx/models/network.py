@@ -107,15 +107,28 @@ class SegmentationNetwork(nn.Module):
         """The outputs of the head, at the head's own size."""
         return {"out": self.head(features[-1])}
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Of the maps that come out, for an image of this size: the same."""
+        return height, width
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.extract(x)
+        return self.collect(x, features, self.decode(features))
+
+    def extract(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's features of an image."""
         if x.dim() != 4 or x.shape[1] != 3:
             name = type(self).__name__
             raise ValueError(f"{name}: x must have shape (N, 3, H, W), got {tuple(x.shape)}")
-        features = self.backbone(x)
-        outputs = self.decode(features)
+        return self.backbone(x)
+
+    def collect(
+        self, x: Tensor, features: tuple[Tensor, ...], outputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What `decode` gave, and in training the auxiliary output, at the size that comes out."""
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
-        size = x.shape[2:]
+        size = self.output_size(x.shape[2], x.shape[3])
         return {name: self._resize(value, size) for name, value in outputs.items()}
 
     def _resize(self, value: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -2,7 +2,7 @@
 // shapes, so that the same input is cut the same way on every chip.
 #pragma once
 
-#include "cuda/pyramid.cuh"
+#include "cuda/pyramid_pool.cuh"
 
 namespace stripctx::cuda {
 
