@@ -50,7 +50,23 @@ def strip_gate(
     return x * F.conv2d((rows + cols).relu_(), weight, bias).sigmoid_()
 
 
+def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+    """Products of matrices only: no residual is formed."""
+    positions = x.flatten(2).mT.to(codewords.dtype)
+    norms = positions.square().sum(-1, keepdim=True) + codewords.square().sum(-1)
+    distances = norms - 2 * (positions @ codewords.mT)
+    assignments = (distances * scale).softmax(-1)
+    masses = assignments.sum(1)[..., None]
+    return torch.baddbmm(masses * codewords, assignments.mT, positions, beta=-1)
+
+
+def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
+    return (x + x * gate[..., None, None]).relu_()
+
+
 PEERS: dict[str, Callable[..., Any]] = {
+    "encode": encode,
+    "channel_gate": channel_gate,
     "strip_pool": strip_pool,
     "strip_add_relu": strip_add_relu,
     "sigmoid_gate": sigmoid_gate,

@@ -45,6 +45,30 @@ const Operator kOperators[] = {
        s.execute(op);
        s.execute(SumPartials{op.partials, s.channels_result()});
      }},
+    {"encode",
+     [](Sample& s) {
+       const int64_t K = 19, N = s.image_count(), D = s.channel_count();
+       Encode op{s.flat_map(), s.codewords(K), s.scale(K), false};
+       op.partials = s.partials(cpu::partials(op), N * K * D);
+       s.execute(op);
+     }},
+    {"encode_backward",
+     [](Sample& s) {
+       const int64_t K = 19, N = s.image_count(), D = s.channel_count();
+       EncodeBackward op{s.matrix(N, K, D), s.flat_map(), s.codewords(K),
+                         s.scale(K),        false,        s.flat_map_result()};
+       op.codeword_partials = s.partials(N * cpu::partials(op), K * D);
+       op.scale_partials = s.partials(N * cpu::partials(op), K);
+       s.execute(op);
+     }},
+    {"channel_gate",
+     [](Sample& s) { s.execute(ChannelGate{s.flat_map(), s.gate(), s.flat_map_result()}); }},
+    {"channel_gate_backward",
+     [](Sample& s) {
+       ChannelGateBackward op{s.flat_map(), s.flat_map(), s.gate(), s.flat_map_result()};
+       op.partials = s.partials(cpu::partials(op), s.image_count() * s.channel_count());
+       s.execute(op);
+     }},
 };
 
 struct NamedType {

@@ -44,6 +44,38 @@ class Sample {
   View cols() { return noise(cols_shape()); }
   View channels() { return noise(channels_shape()); }
 
+  // A map whose positions lie on one axis, as csrc/bind hands it to the encoding family.
+  View flat_map() { return noise(flat_shape()); }
+  View flat_map_result() { return result(flat_shape()); }
+
+  // Parameters of the encoding layer: assignments are neither 0 nor 1.
+  View codewords(int64_t codes) {
+    View view = matrix(1, codes, channel_count());
+    for (int d = 0; d < 3; ++d) {
+      view.size[d] = view.size[d + 1];
+      view.stride[d] = view.stride[d + 1];
+    }
+    return view;
+  }
+  View scale(int64_t codes) {
+    return matrix(1, codes, 1, 1.0 / static_cast<double>(channel_count() + 1));
+  }
+
+  // A dense matrix in the type that sums run in, times `factor`.
+  View matrix(int64_t batch, int64_t rows, int64_t columns, double factor = 1) {
+    View view{nullptr, sum_type(), {batch, rows, columns, 1}, {rows * columns, columns, 1, 1}};
+    return fill(allocate(view, 0), factor);
+  }
+
+  // (N, C) and what a kernel writes of that shape.
+  View gate() {
+    const View view{nullptr,
+                    setting_.dtype,
+                    {setting_.shape[0], setting_.shape[1], 1, 1},
+                    {channel_count(), 1}};
+    return fill(allocate(view, 0));
+  }
+
   View map_result() { return result(setting_.shape); }
   View rows_result() { return result(rows_shape()); }
   View cols_result() { return result(cols_shape()); }
@@ -51,12 +83,12 @@ class Sample {
 
   // Partial sums, in the type that sums run in.
   View partials(int64_t parts, int64_t sums) {
-    const DType dtype = setting_.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-    View view{nullptr, dtype, {parts, sums, 1, 1}, {sums, 1, 1, 1}};
+    View view{nullptr, sum_type(), {parts, sums, 1, 1}, {sums, 1, 1, 1}};
     results_.push_back(allocate(view, 0));
     return results_.back();
   }
 
+  int64_t image_count() const { return setting_.shape[0]; }
   int64_t channel_count() const { return setting_.shape[1]; }
 
   template <class Op>
@@ -88,15 +120,24 @@ class Sample {
  private:
   Shape rows_shape() const { return {setting_.shape[0], setting_.shape[1], setting_.shape[2], 1}; }
   Shape cols_shape() const { return {setting_.shape[0], setting_.shape[1], 1, setting_.shape[3]}; }
+  Shape flat_shape() const {
+    return {setting_.shape[0], setting_.shape[1], 1, setting_.shape[2] * setting_.shape[3]};
+  }
+  DType sum_type() const {
+    return setting_.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  }
   Shape channels_shape() const { return {1, setting_.shape[1], 1, 1}; }
 
   // A slice starts one element into larger rows, so nothing in it is aligned.
   View noise(const Shape& shape, bool sliced = false) {
-    const View view = allocate(lay_out(shape, sliced), sliced ? 1 : 0);
+    return fill(allocate(lay_out(shape, sliced), sliced ? 1 : 0));
+  }
+
+  View fill(const View& view, double factor = 1) {
     dispatch<cpu::Types>(view.dtype, [&]<class T>() {
       T* data = static_cast<T*>(view.data);
       for (int64_t i = 0; i < view.extent(); ++i) {
-        data[i] = static_cast<T>(static_cast<Accumulate<T>>(next()));
+        data[i] = static_cast<T>(static_cast<Accumulate<T>>(factor * next()));
       }
     });
     return view;
