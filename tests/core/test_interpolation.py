@@ -57,9 +57,7 @@ def torch_matrix(cells: int, extent: int, align_corners: bool, dtype: torch.dtyp
 @each_cells
 @each_size
 @each_alignment
-def test_weights_are_torchs(
-    core: ModuleType, cells: int, extent: int, align_corners: bool
-) -> None:
+def test_weights_are_torchs(core: ModuleType, cells: int, extent: int, align_corners: bool) -> None:
     for samples, dtype, error in (
         (core.samples64, torch.float64, 1e-12),
         (core.samples32, torch.float32, 4e-7 * cells),
@@ -74,9 +72,7 @@ def test_weights_are_torchs(
 @each_cells
 @each_size
 @each_alignment
-def test_transpose_is_exact(
-    core: ModuleType, cells: int, extent: int, align_corners: bool
-) -> None:
+def test_transpose_is_exact(core: ModuleType, cells: int, extent: int, align_corners: bool) -> None:
     for samples, transpose in (
         (core.samples64, core.transpose64),
         (core.samples32, core.transpose32),
