@@ -1,16 +1,21 @@
-# make setup   a virtual environment with everything the other targets need
-# make test    every test: the operator families once on each kind of kernel, then all the rest
-# make lint    formatters and static checks
-# make demo    the five-minute tour: builds the kernels, fits a small network, draws demo.png
-# make bench   measures the operators against plain PyTorch on this machine
+# make setup       a virtual environment with everything the other targets need
+# make test        every test: the operator families once on each kind of kernel, then all the rest
+# make lint        formatters and static checks
+# make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+# make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
+# make demo        the five-minute tour: builds the kernels, fits a small network, draws demo.png
+# make bench       measures the operators against plain PyTorch on this machine
+# make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-FAMILIES := tests/test_strip.py tests/test_upsample.py tests/test_height.py
-SOURCES := $(shell find csrc tests/simt tests/core -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
+FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tests/test_height.py \
+	tests/test_encoding.py tests/test_encoding_layers.py
+EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py
+SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup test lint format demo bench clean
+.PHONY: setup test lint format sanitize cuda-check demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -23,7 +28,15 @@ $(VENV)/.ready: requirements-dev.txt pyproject.toml
 test: setup
 	STRIPCTX_BACKEND=native $(RUN) -m pytest tests
 	STRIPCTX_BACKEND=reference $(RUN) -m pytest $(FAMILIES)
-	STRIPCTX_BACKEND=emulated $(RUN) -m pytest $(FAMILIES)
+	STRIPCTX_BACKEND=emulated $(RUN) -m pytest $(FAMILIES) $(EMULATED)
+	$(MAKE) cuda-check ARCHITECTURES="80 90"
+
+sanitize: setup
+	$(RUN) -m pytest tests/test_sanitize.py
+
+# Exit status 77: there is no nvcc, which it has said.
+cuda-check: setup
+	$(RUN) tests/cuda_check.py $(if $(ARCHITECTURES),--arch $(ARCHITECTURES)) || test $$? -eq 77
 
 lint: setup
 	$(RUN) -m ruff check .
@@ -41,6 +54,9 @@ demo: setup
 
 bench: setup
 	$(RUN) -m pytest benchmarks
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(FAMILIES)
 
 clean:
 	rm -rf build demo.png

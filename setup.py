@@ -3,7 +3,7 @@
 import os
 import sys
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -21,11 +21,12 @@ class BuildPy(build_py):
             prebuild.build_all(os.path.join(self.build_lib, "stripctx", "lib"))
 
 
-class BdistWheel(bdist_wheel):
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = not BUILDS
+class MaybeBinary(Distribution):
+    def has_ext_modules(self) -> bool:
+        return BUILDS
 
+
+class BdistWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         """The libraries depend on the platform, but neither on Python nor on torch's version."""
         python, abi, platform = super().get_tag()
@@ -39,5 +40,6 @@ setup(
         "stripctx": ["py.typed"],
         "stripctx.csrc": [f"**/*.{suffix}" for suffix in ("hpp", "cpp", "cuh", "cu")],
     },
+    distclass=MaybeBinary,
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
 )

@@ -5,7 +5,23 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx.layers import StripPooling  # noqa: E402
+from stripctx.layers import (  # noqa: E402
+    ContextEncoding,
+    EncodingLayer,
+    HeightAttention,
+    MixedPooling,
+    PyramidPooling,
+    PyramidPoolingConv,
+    StripPooling,
+)
 
 __version__ = "0.1.0"
-__all__ = ["StripPooling"]
+__all__ = [
+    "ContextEncoding",
+    "EncodingLayer",
+    "HeightAttention",
+    "MixedPooling",
+    "PyramidPooling",
+    "PyramidPoolingConv",
+    "StripPooling",
+]

@@ -17,10 +17,14 @@ from torch import Tensor
 import stripctx.ops  # noqa: F401  (defines the operators)
 
 __all__ = [
+    "channel_gate",
+    "encode",
     "pyramid_add_relu",
     "pyramid_concat",
     "pyramid_conv",
+    "pyramid_pool",
     "row_gate",
+    "row_pool",
     "sigmoid_gate",
     "strip_add_relu",
     "strip_gate",
@@ -88,7 +92,7 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
         tensor([[[[2., 2.]]]])
     """
     if bias is None:
-        bias = x.new_zeros(x.size(1))
+        bias = x.new_zeros(x.shape[1:2])
     return _OPS.sigmoid_gate(x, logits, bias)
 
 
@@ -121,6 +125,135 @@ def strip_gate(
             f"strip_gate: weight must have shape (C, M, 1, 1), got {tuple(weight.shape)}"
         )
     return sigmoid_gate(x, F.conv2d(strip_add_relu(rows, cols), weight), bias)
+
+
+def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+    """Softly assigns every position to K codewords and sums the residuals of each.
+
+    With d_ik = |x_i - c_k|^2 and a_ik = softmax over k of s_k d_ik, codeword k gets the sum over
+    all positions i of a_ik (x_i - c_k): Deep TEN (Zhang et al., CVPR 2017), eq. 2 to 4, with
+    s = -beta. Nothing of N*L*D elements or more is ever stored beside x.
+
+    The result has the dtype of the parameters. They have that of x, or are float32 where x is
+    float16 or bfloat16, which keeps every digit of the sums; under autocast x is cast as conv2d
+    casts it and half parameters to float32. Products on CUDA's tensor cores round float32 operands
+    to tf32 where `torch.backends.cuda.matmul.allow_tf32` permits it, and split them otherwise.
+
+    Args:
+        x: (N, D, H, W) or (N, D, L).
+        codewords: (K, D), K at least 1.
+        scale: (K,), of the dtype of codewords; any sign, 0 too. Negative ones prefer near
+            codewords.
+
+    Returns:
+        (N, K, D), a sum over positions, not a mean.
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 3.0]]])  # N = D = 1, L = 2
+        >>> encode(x, torch.tensor([[0.0], [2.0]]), torch.zeros(2)).flatten()
+        tensor([2., 0.])
+    """
+    if x.dim() == 3:
+        x = x.unsqueeze(3)
+    return _OPS.encode(x, codewords, scale, _tf32_allowed())
+
+
+def _tf32_allowed() -> bool:
+    """What the user allows CUDA's float32 products. Only the old name of the setting can be traced,
+    and only the new one can be read whichever of the two was set."""
+    matmul = torch.backends.cuda.matmul
+    if torch.compiler.is_compiling():
+        return bool(matmul.allow_tf32)
+    return bool(matmul.fp32_precision == "tf32")
+
+
+def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """relu(x + x * gate), one gate a channel, in one read and one write.
+
+    Context Encoding (Zhang et al., CVPR 2018), section 3.1: features scaled by what the whole image
+    holds, with the shortcut around them and the rectifier after it.
+
+    Args:
+        x: (N, C, H, W).
+        gate: (N, C), of the dtype of x; under autocast any dtype, cast to that of x.
+
+    Returns:
+        (N, C, H, W), in the memory format of x.
+
+    Example:
+        >>> channel_gate(torch.tensor([[[[-1.0, 2.0]]]]), torch.tensor([[0.5]]))
+        tensor([[[[0., 3.]]]])
+    """
+    return _OPS.channel_gate(x, gate)
+
+
+def pyramid_pool(
+    x: Tensor, bins: Sequence[int | tuple[int, int]], mode: str = "mean"
+) -> list[Tensor]:
+    """Adaptive means or maxima for all bins of a pyramid at once, in one read.
+
+    PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `adaptive_avg_pool2d(x, b)` or
+    `adaptive_max_pool2d(x, b)` for each b. A bin covers rows floor(i H / h) to ceil((i + 1) H / h),
+    columns likewise: windows overlap where h does not divide H, and repeat where h > H. The maximum
+    is the first of equals, and NaN if the window holds one.
+
+    Args:
+        x: (N, C, H, W), H and W at least 1; for maxima H * W below 2^31.
+        bins: one to eight levels, each h x w bins (h, w), or b for (b, b).
+        mode: "mean" or "max".
+
+    Returns:
+        One (N, C, h, w) a level, in the memory format of x.
+
+    Example:
+        >>> one, two = pyramid_pool(torch.arange(6.0).view(1, 1, 2, 3), (1, 2))
+        >>> one.flatten(), two.flatten()
+        (tensor([2.5000]), tensor([0.5000, 1.5000, 3.5000, 4.5000]))
+    """
+    return _pool("pyramid_pool", x, "bins", bins, mode)
+
+
+def row_pool(x: Tensor, rows: int, mode: str = "mean") -> Tensor:
+    """Adaptive means or maxima over bands of rows: `pyramid_pool` with the one bin (rows, 1).
+
+    HANet (Choi et al., CVPR 2020), the width-wise pooling of section 3.1.
+
+    Args:
+        x: (N, C, H, W).
+        rows: how many bands, of whole rows.
+        mode: "mean" or "max".
+
+    Returns:
+        (N, C, rows).
+
+    Example:
+        >>> row_pool(torch.arange(6.0).view(1, 1, 2, 3), 2, "max")
+        tensor([[[2., 5.]]])
+    """
+    if not _is_count(rows):
+        raise ValueError(f"row_pool: rows must be a positive integer, got {rows}")
+    return _pool("row_pool", x, "rows", [(rows, 1)], mode)[0].squeeze(3)
+
+
+def _pool(
+    name: str, x: Tensor, argument: str, bins: Sequence[int | tuple[int, int]], mode: str
+) -> list[Tensor]:
+    if mode not in ("mean", "max"):
+        raise ValueError(f'{name}: mode must be "mean" or "max", got {mode!r}')
+    pairs = [tuple(b) if isinstance(b, (tuple, list)) else (b, b) for b in bins]
+    if not pairs or not all(len(pair) == 2 and all(map(_is_count, pair)) for pair in pairs):
+        raise ValueError(
+            f"{name}: {argument} must be positive integers or pairs of them, at least one, "
+            f"got {bins}"
+        )
+    flat = [size for pair in pairs for size in pair]
+    if mode == "mean":
+        return _OPS.pyramid_pool(x, flat)
+    return _OPS.pyramid_max_pool(x, flat)[: len(pairs)]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and value >= 1
 
 
 def pyramid_concat(

@@ -1,4 +1,4 @@
-"""What every test shares: the device under test and a fixed seed.
+"""What every test shares: the device under test, a fixed seed, convolutions in full precision.
 
 STRIPCTX_BACKEND chooses the kernels (native, reference, emulated); STRIPCTX_TEST_DEVICE=cuda runs
 the family files on a GPU.
@@ -13,3 +13,9 @@ import torch
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions() -> None:
+    """float32 is float32 on a GPU too: by default cuDNN rounds operands to tf32."""
+    torch.backends.cudnn.allow_tf32 = False

@@ -1,5 +1,5 @@
-"""The emulator that runs CUDA kernels on a CPU (tests/simt): right where CUDA is, loud where a kernel
-is wrong. Each faulty kernel of tests/simt/kernels/faults.cu is one mistake that must be caught.
+"""The emulator that runs CUDA kernels on a CPU (tests/simt): right where CUDA is, loud where a
+kernel is wrong. Each kernel of tests/simt/kernels/faults.cu is a mistake that must be caught.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import toolkit
@@ -46,8 +46,8 @@ class Emulator:
     def order(self, text: str) -> None:
         assert self.library.stripctx_simt_set_order(text.encode()) == 0
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        counts: dict[str, dict[str, int]] = json.loads(self.library.stripctx_simt_counts())
+    def counts(self) -> dict[str, dict[str, Any]]:
+        counts: dict[str, dict[str, Any]] = json.loads(self.library.stripctx_simt_counts())
         return counts
 
     def reset_counts(self) -> None:
@@ -178,6 +178,8 @@ def test_bytes_of_a_copy_are_counted_exactly(emulator: Emulator, count: int) -> 
             "blocks": 2 * blocks,
             "threads": 128 * blocks,
             "shared_bytes": 0,
+            "grid": [blocks, 1, 1],
+            "block": [64, 1, 1],
         }
     }
     row_sums(emulator, torch.randn(3, 10), 64)
@@ -221,7 +223,7 @@ def test_packs_of_16_bytes_copy(emulator: Emulator, dtype: torch.dtype) -> None:
 
 def test_a_view_of_another_dtype_is_refused(emulator: Emulator) -> None:
     x, out = torch.zeros(8, dtype=torch.float16), torch.zeros(8)
-    with pytest.raises(RuntimeError, match="widen: .* a view is read as another dtype"):
+    with pytest.raises(RuntimeError, match=r"widen: .* a view is read as another dtype"):
         emulator("convert", 0, torch.bfloat16, x, torch.float16, out, torch.float32, 8)
 
 
@@ -342,9 +344,9 @@ def test_the_portable_switch_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda source: source.stem)
 def test_nvcc_compiles_the_same_sources(source: Path, tmp_path: Path) -> None:
-    nvcc = toolkit.tool("nvcc")
+    nvcc = toolkit.nvcc()
     if nvcc is None:
         pytest.skip("needs nvcc")
-    command = [str(nvcc), "-std=c++20", "-O3", f"-I{toolkit.SOURCES}"]
+    command = [nvcc, "-std=c++20", "-O3", f"-I{toolkit.SOURCES}"]
     command += [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in (75, 90)]
     toolkit.run([*command, "-c", str(source), "-o", str(tmp_path / "kernel.o")])

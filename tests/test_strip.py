@@ -140,6 +140,13 @@ def test_forward_mode_is_refused(case: Case) -> None:
     battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
 
 
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
+@every_case
+@pytest.mark.parametrize("layout", FORMATS)
+def test_cuda_graph(case: Case, layout: str) -> None:
+    battery.check_cuda_graph(case, (2, 9, 6, 11), layout)
+
+
 def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
     samples = []
     for layout in ("contiguous", "channels_last", "sliced"):

@@ -1,7 +1,6 @@
-"""Finds CUDA's headers and tools, and compiles kernels with g++ against the emulator of tests/simt.
+"""CUDA's compiler, headers and tools as stripctx/extension finds them, for tests of kernels.
 
-A system toolkit (CUDA_HOME, nvcc on PATH, /usr/local/cuda) and PyPI's packages (nvidia-cuda-nvcc
-and its companions, under site-packages/nvidia/cu*) both do.
+The extension is imported as a package of its own, as setup.py does: no torch, and nothing is built.
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import site
 import subprocess
-import sysconfig
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,58 +17,50 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = REPOSITORY / "csrc"
 EMULATOR = REPOSITORY / "tests" / "simt"
 
+sys.path.insert(0, str(REPOSITORY / "stripctx"))
+from extension import architectures, build, toolchain  # noqa: E402
+from extension.report import UnavailableError  # noqa: E402
 
-def roots() -> list[Path]:
-    """Folders laid out like a CUDA toolkit (bin, include), best first."""
-    candidates: list[Path] = []
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            candidates.append(Path(os.environ[variable]))
-    on_path = shutil.which("nvcc")
-    if on_path:
-        candidates.append(Path(on_path).resolve().parent.parent)
-    candidates.append(Path("/usr/local/cuda"))
-    packages = {sysconfig.get_path("purelib"), *site.getsitepackages()}
-    for folder in sorted(packages):
-        candidates.extend(sorted(Path(folder, "nvidia").glob("cu[0-9]*"), reverse=True))
-    return [root for root in dict.fromkeys(candidates) if root.is_dir()]
+sys.path.pop(0)
+
+# As in sm_90: what the CUDA library is compiled for where no GPU says otherwise.
+ARCHITECTURES = [int(a.removesuffix("+PTX").replace(".", "")) for a in architectures.DEFAULT]
 
 
-def tool(name: str) -> Path | None:
-    """The path of nvcc, cuobjdump, ...; None where there is none."""
-    for root in roots():
-        if (root / "bin" / name).is_file():
-            return root / "bin" / name
-    on_path = shutil.which(name)
-    return Path(on_path) if on_path else None
+def nvcc() -> str | None:
+    try:
+        return toolchain.toolkit(None).nvcc
+    except UnavailableError:
+        return None
 
 
-def include_directories() -> list[Path]:
-    """Where g++ finds cuda_fp16.h and the <nv/target> that it includes; empty where they are not.
+def cuobjdump() -> str | None:
+    """The disassembler, which comes with a system toolkit or as PyPI's nvidia-cuda-cuobjdump."""
+    folders = [os.path.dirname(path) for path in toolchain.nvcc_candidates()]
+    folders += [os.path.join(root, "bin") for root in toolchain.pypi_roots()]
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders)) or shutil.which("cuobjdump")
 
-    On PyPI the second comes with nvidia-cuda-cccl.
-    """
-    folders = [root / "include" for root in roots()]
-    folders += [folder / "cccl" for folder in folders]
-    half = [folder for folder in folders if (folder / "cuda_fp16.h").is_file()]
-    target = [folder for folder in folders if (folder / "nv" / "target").is_file()]
-    return list(dict.fromkeys([half[0], target[0]])) if half and target else []
+
+def include_directories() -> list[str]:
+    """Where g++ finds cuda_fp16.h and the <nv/target> that it includes; empty where it cannot."""
+    try:
+        return toolchain.cuda_includes()
+    except UnavailableError:
+        return []
 
 
 def compile_emulated(kernels: Sequence[Path], output: Path, flags: Sequence[str] = ()) -> Path:
-    """Builds `kernels` (.cu) and the emulator into one shared library with g++."""
-    compiler = os.environ.get("CXX", "g++")
-    includes = [f"-I{SOURCES}", f"-I{EMULATOR}"]
-    for folder in include_directories():
-        includes += ["-isystem", str(folder)]
-    command = [compiler, "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    command += ["-Werror", "-Wno-unknown-pragmas", *flags, *includes]
-    objects: list[Path] = []
+    """Builds `kernels` (.cu) and the emulator into one shared library with the C++ compiler."""
+    compiler = toolchain.cxx().command
+    folders = [str(SOURCES), str(EMULATOR), *include_directories()]
+    command = [*compiler, *build.CXX_FLAGS, *build.LIBRARIES["emulated"].flags, "-Werror", *flags]
+    command += [f"-I{folder}" for folder in folders]
+    objects: list[str] = []
     output.parent.mkdir(parents=True, exist_ok=True)
     for source in [*sorted(EMULATOR.glob("*.cpp")), *kernels]:
-        objects.append(output.parent / f"{output.stem}.{source.name}.o")
-        run([*command, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
-    run([compiler, "-shared", *flags, *map(str, objects), "-o", str(output)])
+        objects.append(str(output.parent / f"{output.stem}.{source.name}.o"))
+        run([*command, "-xc++", "-c", str(source), "-o", objects[-1]])
+    run([*compiler, "-shared", *flags, *objects, "-o", str(output)])
     return output
 
 

@@ -49,9 +49,20 @@ class Checker {
       refuse(argument, "must have the dtype of ", first, ", ", text(other.scalar_type()), ", got ",
              text(value.scalar_type()));
     }
+    same_device(argument, value, first, other);
+  }
+
+  void same_device(const char* argument, const Tensor& value, const char* first,
+                   const Tensor& other) const {
     if (value.device() != other.device()) {
       refuse(argument, "must be on the device of ", first, ", ", text(other.device()), ", got ",
              text(value.device()));
+    }
+  }
+
+  void index_tensor(const char* argument, const Tensor& value) const {
+    if (value.scalar_type() != ScalarType::Long) {
+      refuse(argument, "must be int64, got ", text(value.scalar_type()));
     }
   }
 

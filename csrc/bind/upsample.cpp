@@ -113,7 +113,7 @@ Levels readable_levels(const Tensors& levels, MemoryFormat format, Tensors& kept
   Levels result;
   for (const Tensor& level : levels) {
     kept.push_back(readable(level, format));
-    result.view[result.count++] = view(kept.back());
+    result.level[result.count++] = view(kept.back());
   }
   return result;
 }
@@ -133,11 +133,11 @@ Tensor pyramid_concat(const Tensor& x, const Tensors& levels, bool align_corners
   const Taps taps{{x.size(2), x.size(3)}, align_corners};
   int64_t begin = x_first ? x.size(1) : 0;
   for (int64_t l = 0; l < sources.count; ++l) {
-    const int64_t count = sources.view[l].size[1];
+    const int64_t count = sources.level[l].size[1];
     const View target = channels(view(out), begin, count, element_size(out));
     device::execute(
         PyramidAdd{
-            {}, target, {{sources.view[l]}, 1}, taps, false, format == MemoryFormat::ChannelsLast},
+            {}, target, {1, {sources.level[l]}}, taps, false, format == MemoryFormat::ChannelsLast},
         x);
     begin += count;
   }
@@ -160,7 +160,7 @@ Tensors pyramid_concat_backward(const Tensor& grad, const Sizes& sizes, bool ali
   for (size_t i = 0; i < sizes.size(); i += 3) {
     grads.push_back(empty({grad.size(0), sizes[i], sizes[i + 1], sizes[i + 2]}, grad, format));
     const View part = channels(view(source), begin, sizes[i], element_size(grad));
-    device::execute(PyramidReduce{part, {}, {}, {{view(grads.back())}, 1}, taps, channels_last},
+    device::execute(PyramidReduce{part, {}, {}, {1, {view(grads.back())}}, taps, channels_last},
                     grad);
     begin += sizes[i];
   }
@@ -188,7 +188,7 @@ Levels allocate_levels(const Tensor& grad, const Sizes& sizes, int64_t channels,
   Levels result;
   for (size_t i = 0; i < sizes.size(); i += 2) {
     grads.push_back(empty({grad.size(0), channels, sizes[i], sizes[i + 1]}, grad, format));
-    result.view[result.count++] = view(grads.back());
+    result.level[result.count++] = view(grads.back());
   }
   return result;
 }

@@ -4,11 +4,10 @@
 // Shapes: x, out, grad (N, C, H, W); a level (N, C, h, w) for each of the kernel's taps.
 #pragma once
 
+#include "core/levels.hpp"
 #include "core/view.hpp"
 
 namespace stripctx {
-
-constexpr int kMostLevels = 8;
 
 // The two cells that a position lies between, and their weights.
 template <class A>
@@ -76,11 +75,6 @@ struct Axis {
     }
     return low;
   }
-};
-
-struct Levels {
-  View view[kMostLevels];
-  int64_t count = 0;
 };
 
 // How a level meets the map: interpolated to `size`, then read under a kernel's taps, `offset` away

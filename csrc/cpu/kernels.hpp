@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/encoding.hpp"
 #include "core/height.hpp"
+#include "core/pyramid.hpp"
 #include "core/reduce.hpp"
 #include "core/strip.hpp"
 #include "core/upsample.hpp"
@@ -31,7 +33,24 @@ inline StripPartials partials(const StripAddReluBackward&) {
   return {};
 }
 int64_t partials(const SigmoidGateBackward& op);
+inline int64_t partials(const PyramidPool&) {
+  return 0;
+}
+inline int64_t partials(const PyramidMaxPool&) {
+  return 0;
+}
 inline int64_t partials(const RowGateBackward&) {
+  return 0;
+}
+int64_t partials(const Encode& op);          // of each image
+int64_t partials(const EncodeBackward& op);  // of each image
+int64_t partials(const ChannelGateBackward& op);
+
+// Elements of scratch that an operator's kernel asks for.
+inline int64_t scratch(const Encode&) {
+  return 0;
+}
+inline int64_t scratch(const EncodeBackward&) {
   return 0;
 }
 
@@ -42,6 +61,14 @@ Work work(const StripAddRelu& op);
 Work work(const StripAddReluBackward& op);
 Work work(const SigmoidGate& op);
 Work work(const SigmoidGateBackward& op);
+Work work(const PyramidPool& op);
+Work work(const PyramidPoolBackward& op);
+Work work(const PyramidMaxPool& op);
+Work work(const PyramidMaxPoolBackward& op);
+Work work(const Encode& op);
+Work work(const EncodeBackward& op);
+Work work(const ChannelGate& op);
+Work work(const ChannelGateBackward& op);
 Work work(const PyramidAdd& op);
 Work work(const PyramidReduce& op);
 Work work(const RowGate& op);
@@ -54,6 +81,14 @@ void run(const StripAddRelu& op, int64_t begin, int64_t end);
 void run(const StripAddReluBackward& op, int64_t begin, int64_t end);
 void run(const SigmoidGate& op, int64_t begin, int64_t end);
 void run(const SigmoidGateBackward& op, int64_t begin, int64_t end);
+void run(const PyramidPool& op, int64_t begin, int64_t end);
+void run(const PyramidPoolBackward& op, int64_t begin, int64_t end);
+void run(const PyramidMaxPool& op, int64_t begin, int64_t end);
+void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end);
+void run(const Encode& op, int64_t begin, int64_t end);
+void run(const EncodeBackward& op, int64_t begin, int64_t end);
+void run(const ChannelGate& op, int64_t begin, int64_t end);
+void run(const ChannelGateBackward& op, int64_t begin, int64_t end);
 void run(const PyramidAdd& op, int64_t begin, int64_t end);
 void run(const PyramidReduce& op, int64_t begin, int64_t end);
 void run(const RowGate& op, int64_t begin, int64_t end);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -51,15 +52,35 @@ constexpr int kImageBytes = kLanes<Accumulate<T>> * static_cast<int>(sizeof(T));
 using Half16 = typename VectorOf<uint16_t, kLanes<float> * 2>::type;
 using Word32 = typename VectorOf<uint32_t>::type;
 
+// The compiler's own conversion between 16 and 32 bits takes several steps; the machine's takes
+// one.
+inline Word32 zero_extend(const Half16& image) {
+#if defined(__AVX512F__)
+  return (Word32)_mm512_cvtepu16_epi32((__m256i)image);
+#elif defined(__AVX2__)
+  return (Word32)_mm256_cvtepu16_epi32((__m128i)image);
+#else
+  return __builtin_convertvector(image, Word32);
+#endif
+}
+
+inline Half16 low_halves(const Word32& word) {
+#if defined(__AVX512F__)
+  return (Half16)_mm512_cvtepi32_epi16((__m512i)word);
+#else
+  return __builtin_convertvector(word, Half16);
+#endif
+}
+
 inline Vec<float> widen(const BFloat16*, const Half16& image) {
-  return (Vec<float>)(__builtin_convertvector(image, Word32) << 16);
+  return (Vec<float>)(zero_extend(image) << 16);
 }
 
 inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
   const Word32 word = (Word32)value;
   const Word32 rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
   const Word32 quiet = Word32{} + 0x7fc0;
-  return __builtin_convertvector(value == value ? rounded : quiet, Half16);
+  return low_halves(value == value ? rounded : quiet);
 }
 
 inline Vec<float> widen(const _Float16*, const Half16& image) {
@@ -193,15 +214,24 @@ inline void for_vectors(int64_t count, Body&& body) {
   }
 }
 
+namespace detail {
+template <class V, int... Lane>
+inline auto fold_halves(const V& value, std::integer_sequence<int, Lane...>) {
+  constexpr int half = sizeof...(Lane);
+  return __builtin_shufflevector(value, value, Lane...) +
+         __builtin_shufflevector(value, value, (Lane + half)...);
+}
+}  // namespace detail
+
 // Sums lanes in a fixed tree: upper half onto lower half.
-template <class A>
-inline A sum_lanes(Vec<A> value) {
-  A lane[kLanes<A>];
-  std::memcpy(lane, &value, sizeof(value));
-  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+template <class A, class V>
+inline A sum_lanes(const V& value) {
+  constexpr int lanes = sizeof(V) / sizeof(A);
+  if constexpr (lanes == 2) {
+    return value[0] + value[1];
+  } else {
+    return sum_lanes<A>(detail::fold_halves(value, std::make_integer_sequence<int, lanes / 2>{}));
   }
-  return lane[0];
 }
 
 // exp(x) for x <= 0, to 2 units in the last place; 0 below the smallest normal number.

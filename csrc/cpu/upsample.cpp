@@ -83,7 +83,7 @@ void add_planes(const PyramidAdd& op, int64_t begin, int64_t end) {
   std::vector<Source<T>> sources;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     for (int64_t tap = 0; tap < op.taps.kernel[0]; ++tap) {
-      sources.emplace_back(samples[l].rows[tap], columns[l], op.levels.view[l], C, tap, W);
+      sources.emplace_back(samples[l].rows[tap], columns[l], op.levels.level[l], C, tap, W);
     }
   }
   WeightedRows<A> rows(2 * static_cast<int64_t>(sources.size()));
@@ -109,7 +109,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
   int64_t pixels = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     first_buffer.push_back(pixels);
-    pixels += kw * op.levels.view[l].size[3];
+    pixels += kw * op.levels.level[l].size[3];
   }
   std::vector<A> buffer(pixels * length);
   WeightedRows<A> terms(2 * op.levels.count * kw);
@@ -117,7 +117,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
     const int64_t n = item / H, h = item % H;
     std::fill(buffer.begin(), buffer.end(), A(0));
     for (int64_t l = 0; l < op.levels.count; ++l) {
-      const View& level = op.levels.view[l];
+      const View& level = op.levels.level[l];
       for (int64_t tap = 0; tap < kh * kw; ++tap) {
         const Samples<A>& rows = samples[l].rows[tap / kw];
         if (!rows.contain(h)) continue;
@@ -141,7 +141,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
           if (!columns.contain(w)) continue;
           const Sample<A>& sample = columns[w];
           const A* line =
-              buffer.data() + (first_buffer[l] + tap * op.levels.view[l].size[3]) * length;
+              buffer.data() + (first_buffer[l] + tap * op.levels.level[l].size[3]) * length;
           terms.add(sample.first_weight, line + sample.first * length);
           terms.add(sample.second_weight, line + sample.second * length);
         }

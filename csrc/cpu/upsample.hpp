@@ -54,7 +54,7 @@ std::vector<LevelSamples<A>> level_samples(const Levels& levels, const Taps& tap
                                            const View& map) {
   std::vector<LevelSamples<A>> result;
   for (int64_t l = 0; l < levels.count; ++l) {
-    result.emplace_back(taps, levels.view[l], map.size[2], map.size[3]);
+    result.emplace_back(taps, levels.level[l], map.size[2], map.size[3]);
   }
   return result;
 }

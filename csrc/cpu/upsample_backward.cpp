@@ -157,7 +157,7 @@ void reduce_planes(const PyramidReduce& op, int64_t begin, int64_t end) {
     }
     const Plane<T> plane{at<const T>(source, n, c, 0, 0), source.stride[2], W};
     for (int64_t l = 0; l < op.levels.count; ++l) {
-      const View& level = op.levels.view[l];
+      const View& level = op.levels.level[l];
       for (int64_t dy = 0; dy < kh; ++dy) {
         sums.reduce(plane, samples[l].rows[dy], [&](int64_t i, const A* row) {
           for (int64_t dx = 0; dx < kw; ++dx) {
@@ -278,7 +278,7 @@ void reduce_channel_blocks(const PyramidReduce& op, int64_t begin, int64_t end) 
   const auto samples = level_samples<A>(op.levels, op.taps, op.grad);
   std::vector<PixelSums<T>> levels;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    levels.emplace_back(samples[l], op.levels.view[l], C);
+    levels.emplace_back(samples[l], op.levels.level[l], C);
   }
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, c = item % blocks * kChannelBlock;

@@ -73,7 +73,9 @@ class Global {
     using Word = typename WordOf<sizeof(T) * N>::type;
     Word word;
     memcpy(&word, &pack, sizeof(word));
-    *reinterpret_cast<Word*>(data_ + i) = word;
+    // An assignment would do, but nvcc takes it apart into 4-byte stores where the values were
+    // computed.
+    __stwb(reinterpret_cast<Word*>(data_ + i), word);
   }
 
  private:

@@ -11,6 +11,8 @@
 // The order of the sums is the chip's own: results agree across paths to rounding, not to the bit.
 #pragma once
 
+#include <cfloat>
+
 #include "cuda/device.cuh"
 
 namespace stripctx::cuda {
@@ -22,22 +24,19 @@ constexpr bool has_tensor_cores = false;
 constexpr bool has_tensor_cores = true;
 #endif
 
-// A float rounded to tf32 (10 bits of mantissa, ties away from zero), which only to_tf32 makes.
+// A float rounded to tf32 (10 bits of mantissa), which only to_tf32 makes. The bits below are 0, so
+// that value - to_tf32(value).value is the exact rest.
 struct Tf32 {
   float value;
 };
 
+// To the nearest, ties away from zero: cvt.rna.tf32, which ptxas expands to these same instructions
+// on every chip from sm_80 to sm_120, and which older chips lack.
 __device__ inline Tf32 to_tf32(float value) {
   unsigned bits;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  bits &= 0xffffe000u;  // PTX promises nothing about them; value - to_tf32(value) needs zeros
-#else
   memcpy(&bits, &value, sizeof(bits));
-  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
-  bits = (finite ? bits + 0x1000u : bits) & 0xffffe000u;
-  if (value != value) bits = 0x7fffe000u;
-#endif
+  if (fabsf(value) <= FLT_MAX) bits += 0x1000u;
+  bits &= 0xffffe000u;
   Tf32 rounded;
   memcpy(&rounded, &bits, sizeof(bits));
   return rounded;

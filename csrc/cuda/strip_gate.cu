@@ -151,8 +151,8 @@ __device__ void for_pixels(const View& map, int64_t rows, Each&& each) {
 
 template <class T, int N>
 __device__ void lane_bias(const View& bias, int64_t c, Accumulate<T> (&values)[N]) {
-  const Global<const T> source(bias);
-  for (int i = 0; i < N; ++i) values[i] = to_accumulate(source.load((c + i) * bias.stride[1]));
+  const auto pack = Global<const T>(bias).template load_pack<N>(c * bias.stride[1]);
+  for (int i = 0; i < N; ++i) values[i] = to_accumulate(pack[i]);
 }
 
 // Grid: (row blocks, channel tiles). Block: (lanes, slots); lane x owns a pack of channels.
@@ -207,13 +207,14 @@ int64_t rows_a_block(const View& map) {
   return std::clamp<int64_t>(map.size[0] * map.size[2] / 1024, 1, 16);
 }
 
-// Calls run<T, N, channels last>() with the widest pack that all maps of a gate allow.
+// Calls run<T, N, channels last>() with the widest pack that all maps of a gate allow and, on
+// channels_last maps, of the bias.
 template <class F, class... Views>
-void with_maps(F&& run, const View& first, const Views&... rest) {
+void with_maps(F&& run, const View& bias, const View& first, const Views&... rest) {
   dispatch<Types>(first.dtype, [&]<class T>() {
     const bool pixels = first.channels_last() && (rest.channels_last() && ...);
     if (pixels) {
-      return with_pack<T>({&first, &rest...}, 1, first.size[1],
+      return with_pack<T>({&bias, &first, &rest...}, 1, first.size[1],
                           [&]<int N>() { run.template operator()<T, N, true>(Runs{}); });
     }
     const int64_t H = first.size[2], W = first.size[3];
@@ -250,7 +251,7 @@ int64_t partials(const SigmoidGateBackward& op) {
         count = kPixels ? ceil_div(op.x.size[0] * op.x.size[2], rows_a_block(op.x))
                         : op.x.size[0] * pieces(runs);
       },
-      op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
+      op.bias, op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
   return count;
 }
 
@@ -275,7 +276,7 @@ void launch(const SigmoidGate& op, Stream stream) {
                  gate_planes<T, N>, op, runs);
         }
       },
-      op.x, op.logits, op.out);
+      op.bias, op.x, op.logits, op.out);
 }
 
 void launch(const SigmoidGateBackward& op, Stream stream) {
@@ -301,7 +302,7 @@ void launch(const SigmoidGateBackward& op, Stream stream) {
                  gate_backward_planes<T, N>, op, runs);
         }
       },
-      op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
+      op.bias, op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
 }
 
 }  // namespace stripctx::cuda

@@ -63,7 +63,7 @@ template <class Each>
 __device__ void for_lines(const PyramidAdd& op, int64_t columns, Each&& each) {
   int64_t base = 0, place = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.view[l];
+    const View& level = op.levels.level[l];
     for (int64_t dx = 0; dx < op.taps.kernel[1]; ++dx) {
       each(level, base, dx, place);
       place += cells_read(level.size[3], op.taps.size[1], columns);
@@ -100,7 +100,7 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
   }
   Column<A> kept[kSingle ? N : 1];
   if constexpr (kSingle) {
-    const Axis<A> axis = op.taps.template axis<A>(op.levels.view[0], 1);
+    const Axis<A> axis = op.taps.template axis<A>(op.levels.level[0], 1);
     const int64_t origin = cut.line ? cells_of(op.taps, axis, 0, tile, tile_end).first : 0;
     for (int i = 0; i < N; ++i) kept[i] = column_at(op.taps, axis, 0, w + i, origin);
   }
@@ -222,7 +222,7 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
 void choose_storage(const PyramidAdd& op, int64_t cell_bytes, int64_t rows, AddTiles& cut) {
   cut.cells = cut.line = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.view[l];
+    const View& level = op.levels.level[l];
     cut.cells += tap_cells(op.taps, level);
     cut.line += op.taps.kernel[1] * cells_read(level.size[3], op.taps.size[1], cut.columns);
   }
@@ -285,7 +285,7 @@ void launch(const PyramidAdd& op, Stream stream) {
       return with_pack<T>({&op.out, &map_of(op)}, 3, op.out.size[3],
                           [&]<int N>() { launch_planes<T, N>(op, stream); });
     }
-    const auto level = [&](int64_t l) { return &op.levels.view[l < op.levels.count ? l : 0]; };
+    const auto level = [&](int64_t l) { return &op.levels.level[l < op.levels.count ? l : 0]; };
     with_pack<T>({&op.out, &map_of(op), level(0), level(1), level(2), level(3), level(4), level(5),
                   level(6), level(7)},
                  1, op.out.size[1], [&]<int N>() { launch_pixels<T, N>(op, stream); });

@@ -33,7 +33,7 @@ class Cells {
   __device__ void stage(int64_t first, int64_t step) const {
     int64_t base = 0;
     for (int64_t l = 0; l < op_.levels.count; ++l) {
-      const View& level = op_.levels.view[l];
+      const View& level = op_.levels.level[l];
       const int64_t plane = level.size[2] * level.size[3], cells = tap_cells(op_.taps, level);
       for (int64_t k = first; k < cells; k += step) {
         const int64_t tap = k / plane, i = k % plane / level.size[3], j = k % level.size[3];

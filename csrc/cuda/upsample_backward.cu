@@ -118,7 +118,7 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
   };
 
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.view[l];
+    const View& level = op.levels.level[l];
     const bool kept = cut.samples > 0;
     const Positions<A> rows{op.taps.template axis<A>(level, 0), kept_first, kept_fraction, 0, kept};
     const Positions<A> columns{op.taps.template axis<A>(level, 1), kept_first, kept_fraction,
@@ -180,7 +180,7 @@ void launch_planes(const PyramidReduce& op, Stream stream) {
   if (cut.samples > kMostSamples) cut.samples = 0;
   int64_t most_rows = 1;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    most_rows = std::max(most_rows, op.levels.view[l].size[2]);
+    most_rows = std::max(most_rows, op.levels.level[l].size[2]);
   }
   const int64_t fitting = kRowsBytes / std::max<int64_t>(1, W * sizeof(A));
   cut.rows = std::clamp<int64_t>(fitting, 1, most_rows);

@@ -52,7 +52,7 @@ __global__ void mask_pixels(PyramidReduce op) {
 template <class T, int N>
 __global__ void reduce_pixels(PyramidReduce op, PixelTiles cut) {
   using A = Accumulate<T>;
-  const View& level = op.levels.view[0];
+  const View& level = op.levels.level[0];
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int pitch = static_cast<int>(blockDim.x) * N, lane = static_cast<int>(threadIdx.x) * N;
   const int64_t channel_tiles = (C + pitch - 1) / pitch;
@@ -139,7 +139,7 @@ __global__ void reduce_pixels(PyramidReduce op, PixelTiles cut) {
 template <class T, int N>
 __global__ void gather_pixels(PyramidReduce op) {
   using A = Accumulate<T>;
-  const View& level = op.levels.view[0];
+  const View& level = op.levels.level[0];
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t taps = op.taps.kernel[0] * op.taps.kernel[1], packs = C / N;
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -179,7 +179,7 @@ int64_t shared_bytes_of(const View& level, const PixelTiles& cut) {
 
 template <class T, int N>
 void launch_level(const PyramidReduce& op, Stream stream) {
-  const View& level = op.levels.view[0];
+  const View& level = op.levels.level[0];
   const int64_t C = op.grad.size[1], H = op.grad.size[2];
   const int64_t kernel_rows = op.taps.kernel[0], kernel_columns = op.taps.kernel[1];
   PixelTiles cut{};
@@ -233,10 +233,10 @@ void launch_reduce_pixels(const PyramidReduce& op, Stream stream) {
     level_op.grad = op.grad_x;
   }
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    level_op.levels.view[0] = op.levels.view[l];
+    level_op.levels.level[0] = op.levels.level[l];
     level_op.levels.count = 1;
     dispatch<Types>(op.grad.dtype, [&]<class T>() {
-      with_pack<T>({&level_op.grad, &level_op.levels.view[0]}, 1, op.grad.size[1],
+      with_pack<T>({&level_op.grad, &level_op.levels.level[0]}, 1, op.grad.size[1],
                    [&]<int N>() { launch_level<T, N>(level_op, stream); });
     });
   }

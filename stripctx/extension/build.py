@@ -72,6 +72,7 @@ LIBRARIES = {
         includes=("csrc", "csrc/bind/cuda"),
         torch_libraries=("torch_cpu", "torch_cuda"),
         nvcc=True,
+        flags=("-DUSE_CUDA",),  # torch's stable headers declare their CUDA functions under it
         cuda_headers=True,
         gibibytes_each=2.0,
     ),

@@ -1,5 +1,17 @@
 """The context modules as `nn.Module`s."""
 
+from stripctx.layers.encoding import ContextEncoding, EncodingLayer
+from stripctx.layers.height import HeightAttention
+from stripctx.layers.mixed import MixedPooling
+from stripctx.layers.pyramid import PyramidPooling, PyramidPoolingConv
 from stripctx.layers.strip import StripPooling
 
-__all__ = ["StripPooling"]
+__all__ = [
+    "ContextEncoding",
+    "EncodingLayer",
+    "HeightAttention",
+    "MixedPooling",
+    "PyramidPooling",
+    "PyramidPoolingConv",
+    "StripPooling",
+]

@@ -1,35 +1,42 @@
-"""vmap for operators that treat every channel alike, or every image: the mapped dimension joins the
-channels or the batch."""
+"""vmap. Operators that treat every channel alike take the mapped dimension as more channels; those
+that treat every image alike, as more images; any other runs in a loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def over_channels(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """A batching rule: (N, C, H, W) and (C,) arguments become (N, B*C, H, W) and (B*C,)."""
+    """A batching rule: (N, C, H, W) and (C,) arguments become (N, B*C, H, W) and (B*C,); so do the
+    tensors in lists."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
         outputs = operator(
-            *(
-                _fold(arg, dim, batch) if isinstance(arg, Tensor) else arg
-                for arg, dim in zip(args, in_dims, strict=True)
-            )
+            *(_fold_argument(arg, dim, batch) for arg, dim in zip(args, in_dims, strict=True))
         )
         single = isinstance(outputs, Tensor)
-        outputs = (outputs,) if single else tuple(outputs)
-        dims = tuple(0 if out.dim() == 1 else 1 for out in outputs)
-        split = tuple(
+        outputs = (outputs,) if single else outputs
+        dims = [0 if out.dim() == 1 else 1 for out in outputs]
+        split = [
             out.unflatten(dim, (batch, out.size(dim) // batch))
             for out, dim in zip(outputs, dims, strict=True)
-        )
-        return (split[0], dims[0]) if single else (split, dims)
+        ]
+        if single:
+            return split[0], dims[0]
+        return (split, dims) if isinstance(outputs, list) else (tuple(split), tuple(dims))
 
     return rule
+
+
+def _fold_argument(arg: Any, dims: Any, batch: int) -> Any:
+    if isinstance(arg, (list, tuple)):
+        return [_fold_argument(item, dim, batch) for item, dim in zip(arg, dims, strict=True)]
+    return _fold(arg, dims, batch) if isinstance(arg, Tensor) else arg
 
 
 def _fold(arg: Tensor, dim: int | None, batch: int) -> Tensor:
@@ -62,5 +69,41 @@ def over_images(operator: Callable[..., Any]) -> Callable[..., Any]:
             return split(outputs), 0
         kind = type(outputs)
         return kind(map(split, outputs)), kind(0 for _ in outputs)
+
+    return rule
+
+
+def over_images_of_first(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule where only the first argument, (N, ...), and the result, (N, ...), hold
+    images: B*N of them where nothing else is mapped, else a loop."""
+    loop = in_a_loop(operator)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Any, Any]:
+        if any(dim is not None for dim in in_dims[1:]):
+            return loop(info, in_dims, x, *others)
+        images = x.movedim(in_dims[0], 0).flatten(0, 1)
+        out = operator(images, *others)
+        return out.unflatten(0, (info.batch_size, out.size(0) // info.batch_size)), 0
+
+    return rule
+
+
+def in_a_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule that calls the operator once for each element of the batch."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def one(index: int) -> Any:
+            return operator(
+                *(
+                    arg if dim is None else arg.select(dim, index)
+                    for arg, dim in zip(args, in_dims, strict=True)
+                )
+            )
+
+        results = [one(index) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(group) for group in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
 
     return rule

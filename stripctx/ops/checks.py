@@ -18,12 +18,12 @@ def tensor(name: str, argument: str, value: Tensor, shape: str) -> None:
     rank = shape.count(",") + 1
     if value.dim() != rank:
         raise ValueError(
-            f"{name}: {argument} must be {rank}-D {shape}, got {value.dim()}-D {_sizes(value)}"
+            f"{name}: {argument} must be {rank}-D {shape}, got {value.dim()}-D {sizes(value)}"
         )
     if value.dtype not in DTYPES:
         raise ValueError(
             f"{name}: {argument} must be float64, float32, float16 or bfloat16, "
-            f"got {_dtype(value.dtype)}"
+            f"got {dtype(value.dtype)}"
         )
     if value.layout is not torch.strided:
         raise ValueError(f"{name}: {argument} must be a dense tensor, got {value.layout}")
@@ -32,18 +32,20 @@ def tensor(name: str, argument: str, value: Tensor, shape: str) -> None:
 def size(name: str, argument: str, value: Tensor, expected: tuple[int | torch.SymInt, ...]) -> None:
     """`value` has exactly the sizes `expected`."""
     if tuple(value.shape) != expected:
-        raise ValueError(
-            f"{name}: {argument} must have shape {text(expected)}, got {_sizes(value)}"
-        )
+        raise ValueError(f"{name}: {argument} must have shape {text(expected)}, got {sizes(value)}")
 
 
 def alike(name: str, argument: str, value: Tensor, first: str, other: Tensor) -> None:
     """`value` has the dtype and lives on the device of `other`, the argument called `first`."""
     if value.dtype != other.dtype:
         raise ValueError(
-            f"{name}: {argument} must have the dtype of {first}, {_dtype(other.dtype)}, "
-            f"got {_dtype(value.dtype)}"
+            f"{name}: {argument} must have the dtype of {first}, {dtype(other.dtype)}, "
+            f"got {dtype(value.dtype)}"
         )
+    same_device(name, argument, value, first, other)
+
+
+def same_device(name: str, argument: str, value: Tensor, first: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(
             f"{name}: {argument} must be on the device of {first}, {other.device}, "
@@ -51,14 +53,13 @@ def alike(name: str, argument: str, value: Tensor, first: str, other: Tensor) ->
         )
 
 
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def dtype(value: torch.dtype) -> str:
+    return str(value).removeprefix("torch.")
 
 
-def text(sizes: Sequence[int | torch.SymInt]) -> str:
-    """As the native kernels print them: "(2, 3)", "(4)"."""
-    return "(" + ", ".join(str(s) for s in sizes) + ")"
+def text(numbers: Sequence[int | torch.SymInt]) -> str:
+    return "(" + ", ".join(str(n) for n in numbers) + ")"
 
 
-def _sizes(value: Tensor) -> str:
-    return text(value.shape)
+def sizes(value: Tensor) -> str:
+    return text(tuple(value.shape))

@@ -60,6 +60,8 @@ void record(const char* kernel, const Counts& counts) {
   sum.blocks += counts.blocks;
   sum.threads += counts.threads;
   sum.shared_bytes = std::max(sum.shared_bytes, counts.shared_bytes);
+  sum.grid = counts.grid;
+  sum.block = counts.block;
 }
 
 }  // namespace stripctx::simt
@@ -82,7 +84,8 @@ void stripctx_simt_reset_counts() {
   stripctx::simt::counts_by_kernel.clear();
 }
 
-// {"kernel": {"bytes_read": 0, ...}, ...}; the text is good until this OS thread's next call.
+// {"kernel": {"bytes_read": 0, ..., "grid": [1, 1, 1], ...}, ...}; the text is good until this OS
+// thread's next call.
 const char* stripctx_simt_counts() {
   static thread_local std::string json;
   const std::lock_guard lock(stripctx::simt::mutex);
@@ -91,12 +94,16 @@ const char* stripctx_simt_counts() {
     const auto field = [](const char* name, int64_t value) {
       return "\"" + std::string(name) + "\": " + std::to_string(value);
     };
+    const auto extent = [](const char* name, const stripctx::cuda::Extent3& value) {
+      return "\"" + std::string(name) + "\": [" + std::to_string(value.x) + ", " +
+             std::to_string(value.y) + ", " + std::to_string(value.z) + "]";
+    };
     if (json.size() > 1) json += ", ";
     json += "\"" + kernel + "\": {" + field("bytes_read", counts.bytes_read) + ", " +
             field("bytes_written", counts.bytes_written) + ", " +
             field("launches", counts.launches) + ", " + field("blocks", counts.blocks) + ", " +
             field("threads", counts.threads) + ", " + field("shared_bytes", counts.shared_bytes) +
-            "}";
+            ", " + extent("grid", counts.grid) + ", " + extent("block", counts.block) + "}";
   }
   json += "}";
   return json.c_str();

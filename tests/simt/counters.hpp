@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/launch.hpp"
+
 namespace stripctx::simt {
 
 struct Traffic {
@@ -14,7 +16,8 @@ struct Traffic {
 
 struct Counts {
   int64_t bytes_read = 0, bytes_written = 0, launches = 0, blocks = 0, threads = 0;
-  int64_t shared_bytes = 0;  // the most that one launch asked for
+  int64_t shared_bytes = 0;   // the most that one launch asked for
+  cuda::Extent3 grid, block;  // of the last launch
 };
 
 // Adds one launch to its kernel's counts.

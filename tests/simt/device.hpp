@@ -11,6 +11,7 @@
 namespace stripctx::device {
 
 using cuda::partials;
+using cuda::scratch;
 
 // Runs one operator to its end; `like` says which device, of which there is one here.
 template <class Op>

@@ -69,8 +69,12 @@ class Global {
  public:
   using Value = std::remove_const_t<T>;
 
-  explicit Global(const View& view) : Global(static_cast<T*>(view.data), view.extent()) {
-    if (!simt::holds<Value>(view.dtype)) simt::memory_fault("a view is read as another dtype");
+  // A default View has no memory: it may be constructed from, whatever its dtype, and not accessed.
+  explicit Global(const View& view)
+      : Global(static_cast<T*>(view.data), view.data ? view.extent() : 0) {
+    if (view.data && !simt::holds<Value>(view.dtype)) {
+      simt::memory_fault("a view is read as another dtype");
+    }
   }
   Global(T* data, int64_t count) : memory_(data, count, "global") {}
 

@@ -69,7 +69,9 @@ void Scheduler::run(const Launch& launch, Kernel kernel, const void* closure) {
                          .launches = 1,
                          .blocks = blocks,
                          .threads = blocks * launch.block.count(),
-                         .shared_bytes = launch.shared_bytes});
+                         .shared_bytes = launch.shared_bytes,
+                         .grid = launch.grid,
+                         .block = launch.block});
 }
 
 void Scheduler::prepare_launch() {

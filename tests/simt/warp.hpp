@@ -46,7 +46,7 @@ inline void __syncthreads(std::source_location where = std::source_location::cur
 inline void __syncwarp(unsigned mask = 0xffffffffu,
                        std::source_location where = std::source_location::current()) {
   if (mask != 0xffffffffu) stripctx::simt::running->fault("__syncwarp: use the full mask");
-  stripctx::simt::running->exchange({"__syncwarp", where}, nullptr, 0);
+  stripctx::simt::running->exchange({"__syncwarp", where}, &mask, sizeof(mask));
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 namespace stripctx::device {
 
 using cpu::partials;
+using cpu::scratch;
 
 // Runs an operator's independent work items; how they are divided among threads changes no bit.
 template <class Op>

@@ -11,6 +11,7 @@
 namespace stripctx::device {
 
 using cuda::partials;
+using cuda::scratch;
 
 template <class Op>
 void execute(const Op& op, const torch::stable::Tensor& like) {

@@ -1,4 +1,4 @@
-// How Python calls a launch: ctypes sees a C function that returns what was thrown, or null.
+// How Python calls a launch: through ctypes, a C function that returns what was thrown.
 #pragma once
 
 #include <exception>
@@ -8,8 +8,10 @@
 
 namespace stripctx::cuda {
 
+using Message = const char*;  // what was thrown, or null
+
 template <class Run>
-const char* message_of(Run&& run) {
+Message message_of(Run&& run) {
   static thread_local std::string message;
   try {
     run();
@@ -21,5 +23,3 @@ const char* message_of(Run&& run) {
 }
 
 }  // namespace stripctx::cuda
-
-#define STRIPCTX_TEST extern "C" __attribute__((visibility("default"))) const char*

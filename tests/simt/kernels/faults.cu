@@ -103,7 +103,7 @@ __global__ void correct(Fault op) {
 
 using namespace stripctx::cuda;
 
-STRIPCTX_TEST run_fault(const char* name, float* data) {
+extern "C" [[gnu::visibility("default")]] Message run_fault(const char* name, float* data) {
   return message_of([&] {
     const auto run = [&](const char* kernel_name, void (*kernel)(Fault)) {
       if (std::string(kernel_name) != name) return;

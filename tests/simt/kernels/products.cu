@@ -68,7 +68,9 @@ __global__ void round_tf32(Rounding op) {
 
 using namespace stripctx::cuda;
 
-STRIPCTX_TEST run_product(int32_t dtype, int32_t plain, const void* a, const void* b, float* d) {
+extern "C" [[gnu::visibility("default")]] Message run_product(int32_t dtype, int32_t plain,
+                                                              const void* a, const void* b,
+                                                              float* d) {
   return message_of([&] {
     const auto type = static_cast<stripctx::DType>(dtype);
     const int64_t depth = type == stripctx::DType::kFloat32 ? 8 : 16;
@@ -90,7 +92,8 @@ STRIPCTX_TEST run_product(int32_t dtype, int32_t plain, const void* a, const voi
   });
 }
 
-STRIPCTX_TEST run_round_tf32(const float* x, float* out, int64_t count) {
+extern "C" [[gnu::visibility("default")]] Message run_round_tf32(const float* x, float* out,
+                                                                 int64_t count) {
   return message_of([&] {
     launch({.kernel = "round_tf32", .grid = {1}, .block = {64}}, round_tf32, {x, out, count});
   });

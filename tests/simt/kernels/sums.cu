@@ -78,8 +78,9 @@ __global__ void barriers(Barriers op) {
 
 using namespace stripctx::cuda;
 
-STRIPCTX_TEST run_row_sums(const float* x, float* sums, int64_t rows, int64_t columns,
-                           int64_t threads) {
+extern "C" [[gnu::visibility("default")]] Message run_row_sums(const float* x, float* sums,
+                                                               int64_t rows, int64_t columns,
+                                                               int64_t threads) {
   return message_of([&] {
     launch({.kernel = "row_sums",
             .grid = {rows},
@@ -89,26 +90,29 @@ STRIPCTX_TEST run_row_sums(const float* x, float* sums, int64_t rows, int64_t co
   });
 }
 
-STRIPCTX_TEST run_warp_operations(const float* x, float* out) {
+extern "C" [[gnu::visibility("default")]] Message run_warp_operations(const float* x, float* out) {
   return message_of([&] {
     launch({.kernel = "warp_operations", .grid = {1}, .block = {32}}, warp_operations, {x, out});
   });
 }
 
-STRIPCTX_TEST run_copy(const float* x, float* out, int64_t count) {
+extern "C" [[gnu::visibility("default")]] Message run_copy(const float* x, float* out,
+                                                           int64_t count) {
   return message_of([&] {
     launch({.kernel = "copy", .grid = {stripctx::ceil_div(count, 4 * 64)}, .block = {64}}, copy,
            {x, out, count});
   });
 }
 
-STRIPCTX_TEST run_barriers(float* out, int64_t blocks, int64_t threads, int64_t count) {
+extern "C" [[gnu::visibility("default")]] Message run_barriers(float* out, int64_t blocks,
+                                                               int64_t threads, int64_t count) {
   return message_of([&] {
     launch({.kernel = "barriers", .grid = {blocks}, .block = {threads}}, barriers, {out, count});
   });
 }
 
-STRIPCTX_TEST run_grid(float* out, int64_t x, int64_t y, int64_t z, int64_t threads) {
+extern "C" [[gnu::visibility("default")]] Message run_grid(float* out, int64_t x, int64_t y,
+                                                           int64_t z, int64_t threads) {
   return message_of([&] {
     launch({.kernel = "barriers", .grid = {x, y, z}, .block = {threads}}, barriers, {out, 1});
   });

@@ -60,8 +60,10 @@ stripctx::View row(const void* data, int32_t dtype, int64_t count) {
 }  // namespace
 
 // What: 0 widens x, 1 narrows it, 2 copies it; dtypes are DType's numbers, `dtype` the narrow one.
-STRIPCTX_TEST run_convert(int32_t what, int32_t dtype, const void* x, int32_t x_dtype, void* out,
-                          int32_t out_dtype, int64_t count) {
+extern "C" [[gnu::visibility("default")]] Message run_convert(int32_t what, int32_t dtype,
+                                                              const void* x, int32_t x_dtype,
+                                                              void* out, int32_t out_dtype,
+                                                              int64_t count) {
   return message_of([&] {
     const Convert op{row(x, x_dtype, count), row(out, out_dtype, count)};
     const Extent3 grid{stripctx::ceil_div(count, 256)}, block{256};

@@ -1,0 +1,1 @@
+"""Measuring: floors, peers, timing, peak memory, tables. `python -m pytest benchmarks` runs it."""

@@ -1,0 +1,77 @@
+"""What a result was measured on: hardware, versions, commit, date. No host names, no paths."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """The facts that a reader needs to judge a number measured now on `device`."""
+    facts: dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "compiler": compiler(),
+        "kernels": kernels(device),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    if device == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def kernels(device: str) -> str:
+    """Whether the operators run natively on `device` or fall back on the reference."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    native = has_kernel("stripctx::strip_pool", {"cpu": "CPU", "cuda": "CUDA"}[device])
+    return "native" if native else "reference"
+
+
+def processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else platform.machine()
+
+
+def compiler() -> str | None:
+    """The compiler that extensions and torch.compile use, by its own words."""
+    name = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    first_line = _output(name, "--version").partition("\n")[0] if name else ""
+    return first_line or None
+
+
+def commit() -> str | None:
+    """The commit, with a + where the working tree differs from it."""
+    revision = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
+    if not revision:
+        return None
+    changes = _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "-uno")
+    return revision + ("+" if changes else "")
+
+
+def _output(*command: str) -> str:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()

@@ -1,0 +1,126 @@
+"""Peak memory: the most that one call holds beyond what was live before it, which is its results,
+gradients and temporaries.
+
+On CUDA the allocator counts. On a CPU (Linux) it is the process's resident memory, whose high-water
+mark the kernel lets us reset; but malloc hands out pages that it kept, unseen, and leaves holes
+that count twice. So for the length of a measurement every large block gets pages of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.measure import Run
+
+_LIBC = ctypes.CDLL(None)
+
+
+def peak_extra_bytes(run: Run, *, device: str = "cpu", repeats: int = 3) -> int | None:
+    """The most that one call of a warm `run` holds beyond what was live before it.
+
+    None where the system cannot tell. On a CPU the resolution is some 100 KiB, and memory that
+    libraries keep for themselves from call to call does not count: measure large tensors.
+    """
+    if device == "cuda":
+        return _median_peak(_cuda_peak, run, repeats)
+    if not reset_high_water_mark():
+        return None
+    with _large_blocks_mapped():
+        run()
+        return _median_peak(_cpu_peak, run, repeats)
+
+
+def _median_peak(peak: Callable[[Run], int], run: Run, repeats: int) -> int:
+    gc.collect()
+    return int(statistics.median(peak(run) for _ in range(repeats)))
+
+
+def _cuda_peak(run: Run) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak(run: Run) -> int:
+    _glibc("malloc_trim", ctypes.c_size_t(0))  # pages that malloc keeps would be handed out unseen
+    reset_high_water_mark()
+    before = _status_bytes("VmRSS")
+    run()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+@contextmanager
+def _large_blocks_mapped() -> Iterator[None]:
+    """Blocks from 64 KiB get pages of their own, given back when freed: no holes, no leftovers.
+
+    Afterwards malloc keeps blocks of up to 32 MiB, which is where its own adaptation ends too.
+    """
+    trim_threshold, mmap_threshold, smallest = -1, -3, 2**16
+    _glibc("mallopt", mmap_threshold, smallest)
+    plugs = _plug_heap(smallest)
+    try:
+        yield
+    finally:
+        for block in plugs:
+            _glibc("free", ctypes.c_void_p(block))
+        _glibc("mallopt", mmap_threshold, 2**25)
+        _glibc("mallopt", trim_threshold, 2**26)
+
+
+def _plug_heap(smallest: int) -> list[int]:
+    """Takes what is free in the heap, untouched, so that nothing large is placed there."""
+    if not all(hasattr(_LIBC, name) for name in ("mallopt", "mallinfo2")):
+        return []
+    _LIBC.malloc.restype = ctypes.c_void_p
+    _LIBC.mallinfo2.restype = _MallocInfo
+    plugs = []
+    size = 2**30
+    while size >= smallest:
+        mapped = _LIBC.mallinfo2().hblks
+        block = _LIBC.malloc(ctypes.c_size_t(size))
+        if _LIBC.mallinfo2().hblks == mapped and block:
+            plugs.append(block)  # from the heap: there may be more
+            continue
+        _LIBC.free(ctypes.c_void_p(block))
+        size //= 2
+    return plugs
+
+
+class _MallocInfo(ctypes.Structure):
+    """struct mallinfo2; `hblks` counts the blocks that have pages of their own."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
+
+
+def _glibc(function: str, *arguments: object) -> None:
+    """Calls it where the C library has it."""
+    if hasattr(_LIBC, function):
+        getattr(_LIBC, function)(*arguments)
+
+
+def reset_high_water_mark() -> bool:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status_bytes(field: str) -> int:
+    with open("/proc/self/status") as file:
+        match = re.search(rf"^{field}:\s*(\d+) kB$", file.read(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"/proc/self/status: no {field}")
+    return int(match.group(1)) * 1024

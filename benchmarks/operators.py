@@ -1,0 +1,82 @@
+"""One call of every native operator, for whatever has to run them all: the tests of the CUDA
+kernels' traffic and thread orders, compute-sanitizer and the profiler on a GPU. A new operator is
+one line of `OPERATORS`, under the name it has in benchmarks/floors.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.floors import CODES, Shape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Makes normal noise of the shapes that operators take."""
+
+    size: tuple[int, int, int, int]
+    dtype: torch.dtype
+    layout: str
+    device: str = "cpu"
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(*self.size, element_size=self.dtype.itemsize)
+
+    @property
+    def channels_last(self) -> bool:
+        return self.layout == "channels_last"
+
+    def map(self) -> Tensor:
+        return self.tensor(*self.size)
+
+    def rows(self) -> Tensor:
+        return self.tensor(*self.size[:3], 1)
+
+    def cols(self) -> Tensor:
+        return self.tensor(*self.size[:2], 1, self.size[3])
+
+    def channels(self) -> Tensor:
+        return self.tensor(self.size[1])
+
+    def gate(self) -> Tensor:
+        return self.tensor(*self.size[:2])
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """Codewords, and scales that make assignments neither 0 nor 1."""
+        return self.tensor(CODES, self.size[1]), self.tensor(CODES) / self.size[1]
+
+    def encoded(self) -> Tensor:
+        return self.tensor(self.size[0], CODES, self.size[1])
+
+    def tensor(self, *size: int) -> Tensor:
+        value = torch.randn(size, dtype=torch.float32).to(self.device, self.dtype)
+        return value.contiguous(memory_format=LAYOUTS[self.layout]) if len(size) == 4 else value
+
+
+OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
+    "strip_pool": lambda make: (make.map(),),
+    "strip_pool_backward": lambda make: (make.rows(), make.cols(), make.channels_last),
+    "strip_add_relu": lambda make: (make.rows(), make.cols()),
+    "strip_add_relu_backward": lambda make: (make.map(), make.rows(), make.cols()),
+    "sigmoid_gate": lambda make: (make.map(), make.map(), make.channels()),
+    "encode": lambda make: (make.map(), *make.codes(), False),
+    "encode_backward": lambda make: (make.encoded(), make.map(), *make.codes(), False),
+    "channel_gate": lambda make: (make.map(), make.gate()),
+    "channel_gate_backward": lambda make: (make.map(), make.map(), make.gate()),
+    "sigmoid_gate_backward": lambda make: (make.map(), make.map(), make.map(), make.channels()),
+}
+
+
+def call(name: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Runs the operator; always a tuple."""
+    result = getattr(torch.ops.stripctx, name)(*arguments)
+    return (result,) if isinstance(result, Tensor) else tuple(result)

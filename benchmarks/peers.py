@@ -1,0 +1,121 @@
+"""What a user would otherwise run: every function of `stripctx.functional` in plain PyTorch, as a
+careful engineer would write it, and the same under torch.compile.
+
+Written well means: the fastest of PyTorch's own operators for the layout at hand, broadcasting
+instead of expanding, in place where autograd allows it, the bias left to the convolution, and
+channels_last kept from input to output.
+
+    with peers.installed():
+        network(x)      # every stripctx layer inside runs on plain PyTorch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stripctx import functional
+from stripctx.layout import is_channels_last, memory_format
+
+
+def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`mean` is the faster but for channels_last on a CPU: there only Inductor vectorises it."""
+    slow_mean = is_channels_last(x) and x.device.type == "cpu"
+    if slow_mean and not torch.compiler.is_compiling():
+        pooled = F.adaptive_avg_pool2d(x, (None, 1)), F.adaptive_avg_pool2d(x, (1, None))
+    else:
+        pooled = x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+    rows, cols = (strip.contiguous(memory_format=memory_format(x)) for strip in pooled)
+    return rows, cols
+
+
+def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
+    return (rows + cols).relu_()
+
+
+def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tensor:
+    if bias is None:
+        return x * logits.sigmoid()
+    return x * (logits + bias[:, None, None]).sigmoid_()
+
+
+def strip_gate(
+    x: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    return x * F.conv2d((rows + cols).relu_(), weight, bias).sigmoid_()
+
+
+def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+    """Products of matrices only: no residual is formed."""
+    positions = x.flatten(2).mT.to(codewords.dtype)
+    norms = positions.square().sum(-1, keepdim=True) + codewords.square().sum(-1)
+    distances = norms - 2 * (positions @ codewords.mT)
+    assignments = (distances * scale).softmax(-1)
+    masses = assignments.sum(1)[..., None]
+    return torch.baddbmm(masses * codewords, assignments.mT, positions, beta=-1)
+
+
+def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
+    return (x + x * gate[..., None, None]).relu_()
+
+
+PEERS: dict[str, Callable[..., Any]] = {
+    "encode": encode,
+    "channel_gate": channel_gate,
+    "strip_pool": strip_pool,
+    "strip_add_relu": strip_add_relu,
+    "sigmoid_gate": sigmoid_gate,
+    "strip_gate": strip_gate,
+}
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Puts the peers in place of `stripctx.functional`'s functions, and takes them out again."""
+    originals = {name: getattr(functional, name) for name in PEERS}
+    try:
+        for name, peer in PEERS.items():
+            setattr(functional, name, peer)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(functional, name, original)
+
+
+def of(candidate: Callable[..., Any]) -> Callable[..., Any]:
+    """The eager peer of a function of `stripctx.functional`, or of a module built from them."""
+    if not isinstance(candidate, nn.Module):
+        return PEERS[candidate.__name__]
+
+    def peer(*arguments: Any) -> Any:
+        with installed():
+            return candidate(*arguments)
+
+    return peer
+
+
+def compiled(candidate: Callable[..., Any]) -> Callable[..., Any]:
+    """The peer under torch.compile, for fixed shapes. Its first call compiles; raises what that
+    raises, for instance where there is no C++ compiler.
+    """
+    if not isinstance(candidate, nn.Module):
+        return torch.compile(PEERS[candidate.__name__], fullgraph=True, dynamic=False)
+    module = torch.compile(candidate, fullgraph=True, dynamic=False)
+
+    def peer(*arguments: Any) -> Any:
+        with installed():
+            return module(*arguments)
+
+    return peer
+
+
+def warm(candidate: Callable[[], Any], calls: int = 3) -> Callable[[], Any]:
+    """Calls it until nothing is left to compile or to allocate for the first time."""
+    for _ in range(calls):
+        candidate()
+    return candidate

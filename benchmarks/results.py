@@ -1,0 +1,73 @@
+"""Result files: the machine, and one entry a line with every sample.
+
+{"machine": {"processor": ..., "torch": ..., ...},
+ "entries": [
+  {"operator": "strip_pool", "shape": [1, 512, 60, 60], "dtype": "float32",
+   "layout": "contiguous", "mode": "fwd",
+   "floor": {"by": "copy", "bytes": ..., "operations": ..., "samples_ms": [...]},
+   "candidates": {"fused": {"samples_ms": [...], "peak_bytes": ...}, "eager": ..., "compile": ...},
+   "failures": {"compile": "why it is not among the candidates"}},
+  ...]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import Comparison
+from benchmarks.measure import Samples
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def candidates(comparison: Comparison) -> dict[str, Any]:
+    """The part of an entry that was measured on the candidates."""
+    return {
+        name: {"samples_ms": milliseconds(samples), "peak_bytes": comparison.peaks[name]}
+        for name, samples in comparison.times.items()
+    }
+
+
+def milliseconds(samples: Samples) -> list[float]:
+    """To a tenth of a microsecond."""
+    return [round(seconds * 1e3, 4) for seconds in samples.seconds]
+
+
+def median_ms(measured: dict[str, Any]) -> float:
+    """Of a candidate or a floor."""
+    return statistics.median(measured["samples_ms"])
+
+
+def spread_ms(measured: dict[str, Any]) -> tuple[float, float]:
+    """The 20th and the 80th percentile."""
+    samples = Samples(tuple(measured["samples_ms"]))
+    return samples.p20, samples.p80
+
+
+def three_digits(value: float) -> str:
+    """At least, and never an exponent."""
+    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
+def write(path: Path, machine: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """In one step: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    text = f'{{"machine": {json.dumps(machine, indent=1)},\n"entries": [\n{lines}\n]}}\n'
+    json.loads(text)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result

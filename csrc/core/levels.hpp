@@ -1,0 +1,42 @@
+// The levels of a pyramid, small maps of one batch, as one operand of an operator.
+#pragma once
+
+#include <vector>
+
+#include "core/view.hpp"
+
+namespace stripctx {
+
+constexpr int kMostLevels = 8;
+
+// One tensor a level, all in the layout of the map.
+struct Levels {
+  int count = 0;
+  View level[kMostLevels];
+
+  STRIPCTX_HOST_DEVICE View& operator[](int64_t k) { return level[k]; }
+  STRIPCTX_HOST_DEVICE const View& operator[](int64_t k) const { return level[k]; }
+
+  STRIPCTX_HOST_DEVICE bool channels_last() const {
+    for (int k = 0; k < count; ++k) {
+      if (level[k].stride[1] != 1) return false;
+    }
+    return true;
+  }
+
+  // Elements of all levels together.
+  STRIPCTX_HOST_DEVICE int64_t numel() const {
+    int64_t sum = 0;
+    for (int k = 0; k < count; ++k) sum += level[k].numel();
+    return sum;
+  }
+
+  // The bins of each level along H (dimension 2) or W (3).
+  std::vector<int64_t> bins(int dimension) const {
+    std::vector<int64_t> result;
+    for (int k = 0; k < count; ++k) result.push_back(level[k].size[dimension]);
+    return result;
+  }
+};
+
+}  // namespace stripctx

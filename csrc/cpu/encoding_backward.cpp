@@ -1,0 +1,222 @@
+// The gradients of the encoding layer on the CPU (core/encoding.hpp has the formulas): reads x and
+// writes its gradient once.
+//
+// A work item owns a run of one image's tiles. For each tile, in the second-level cache: distances
+// and products with G, positions in lanes; softmax and its derivative; sums for the codewords,
+// which are in lanes there; then the gradient of x over the tile itself. Five multiply-adds for
+// each position, codeword and dimension.
+#include "cpu/encoding_tile.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+// Positions that share one read of two codewords' blocks: registers set the limit.
+constexpr int kHalf = kTileVectors / 2;
+constexpr int kSpread = kVectorBytes == 64 ? kTileVectors : kHalf;
+
+// For kCodeBlock codewords and the dimensions [first, end): distances[k][i] += |x_i - c_k|^2 and
+// products[k][i] += (x_i - c_k).G_k.
+template <class A>
+void block_products(const A* tile, const A* codewords, const A* grad, int64_t D, int64_t first,
+                    int64_t end, A* distances, A* products) {
+  constexpr int lanes = kLanes<A>;
+  Vec<A> squares[kCodeBlock][kHalf]{}, along[kCodeBlock][kHalf]{};
+  for (int64_t d = first; d < end; ++d) {
+    Vec<A> x[kHalf];
+    for (int v = 0; v < kHalf; ++v) {
+      x[v] = load(tile + d * kTile<A> + v * lanes);
+      hold<A>(x[v]);
+    }
+    for (int k = 0; k < kCodeBlock; ++k) {
+      const A code = codewords[k * D + d], g = grad[k * D + d];
+      for (int v = 0; v < kHalf; ++v) {
+        const Vec<A> residual = x[v] - code;
+        squares[k][v] += residual * residual;
+        along[k][v] += residual * g;
+      }
+    }
+  }
+  for (int k = 0; k < kCodeBlock; ++k) {
+    for (int v = 0; v < kHalf; ++v) {
+      add(distances + k * kTile<A> + v * lanes, squares[k][v]);
+      add(products + k * kTile<A> + v * lanes, along[k][v]);
+    }
+  }
+}
+
+// Turns products into weights 2 q and adds dP d to the sums of the gradient of the scale.
+template <class A>
+void weights_of(const A* assignments, const A* distances, const A* scale, int64_t K, int64_t count,
+                A* products, A* scale_sums) {
+  for (int v = 0; v < kTile<A>; v += kLanes<A>) {
+    Vec<A> mean{};
+    for (int64_t k = 0; k < K; ++k) {
+      mean += load(assignments + k * kTile<A> + v) * load(products + k * kTile<A> + v);
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      A* product = products + k * kTile<A> + v;
+      store(product, load(assignments + k * kTile<A> + v) * (load(product) - mean));
+    }
+  }
+  clear_tail(products, K, count);
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<A> sum = load(scale_sums + k * kLanes<A>);
+    for (int v = 0; v < kTile<A>; v += kLanes<A>) {
+      A* slope = products + k * kTile<A> + v;
+      sum += load(slope) * load(distances + k * kTile<A> + v);
+      store(slope, load(slope) * (2 * scale[k]));
+    }
+    store(scale_sums + k * kLanes<A>, sum);
+  }
+}
+
+// tile[d][i] becomes the sum over k of a_ik G_kd + weights_ik (x_id - c_kd), for kDepth rows d and
+// kSpread vectors of positions; codewords and grad are (D, stride) here, so that what one row d
+// needs lies together.
+template <class A, int kDepth>
+void spread_block(A* tile, const A* assignments, const A* weights, const A* codewords,
+                  const A* grad, int64_t K, int64_t stride) {
+  constexpr int lanes = kLanes<A>;
+  Vec<A> x[kDepth][kSpread], sum[kDepth][kSpread]{};
+  for (int j = 0; j < kDepth; ++j) {
+    for (int v = 0; v < kSpread; ++v) x[j][v] = load(tile + j * kTile<A> + v * lanes);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<A> a[kSpread], weight[kSpread];
+    for (int v = 0; v < kSpread; ++v) {
+      a[v] = load(assignments + k * kTile<A> + v * lanes);
+      weight[v] = load(weights + k * kTile<A> + v * lanes);
+      hold<A>(a[v]);
+      hold<A>(weight[v]);
+    }
+    for (int j = 0; j < kDepth; ++j) {
+      const A code = codewords[j * stride + k], g = grad[j * stride + k];
+      for (int v = 0; v < kSpread; ++v) {
+        sum[j][v] += a[v] * g;
+        sum[j][v] += weight[v] * (x[j][v] - code);
+      }
+    }
+  }
+  for (int j = 0; j < kDepth; ++j) {
+    for (int v = 0; v < kSpread; ++v) store(tile + j * kTile<A> + v * lanes, sum[j][v]);
+  }
+}
+
+template <class T>
+class EncoderBackward {
+ public:
+  using A = Accumulate<T>;
+
+  explicit EncoderBackward(const EncodeBackward& op)
+      : op_(op),
+        K_(op.codes()),
+        D_(op.depth()),
+        stride_(whole_vectors<A>(K_)),
+        scale_(static_cast<const A*>(op.scale.data)),
+        codewords_(padded_rows<A>(op.codewords.data, K_, D_)),
+        code_columns_(D_ * stride_),
+        grad_columns_(D_ * stride_),
+        tile_(D_ * kTile<A>),
+        distances_(ceil_div(K_, kCodeBlock) * kCodeBlock * kTile<A>),
+        products_(distances_.size()),
+        assignments_(distances_.size()),
+        weights_(kTile<A> * stride_),
+        sums_(D_ * stride_),
+        masses_(K_ * kLanes<A>),
+        scale_sums_(masses_.size()) {
+    transpose(codewords_.data(), D_, K_, D_, code_columns_.data(), stride_);
+  }
+
+  void run(int64_t item) {
+    const int64_t N = op_.x.size[0], n = item % N, chunk = item / N;
+    grad_ = padded_rows<A>(static_cast<const A*>(op_.grad.data) + n * K_ * D_, K_, D_);
+    transpose(grad_.data(), D_, K_, D_, grad_columns_.data(), stride_);
+    for (auto* sums : {&sums_, &masses_, &scale_sums_}) {
+      std::fill(sums->begin(), sums->end(), A(0));
+    }
+    for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
+      load_tile<T>(op_.x, n, first, count, tile_.data());
+      assign_tile(count);
+      add_rows(assignments_.data(), K_, masses_.data());
+      transpose(products_.data(), kTile<A>, K_, kTile<A>, weights_.data(), stride_);
+      weigh(tile_.data(), D_, code_columns_.data(), weights_.data(), stride_, count, sums_.data());
+      spread();
+      store_tile<T>(tile_.data(), op_.grad_x, n, first, count);
+    });
+    finish(static_cast<A*>(op_.codeword_partials.data) + item * K_ * D_,
+           static_cast<A*>(op_.scale_partials.data) + item * K_);
+  }
+
+ private:
+  // Assignments, and in products_ the weights 2 q.
+  void assign_tile(int64_t count) {
+    std::fill(distances_.begin(), distances_.end(), A(0));
+    std::fill(products_.begin(), products_.end(), A(0));
+    for_blocks(K_, D_, [&](int64_t k, int64_t d, int64_t end) {
+      for (int v = 0; v < kTile<A>; v += kHalf * kLanes<A>) {
+        block_products(tile_.data() + v, codewords_.data() + k * D_, grad_.data() + k * D_, D_, d,
+                       end, distances_.data() + k * kTile<A> + v,
+                       products_.data() + k * kTile<A> + v);
+      }
+    });
+    assign(distances_.data(), scale_, K_, assignments_.data());
+    clear_tail(assignments_.data(), K_, count);
+    weights_of(assignments_.data(), distances_.data(), scale_, K_, count, products_.data(),
+               scale_sums_.data());
+  }
+
+  // The tile becomes the gradient of x.
+  void spread() {
+    const auto block = [&]<int kDepth>(int64_t d) {
+      for (int v = 0; v < kTile<A>; v += kSpread * kLanes<A>) {
+        spread_block<A, kDepth>(tile_.data() + d * kTile<A> + v, assignments_.data() + v,
+                                products_.data() + v, code_columns_.data() + d * stride_,
+                                grad_columns_.data() + d * stride_, K_, stride_);
+      }
+    };
+    int64_t d = 0;
+    for (; d + 2 <= D_; d += 2) block.template operator()<2>(d);
+    if (d < D_) block.template operator()<1>(d);
+  }
+
+  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k).
+  void finish(A* codewords, A* scale) const {
+    transpose(sums_.data(), stride_, D_, K_, codewords, D_);
+    for (int64_t k = 0; k < K_; ++k) {
+      const A mass = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
+      for_vectors<A>(D_, [&](int64_t d, auto load_some, auto store_some) {
+        A* to = codewords + k * D_ + d;
+        const Vec<A> grad = load_some(grad_.data() + k * D_ + d);
+        store_some(to, -load_some(to) - mass * grad);
+      });
+      scale[k] = sum_lanes<A>(load(scale_sums_.data() + k * kLanes<A>));
+    }
+  }
+
+  const EncodeBackward& op_;
+  const int64_t K_, D_, stride_;
+  const A* scale_;
+  const Scratch<A> codewords_;
+  Scratch<A> grad_, code_columns_, grad_columns_, tile_, distances_, products_, assignments_,
+      weights_, sums_, masses_, scale_sums_;
+};
+
+}  // namespace
+
+int64_t partials(const EncodeBackward& op) {
+  return tile_chunks(op.x).chunks;
+}
+
+Work work(const EncodeBackward& op) {
+  return {op.x.size[0] * partials(op), 1};
+}
+
+void run(const EncodeBackward& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    EncoderBackward<T> encoder(op);
+    for (int64_t item = begin; item < end; ++item) encoder.run(item);
+  });
+}
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,254 @@
+// The walk that mean and max pooling share on the CPU: x is read once, row by row. Rows of one cell
+// are gathered position by position; at the cell's end the positions are gathered into cells of
+// columns, these into the bins of each level, and every bin that ends here is written.
+//
+// All but the first step works on whole vectors of channels: those of a channels_last map as they
+// lie, and as many planes of a contiguous map as a vector has lanes, turned over (transpose.hpp).
+//
+// What is gathered is the caller's: `Row` is an array of running results (sums, maxima), read and
+// written a vector, Row::Lanes, at a time; `take` adds elements that stand behind all earlier ones,
+// and `merge` puts two results together.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/pyramid.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/simd.hpp"
+
+namespace stripctx::cpu {
+
+constexpr int64_t kPoolChannels = 128;  // of one work item on the channels_last path
+constexpr int kPoolTogether = 4;        // rows or pixels that share one pass over running results
+constexpr int64_t kLongestCell = 64;    // rows: sums of sums are more exact than one long sum
+
+// The cells of a map and the bins of its levels, each axis by itself.
+struct PoolGrid {
+  struct Axis {
+    std::vector<Span> windows;  // the positions of each bin
+    std::vector<Span> cells;    // and its cells
+    std::vector<Span> over;     // the bins over each cell
+  };
+
+  Cells rows, columns;
+  std::vector<Axis> down, across;  // a level's bins along H and along W
+
+  PoolGrid(const View& map, const Levels& levels)
+      : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
+    for (const int64_t bins : levels.bins(2)) down.push_back(axis(rows, bins));
+    for (const int64_t bins : levels.bins(3)) across.push_back(axis(columns, bins));
+  }
+
+ private:
+  static Axis axis(const Cells& cells, int64_t bins) {
+    Axis result;
+    for (int64_t i = 0; i < bins; ++i) {
+      result.windows.push_back(window(i, bins, cells.length()));
+      result.cells.push_back(cells.of(result.windows.back()));
+    }
+    for (int64_t k = 0; k < cells.count(); ++k) {
+      result.over.push_back(bins_at(cells[k].begin, bins, cells.length()));
+    }
+    return result;
+  }
+};
+
+// How many positions each bin of each level has along H (dimension 2) or W (3).
+template <class A>
+std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int dimension) {
+  std::vector<std::vector<A>> result;
+  for (const int64_t bins : levels.bins(dimension)) {
+    auto& level = result.emplace_back();
+    for (int64_t i = 0; i < bins; ++i) {
+      level.push_back(A(window(i, bins, map.size[dimension]).size()));
+    }
+  }
+  return result;
+}
+
+template <class T>
+T* row_of(const View& view, int64_t n, int64_t c, int64_t h) {
+  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2];
+}
+
+// From a row of cells to the bins of all levels, for kWidth channels side by side.
+template <class A, class Row, int64_t kWidth>
+class Pooler {
+ public:
+  PoolGrid grid;
+  Row cells;  // kWidth results for each cell of the row
+
+  Pooler(const View& map, const Levels& levels)
+      : grid(map, levels), cells(grid.columns.count() * kWidth) {
+    for (const int64_t bins : levels.bins(3)) {
+      const int64_t squares = ceil_div(bins, kLanes<A>) * kLanes<A>;  // to be turned over whole
+      levels_.push_back({Row(squares * kWidth), Row(squares * kWidth)});
+    }
+  }
+
+  // Row cell r is complete: calls finish(level, i, results) for every bin row that ends with it.
+  template <class Finish>
+  void close(int64_t r, Finish&& finish) {
+    for (size_t k = 0; k < levels_.size(); ++k) {
+      auto& [ready, open] = levels_[k];
+      const auto& across = grid.across[k].cells;
+      for (size_t j = 0; j < across.size(); ++j) {
+        for (int64_t i = 0; i < kWidth; i += kLanes<A>) {
+          auto lanes = cells.load(across[j].begin * kWidth + i);
+          for (int64_t cell = across[j].begin + 1; cell < across[j].end; ++cell) {
+            lanes = merge(lanes, cells.load(cell * kWidth + i));
+          }
+          ready.store(j * kWidth + i, lanes);
+        }
+      }
+      const PoolGrid::Axis& down = grid.down[k];
+      for (int64_t i = down.over[r].begin; i < down.over[r].end; ++i) {
+        const bool begins = down.cells[i].begin == r, ends = down.cells[i].end == r + 1;
+        if (begins && ends) {
+          finish(static_cast<int>(k), i, ready);
+          continue;
+        }
+        for (size_t q = 0; q < across.size() * kWidth; q += kLanes<A>) {
+          open.store(q, begins ? ready.load(q) : merge(open.load(q), ready.load(q)));
+        }
+        if (ends) finish(static_cast<int>(k), i, open);
+      }
+    }
+  }
+
+ private:
+  // Results of this row cell, and of the bin that began in an earlier one: there is never more than
+  // one, for neighbouring bins share at most one row.
+  struct Level {
+    Row ready, open;
+  };
+  std::vector<Level> levels_;
+};
+
+// Row cells of several planes that are worked on at a time, so that a plane is read or written in
+// long runs while `elements_each` numbers a row cell stay in the cache.
+inline int64_t row_cells_at_a_time(int64_t elements_each) {
+  return std::max<int64_t>(1, 65536 / elements_each);
+}
+
+// finish(level, plane, count, i, results): lane p of results[j] is bin (i, j) of plane + p.
+template <class T, class Row, class Finish>
+void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
+  using A = Accumulate<T>;
+  constexpr int64_t kPlanes = kLanes<A>;
+  const int64_t C = x.size[1], W = x.size[3], pitch = ceil_div(W, kPlanes) * kPlanes;
+  Pooler<A, Row, kPlanes> pooler(x, levels);
+  const Cells &rows = pooler.grid.rows, &columns = pooler.grid.columns;
+  const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
+  Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * pitch);
+
+  const auto take_cell = [&](const T* map, const Span& span, int64_t to) {
+    for (int64_t w = 0; w < W; w += kPlanes) {
+      positions.store(to + w, Row::nothing(Row::along(W, span.begin, w)));
+    }
+    const auto take_rows = [&]<int kRows>(int64_t h) {
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
+        auto lanes = positions.load(to + w);
+        for (int s = 0; s < kRows; ++s) {
+          lanes.take(load_some(map + (h + s) * x.stride[2] + w), Row::along(W, h + s, w));
+        }
+        positions.store(to + w, lanes);
+      });
+    };
+    int64_t h = span.begin;
+    for (; h + kPoolTogether <= span.end; h += kPoolTogether) {
+      take_rows.template operator()<kPoolTogether>(h);
+    }
+    for (; h < span.end; ++h) take_rows.template operator()<1>(h);
+  };
+
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
+    for (int64_t first = 0; first < rows.count(); first += at_a_time) {
+      const int64_t last = std::min(first + at_a_time, rows.count());
+      for (int64_t p = 0; p < count; ++p) {
+        const T* map = row_of<const T>(x, (plane + p) / C, (plane + p) % C, 0);
+        for (int64_t r = first; r < last; ++r) {
+          take_cell(map, rows[r], ((r - first) * kPlanes + p) * pitch);
+        }
+      }
+      for (int64_t r = first; r < last; ++r) {
+        for (int64_t w = 0; w < W; w += kPlanes) {
+          turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);
+        }
+        for (int64_t k = 0; k < columns.count(); ++k) {
+          auto lanes = turned.load(columns[k].begin * kPlanes);
+          for (int64_t w = columns[k].begin + 1; w < columns[k].end; ++w) {
+            lanes = merge(lanes, turned.load(w * kPlanes));
+          }
+          pooler.cells.store(k * kPlanes, lanes);
+        }
+        pooler.close(r, [&](int level, int64_t i, const Row& results) {
+          finish(level, plane, count, i, results);
+        });
+      }
+    }
+  }
+}
+
+// finish(level, n, c, count, i, results): elements j * kPoolChannels + (0 ... count - 1) of the
+// results are bin (i, j) of channels c, c + 1, ...
+template <class T, class Row, class Finish>
+void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t end,
+                   Finish&& finish) {
+  using A = Accumulate<T>;
+  const int64_t C = x.size[1], W = x.size[3], blocks = ceil_div(C, kPoolChannels);
+  Pooler<A, Row, kPoolChannels> pooler(x, levels);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks, c = item % blocks * kPoolChannels;
+    const int64_t count = std::min(kPoolChannels, C - c);
+    for (int64_t r = 0; r < pooler.grid.rows.count(); ++r) {
+      const Span rows = pooler.grid.rows[r];
+      for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
+        const Span columns = pooler.grid.columns[k];
+        const auto nothing = Row::nothing(Row::same(W, rows.begin, columns.begin));
+        for (int64_t i = 0; i < count; i += kLanes<A>) {
+          pooler.cells.store(k * kPoolChannels + i, nothing);
+        }
+      }
+      for (int64_t h = rows.begin; h < rows.end; ++h) {
+        for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
+          const auto take_pixels = [&]<int kPixels>(int64_t w) {
+            const T* pixel = row_of<const T>(x, n, c, h) + w * x.stride[3];
+            for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
+              auto lanes = pooler.cells.load(k * kPoolChannels + i);
+              for (int s = 0; s < kPixels; ++s) {
+                lanes.take(load_some(pixel + s * x.stride[3] + i), Row::same(W, h, w + s));
+              }
+              pooler.cells.store(k * kPoolChannels + i, lanes);
+            });
+          };
+          const Span columns = pooler.grid.columns[k];
+          int64_t w = columns.begin;
+          for (; w + kPoolTogether <= columns.end; w += kPoolTogether) {
+            take_pixels.template operator()<kPoolTogether>(w);
+          }
+          for (; w < columns.end; ++w) take_pixels.template operator()<1>(w);
+        }
+      }
+      pooler.close(r, [&](int level, int64_t i, const Row& results) {
+        finish(level, n, c, count, i, results);
+      });
+    }
+  }
+}
+
+inline bool pools_channels_last(const View& x, const Levels& levels) {
+  return x.channels_last() && levels.channels_last();
+}
+
+inline Work pool_work(const View& x, const Levels& levels) {
+  const int64_t lanes = x.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+  const int64_t items = pools_channels_last(x, levels)
+                            ? x.size[0] * ceil_div(x.size[1], kPoolChannels)
+                            : ceil_div(x.size[0] * x.size[1], lanes);
+  return share(items, x.numel());
+}
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,153 @@
+"""The encoding layer (Zhang, Xue, Dana, Deep TEN, CVPR 2017) and the context encoding module built
+on it (Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, fig. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stripctx import functional, upstream
+
+_PYTORCH_ENCODING = upstream.Layout(
+    "PyTorch-Encoding's EncModule",
+    r"encoding\.3\.",
+    (
+        (r"encoding\.0\.", "conv."),
+        (r"encoding\.1\.", "norm."),
+        (r"encoding\.3\.", "encoding."),
+        (r"encoding\.4\.", "code_norm."),
+        (r"fc\.0\.", "gate."),
+        (r"selayer\.", "presence."),
+    ),
+)
+_MMSEG = upstream.Layout(
+    "mmseg's EncModule, and EncHead's se_layer beside it",
+    r"encoding_project\.",
+    (
+        (r"encoding_project\.conv\.", "conv."),
+        (r"encoding_project\.bn\.", "norm."),
+        (r"encoding\.0\.", "encoding."),
+        (r"encoding\.1\.", "code_norm."),
+        (r"fc\.0\.", "gate."),
+        (r"se_layer\.", "presence."),
+    ),
+)
+
+
+class EncodingLayer(nn.Module):
+    """Softly assigns every position to one of K learned codewords and sums the residuals of each.
+
+        E_k = sum over i of a_ik (x_i - c_k),  a_i = softmax over k of s_k |x_i - c_k|^2
+
+    (Deep TEN, eq. 2 to 4, s = -beta). It turns a map of any size into an orderless description of
+    it. `Encoding` of PyTorch-Encoding and of mmseg have the same parameters, so their state_dicts
+    load as they are: `codewords` (K, D), drawn from U(-1/sqrt(KD), 1/sqrt(KD)), and `scale` (K),
+    the negative of the paper's smoothing factor, drawn from U(-1, 0). Unlike PyTorch-Encoding's,
+    the gradient is finite for a scale of exactly 0.
+
+    Args:
+        in_channels: D.
+        num_codes: K.
+
+    Shape:
+        (N, D, H, W) or (N, D, L) to (N, K, D). A sum over positions, not a mean.
+
+    Example:
+        >>> EncodingLayer(128, 32)(torch.randn(2, 128, 14, 14)).shape
+        torch.Size([2, 32, 128])
+    """
+
+    def __init__(self, in_channels: int, num_codes: int) -> None:
+        super().__init__()
+        _positive("EncodingLayer", in_channels=in_channels, num_codes=num_codes)
+        self.in_channels = in_channels
+        self.num_codes = num_codes
+        self.codewords = nn.Parameter(Tensor(num_codes, in_channels))
+        self.scale = nn.Parameter(Tensor(num_codes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = (self.num_codes * self.in_channels) ** -0.5
+        nn.init.uniform_(self.codewords, -bound, bound)
+        nn.init.uniform_(self.scale, -1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.encode(x, self.codewords, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, num_codes={self.num_codes}"
+
+
+class ContextEncoding(nn.Module):
+    """EncNet's context encoding module: what the whole image holds decides which channels count.
+
+        e     = reduction over K of relu(code_norm(encoding(relu(norm(conv1x1(x))))))    (N, C)
+        out   = relu(x + x * sigmoid(gate(e)))                                      (N, C, H, W)
+        logits = presence(e)                                                  (N, num_classes)
+
+    The logits say which classes are in the image, for the semantic-encoding loss. `code_norm` is a
+    BatchNorm1d with one statistic a codeword, over N and C.
+
+    load_state_dict takes PyTorch-Encoding's EncModule (`encoding.0` to `encoding.4`, `fc.0`,
+    `selayer`) and mmseg's (`encoding_project`, `encoding`, `fc.0`; with `se_layer`, which mmseg
+    keeps in its head). mmseg's returns what this returns the other way round, and without logits.
+
+    Args:
+        in_channels: C.
+        num_classes: of the logits.
+        num_codes: K.
+        se_loss: whether there are logits; without them None is returned in their place.
+        reduction: over the codewords: "mean", as every implementation does, or "sum", as the paper
+            writes.
+        norm_layer: makes the norm over C.
+
+    Shape:
+        (N, C, H, W) to ((N, C, H, W), (N, num_classes) or None).
+
+    Example:
+        >>> features, logits = ContextEncoding(64, 21)(torch.randn(2, 64, 30, 40))
+        >>> features.shape, logits.shape
+        (torch.Size([2, 64, 30, 40]), torch.Size([2, 21]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_codes: int = 32,
+        *,
+        se_loss: bool = True,
+        reduction: str = "mean",
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        _positive("ContextEncoding", in_channels=in_channels, num_codes=num_codes)
+        if se_loss:
+            _positive("ContextEncoding", num_classes=num_classes)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(
+                f'ContextEncoding: reduction must be "mean" or "sum", got {reduction!r}'
+            )
+        self.reduction = reduction
+        self.conv = nn.Conv2d(in_channels, in_channels, 1, bias=False)
+        self.norm = norm_layer(in_channels)
+        self.encoding = EncodingLayer(in_channels, num_codes)
+        self.code_norm = nn.BatchNorm1d(num_codes)
+        self.gate = nn.Linear(in_channels, in_channels)
+        self.presence = nn.Linear(in_channels, num_classes) if se_loss else None
+        upstream.accept(self, _PYTORCH_ENCODING, _MMSEG)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        projected = F.relu(self.norm(self.conv(x)), inplace=True)
+        encoded = F.relu(self.code_norm(self.encoding(projected)), inplace=True)
+        pooled = encoded.mean(1) if self.reduction == "mean" else encoded.sum(1)
+        features = functional.channel_gate(x, self.gate(pooled).sigmoid())
+        return features, None if self.presence is None else self.presence(pooled)
+
+
+def _positive(name: str, **sizes: int) -> None:
+    for argument, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}: {argument} must be positive, got {value}")

@@ -1,0 +1,297 @@
+"""Pyramid pooling as layers: PSPNet's pyramid pooling module (Zhao et al., CVPR 2017, section 3.2),
+alone and with the convolution that follows it. SPNet's mixed pooling is in stripctx.layers.mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stripctx import functional, upstream
+
+NormLayer = Callable[[int], nn.Module]
+Bins = Sequence[int | tuple[int, int]]
+
+# Each names branch i `branches.i.0` (convolution) and `branches.i.1` (norm) in its own way.
+_LAYOUTS = (
+    upstream.Layout(
+        "semseg's PPM, alone and in PSPNet",
+        r"(ppm\.)?features\.",
+        (
+            (r"(?:ppm\.)?features\.(\d+)\.1\.", r"branches.\1.0."),
+            (r"(?:ppm\.)?features\.(\d+)\.2\.", r"branches.\1.1."),
+            (r"cls\.0\.", "conv."),
+        ),
+    ),
+    upstream.Layout(
+        "PyTorch-Encoding's and SPNet's PyramidPooling",
+        r"conv\d\.",
+        tuple((rf"conv{i + 1}\.", f"branches.{i}.") for i in range(8)),
+    ),
+    upstream.Layout(
+        "PyTorch-Encoding's PSPHead, relative to conv5",
+        r"0\.conv\d\.",
+        (
+            *((rf"0\.conv{i + 1}\.", f"branches.{i}.") for i in range(8)),
+            (r"1\.", "conv."),
+        ),
+    ),
+    upstream.Layout(
+        "mmseg's PPM, alone and in PSPHead",
+        r"(psp_modules\.)?\d+\.1\.(conv|bn)\.",
+        (
+            (r"(?:psp_modules\.)?(\d+)\.1\.conv\.", r"branches.\1.0."),
+            (r"(?:psp_modules\.)?(\d+)\.1\.bn\.", r"branches.\1.1."),
+            (r"bottleneck\.conv\.", "conv."),
+        ),
+    ),
+    upstream.Layout(
+        "smp's PSPModule, alone and in PSPDecoder",
+        r"(psp\.)?blocks\.\d+\.pool\.",
+        (
+            (r"(?:psp\.)?blocks\.(\d+)\.pool\.1\.", r"branches.\1."),
+            (r"conv\.0\.", "conv."),
+        ),
+    ),
+    upstream.Layout(
+        "smp's PSPModule in UPerNet",
+        r"blocks\.\d+\.1\.",
+        (
+            (r"blocks\.(\d+)\.1\.", r"branches.\1."),
+            (r"out_conv\.0\.", "conv."),
+        ),
+    ),
+)
+
+
+class _Pyramid(nn.Module):
+    """The branches of a pyramid: pooling, 1x1 convolution, normalisation, ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        bins: Bins,
+        branch_channels: int | None,
+        mode: str,
+        align_corners: bool,
+        x_first: bool,
+        global_norm: bool,
+        norm_layer: NormLayer | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if in_channels < 1:
+            raise ValueError(f"{name}: in_channels must be positive, got {in_channels}")
+        pairs = [(b, b) if isinstance(b, int) else tuple(b) for b in bins]
+        if not 1 <= len(pairs) <= 8 or not all(
+            len(pair) == 2 and all(isinstance(size, int) and size > 0 for size in pair)
+            for pair in pairs
+        ):
+            raise ValueError(
+                f"{name}: bins must be one to eight positive integers or pairs of them, got {bins}"
+            )
+        width = in_channels // len(pairs) if branch_channels is None else branch_channels
+        if width < 1:
+            raise ValueError(
+                f"{name}: branch_channels must be positive, got {width}"
+                + (f" from in_channels {in_channels}" if branch_channels is None else "")
+            )
+        if mode not in ("mean", "max"):
+            raise ValueError(f'{name}: mode must be "mean" or "max", got {mode!r}')
+        self.in_channels = in_channels
+        self.branch_channels = width
+        self.bins = tuple((pair[0], pair[1]) for pair in pairs)
+        self.mode = mode
+        self.align_corners = align_corners
+        self.x_first = x_first
+        self.branches = nn.ModuleList()
+        for pair in self.bins:
+            normed = norm_layer is not None and (global_norm or pair != (1, 1))
+            layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 1, bias=not normed)]
+            if norm_layer is not None and normed:
+                layers.append(norm_layer(width))
+            self.branches.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
+        upstream.accept(self, *_LAYOUTS)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """The pooled and projected maps, one (N, branch_channels, h, w) a bin."""
+        name = type(self).__name__
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{name}: x must have shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        if self.training and x.shape[0] == 1:
+            for pair, branch in zip(self.bins, self.branches, strict=True):
+                if pair == (1, 1):
+                    refuse_batch_of_one(name, branch)
+        pooled = functional.pyramid_pool(x, self.bins, self.mode)
+        return [branch(level) for branch, level in zip(self.branches, pooled, strict=True)]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_channels={self.in_channels}, bins={self.bins}, mode={self.mode!r}, "
+            f"align_corners={self.align_corners}, x_first={self.x_first}"
+        )
+
+
+def refuse_batch_of_one(name: str, branch: nn.Module) -> None:
+    """Batch statistics of one image's 1x1 map are those of a single value: torch refuses them with
+    a message that names neither the layer nor the way out."""
+    for norm in branch.modules():
+        alone = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
+        if isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized():
+            alone = False  # the other processes have images too
+        if alone:
+            raise ValueError(
+                f"{name}: batch normalisation of the 1x1 map in training needs a batch of two or "
+                "more, got 1; with global_norm=False that branch has a bias and no norm"
+            )
+
+
+class PyramidPooling(_Pyramid):
+    """PSPNet's pyramid pooling module (PPM): a map beside what its regions hold, coarse to fine.
+
+        concat(x, up(relu(norm(conv1x1(pool(x, b))))) for b in bins)
+
+    (Zhao et al., CVPR 2017, section 3.2.) Pooling reads x once for all bins; the concatenation is
+    written once.
+
+    Upstream's names, and what to write for each: semseg's `PPM(in_dim, reduction_dim, bins)`: this
+    with branch_channels=reduction_dim. `PyramidPooling` of PyTorch-Encoding and SPNet: this.
+    mmseg's `PPM`: align_corners=False and branch_channels=channels; it returns the list of
+    upsampled maps, which its head puts behind x. smp's `PSPModule`: x_first=False,
+    global_norm=False; UPerNet's: align_corners=False. The state_dict of each loads as it is.
+
+    Args:
+        in_channels: C.
+        bins: one to eight levels, each h x w bins (h, w), or b for (b, b).
+        branch_channels: the width of a branch; in_channels // len(bins) unless given.
+        mode: "mean" or "max".
+        align_corners: of the bilinear interpolation.
+        x_first: whether x comes before the branches or after them.
+        global_norm: whether the 1x1 bin is normalised. Batch statistics over one image are then
+            those of one value, so training with batch 1 raises ValueError; without its norm, the
+            branch has a bias, and batch 1 trains.
+        norm_layer: makes the normalisations, called with branch_channels; None for none, and
+            convolutions with biases.
+
+    Shape:
+        (N, C, H, W) to (N, C + len(bins) * branch_channels, H, W), any floating dtype.
+
+    Example:
+        >>> PyramidPooling(64)(torch.randn(2, 64, 30, 40)).shape
+        torch.Size([2, 128, 30, 40])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        bins: Bins = (1, 2, 3, 6),
+        *,
+        branch_channels: int | None = None,
+        mode: str = "mean",
+        align_corners: bool = True,
+        x_first: bool = True,
+        global_norm: bool = True,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            bins,
+            branch_channels,
+            mode,
+            align_corners,
+            x_first,
+            global_norm,
+            norm_layer,
+        )
+        self.out_channels = in_channels + len(self.bins) * self.branch_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pyramid_concat(
+            x, self.levels(x), align_corners=self.align_corners, x_first=self.x_first
+        )
+
+
+class PyramidPoolingConv(_Pyramid):
+    """Pyramid pooling and the convolution after it, without the concatenation between them.
+
+        conv(concat(x, up(relu(norm(conv1x1(pool(x, b))))) for b in bins))
+
+    Interpolation and convolution are linear, so each branch meets its slice of the weight at its
+    own few cells (see `functional.pyramid_conv`). In PSPNet that halves the arithmetic of the
+    network's largest convolution, and its 4096-channel input never exists. Equal to
+    `PyramidPooling` followed by `conv`, but for the rounding.
+
+    load_state_dict takes the layouts of `PyramidPooling`, and where a layout has the convolution
+    beside them, that too: semseg's `ppm` and `cls.0`, PyTorch-Encoding's `0` and `1` of conv5,
+    mmseg's `psp_modules` and `bottleneck.conv`, smp's `psp` and `conv.0`, UPerNet's `out_conv.0`.
+    The norm that follows is the caller's.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        bins: as for `PyramidPooling`, as are branch_channels, mode, align_corners, x_first,
+            global_norm and norm_layer.
+        kernel_size: of the convolution, odd; zeros are padded so that the size stays.
+        bias: whether the convolution has one.
+
+    Shape:
+        (N, C, H, W) to (N, O, H, W), any floating dtype.
+
+    Example:
+        >>> PyramidPoolingConv(64, 16)(torch.randn(2, 64, 30, 40)).shape
+        torch.Size([2, 16, 30, 40])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bins: Bins = (1, 2, 3, 6),
+        *,
+        kernel_size: int = 3,
+        bias: bool = False,
+        branch_channels: int | None = None,
+        mode: str = "mean",
+        align_corners: bool = True,
+        x_first: bool = True,
+        global_norm: bool = True,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            bins,
+            branch_channels,
+            mode,
+            align_corners,
+            x_first,
+            global_norm,
+            norm_layer,
+        )
+        if out_channels < 1:
+            raise ValueError(
+                f"PyramidPoolingConv: out_channels must be positive, got {out_channels}"
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"PyramidPoolingConv: kernel_size must be odd and positive, got {kernel_size}"
+            )
+        together = in_channels + len(self.bins) * self.branch_channels
+        self.out_channels = out_channels
+        self.conv = nn.Conv2d(
+            together, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pyramid_conv(
+            x,
+            self.levels(x),
+            self.conv.weight,
+            self.conv.bias,
+            padding=self.conv.kernel_size[0] // 2,
+            align_corners=self.align_corners,
+            x_first=self.x_first,
+        )

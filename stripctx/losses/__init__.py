@@ -1,0 +1,22 @@
+"""The losses that the four systems train with, and their weighted sum over a network's outputs.
+
+Logits are (N, K, H, W), targets integers (N, H, W). A pixel whose label is `ignore_index` or lies
+outside [0, K) is unlabelled and counts nowhere; where nothing is labelled a loss is 0, not NaN.
+Half types are computed in float32. Nothing here waits for the device. All losses of logits and a
+target take the same `weight` (K,), one factor per class, and `ignore_index`.
+"""
+
+from stripctx.losses.images import image_weighted_cross_entropy, relaxed_boundary_loss
+from stripctx.losses.labels import class_presence
+from stripctx.losses.pixels import cross_entropy, dice_loss, ohem_cross_entropy
+from stripctx.losses.total import SegmentationLoss
+
+__all__ = [
+    "SegmentationLoss",
+    "class_presence",
+    "cross_entropy",
+    "dice_loss",
+    "image_weighted_cross_entropy",
+    "ohem_cross_entropy",
+    "relaxed_boundary_loss",
+]

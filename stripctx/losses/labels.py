@@ -1,0 +1,102 @@
+"""What the losses do with labels: check, mark the unlabelled, count, look up weights, average."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def class_presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Which classes an image holds: the target of the semantic encoding loss.
+
+    EncNet (Zhang et al., CVPR 2018). One scatter on the target's device; upstream
+    takes a histogram of every image on the CPU.
+
+    Args:
+        target: (N, H, W) integers.
+        num_classes: K.
+        ignore_index: a label that is absent by definition, as are all outside [0, K).
+
+    Returns:
+        (N, K) float32, 1 where the class is present and 0 elsewhere.
+
+    Example:
+        >>> class_presence(torch.tensor([[[0, 2], [2, 255]]]), 3)
+        tensor([[1., 0., 1.]])
+    """
+    labels = marked("class_presence", target, num_classes, ignore_index).flatten(1)
+    absent = torch.zeros((labels.shape[0], num_classes + 1), device=target.device)
+    return absent.scatter(1, labels, 1.0)[:, :num_classes]
+
+
+def marked(function: str, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """The target as int64, with K for every unlabelled pixel."""
+    if target.dim() != 3:
+        raise ValueError(f"{function}: target must be 3-D (N, H, W), got {tuple(target.shape)}")
+    if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
+        raise ValueError(f"{function}: target must hold integers, got {target.dtype}")
+    target = target.long()
+    known = (target >= 0) & (target < num_classes) & (target != ignore_index)
+    return torch.where(known, target, num_classes)
+
+
+def checked(
+    function: str, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Logits in float32 or float64, and labels as `marked` gives them."""
+    if logits.dim() != 4 or not logits.is_floating_point():
+        raise ValueError(
+            f"{function}: logits must be a floating map (N, K, H, W), "
+            f"got {logits.dtype} {tuple(logits.shape)}"
+        )
+    batch, classes, height, width = logits.shape
+    if target.shape != (batch, height, width):
+        raise ValueError(
+            f"{function}: target must have shape {(batch, height, width)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(
+            f"{function}: weight must have shape {(classes,)}, got {tuple(weight.shape)}"
+        )
+    return at_least_float32(logits), marked(function, target, classes, ignore_index)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N, H, W), 0 at unlabelled pixels."""
+    return F.cross_entropy(logits, labels, ignore_index=logits.shape[1], reduction="none")
+
+
+def pixel_weights(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    """(N, H, W): the weight of every pixel's class, (K,) or (N, K); 0 at unlabelled pixels."""
+    if weight is None:
+        return (labels < logits.shape[1]).to(logits.dtype)
+    weight = F.pad(weight.to(logits), (0, 1))
+    if weight.dim() == 1:
+        return weight[labels]
+    return weight.gather(1, labels.flatten(1)).view_as(labels)
+
+
+def weighted_mean(x: Tensor, weight: Tensor, dim: tuple[int, ...] | None) -> Tensor:
+    """0 where the weights sum to 0."""
+    total = weight.sum(dim)
+    return (x * weight).sum(dim) / torch.where(total > 0, total, 1.0)
+
+
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """(N, K+1): how many pixels have each label, unlabelled last. Integers: exact in any order."""
+    labels = labels.flatten(1)
+    counts = labels.new_zeros((labels.shape[0], num_classes + 1))
+    return counts.scatter_add(1, labels, torch.ones_like(labels))
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """(N, num_classes, H, W)."""
+    batch, height, width = labels.shape
+    zeros = torch.zeros((batch, num_classes, height, width), dtype=dtype, device=labels.device)
+    return zeros.scatter(1, labels[:, None], 1.0)

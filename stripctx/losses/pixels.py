@@ -1,0 +1,89 @@
+"""Losses over all pixels of a batch: cross-entropy, its hard-example form, and Dice."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stripctx.losses.labels import checked, nll, one_hot, pixel_weights, weighted_mean
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """The weighted mean of -log softmax(logits)[label] over all labelled pixels.
+
+    `nn.CrossEntropyLoss` in everything but what `stripctx.losses` says of unlabelled pixels.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
+        tensor(1.3863)
+    """
+    logits, labels = checked("cross_entropy", logits, target, weight, ignore_index)
+    return weighted_mean(nll(logits, labels), pixel_weights(logits, labels, weight), None)
+
+
+def ohem_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+) -> Tensor:
+    """Cross-entropy over the hard pixels only (online hard example mining).
+
+    After Shrivastava et al., CVPR 2016, as segmentation uses it. Kept are the labelled pixels whose
+    label has a probability below `threshold`, and the `min_kept` least probable of the batch in any
+    case (those of equal probability with them).
+
+    Example:
+        >>> logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])
+        >>> ohem_cross_entropy(logits, torch.tensor([[[0, 0]]]), min_kept=1)
+        tensor(0.6931)
+    """
+    name = "ohem_cross_entropy"
+    if min_kept < 1:
+        raise ValueError(f"{name}: min_kept must be positive, got {min_kept}")
+    logits, labels = checked(name, logits, target, weight, ignore_index)
+    losses = nll(logits, labels)
+    with torch.no_grad():
+        known = labels < logits.shape[1]
+        chance = torch.where(known, (-losses).exp(), 2.0)  # beyond every probability
+        ascending = F.pad(chance.flatten(), (0, 1), value=2.0).sort().values
+        hardest = ascending[min(min_kept, ascending.numel()) - 1]
+        hard = known & ((chance < threshold) | (chance <= hardest))
+    return weighted_mean(losses, pixel_weights(logits, labels, weight) * hard, None)
+
+
+def dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    smooth: float = 1.0,
+) -> Tensor:
+    """1 - (2 * sum of p*y + smooth) / (sum of p + sum of y + smooth), the mean over the classes.
+
+    After Milletari et al., 3DV 2016. p is softmax(logits), y the one-hot target, and the sums run
+    over all labelled pixels of the batch. `weight` makes the mean over classes a weighted one.
+
+    Example:
+        >>> target = torch.tensor([[[0, 1]]])
+        >>> dice_loss(40.0 * torch.eye(2).view(1, 2, 1, 2), target)
+        tensor(0.)
+    """
+    logits, labels = checked("dice_loss", logits, target, weight, ignore_index)
+    classes = logits.shape[1]
+    truth = one_hot(labels, classes + 1, logits.dtype)[:, :classes]
+    chance = logits.softmax(1) * (labels < classes)[:, None]
+    overlap = (chance * truth).sum((0, 2, 3))
+    mass = chance.sum((0, 2, 3)) + truth.sum((0, 2, 3))
+    # without smoothing, a class that is neither there nor predicted is in order: 0 / 0 is 1
+    empty = (mass + smooth == 0).to(mass.dtype)
+    ratio = (2 * overlap + smooth + empty) / (mass + smooth + empty)
+    factors = torch.ones_like(ratio) if weight is None else weight.to(ratio)
+    return weighted_mean(1 - ratio, factors, None)

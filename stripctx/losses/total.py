@@ -1,0 +1,90 @@
+"""The weighted sum of a criterion over all outputs of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stripctx.losses.labels import at_least_float32, class_presence
+from stripctx.losses.pixels import cross_entropy
+
+
+class SegmentationLoss(nn.Module):
+    """The sum of a criterion on every output that a network of stripctx.models returns.
+
+        criterion(out) + aux_weight * criterion(aux) + se_weight * (bce(se) + bce(se_stage3))
+
+    with bce the binary cross-entropy of EncNet's semantic encoding logits (N, K) against
+    `class_presence`. Outputs that the network does not return are left out. Where `aux` is smaller
+    than the target, its labels are the nearest ones (HANet trains so).
+
+    The weights 0.4 and 0.2 are those of PSPNet, SPNet and HANet and of EncNet's paper;
+    PyTorch-Encoding's scripts take 0.2 for both.
+
+    Args:
+        aux_weight, se_weight: the factors above.
+        criterion: takes logits, target, and the keywords weight and ignore_index: a function of
+            this module, or a functools.partial of one.
+        weight: (K,), one factor per class, for the criterion and, as upstream, for the bce.
+        ignore_index: the label that counts nowhere.
+
+    Shape:
+        a dictionary of outputs, or the logits `out` alone, and a target (N, H, W) to a scalar.
+
+    Example:
+        >>> outputs = {"out": torch.zeros(1, 4, 2, 2), "aux": torch.zeros(1, 4, 2, 2)}
+        >>> SegmentationLoss()(outputs, torch.zeros(1, 2, 2, dtype=torch.long))
+        tensor(1.9408)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        aux_weight: float = 0.4,
+        se_weight: float = 0.2,
+        criterion: Callable[..., Tensor] = cross_entropy,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        self.factors = {"out": 1.0, "aux": aux_weight, "se": se_weight, "se_stage3": se_weight}
+        self.criterion = criterion
+        self.ignore_index = ignore_index
+        self.register_buffer("weight", weight, persistent=False)
+
+    def terms(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The summands, by the name of their output, each times its factor."""
+        if isinstance(outputs, Tensor):
+            outputs = {"out": outputs}
+        if "out" not in outputs:
+            raise ValueError(f"SegmentationLoss: outputs must hold 'out', got {list(outputs)}")
+        return {
+            name: factor * self._term(name, outputs[name], target)
+            for name, factor in self.factors.items()
+            if name in outputs
+        }
+
+    def forward(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> Tensor:
+        return torch.stack(list(self.terms(outputs, target).values())).sum()
+
+    def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
+        if name.startswith("se"):
+            present = class_presence(target, logits.shape[1], self.ignore_index)
+            logits = at_least_float32(logits)
+            weight = None if self.weight is None else self.weight.to(logits)
+            return F.binary_cross_entropy_with_logits(logits, present.to(logits), weight)
+        if name == "aux" and logits.shape[2:] != target.shape[1:]:
+            target = _nearest(target, logits.shape[2], logits.shape[3])
+        return self.criterion(logits, target, weight=self.weight, ignore_index=self.ignore_index)
+
+
+def _nearest(target: Tensor, height: int, width: int) -> Tensor:
+    """Labels at another size: those of pixel floor(i * size / new size), as torch's `nearest`."""
+    rows = torch.arange(height, device=target.device) * target.shape[1] // height
+    cols = torch.arange(width, device=target.device) * target.shape[2] // width
+    return target[:, rows[:, None], cols]

@@ -1,0 +1,119 @@
+"""Backbones by name, and their ImageNet weights."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from stripctx import upstream
+from stripctx.models.network import Backbone, NormLayer
+from stripctx.models.resnet import BLOCKS, ResNet
+
+Weights = str | os.PathLike[str] | Mapping[str, Any]
+
+_STEM_OF_SUFFIX = {"": "7x7", "s": "64-64-128", "c": "32-32-64"}
+_TIMM = "timm:"
+
+
+def create_backbone(
+    backbone: str | Backbone,
+    *,
+    weights: Weights | None = None,
+    output_stride: int = 8,
+    dilation: str = "contracted",
+    strip_pooling: bool = False,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> Backbone:
+    """A backbone by name.
+
+    Args:
+        backbone: `resnet18`, 34, 50, 101 or 152 with the 7x7 stem; with the suffix `s` the deep
+            stem of widths 64-64-128 that PyTorch-Encoding, SPNet and semseg use (`resnet50s`), with
+            `c` that of mmseg's ResNetV1c, 32-32-64; `timm:NAME`, any network of the timm library
+            that gives features (needs `pip install stripctx[timm]`); or a Backbone, taken as it is.
+        weights: a checkpoint's path, read with weights_only, or a state_dict, in the layout of
+            torchvision, semseg, PyTorch-Encoding, mmseg or our own. ImageNet's classifier is left
+            out, and strip pooling modules that the file lacks keep their initial values; anything
+            else that does not fit is an error.
+        output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. timm's networks dilate and
+            normalise in their own ways and only take the first.
+
+    Example:
+        >>> create_backbone("resnet50s", output_stride=16).channels
+        (256, 512, 1024, 2048)
+    """
+    if isinstance(backbone, Backbone):
+        network = backbone
+    elif backbone.startswith(_TIMM):
+        if strip_pooling:
+            raise ValueError(f"create_backbone: strip_pooling needs a ResNet, got {backbone!r}")
+        network = TimmBackbone(backbone[len(_TIMM) :], output_stride=output_stride)
+    else:
+        match = re.fullmatch(r"resnet(\d+)([sc]?)", backbone)
+        if match is None or int(match[1]) not in BLOCKS:
+            raise ValueError(
+                "create_backbone: backbone must be resnet18, 34, 50, 101 or 152, with the suffix "
+                f"s or c for a deep stem, or timm:NAME, got {backbone!r}"
+            )
+        network = ResNet(
+            int(match[1]),
+            stem=_STEM_OF_SUFFIX[match[2]],
+            output_stride=output_stride,
+            dilation=dilation,
+            strip_pooling=strip_pooling,
+            norm_layer=norm_layer,
+        )
+    if weights is not None:
+        load_weights(network, weights)
+    return network
+
+
+def load_weights(backbone: Backbone, weights: Weights) -> None:
+    """Loads `weights` as `create_backbone` describes it."""
+    result = backbone.load_state_dict(upstream.read(weights), strict=False)
+    missing = [key for key in result.missing_keys if ".spm." not in key]
+    for keys, problem in (
+        (missing, "are missing"),
+        (result.unexpected_keys, "are none of its own"),
+    ):
+        if keys:
+            raise ValueError(
+                f"load_weights: weights must fit {type(backbone).__name__}: "
+                f"{len(keys)} entries {problem}, {', '.join(keys[:4])}"
+            )
+
+
+class TimmBackbone(Backbone):
+    """The last four feature maps of a network of the timm library, without pretrained weights.
+
+    Args:
+        name: timm's name, `convnext_tiny` say. Its features must be at least four.
+        output_stride: of the last map; timm refuses what a network cannot do.
+    """
+
+    def __init__(self, name: str, *, output_stride: int = 32) -> None:
+        super().__init__()
+        try:
+            timm = importlib.import_module("timm")
+        except ImportError as error:
+            raise ValueError(
+                f"TimmBackbone: name {name!r} needs the timm library: pip install stripctx[timm]"
+            ) from error
+        stride = {} if output_stride == 32 else {"output_stride": output_stride}
+        self.network = timm.create_model(
+            name, features_only=True, out_indices=(-4, -3, -2, -1), **stride
+        )
+        first, second, third, fourth = self.network.feature_info.channels()
+        self.channels = (first, second, third, fourth)
+        self.channels_are_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = self.network(x)
+        if self.channels_are_last:
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        return tuple(features)

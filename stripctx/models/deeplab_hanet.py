@@ -1,0 +1,256 @@
+"""DeepLabv3+ (Chen et al., ECCV 2018) with height-driven attention (HANet, Choi et al., CVPR 2020)
+between its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripctx import functional, upstream
+from stripctx.layers import HeightAttention
+from stripctx.layers.pyramid import refuse_batch_of_one
+from stripctx.models.backbones import Weights, create_backbone
+from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.registry import register
+
+RATES = {4: (24, 48, 72), 8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+ASPP_CHANNELS = 256
+FINE_CHANNELS = 48
+
+_OWN = r"(aspp|bot_fine|bot_aspp|final1|final2|hanet\d)\."
+_LAYOUTS = (upstream.SEMSEG.plus((_OWN, r"head.\1.")),)
+
+
+def _unit(
+    in_channels: int, channels: int, kernel: int, norm_layer: NormLayer, rate: int = 1
+) -> nn.Sequential:
+    padding = rate * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=rate, bias=False),
+        norm_layer(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: the whole map's mean, a 1x1 and three dilated 3x3
+    convolutions, each of 256 channels, side by side in this order.
+
+    Shape:
+        (N, C, H, W) to (N, 1280, H, W).
+    """
+
+    def __init__(
+        self, in_channels: int, rates: Sequence[int], global_norm: bool, norm_layer: NormLayer
+    ) -> None:
+        super().__init__()
+        width = ASPP_CHANNELS
+        self.features = nn.ModuleList(
+            [
+                _unit(in_channels, width, 1, norm_layer),
+                *(_unit(in_channels, width, 3, norm_layer, rate) for rate in rates),
+            ]
+        )
+        self.img_conv = (
+            _unit(in_channels, width, 1, norm_layer)
+            if global_norm
+            else nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] == 1:
+            refuse_batch_of_one("deeplabv3plus_hanet", self.img_conv)
+        image = self.img_conv(functional.pyramid_pool(x, (1,))[0])
+        parts = [feature(x) for feature in self.features]
+        return torch.cat([image.expand_as(parts[0]), *parts], 1)
+
+
+class HANetHead(nn.Module):
+    """ASPP and DeepLabv3+'s decoder, with up to five height attentions; upstream's names.
+
+    hanet0 gates the last stage by the third; hanet1 ASPP's output by the last stage; hanet2 its
+    projection by ASPP's output; hanet3 the decoder's features by its input; hanet4 the logits by
+    the decoder's features, with maxima. Each sees what the one before it gated.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int, int],
+        num_classes: int,
+        rates: Sequence[int],
+        slots: Sequence[bool],
+        attention: dict[str, Any],
+        *,
+        align_corners: bool,
+        global_norm: bool,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        width, together = ASPP_CHANNELS, 5 * ASPP_CHANNELS
+        decoder = FINE_CHANNELS + width
+        self.aspp = ASPP(channels[3], rates, global_norm, norm_layer)
+        self.bot_fine = _unit(channels[0], FINE_CHANNELS, 1, norm_layer)
+        self.bot_aspp = _unit(together, width, 1, norm_layer)
+        self.final1 = nn.Sequential(
+            *_unit(decoder, width, 3, norm_layer), *_unit(width, width, 3, norm_layer)
+        )
+        self.final2 = nn.Sequential(nn.Conv2d(width, num_classes, 1))
+        places = (
+            (channels[2], channels[3]),
+            (channels[3], together),
+            (together, width),
+            (decoder, width),
+            (width, num_classes),
+        )
+        self.hanet0, self.hanet1, self.hanet2, self.hanet3 = (
+            HeightAttention(before, after, **attention) if present else None
+            for (before, after), present in zip(places[:4], slots[:4], strict=True)
+        )
+        maxima = {**attention, "pooling": "max"}
+        self.hanet4 = HeightAttention(*places[4], **maxima) if slots[4] else None
+
+    def forward(self, features: tuple[Tensor, ...], pos: Tensor | None) -> Tensor:
+        first, _, third, fourth = features
+        fourth = _gate(self.hanet0, third, fourth, pos)
+        together = _gate(self.hanet1, fourth, self.aspp(fourth), pos)
+        coarse = _gate(self.hanet2, together, self.bot_aspp(together), pos)
+        decoder = functional.pyramid_concat(
+            self.bot_fine(first), [coarse], align_corners=self.align_corners
+        )
+        final = _gate(self.hanet3, decoder, self.final1(decoder), pos)
+        return _gate(self.hanet4, final, self.final2(final), pos)
+
+
+def _gate(layer: nn.Module | None, x: Tensor, out: Tensor, pos: Tensor | None) -> Tensor:
+    return out if layer is None else layer(x, out, pos)
+
+
+class DeepLabHANet(SegmentationNetwork):
+    """DeepLabv3+ with height attention. `deeplabv3plus_hanet` makes one."""
+
+    def decode(self, features: tuple[Tensor, ...], pos: Tensor | None = None) -> dict[str, Tensor]:
+        return {"out": self.head(features, pos)}
+
+    def forward(self, x: Tensor, pos: Tensor | None = None) -> dict[str, Tensor]:
+        features = self.extract(x)
+        return self.collect(x, features, self.decode(features, pos))
+
+
+@register
+def deeplabv3plus_hanet(
+    num_classes: int,
+    backbone: str | Backbone = "resnet50",
+    *,
+    backbone_weights: Weights | None = None,
+    aux: bool = True,
+    output_stride: int = 8,
+    dilation: str = "uniform",
+    rates: Sequence[int] | None = None,
+    slots: Sequence[bool] = (True, True, True, True, False),
+    kernel_size: int = 3,
+    reduction: int = 64,
+    layers: int = 3,
+    pooling: str = "mean",
+    pos_rfactor: int = 8,
+    pos_injection: int = 2,
+    pos_encoding: str | None = "sinusoid",
+    pos_noise: float = 0.0,
+    symmetric_noise: bool = True,
+    attention_dropout: float = 0.0,
+    dropout: float = 0.1,
+    align_corners: bool = True,
+    global_norm: bool = True,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> DeepLabHANet:
+    """HANet's DeepLabv3+ as its authors released it.
+
+    load_state_dict takes upstream's checkpoints: its ResNet-50 is `resnet50` here, its ResNet-101,
+    with a deep stem, `resnet101s`. Their `hanet` is `slots`, `hanet_set` (kernel_size, reduction,
+    layers), `hanet_pos` (pos_injection, pos_encoding: 1 the sinusoid, 0 learned). Options that do
+    not fit the file are an error, where upstream skips what does not fit and runs with random
+    attention. Its auxiliary loss shrinks the labels; here the logits are enlarged.
+
+    Args:
+        num_classes: K.
+        backbone: see `create_backbone`.
+        backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
+        aux: whether there is an auxiliary head on the third stage; upstream's `dsn`.
+        output_stride: of the backbone: 8 is upstream's variant D, 4 its D4, 16 its D16, and 32 its
+            OS32.
+        dilation: the backbone's dilation scheme.
+        rates: the dilations of ASPP's three 3x3 convolutions; by default those of the output
+            stride: (24, 48, 72) at 4, (12, 24, 36) at 8, (6, 12, 18) at 16, (3, 6, 9) at 32.
+        slots: which of the five height attentions there are; see `HANetHead`.
+        kernel_size, reduction, layers, pooling, pos_rfactor, pos_injection, pos_encoding,
+            pos_noise, symmetric_noise: of each; see `HeightAttention`.
+        attention_dropout: its `dropout`.
+        dropout: before the auxiliary classifier, on whole channels.
+        align_corners: of every resize of maps.
+        global_norm: False gives ASPP's branch of the whole map a bias and no norm, so that batch 1
+            trains.
+        norm_layer: makes every normalisation but those of the attentions.
+
+    Shape:
+        x (N, 3, H, W) of any size, and pos, the heights of its rows: (N, H, W) or (N, H), integers
+        from 0 at the top of the uncropped image to 127 at its bottom, 128 for padding; or None, for
+        attention without positions. To `out`, and in training `aux`, (N, K, H, W).
+
+    Example:
+        >>> network = deeplabv3plus_hanet(19, "resnet18", output_stride=16)
+        >>> heights = torch.arange(60).mul(128).div(60, rounding_mode="floor").expand(2, 60)
+        >>> outputs = network(torch.randn(2, 3, 60, 75), heights)
+        >>> {name: tuple(y.shape) for name, y in outputs.items()}
+        {'out': (2, 19, 60, 75), 'aux': (2, 19, 60, 75)}
+    """
+    if num_classes < 1:
+        raise ValueError(f"deeplabv3plus_hanet: num_classes must be positive, got {num_classes}")
+    if len(slots) != 5:
+        raise ValueError(f"deeplabv3plus_hanet: slots must be five booleans, got {slots}")
+    stages = create_backbone(
+        backbone,
+        weights=backbone_weights,
+        output_stride=output_stride,
+        dilation=dilation,
+        norm_layer=norm_layer,
+    )
+    chosen = RATES.get(output_stride, ()) if rates is None else tuple(rates)
+    if len(chosen) != 3 or not all(rate > 0 for rate in chosen):
+        raise ValueError(f"deeplabv3plus_hanet: rates must be three positive integers, got {rates}")
+    attention: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "reduction": reduction,
+        "layers": layers,
+        "pooling": pooling,
+        "pos_rfactor": pos_rfactor,
+        "pos_injection": pos_injection,
+        "pos_encoding": pos_encoding,
+        "pos_noise": pos_noise,
+        "symmetric_noise": symmetric_noise,
+        "dropout": attention_dropout,
+    }
+    head = HANetHead(
+        stages.channels,
+        num_classes,
+        chosen,
+        slots,
+        attention,
+        align_corners=align_corners,
+        global_norm=global_norm,
+        norm_layer=norm_layer,
+    )
+    aux_head = None
+    if aux:
+        aux_head = FCNHead(
+            stages.channels[2],
+            num_classes,
+            hidden_channels=512,
+            dropout=dropout,
+            channel_dropout=True,
+            bias=True,
+            norm_layer=norm_layer,
+        )
+    return DeepLabHANet(stages, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)

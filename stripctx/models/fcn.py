@@ -1,0 +1,67 @@
+"""FCN (Long et al., CVPR 2015) on a dilated backbone: the baseline without a context module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stripctx import upstream
+from stripctx.models.backbones import Weights, create_backbone
+from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.registry import register
+
+_LAYOUTS = (upstream.ENCODING.plus((r"head\.conv5\.", "head.")), upstream.TORCHVISION)
+
+
+class FCN(SegmentationNetwork):
+    """A fully convolutional head on the last stage. `fcn` makes one."""
+
+
+@register
+def fcn(
+    num_classes: int,
+    backbone: str | Backbone = "resnet50",
+    *,
+    backbone_weights: Weights | None = None,
+    aux: bool = True,
+    output_stride: int = 8,
+    dilation: str = "contracted",
+    dropout: float = 0.1,
+    align_corners: bool = True,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> FCN:
+    """FCN as PyTorch-Encoding and torchvision build it.
+
+    load_state_dict takes the checkpoints of both, PyTorch-Encoding's ResNets with a deep stem being
+    `resnet50s` and so on. torchvision's networks resize with align_corners=False.
+
+    Args:
+        num_classes: K.
+        backbone: see `create_backbone`.
+        backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
+        aux: whether there is an auxiliary head on the third stage.
+        output_stride: of the backbone.
+        dilation: the backbone's dilation scheme.
+        dropout: before both classifiers, on elements.
+        align_corners: of the last resize.
+        norm_layer: makes every normalisation.
+
+    Shape:
+        (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
+
+    Example:
+        >>> network = fcn(21, "resnet18")
+        >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
+        {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
+    """
+    stages = create_backbone(
+        backbone,
+        weights=backbone_weights,
+        output_stride=output_stride,
+        dilation=dilation,
+        norm_layer=norm_layer,
+    )
+    head = FCNHead(stages.channels[3], num_classes, dropout=dropout, norm_layer=norm_layer)
+    aux_head = None
+    if aux:
+        aux_head = FCNHead(stages.channels[2], num_classes, dropout=dropout, norm_layer=norm_layer)
+    return FCN(stages, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)

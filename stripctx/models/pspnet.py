@@ -1,0 +1,141 @@
+"""PSPNet (Zhao et al., CVPR 2017): pyramid pooling on a dilated backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from stripctx import upstream
+from stripctx.layers import PyramidPoolingConv
+from stripctx.models.backbones import Weights, create_backbone
+from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.registry import register
+
+_LAYOUTS = (
+    upstream.SEMSEG.plus(
+        (r"ppm\.", "head.0."), (r"cls\.0\.", "head.0.conv."), (r"cls\.([14])\.", r"head.\1.")
+    ),
+    upstream.ENCODING.plus(
+        (r"head\.conv5\.0\.", "head.0."),
+        (r"head\.conv5\.1\.", "head.0.conv."),
+        (r"head\.conv5\.2\.", "head.1."),
+        (r"head\.conv5\.5\.", "head.4."),
+    ),
+    upstream.MMSEG.plus(
+        (r"decode_head\.psp_modules\.", "head.0.psp_modules."),
+        (r"decode_head\.bottleneck\.conv\.", "head.0.conv."),
+        (r"decode_head\.bottleneck\.bn\.", "head.1."),
+        (r"decode_head\.conv_seg\.", "head.4."),
+    ),
+)
+
+
+class PSPNet(SegmentationNetwork):
+    """Pyramid pooling and its convolution, norm, ReLU, dropout, classifier. `pspnet` makes one."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        aux_head: nn.Module | None = None,
+        *,
+        align_corners: bool = True,
+        zoom_factor: int = 8,
+    ) -> None:
+        super().__init__(backbone, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)
+        if zoom_factor not in (1, 2, 4, 8):
+            raise ValueError(f"pspnet: zoom_factor must be 1, 2, 4 or 8, got {zoom_factor}")
+        self.zoom_factor = zoom_factor
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return (
+            (height - 1) * self.zoom_factor // 8 + 1,
+            (width - 1) * self.zoom_factor // 8 + 1,
+        )
+
+
+@register
+def pspnet(
+    num_classes: int,
+    backbone: str | Backbone = "resnet50",
+    *,
+    backbone_weights: Weights | None = None,
+    aux: bool = True,
+    bins: Sequence[int | tuple[int, int]] = (1, 2, 3, 6),
+    zoom_factor: int = 8,
+    output_stride: int = 8,
+    dilation: str = "uniform",
+    head_channels: int = 512,
+    dropout: float = 0.1,
+    align_corners: bool = True,
+    global_norm: bool = True,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> PSPNet:
+    """PSPNet as semseg builds it.
+
+    The pyramid and the convolution that follows it are one `PyramidPoolingConv`: the concatenation,
+    of twice the backbone's channels, is never built.
+
+    load_state_dict takes the checkpoints of semseg (whose ResNets are `resnet50s` and so on here),
+    PyTorch-Encoding (`resnet50s`, or `resnet50` for its names without s; dilation="contracted") and
+    mmseg (`resnet50c`, dilation="contracted", align_corners=False). Images may have any size, where
+    semseg wants 8n + 1.
+
+    Args:
+        num_classes: K.
+        backbone: see `create_backbone`.
+        backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
+        aux: whether there is an auxiliary head on the third stage. semseg always has one.
+        bins: of the pyramid.
+        zoom_factor: the outputs have (H - 1) * zoom_factor // 8 + 1 rows, columns likewise: 8 gives
+            the image's size, 1 that of the features. 1, 2, 4 or 8.
+        output_stride: of the backbone.
+        dilation: the backbone's dilation scheme.
+        head_channels: the width before the classifier.
+        dropout: before both classifiers, on whole channels.
+        align_corners: of the pyramid and of the last resize.
+        global_norm: False gives the 1x1 bin a bias and no norm, so that batch 1 trains.
+        norm_layer: makes every normalisation.
+
+    Shape:
+        (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
+
+    Example:
+        >>> network = pspnet(21, "resnet18")
+        >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
+        {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
+    """
+    if num_classes < 1:
+        raise ValueError(f"pspnet: num_classes must be positive, got {num_classes}")
+    stages = create_backbone(
+        backbone,
+        weights=backbone_weights,
+        output_stride=output_stride,
+        dilation=dilation,
+        norm_layer=norm_layer,
+    )
+    head = nn.Sequential(
+        PyramidPoolingConv(
+            stages.channels[3],
+            head_channels,
+            bins,
+            align_corners=align_corners,
+            global_norm=global_norm,
+            norm_layer=norm_layer,
+        ),
+        norm_layer(head_channels),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(head_channels, num_classes, 1),
+    )
+    aux_head = None
+    if aux:
+        aux_head = FCNHead(
+            stages.channels[2],
+            num_classes,
+            dropout=dropout,
+            channel_dropout=True,
+            norm_layer=norm_layer,
+        )
+    return PSPNet(stages, head, aux_head, align_corners=align_corners, zoom_factor=zoom_factor)

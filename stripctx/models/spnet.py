@@ -1,0 +1,155 @@
+"""SPNet (Hou et al., CVPR 2020): strip pooling in the backbone, mixed pooling in the head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stripctx import upstream
+from stripctx.layers import MixedPooling
+from stripctx.models.backbones import Weights, create_backbone
+from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.registry import register
+
+_LAYOUTS = (
+    upstream.ENCODING.plus(
+        (r"head\.trans_layer\.", "head.reduce."),
+        *((rf"head\.strip_pool{i + 1}\.", f"head.mixed.{i}.") for i in range(8)),
+        (r"head\.score_layer\.", "head.classify."),
+    ),
+)
+
+
+class SPHead(nn.Module):
+    """A 1x1 convolution to half the channels, mixed pooling modules in a row, and a classifier.
+
+    Upstream's `SPHead`; its keys load through `SPNet`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        mixed: int,
+        arms: str,
+        pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]],
+        dropout: float,
+        align_corners: bool,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        width = in_channels // 2
+        self.reduce = nn.Sequential(
+            nn.Conv2d(in_channels, width, 1, bias=False),
+            norm_layer(width),
+            nn.ReLU(inplace=True),
+        )
+        self.mixed = nn.Sequential(
+            *(
+                MixedPooling(
+                    width,
+                    pool_sizes,
+                    arms=arms,
+                    norm_layer=norm_layer,
+                    align_corners=align_corners,
+                )
+                for _ in range(mixed)
+            )
+        )
+        self.classify = FCNHead(
+            width,
+            num_classes,
+            hidden_channels=width // 2,
+            dropout=dropout,
+            channel_dropout=True,
+            norm_layer=norm_layer,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.mixed(self.reduce(x)))
+
+
+class SPNet(SegmentationNetwork):
+    """Mixed pooling on a backbone with strip pooling inside. `spnet` makes one."""
+
+
+@register
+def spnet(
+    num_classes: int,
+    backbone: str | Backbone = "resnet50",
+    *,
+    backbone_weights: Weights | None = None,
+    aux: bool = True,
+    strip_pooling: bool = True,
+    mixed: int = 2,
+    arms: str = "both",
+    pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]] = (20, 12),
+    output_stride: int = 8,
+    dilation: str = "multi_grid",
+    dropout: float = 0.1,
+    align_corners: bool = True,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> SPNet:
+    """SPNet as its authors released it, and the ablations of its paper.
+
+    load_state_dict takes upstream's checkpoints, whose ResNets are `resnet50s` and `resnet101s`
+    here; those trained without `spm_on` need strip_pooling=False. Upstream's auxiliary head runs
+    twice a training step and once in evaluation, for nothing; here once, in training.
+
+    Args:
+        num_classes: K.
+        backbone: see `create_backbone`.
+        backbone_weights: the backbone's ImageNet weights, a path or a state_dict; they need not
+            have strip pooling.
+        aux: whether there is an auxiliary head on the third stage. Upstream fails to train
+            without.
+        strip_pooling: strip pooling modules (SPM) in the backbone: in the last block of its first
+            three stages and in every block of the fourth. Needs bottlenecks, so `resnet50` or
+            deeper.
+        mixed: how many mixed pooling modules (MPM) the head has, one after another; 0 to 8.
+        arms: of each: "both", "short" or "long"; see `MixedPooling`.
+        pool_sizes: of each.
+        output_stride: of the backbone.
+        dilation: the backbone's dilation scheme; upstream's is "multi_grid".
+        dropout: before both classifiers, on whole channels.
+        align_corners: of every resize.
+        norm_layer: makes every normalisation.
+
+    Shape:
+        (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
+
+    Example:
+        >>> network = spnet(21, "resnet18", strip_pooling=False)
+        >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
+        {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
+    """
+    if not 0 <= mixed <= 8:
+        raise ValueError(f"spnet: mixed must be from 0 to 8, got {mixed}")
+    stages = create_backbone(
+        backbone,
+        weights=backbone_weights,
+        output_stride=output_stride,
+        dilation=dilation,
+        strip_pooling=strip_pooling,
+        norm_layer=norm_layer,
+    )
+    head = SPHead(
+        stages.channels[3],
+        num_classes,
+        mixed=mixed,
+        arms=arms,
+        pool_sizes=pool_sizes,
+        dropout=dropout,
+        align_corners=align_corners,
+        norm_layer=norm_layer,
+    )
+    aux_head = None
+    if aux:
+        aux_head = FCNHead(
+            stages.channels[2],
+            num_classes,
+            dropout=dropout,
+            channel_dropout=True,
+            norm_layer=norm_layer,
+        )
+    return SPNet(stages, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)

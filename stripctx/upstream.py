@@ -1,0 +1,161 @@
+"""The key layouts of published checkpoints, so that load_state_dict takes them as they are.
+
+A module calls `accept(self, *layouts)` in its constructor. When a state_dict is loaded, the first
+layout that recognises one of its own keys renames the entries by its table; every table speaks of
+keys relative to that module. A network renames down to its children (`pretrained.` to `backbone.`)
+and each child does the rest, so a layout is written once for every network that has such a child.
+Our own layout passes unchanged, and `strict=True` holds: what no rule names is still reported.
+
+Wrappers are taken off first: {'state_dict': ...} and {'model': ...} around the entries, and
+`module.` or `_orig_mod.` in front of every key, as data-parallel and compiled networks write them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BACKBONE", "ENCODING", "MMSEG", "SEMSEG", "TORCHVISION", "Layout", "accept", "read"]
+
+# A pattern that matches the start of a key, and what that start becomes; None drops the entry.
+Rule = tuple[str, "str | None"]
+
+_WRAPPERS = ("state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one project names a module's entries. `mark` matches the start of a key that this layout
+    has and ours has not; of several rules that match a key, the first counts."""
+
+    name: str
+    mark: str
+    rules: tuple[Rule, ...]
+
+    def plus(self, *rules: Rule) -> Layout:
+        """This layout with further rules, which come first: those of one network's head."""
+        return replace(self, rules=(*rules, *self.rules))
+
+    def recognises(self, key: str) -> bool:
+        return re.match(self.mark, key) is not None
+
+    def rename(self, key: str) -> str | None:
+        for pattern, replacement in self.rules:
+            match = re.match(pattern, key)
+            if match is not None:
+                return (
+                    None if replacement is None else match.expand(replacement) + key[match.end() :]
+                )
+        return key
+
+
+_CLASSIFIER: Rule = (r"fc\.", None)  # ImageNet's, which no segmentation network has
+
+# A ResNet of stripctx.models: `stem` with its convolutions at 0, 3 and 6, then layer1 to layer4.
+BACKBONE = (
+    Layout(
+        "PyTorch-Encoding and SPNet, deep stem",
+        r"conv1\.0\.",
+        ((r"conv1\.", "stem."), (r"bn1\.", "stem.7."), _CLASSIFIER),
+    ),
+    Layout(
+        "semseg's ImageNet files, deep stem",
+        r"conv3\.",
+        (
+            (r"conv1\.", "stem.0."),
+            (r"bn1\.", "stem.1."),
+            (r"conv2\.", "stem.3."),
+            (r"bn2\.", "stem.4."),
+            (r"conv3\.", "stem.6."),
+            (r"bn3\.", "stem.7."),
+            _CLASSIFIER,
+        ),
+    ),
+    Layout(
+        "torchvision, and everybody else's 7x7 stem",
+        r"conv1\.weight",
+        ((r"conv1\.", "stem.0."), (r"bn1\.", "stem.1."), _CLASSIFIER),
+    ),
+    Layout("semseg's and HANet's networks", r"layer0\.", ((r"layer0\.", "stem."), _CLASSIFIER)),
+    Layout("mmseg's ImageNet files", r"fc\.", (_CLASSIFIER,)),
+)
+
+# What a whole network calls its backbone and its auxiliary head; `plus` adds its own head.
+ENCODING = Layout(
+    "PyTorch-Encoding and SPNet",
+    r"pretrained\.",
+    ((r"pretrained\.", "backbone."), (r"auxlayer\.conv5\.", "aux_head.")),
+)
+SEMSEG = Layout(
+    "semseg and HANet",
+    r"layer0\.",
+    ((r"(layer[0-4])\.", r"backbone.\1."), (r"(aux|dsn)\.", "aux_head.")),
+)
+MMSEG = Layout(
+    "mmseg",
+    r"decode_head\.",
+    (
+        (r"auxiliary_head\.convs\.0\.conv\.", "aux_head.0."),
+        (r"auxiliary_head\.convs\.0\.bn\.", "aux_head.1."),
+        (r"auxiliary_head\.conv_seg\.", "aux_head.4."),
+    ),
+)
+TORCHVISION = Layout(
+    "torchvision",
+    r"classifier\.",
+    ((r"classifier\.", "head."), (r"aux_classifier\.", "aux_head.")),
+)
+
+
+def accept(module: nn.Module, *layouts: Layout) -> None:
+    """Makes `module.load_state_dict` take these layouts, wrapped or not, besides its own."""
+    module.register_load_state_dict_pre_hook(partial(_translate, layouts))
+
+
+def read(weights: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries of a checkpoint file (read with weights_only) or of a state_dict, unwrapped."""
+    if isinstance(weights, (str, os.PathLike)):
+        weights = torch.load(weights, map_location="cpu", weights_only=True)
+    if not isinstance(weights, Mapping):
+        raise ValueError(
+            f"read: weights must be a path or hold a state_dict, got {type(weights).__name__}"
+        )
+    return _unwrap(weights)
+
+
+def _unwrap(entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(entries.get(wrapper), Mapping):
+            return _unwrap(entries[wrapper])
+    for prefix in _PREFIXES:
+        if entries and all(key.startswith(prefix) for key in entries):
+            return _unwrap({key[len(prefix) :]: value for key, value in entries.items()})
+    return dict(entries)
+
+
+def _translate(
+    layouts: tuple[Layout, ...],
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    *_: object,
+) -> None:
+    """A load_state_dict pre-hook: renames the entries below `prefix` in place. torch hands over a
+    copy of the caller's dictionary."""
+    own = [key for key in state_dict if key.startswith(prefix)]
+    entries = _unwrap({key[len(prefix) :]: state_dict.pop(key) for key in own})
+    layout = next((one for one in layouts if any(map(one.recognises, entries))), None)
+    for key, value in entries.items():
+        name = key if layout is None else layout.rename(key)
+        if name is not None:
+            # two entries of one name: the second keeps its own and is reported as unexpected
+            taken = prefix + name in state_dict
+            state_dict[prefix + (key if taken else name)] = value

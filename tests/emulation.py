@@ -1,0 +1,45 @@
+"""The emulated library as this process has loaded it (STRIPCTX_BACKEND=emulated): what its kernels
+moved, and the order in which its threads run."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toolkit
+from battery import EMULATED
+
+from stripctx import extension
+
+ORDERS = ("ascending", "descending", "random:1", "random:2")
+
+needs_emulator = pytest.mark.skipif(not EMULATED, reason="needs STRIPCTX_BACKEND=emulated")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    return toolkit.load(Path(extension.status().libraries["emulated"].path))
+
+
+def counts(run: Callable[[], object]) -> dict[str, dict[str, Any]]:
+    """What each kernel that `run` launched did, by name."""
+    library().stripctx_simt_reset_counts()
+    run()
+    result: dict[str, dict[str, Any]] = json.loads(library().stripctx_simt_counts())
+    return result
+
+
+@contextmanager
+def order(text: str) -> Iterator[None]:
+    """Threads run in this order where CUDA promises none."""
+    assert library().stripctx_simt_set_order(text.encode()) == 0
+    try:
+        yield
+    finally:
+        library().stripctx_simt_set_order(b"ascending")

@@ -1,0 +1,157 @@
+// Runs every CPU kernel on exact-size buffers, for tests/test_sanitize.py to build with
+// AddressSanitizer and UndefinedBehaviorSanitizer. A new operator is one entry of kOperators.
+//
+//   operators RESULTS N,C,H,W ...      all operators, dtypes and layouts, at each shape
+//
+// Prints a line for every result, "operator dtype layout shape: count", and writes their elements
+// to the file RESULTS as float64, one behind the other. Exit status 1 where dividing the work among
+// threads would change a bit, or where an element was not written.
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "sample.hpp"
+
+namespace stripctx::sanitize {
+
+namespace {
+
+struct Operator {
+  const char* name;
+  void (*run)(Sample&);
+};
+
+const Operator kOperators[] = {
+    {"strip_pool",
+     [](Sample& s) { s.execute(StripPool{s.map(), s.rows_result(), s.cols_result()}); }},
+    {"strip_pool_backward",
+     [](Sample& s) { s.execute(StripPoolBackward{s.rows(), s.cols(), s.map_result()}); }},
+    {"strip_add_relu",
+     [](Sample& s) { s.execute(StripAddRelu{s.rows(), s.cols(), s.map_result()}); }},
+    {"strip_add_relu_backward",
+     [](Sample& s) {
+       s.execute(
+           StripAddReluBackward{s.map(), s.rows(), s.cols(), s.rows_result(), s.cols_result()});
+     }},
+    {"sigmoid_gate",
+     [](Sample& s) { s.execute(SigmoidGate{s.map(), s.map(), s.channels(), s.map_result()}); }},
+    {"sigmoid_gate_backward",
+     [](Sample& s) {
+       SigmoidGateBackward op{s.map(),        s.map(),        s.map(), s.channels(),
+                              s.map_result(), s.map_result(), {}};
+       op.partials = s.partials(cpu::partials(op), s.channel_count());
+       s.execute(op);
+       s.execute(SumPartials{op.partials, s.channels_result()});
+     }},
+    {"encode",
+     [](Sample& s) {
+       const int64_t K = 19, N = s.image_count(), D = s.channel_count();
+       Encode op{s.flat_map(), s.codewords(K), s.scale(K), false};
+       op.partials = s.partials(cpu::partials(op), N * K * D);
+       s.execute(op);
+     }},
+    {"encode_backward",
+     [](Sample& s) {
+       const int64_t K = 19, N = s.image_count(), D = s.channel_count();
+       EncodeBackward op{s.matrix(N, K, D), s.flat_map(), s.codewords(K),
+                         s.scale(K),        false,        s.flat_map_result()};
+       op.codeword_partials = s.partials(N * cpu::partials(op), K * D);
+       op.scale_partials = s.partials(N * cpu::partials(op), K);
+       s.execute(op);
+     }},
+    {"channel_gate",
+     [](Sample& s) { s.execute(ChannelGate{s.flat_map(), s.gate(), s.flat_map_result()}); }},
+    {"channel_gate_backward",
+     [](Sample& s) {
+       ChannelGateBackward op{s.flat_map(), s.flat_map(), s.gate(), s.flat_map_result()};
+       op.partials = s.partials(cpu::partials(op), s.image_count() * s.channel_count());
+       s.execute(op);
+     }},
+};
+
+struct NamedType {
+  const char* name;
+  DType dtype;
+};
+
+constexpr NamedType kTypes[] = {{"float64", DType::kFloat64},
+                                {"float32", DType::kFloat32},
+                                {"float16", DType::kFloat16},
+                                {"bfloat16", DType::kBFloat16}};
+
+constexpr Layout kLayouts[] = {{"contiguous", false, false},
+                               {"channels_last", true, false},
+                               {"sliced", false, true},
+                               {"sliced_channels_last", true, true}};
+
+std::vector<std::vector<double>> values(const Operator& which, const Setting& setting) {
+  Sample sample(setting);
+  which.run(sample);
+  return sample.values();
+}
+
+bool same(const std::vector<double>& a, const std::vector<double>& b) {
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
+// Returns what is wrong with one operator in one setting, "" where nothing is.
+std::string run(const Operator& which, Setting setting, const std::string& title,
+                std::ofstream& file) {
+  setting.divided = true;
+  const auto divided = values(which, setting);
+  setting.divided = false;
+  const auto whole = values(which, setting);
+  for (size_t i = 0; i < whole.size(); ++i) {
+    if (!same(whole[i], divided[i])) return "other bits where the work is divided";
+    for (const double value : whole[i]) {
+      if (std::isnan(value)) return "an element was not written";
+    }
+    std::cout << title << ": " << whole[i].size() << "\n";
+    file.write(reinterpret_cast<const char*>(whole[i].data()),
+               static_cast<std::streamsize>(whole[i].size() * sizeof(double)));
+  }
+  return "";
+}
+
+Shape parse(const std::string& text) {
+  Shape shape{};
+  std::istringstream numbers(text);
+  char comma;
+  for (int64_t& size : shape) numbers >> size >> comma;
+  return shape;
+}
+
+int run_all(const std::string& path, const std::vector<std::string>& shapes) {
+  std::ofstream file(path, std::ios::binary);
+  int faults = 0;
+  for (const std::string& shape : shapes) {
+    for (const NamedType& type : kTypes) {
+      for (const Layout& layout : kLayouts) {
+        for (const Operator& which : kOperators) {
+          const std::string title =
+              std::string(which.name) + " " + type.name + " " + layout.name + " " + shape;
+          const std::string fault =
+              run(which, {parse(shape), type.dtype, layout, false}, title, file);
+          if (fault.empty()) continue;
+          std::cerr << title << ": " << fault << "\n";
+          ++faults;
+        }
+      }
+    }
+  }
+  return file.flush() && faults == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+}  // namespace stripctx::sanitize
+
+int main(int count, char** arguments) {
+  if (count < 3) {
+    std::cerr << "operators RESULTS N,C,H,W ...\n";
+    return 2;
+  }
+  return stripctx::sanitize::run_all(arguments[1], {arguments + 2, arguments + count});
+}

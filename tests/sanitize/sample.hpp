@@ -1,0 +1,192 @@
+// One call's operands for the sanitizers: every buffer holds exactly what its view reaches, so that
+// AddressSanitizer sees one element too many, and results start as NaN, so that one that nobody
+// wrote is found.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "core/view.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/types.hpp"
+
+namespace stripctx::sanitize {
+
+using Shape = std::array<int64_t, 4>;  // (N, C, H, W)
+
+// How maps lie: rows of W or pixels of C, dense or cut out of something larger.
+struct Layout {
+  const char* name;
+  bool channels_last, sliced;
+};
+
+struct Setting {
+  Shape shape;
+  DType dtype;
+  Layout layout;
+  bool divided;  // work items one by one, the last first, instead of all at once
+};
+
+class Sample {
+ public:
+  explicit Sample(const Setting& setting) : setting_(setting) {}
+
+  // Operands: noise, the same in every sample of one setting. Only maps may be sliced, as in
+  // csrc/bind.
+  View map() { return noise(setting_.shape, setting_.layout.sliced); }
+  View rows() { return noise(rows_shape()); }
+  View cols() { return noise(cols_shape()); }
+  View channels() { return noise(channels_shape()); }
+
+  // A map whose positions lie on one axis, as csrc/bind hands it to the encoding family.
+  View flat_map() { return noise(flat_shape()); }
+  View flat_map_result() { return result(flat_shape()); }
+
+  // Parameters of the encoding layer: assignments are neither 0 nor 1.
+  View codewords(int64_t codes) {
+    View view = matrix(1, codes, channel_count());
+    for (int d = 0; d < 3; ++d) {
+      view.size[d] = view.size[d + 1];
+      view.stride[d] = view.stride[d + 1];
+    }
+    return view;
+  }
+  View scale(int64_t codes) {
+    return matrix(1, codes, 1, 1.0 / static_cast<double>(channel_count() + 1));
+  }
+
+  // A dense matrix in the type that sums run in, times `factor`.
+  View matrix(int64_t batch, int64_t rows, int64_t columns, double factor = 1) {
+    View view{nullptr, sum_type(), {batch, rows, columns, 1}, {rows * columns, columns, 1, 1}};
+    return fill(allocate(view, 0), factor);
+  }
+
+  // (N, C) and what a kernel writes of that shape.
+  View gate() {
+    const View view{nullptr,
+                    setting_.dtype,
+                    {setting_.shape[0], setting_.shape[1], 1, 1},
+                    {channel_count(), 1}};
+    return fill(allocate(view, 0));
+  }
+
+  View map_result() { return result(setting_.shape); }
+  View rows_result() { return result(rows_shape()); }
+  View cols_result() { return result(cols_shape()); }
+  View channels_result() { return result(channels_shape()); }
+
+  // Partial sums, in the type that sums run in.
+  View partials(int64_t parts, int64_t sums) {
+    View view{nullptr, sum_type(), {parts, sums, 1, 1}, {sums, 1, 1, 1}};
+    results_.push_back(allocate(view, 0));
+    return results_.back();
+  }
+
+  int64_t image_count() const { return setting_.shape[0]; }
+  int64_t channel_count() const { return setting_.shape[1]; }
+
+  template <class Op>
+  void execute(const Op& op) const {
+    const cpu::Work work = cpu::work(op);
+    if (!setting_.divided) {
+      if (work.items > 0) cpu::run(op, 0, work.items);
+      return;
+    }
+    for (int64_t item = work.items - 1; item >= 0; --item) cpu::run(op, item, item + 1);
+  }
+
+  // Everything that results hold, in their order of memory.
+  std::vector<std::vector<double>> values() const {
+    std::vector<std::vector<double>> all;
+    for (const View& view : results_) {
+      std::vector<double> values(view.extent());
+      dispatch<cpu::Types>(view.dtype, [&]<class T>() {
+        for (size_t i = 0; i < values.size(); ++i) {
+          const T value = static_cast<const T*>(view.data)[i];
+          values[i] = static_cast<double>(static_cast<Accumulate<T>>(value));
+        }
+      });
+      all.push_back(std::move(values));
+    }
+    return all;
+  }
+
+ private:
+  Shape rows_shape() const { return {setting_.shape[0], setting_.shape[1], setting_.shape[2], 1}; }
+  Shape cols_shape() const { return {setting_.shape[0], setting_.shape[1], 1, setting_.shape[3]}; }
+  Shape flat_shape() const {
+    return {setting_.shape[0], setting_.shape[1], 1, setting_.shape[2] * setting_.shape[3]};
+  }
+  DType sum_type() const {
+    return setting_.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  }
+  Shape channels_shape() const { return {1, setting_.shape[1], 1, 1}; }
+
+  // A slice starts one element into larger rows, so nothing in it is aligned.
+  View noise(const Shape& shape, bool sliced = false) {
+    return fill(allocate(lay_out(shape, sliced), sliced ? 1 : 0));
+  }
+
+  View fill(const View& view, double factor = 1) {
+    dispatch<cpu::Types>(view.dtype, [&]<class T>() {
+      T* data = static_cast<T*>(view.data);
+      for (int64_t i = 0; i < view.extent(); ++i) {
+        data[i] = static_cast<T>(static_cast<Accumulate<T>>(factor * next()));
+      }
+    });
+    return view;
+  }
+
+  View result(const Shape& shape) {
+    results_.push_back(allocate(lay_out(shape, false), 0));
+    return results_.back();
+  }
+
+  View lay_out(const Shape& shape, bool sliced) const {
+    View view{nullptr, setting_.dtype, {shape[0], shape[1], shape[2], shape[3]}, {}};
+    const Shape larger = {shape[0], shape[1] + 3 * sliced, shape[2] + sliced,
+                          shape[3] + 2 * sliced};
+    const std::array<int, 4> fastest_first = setting_.layout.channels_last
+                                                 ? std::array<int, 4>{1, 3, 2, 0}
+                                                 : std::array<int, 4>{3, 2, 1, 0};
+    int64_t stride = 1;
+    for (const int d : fastest_first) {
+      view.stride[d] = stride;
+      stride *= larger[d];
+    }
+    return view;
+  }
+
+  View allocate(View view, int64_t offset) {
+    dispatch<cpu::Types>(view.dtype, [&]<class T>() {
+      const size_t bytes = (view.extent() + offset) * sizeof(T);
+      buffers_.emplace_back(new std::byte[bytes]);
+      std::memset(buffers_.back().get(), 0xff, bytes);  // NaN in every type
+      view.data = reinterpret_cast<T*>(buffers_.back().get()) + offset;
+    });
+    return view;
+  }
+
+  // About normal: the sum of four uniform numbers.
+  double next() {
+    double sum = 0;
+    for (int i = 0; i < 4; ++i) {
+      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+      sum += static_cast<double>(state_ >> 33) / (uint64_t{1} << 31) - 0.5;
+    }
+    return sum * 1.7;
+  }
+
+  Setting setting_;
+  uint64_t state_ = 1;
+  std::vector<std::unique_ptr<std::byte[]>> buffers_;
+  std::vector<View> results_;
+};
+
+}  // namespace stripctx::sanitize

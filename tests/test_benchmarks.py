@@ -1,0 +1,254 @@
+"""The benchmarks themselves: floors against hand counts, peers against what they stand for,
+the clocks and the memory meter against known amounts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import compare, floors, measure, memory, peers, results
+from benchmarks.floors import Floor, Shape
+from stripctx import StripPooling, functional
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MIB = 2**20
+needs_high_water_mark = pytest.mark.skipif(
+    not memory.reset_high_water_mark(), reason="the system has no resettable high-water mark"
+)
+
+
+# Floors, by hand for N=2, C=3, H=4, W=5 in a 2-byte type: 120 elements a map, 54 in the strips.
+BY_HAND = {
+    "strip_pool": (240, 108, 240),
+    "strip_pool_backward": (108, 240, 54 + 120),
+    "strip_add_relu": (108, 240, 240),
+    "strip_add_relu_backward": (240 + 108, 108, 120 + 120 + 6 * (4 * 4 + 5 * 3)),
+    "sigmoid_gate": (480 + 6, 240, 720),
+    "sigmoid_gate_backward": (720 + 6, 480 + 6, 9 * 120 + (120 - 3)),
+}
+
+
+@pytest.mark.parametrize("operator", BY_HAND)
+def test_floor_by_hand(operator: str) -> None:
+    assert floors.floor(operator, Shape(2, 3, 4, 5, element_size=2)) == Floor(*BY_HAND[operator])
+
+
+def test_floor_of_strip_gate_by_hand() -> None:
+    """M = 7: 280 elements between the strips and the product, 126 in the strips, 21 weights."""
+    least = floors.floor("strip_gate", Shape(2, 3, 4, 5, element_size=4, hidden=7))
+    assert least.read == 4 * (120 + 126 + 21 + 3)
+    assert least.written == 4 * 120
+    assert least.operations == 2 * 40 * 3 * 7 + 2 * 280 + 6 * 120
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks").glob("test_*.py")))
+def test_every_operator_of_a_measured_family_has_a_floor(path: Path) -> None:
+    family = path.stem.removeprefix("test_")
+    registrations = (REPOSITORY / "stripctx" / "ops" / f"{family}.py").read_text()
+    operators = re.findall(r'^define\(\s*"(\w+)\(', registrations, re.MULTILINE)
+    assert operators
+    assert set(operators) <= set(floors.FLOORS)
+
+
+def test_peers_stand_for_functions_that_exist() -> None:
+    assert set(peers.PEERS) <= set(functional.__all__)
+
+
+def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
+    """By hand: 24 rows and 30 cols; 2 tiles of W, 3 chunks of H, 4 slots a block."""
+    shape = Shape(2, 3, 4, 5, element_size=2)
+    launch = floors.Launch(grid=(6, 2, 3), block=(8, 4, 1))
+    sums = Floor(4 * (24 * 2 + 30 * 3), 4 * (24 * 2 + 30 * 3), 24 + 30 * 2)
+    assert floors.cuda_traffic("strip_gate", shape, {}) == floors.floor("strip_gate", shape)
+    for operator, kernel, extra in (
+        ("strip_pool", "strip_reduce_planes", sums),
+        ("strip_add_relu_backward", "strip_reduce_pixels", sums + Floor(2 * (24 + 30 * 11))),
+        ("strip_add_relu", "strip_broadcast_planes", Floor(2 * (24 + 30 * 11))),
+        ("strip_pool_backward", "strip_broadcast_pixels", Floor(2 * (24 + 30 * 2))),
+        ("sigmoid_gate", "sigmoid_gate_planes", Floor(2 * 3 * 3)),
+        ("sigmoid_gate", "sigmoid_gate_pixels", Floor(2 * 3 * 23)),
+    ):
+        traffic = floors.cuda_traffic(operator, shape, {"sum_partials": launch, kernel: launch})
+        assert traffic == floors.floor(operator, shape) + extra
+
+
+def test_floors_need_no_torch() -> None:
+    code = "import sys, benchmarks.floors; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+# Peers.
+
+
+def arguments(name: str, layout: torch.memory_format, dtype: torch.dtype) -> list[torch.Tensor]:
+    def tensor(*sizes: int) -> torch.Tensor:
+        value = torch.randn(sizes).to(dtype)
+        value = value.contiguous(memory_format=layout) if value.dim() == 4 else value
+        return value.requires_grad_()
+
+    x, rows, cols, bias = tensor(2, 6, 9, 7), tensor(2, 6, 9, 1), tensor(2, 6, 1, 7), tensor(6)
+    return {
+        "strip_pool": [x],
+        "strip_add_relu": [rows, cols],
+        "sigmoid_gate": [x, tensor(2, 6, 9, 7), bias],
+        "strip_gate": [x, rows, cols, tensor(6, 6, 1, 1), bias],
+    }[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peer_computes_the_same(name: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    inputs = arguments(name, layout, dtype)
+    ours, theirs = (
+        compare.bind(function, inputs, "fwd+bwd")()
+        for function in (getattr(functional, name), peers.PEERS[name])
+    )
+    compare.check_agreement(name, theirs, ours, compare.TOLERANCE)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peer_keeps_channels_last(name: str) -> None:
+    inputs = arguments(name, torch.channels_last, torch.float32)
+    for output in compare.bind(peers.PEERS[name], inputs, "fwd")():
+        assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_peer_without_bias(bias: bool) -> None:
+    x, logits, vector = torch.randn(1, 3, 4, 5), torch.randn(1, 3, 4, 5), torch.randn(3)
+    chosen = vector if bias else None
+    expected = functional.sigmoid_gate(x, logits, chosen)
+    torch.testing.assert_close(peers.sigmoid_gate(x, logits, chosen), expected)
+
+
+def test_installed_replaces_and_restores() -> None:
+    before = {name: getattr(functional, name) for name in peers.PEERS}
+    with pytest.raises(KeyError), peers.installed():
+        assert all(getattr(functional, name) is peer for name, peer in peers.PEERS.items())
+        raise KeyError
+    assert {name: getattr(functional, name) for name in peers.PEERS} == before
+
+
+def test_installed_reaches_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = StripPooling(4).eval(), torch.randn(1, 4, 5, 6)
+    called = []
+    monkeypatch.setitem(
+        peers.PEERS, "strip_pool", lambda x: called.append(x) or peers.strip_pool(x)
+    )
+    torch.testing.assert_close(peers.of(layer)(x), layer(x))
+    assert len(called) == 1
+
+
+def test_comparison_refuses_a_wrong_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "strip_add_relu", lambda rows, cols: rows + cols)
+    inputs = [torch.randn(1, 2, 3, 1), torch.randn(1, 2, 1, 3)]
+    with pytest.raises(AssertionError, match="eager: result 0 differs"):
+        compare.compare(functional.strip_add_relu, inputs, mode="fwd", with_compile=False)
+
+
+def test_comparison_goes_on_without_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(function: Any) -> Any:
+        raise RuntimeError("\nno C++ compiler\nmore")
+
+    monkeypatch.setattr(peers, "compiled", refuse)
+    inputs = [torch.randn(1, 2, 3, 1), torch.randn(1, 2, 1, 3)]
+    found = compare.compare(functional.strip_add_relu, inputs, mode="fwd", rounds=2)
+    assert list(found.times) == ["fused", "eager"]
+    assert found.failures == {"compile": "no C++ compiler"}
+
+
+# Clocks and meters.
+
+
+def test_interleave_times_what_it_calls() -> None:
+    order: list[str] = []
+    candidates = {
+        "slow": lambda: (order.append("slow"), time.sleep(0.012)),
+        "fast": lambda: (order.append("fast"), time.sleep(0.002)),
+    }
+    times = measure.interleave(candidates, rounds=6)
+    assert order[2:] == ["slow", "fast", "fast", "slow"] * 3
+    assert len(times["slow"].seconds) == 6
+    assert times["slow"].median >= 0.012
+    assert 0.002 <= times["fast"].median < times["slow"].median
+
+
+def test_interleave_repeats_short_calls_and_keeps_to_its_budget() -> None:
+    calls = 0
+
+    def short() -> None:
+        nonlocal calls
+        calls += 1
+
+    times = measure.interleave({"short": short}, rounds=10_000, budget=0.0)
+    assert len(times["short"].seconds) == measure.LEAST_ROUNDS
+    assert calls > 100 * measure.LEAST_ROUNDS
+
+
+def test_percentiles() -> None:
+    samples = measure.Samples((5.0, 1.0, 2.0, 4.0, 3.0, 6.0))
+    assert (samples.p20, samples.median, samples.p80) == (2.0, 3.5, 5.0)
+    assert measure.Samples((2.0,)).p80 == 2.0
+
+
+@needs_high_water_mark
+@pytest.mark.parametrize("mebibytes", [4, 48])
+def test_memory_meter_sees_known_amounts(mebibytes: int) -> None:
+    def allocate() -> None:
+        for _ in range(3):  # one after the other: the most at once is two
+            first = torch.ones(mebibytes * MIB, dtype=torch.uint8)
+            second = first + 1
+            del first, second
+
+    peers.warm(allocate)  # now malloc holds pages that it could hand out unseen
+    peak = memory.peak_extra_bytes(allocate)
+    assert peak is not None
+    assert abs(peak - 2 * mebibytes * MIB) < 0.5 * MIB
+
+
+@needs_high_water_mark
+def test_memory_meter_sees_through_holes() -> None:
+    """The freed block in the middle fits nothing that follows, and is not counted twice."""
+
+    def allocate() -> None:
+        kept = [torch.ones(3 * MIB, dtype=torch.uint8) for _ in range(3)]
+        del kept[1]
+        kept.append(torch.ones(4 * MIB, dtype=torch.uint8))
+
+    peers.warm(allocate, calls=10)
+    peak = memory.peak_extra_bytes(allocate)
+    assert peak is not None
+    assert abs(peak - 10 * MIB) < 0.5 * MIB
+
+
+@needs_high_water_mark
+def test_memory_meter_sees_nothing_where_nothing_is() -> None:
+    target, source = torch.zeros(8 * MIB), torch.ones(8 * MIB)
+    peak = memory.peak_extra_bytes(lambda: target.copy_(source))
+    assert peak is not None
+    assert peak < 0.5 * MIB
+
+
+# All of it.
+
+
+def test_quick_run_writes_every_case(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "--results", str(tmp_path)]
+    finished = subprocess.run(
+        [*command, "-q", "-p", "no:cacheprovider"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout
+    result = results.read(tmp_path / "strip.json")
+    assert len(result["entries"]) == 5 * 2 * 2
+    assert set(result["entries"][0]["candidates"]) == {"fused", "eager"}
+    assert all(word not in json.dumps(result) for word in ("/home", "/root", "/work", "node"))

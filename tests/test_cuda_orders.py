@@ -1,0 +1,32 @@
+"""Every operator's CUDA kernels give the same bits whichever thread runs first: a missing barrier
+shows as a difference between orders."""
+
+from __future__ import annotations
+
+import emulation
+import pytest
+import torch
+
+from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, Sample, call
+
+pytestmark = emulation.needs_emulator
+
+# Several warps a block and blocks a map; two stages; odd sizes, with threads that have no work.
+SIZES = ((2, 20, 33, 40), (1, 32, 264, 135), (1, 24, 61, 70))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_same_bits_in_every_order(
+    name: str, dtype: str, layout: str, size: tuple[int, int, int, int]
+) -> None:
+    arguments = OPERATORS[name](Sample(size, DTYPES[dtype], layout))
+    results = []
+    for order in emulation.ORDERS:
+        with emulation.order(order):
+            results.append(call(name, arguments))
+    for order, result in zip(emulation.ORDERS[1:], results[1:], strict=True):
+        for value, expected in zip(result, results[0], strict=True):
+            assert torch.equal(value, expected), f"{order} differs from {emulation.ORDERS[0]}"

@@ -1,0 +1,122 @@
+"""The demo from end to end, what it refuses, and the scenes it draws."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "examples"))
+
+import demo_network  # noqa: E402
+import scenes  # noqa: E402
+
+
+def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "STRIPCTX_BACKEND"}
+    command = [sys.executable, str(REPOSITORY / "examples" / "demo.py"), "--seconds", "1"]
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def check_figure(path: Path) -> None:
+    """Several panels: wide, tall, much of it neither white nor one colour."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[0] > 900 and pixels.shape[1] > 1500
+    assert path.stat().st_size > 200_000
+    assert 0.1 < (pixels.min(2) < 250).mean() < 0.95
+    corner = pixels[:20, :20]
+    assert (corner == 255).all()
+
+
+def test_demo_draws_a_scene(tmp_path: Path) -> None:
+    finished = run_demo(tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert os.listdir(tmp_path) == ["demo.png"]
+    check_figure(tmp_path / "demo.png")
+    for words in ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory"):
+        assert words in finished.stdout
+
+
+def test_demo_takes_a_picture(tmp_path: Path) -> None:
+    image, _ = scenes.scene(3, 300, 200)
+    Image.fromarray(image).convert("LA").save(tmp_path / "upright.png")
+    arguments = ("--image", "upright.png", "--output", "out.png", "--without-compile")
+    finished = run_demo(tmp_path, *arguments)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "no labels" in finished.stdout
+    check_figure(tmp_path / "out.png")
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "text", "truncated", "small"])
+def test_demo_refuses_what_is_no_picture(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{kind}.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("not an image")
+    elif kind != "missing":
+        Image.fromarray(scenes.scene(0, 128, 128)[0]).save(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:900])
+    elif kind == "small":
+        Image.new("RGB", (200, 30)).save(path)
+    finished = run_demo(tmp_path, "--image", str(path), "--output", str(tmp_path / "out.png"))
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("demo: ") and finished.stderr.count("\n") == 1
+    assert path.name in finished.stderr
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_demo_refuses_an_output_that_cannot_be(tmp_path: Path) -> None:
+    finished = run_demo(tmp_path, "--output", "no/such/folder.png")
+    assert finished.returncode == 2
+    assert "no/such/folder.png" in finished.stderr
+
+
+# Scenes.
+
+
+def test_scene_follows_from_its_seed() -> None:
+    image, labels = scenes.scene(5, 96, 160)
+    again, labels_again = scenes.scene(5, 96, 160)
+    other, _ = scenes.scene(6, 96, 160)
+    assert (image == again).all() and (labels == labels_again).all()
+    assert (image != other).mean() > 0.5
+
+
+@pytest.mark.parametrize("size", [(96, 160), (97, 53), (32, 200)])
+def test_scene_has_the_size_asked_for(size: tuple[int, int]) -> None:
+    image, labels = scenes.scene(1, *size)
+    assert image.shape == (*size, 3) and image.dtype == np.uint8
+    assert labels.shape == size and labels.dtype == np.uint8
+    assert labels.max() < len(scenes.CLASSES)
+
+
+def test_scene_too_small() -> None:
+    with pytest.raises(ValueError, match="at least 32, got 20 x 100"):
+        scenes.scene(0, 20, 100)
+
+
+def test_scenes_hold_every_class_where_it_belongs() -> None:
+    labels = np.stack([scenes.scene(seed, 96, 192)[1] for seed in range(12)])
+    counts = np.bincount(labels.ravel(), minlength=len(scenes.CLASSES))
+    assert len(counts) == len(scenes.CLASSES) and (counts > 0).all()
+    height = {name: np.nonzero(labels == index)[1].mean() for name, index in scenes.LABEL.items()}
+    assert height["sky"] < height["building"] < height["car"] < height["road"]
+
+
+def test_clusters_tell_colours_apart() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:32, :, 2] = 220
+    image[32:, :, 0] = 220
+    labels = demo_network.clusters(image, 2)
+    assert (labels[:28] == 0).all() and (labels[36:] == 1).all()

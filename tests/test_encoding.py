@@ -1,0 +1,463 @@
+"""The encoding family: operators, gradients, rounding, contract, refusals. The layers are tested in
+test_encoding_layers.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import battery
+import pytest
+import torch
+from battery import DEVICE, DTYPES, EMULATED, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from torch import Tensor
+
+from stripctx import extension, functional
+
+OPS = torch.ops.stripctx
+
+
+def plain_encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+    """The definition, with a tensor of N*L*K*D residuals."""
+    residuals = x.flatten(2).mT[:, :, None] - codewords
+    assignments = (residuals.square().sum(-1) * scale).softmax(-1)
+    return (assignments[..., None] * residuals).sum(1)
+
+
+def plain_gate(x: Tensor, gate: Tensor) -> Tensor:
+    return (x + x * gate[..., None, None]).relu()
+
+
+def softened(encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """With the scale divided by some D, exactly: noise then gives assignments between 0 and 1."""
+
+    def run(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+        return encode(x, codewords, scale / 2 ** (codewords.size(1) - 1).bit_length())
+
+    return run
+
+
+def encode_case(codes: int) -> Case:
+    return Case(
+        f"encode{codes}",
+        softened(functional.encode),
+        softened(plain_encode),
+        lambda s: [s, (codes, s[1]), (codes,)],
+        cancels=10,
+    )
+
+
+ENCODE = encode_case(5)
+GATE = Case("channel_gate", functional.channel_gate, plain_gate, lambda s: [s, s[:2]])
+CASES = (ENCODE, GATE)
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(case, shape, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("codes", [1, 3, 31, 32, 33, 64])
+@pytest.mark.parametrize("depth", [1, 3, 33, 130])
+def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> None:
+    """Off every vector, tile and block, in K, D and L; general kernels and tensor-core ones."""
+    length = {1: 29, 3: 67, 33: 50, 130: 1}[depth]
+    battery.check_float64(encode_case(codes), (2, depth, 1, length), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 512, 6, 11), (1, 640, 3, 5), (3, 128, 14, 14)], ids=str)
+def test_the_networks_sizes(shape: Shape, dtype: torch.dtype) -> None:
+    """EncNet's and DeepTEN's depths, and one that is beyond the tensor-core kernels."""
+    battery.check_float64(encode_case(32), shape, dtype, "contiguous")
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ODD_LAYOUTS)
+def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
+
+
+@every_case
+def test_mixed_layouts(case: Case) -> None:
+    """A gradient of one layout and a map of the other give what one layout gives."""
+    arguments = case.arguments((2, 9, 6, 11), torch.float32, "channels_last")
+    grads = battery.output_grads(case, arguments)
+    other = (arguments[0].contiguous(), *arguments[1:])
+    for a, b in zip(
+        battery.run(case.function, arguments, grads),
+        battery.run(case.function, other, grads),
+        strict=True,
+    ):
+        assert battery.relative_error(a, b) < 1e-6
+
+
+@every_case
+def test_keeps_the_format(case: Case) -> None:
+    battery.check_format(case, (2, 9, 6, 11), torch.float32)
+
+
+@every_case
+def test_gradients(case: Case) -> None:
+    battery.check_gradients(case, (2, 3, 4, 5))
+
+
+@every_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits(case: Case, layout: str) -> None:
+    battery.check_bits(case, (2, 37, 30, 33), torch.float32, layout)
+
+
+@pytest.mark.parametrize("case", [*CASES, encode_case(33)], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
+    battery.check_nonfinite(case, (2, 5, 6, 7), layout)
+
+
+@every_case
+@pytest.mark.parametrize("layout", FORMATS)
+def test_compile(case: Case, layout: str) -> None:
+    battery.check_compile(case, (2, 5, 6, 7), layout)
+
+
+@every_case
+def test_export(case: Case) -> None:
+    battery.check_export(case, (2, 5, 6, 7))
+
+
+@every_case
+def test_vmap(case: Case) -> None:
+    battery.check_vmap(case, (2, 3, 4, 5))
+
+
+@every_case
+def test_forward_mode_is_refused(case: Case) -> None:
+    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
+@every_case
+@pytest.mark.parametrize("layout", FORMATS)
+def test_cuda_graph(case: Case, layout: str) -> None:
+    battery.check_cuda_graph(case, (2, 9, 6, 11), layout)
+
+
+def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
+    samples = []
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x, codewords, scale = ENCODE.arguments((2, 5, 6, 7), torch.float32, layout)
+        grad, gate = torch.randn(2, 5, 5, device=DEVICE), torch.randn(2, 5, device=DEVICE)
+        samples += [
+            (OPS.encode, (x, codewords, scale, False)),
+            (OPS.encode_backward, (grad, x, codewords, scale, True)),
+            (OPS.channel_gate, (x, gate)),
+            (OPS.channel_gate_backward, (x.flip(0), x, gate)),
+        ]
+    return samples
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_opcheck(index: int) -> None:
+    operator, arguments = operator_samples()[index]
+    torch.library.opcheck(
+        operator.default,
+        tuple(a.requires_grad_() if isinstance(a, Tensor) else a for a in arguments),
+    )
+
+
+# Rounding.
+
+
+def noise(*size: int, offset: float = 0.0) -> Tensor:
+    return (torch.randn(size, dtype=torch.float64) + offset).to(DEVICE, torch.float32)
+
+
+def clustered() -> tuple[Tensor, Tensor]:
+    """Features within 0.1 of codewords that are 100 apart: an expanded square would cancel."""
+    codewords = 100 * noise(8, 24)
+    nearest = codewords[torch.randint(8, (2, 90))].mT
+    return (nearest + 0.1 * noise(2, 24, 90))[..., None], codewords
+
+
+SPREADS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "centred": lambda: (noise(2, 96, 9, 11), noise(8, 96)),
+    "offset": lambda: (noise(2, 96, 9, 11, offset=1000), noise(8, 96, offset=1000)),
+    "far codewords": lambda: (noise(2, 96, 9, 11, offset=1000), noise(8, 96)),
+    "clustered": clustered,
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1.0])
+def test_rounding_is_that_of_the_residual_form(spread: str, scale: float) -> None:
+    """At most four times as far from float64 as the residual form in float32, or 1e-6. Products of
+    matrices see x and c about one common centre: they lose as many digits as codewords lie further
+    from each other than features from codewords, as in no network."""
+    usual = 1e-3 if spread == "clustered" and extension.backend() != "native" else 1e-6
+    x, codewords = SPREADS[spread]()
+    scales = scale * torch.rand(8).to(DEVICE) / codewords.size(1)
+    if spread == "far codewords":
+        scales /= 1000  # distances are in the millions
+    grad = noise(2, 8, codewords.size(1))
+    arguments = (x, codewords, scales)
+    expected = battery.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+    residual = battery.run(plain_encode, arguments, (grad,))
+    values = battery.run(functional.encode, arguments, (grad,))
+    for i, (value, other, want) in enumerate(zip(values, residual, expected, strict=True)):
+        error, bound = (battery.relative_error(v, want) for v in (value, other))
+        assert error <= max(usual, 4 * bound), f"result {i}: {error:.1e}, residual form {bound:.1e}"
+
+
+def test_zero_and_extreme_scales() -> None:
+    x, codewords, grad = noise(2, 6, 5, 7), noise(4, 6), noise(2, 4, 6)
+    for scales in ([0, 0, 0, 0], [0, -1, 0, 2], [-1e4, 1e4, 0, 1], [-1e30, -1e30, -1, -2]):
+        arguments = (x, codewords, torch.tensor(scales, dtype=torch.float32, device=DEVICE))
+        values = battery.run(functional.encode, arguments, (grad,))
+        expected = battery.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+        for value, want in zip(values, expected, strict=True):
+            assert value.isfinite().all()
+            assert battery.relative_error(value, want) < 1e-4
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> None:
+    """Sums and parameters' gradients are float32 and as exact; that of x has its dtype."""
+    x, codewords, scale = encode_case(32).arguments((2, 40, 9, 10), torch.float32, layout)
+    arguments = (x.to(half), codewords, scale / 40)
+    grad = noise(2, 32, 40)
+    values = battery.run(functional.encode, arguments, (grad,))
+    expected = battery.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+    assert [v.dtype for v in values] == [torch.float32, half, torch.float32, torch.float32]
+    for i, (value, want) in enumerate(zip(values, expected, strict=True)):
+        bound = battery.TOLERANCE[half] if i == 1 else 1e-5
+        assert battery.relative_error(value, want) < bound
+
+
+def test_tf32_is_used_where_it_is_allowed() -> None:
+    """On CUDA's kernels alone; elsewhere the setting changes no bit."""
+    arguments = encode_case(32).arguments((1, 64, 8, 8), torch.float32)
+    exact = plain_encode(*(a.double() for a in arguments[:2]), arguments[2].double() / 64)
+    forms = [
+        OPS.encode(arguments[0], arguments[1], arguments[2] / 64, allow) for allow in (False, True)
+    ]
+    assert battery.relative_error(forms[0], exact) < 1e-6
+    assert battery.relative_error(forms[1], exact) < 2e-3
+    assert torch.equal(*forms) != (EMULATED or DEVICE.type == "cuda")
+
+
+def test_tf32_follows_torch() -> None:
+    matmul = torch.backends.cuda.matmul
+    seen: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(module.code)
+        return module
+
+    arguments = ENCODE.arguments((1, 3, 2, 2), torch.float32)
+    compiled = torch.compile(functional.encode, fullgraph=True, backend=backend)
+    before = matmul.allow_tf32
+    try:
+        for allowed in (False, True):
+            matmul.allow_tf32 = allowed
+            assert functional._tf32_allowed() is allowed
+            compiled(*arguments)
+            assert f"scale, {allowed}" in seen[-1].replace("l_scale_", "scale")
+    finally:
+        matmul.allow_tf32 = before
+
+
+# Shapes, memory, autocast.
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_three_dimensional_maps(layout: str) -> None:
+    """(N, D, L), as DeepTEN gives it, equals (N, D, L, 1), and its gradient keeps its strides."""
+    x = noise(3, 128, 196)
+    if layout == "transposed":
+        x = x.mT.contiguous().mT
+    codewords, scale, grad = noise(32, 128), noise(32) / 128, noise(3, 32, 128)
+    values = battery.run(functional.encode, (x, codewords, scale), (grad,))
+    square = (x.unflatten(2, (14, 14)), codewords, scale)
+    for a, b in zip(values, battery.run(functional.encode, square, (grad,)), strict=True):
+        assert torch.equal(a, b.flatten(2) if b.dim() == 4 else b)
+    assert values[1].stride() == x.stride()
+
+
+@pytest.mark.skipif(extension.backend() != "native", reason="measures the native CPU kernels")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="measures the native CPU kernels")
+@pytest.mark.parametrize("layout", FORMATS)
+def test_memory(layout: str) -> None:
+    """Beside its results, at most N*L*K elements, the partial sums, and a tile for each thread."""
+    x = battery.make((1, 256, 160, 200), torch.float32, layout)  # 31 MiB
+    codewords, scale, grad = noise(32, 256), noise(32) / 256, noise(1, 32, 256)
+    tiles = torch.get_num_threads() * 1024 * 1024
+    allowed = 4 * (32000 * 32 + 64 * 32 * 256) + tiles
+    assert allowed < x.nbytes / 3
+    functional.encode(x[:, :, :9], codewords, scale)
+    assert peak_growth(lambda: OPS.encode(x, codewords, scale, False)) < allowed
+    backward = peak_growth(lambda: OPS.encode_backward(grad, x, codewords, scale, False))
+    assert backward < x.nbytes + allowed
+
+
+def peak_growth(run: Callable[[], object]) -> int:
+    """Bytes by which the process's resident memory grew at most while `run` ran."""
+
+    def resident(name: str) -> int:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith(name)) * 1024
+
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
+    before = resident("VmRSS")
+    kept = run()
+    growth = resident("VmHWM") - before
+    del kept
+    return growth
+
+
+def test_offsets_past_two_to_the_31() -> None:
+    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
+    far = 2**31 + 5
+    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
+    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
+    values = noise(2, 2, 3, 4).bfloat16()
+    x.copy_(values)
+    codewords, scale, gate = noise(3, 2), noise(3), noise(2, 2).bfloat16()
+    encoded = functional.encode(values, codewords, scale)
+    assert torch.equal(functional.encode(x, codewords, scale), encoded)
+    assert torch.equal(functional.channel_gate(x, gate), functional.channel_gate(values, gate))
+    grads = [OPS.encode_backward(encoded, m, codewords, scale, False) for m in (x, values)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_autocast() -> None:
+    """x is cast as conv2d casts it, parameters and sums stay float32; the gate keeps x's dtype."""
+    x, codewords, scale = ENCODE.arguments((2, 5, 6, 7), torch.float32)
+    leaf = x.clone().requires_grad_()
+    gate = torch.randn(2, 5, device=DEVICE)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        encoded = functional.encode(leaf, codewords, scale)
+        assert encoded.dtype == torch.float32
+        assert torch.equal(
+            functional.encode(x, codewords.half(), scale.half()),
+            functional.encode(x, codewords.half().float(), scale.half().float()),
+        )
+        assert functional.encode(x.double(), codewords.double(), scale.double()).dtype == (
+            torch.float64
+        )
+        assert functional.channel_gate(x, gate.bfloat16()).dtype == torch.float32
+        assert functional.channel_gate(x.bfloat16(), gate).dtype == torch.bfloat16
+    assert torch.equal(encoded, functional.encode(x.bfloat16(), codewords, scale))
+    encoded.sum().backward()
+    assert leaf.grad is not None and leaf.grad.dtype == torch.float32
+
+
+def test_vmap_of_the_gradients() -> None:
+    """The backward operator itself maps, in a loop: its sums run over images."""
+    batches = [ENCODE.arguments((2, 3, 4, 5), torch.float32) for _ in range(3)]
+    grad = torch.randn(3, 2, 5, 3, device=DEVICE)
+    stacked = [torch.stack(group) for group in zip(*batches, strict=True)]
+    mapped = torch.vmap(lambda *a: OPS.encode_backward(*a, False))(grad, *stacked)
+    for i, batch in enumerate(batches):
+        looped = OPS.encode_backward(grad[i], *batch, False)
+        for a, b in zip(mapped, looped, strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+# Refusals.
+
+
+def map_of(*size: int, **options: Any) -> Tensor:
+    return torch.zeros(size, device=DEVICE, **options)
+
+
+X = (2, 3, 4, 5)
+ENCODED = (map_of(*X), map_of(6, 3), map_of(6))
+REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+    (
+        functional.encode,
+        (map_of(2, 3), *ENCODED[1:]),
+        "encode: x must be 4-D (N, D, H, W), got 2-D",
+    ),
+    (
+        functional.encode,
+        (map_of(*X, dtype=torch.int32), *ENCODED[1:]),
+        "x must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    (
+        functional.encode,
+        (map_of(*X), map_of(6), map_of(6)),
+        "codewords must be 2-D (K, D), got 1-D (6)",
+    ),
+    (
+        functional.encode,
+        (map_of(*X), map_of(6, 4), map_of(6)),
+        "codewords must have shape (6, 3), got (6, 4)",
+    ),
+    (
+        functional.encode,
+        (map_of(*X), map_of(0, 3), map_of(0)),
+        "codewords must be at least one, got 0",
+    ),
+    (
+        functional.encode,
+        (map_of(*X), map_of(6, 3).half(), map_of(6).half()),
+        "codewords must have the dtype of x, float32, got float16",
+    ),
+    (
+        functional.encode,
+        (map_of(*X).half(), map_of(6, 3).bfloat16(), map_of(6).bfloat16()),
+        "codewords must have the dtype of x, float16, got bfloat16",
+    ),
+    (
+        functional.encode,
+        (map_of(*X).half(), map_of(6, 3), map_of(6).half()),
+        "scale must have the dtype of codewords, float32, got float16",
+    ),
+    (
+        functional.encode,
+        (map_of(*X), map_of(6, 3), map_of(5)),
+        "scale must have shape (6), got (5)",
+    ),
+    (
+        OPS.encode_backward,
+        (map_of(2, 6, 4), *ENCODED, False),
+        "grad must have shape (2, 6, 3), got (2, 6, 4)",
+    ),
+    (
+        OPS.encode_backward,
+        (map_of(2, 6, 3).half(), map_of(*X).half(), *ENCODED[1:], False),
+        "grad must have the dtype of codewords, float32, got float16",
+    ),
+    (
+        functional.channel_gate,
+        (map_of(*X), map_of(2, 4)),
+        "gate must have shape (2, 3), got (2, 4)",
+    ),
+    (
+        functional.channel_gate,
+        (map_of(*X), map_of(2, 3).half()),
+        "gate must have the dtype of x, float32, got float16",
+    ),
+    (
+        OPS.channel_gate_backward,
+        (map_of(1, 3, 4, 5), map_of(*X), map_of(2, 3)),
+        "grad must have shape (2, 3, 4, 5), got (1, 3, 4, 5)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
+def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
+    """In the same words from the kernels and from the fake kernels."""
+    battery.raises(ValueError, words, lambda: function(*arguments))
+    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
+    battery.raises(ValueError, words, lambda: function(*meta))

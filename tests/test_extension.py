@@ -1,0 +1,227 @@
+"""Importing the package on a fresh, a busy, a broken or a bare machine: each case in processes of
+its own, with a cache of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from sandbox import IMPORT, Sandbox
+
+COMPILING = "stripctx: compiling the cpu kernels"
+NO_COMPILER = {"PATH": "/nowhere"}
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+def assert_built(sandbox: Sandbox, **changes: str) -> None:
+    outcome = sandbox.load(**changes)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.report["warnings"] == []
+    assert (outcome.cpu["origin"], outcome.cpu["answer"]) == ("new build", 42)
+    assert sandbox.leftovers() == []
+
+
+def test_builds_once_then_says_nothing_and_starts_nothing(sandbox: Sandbox) -> None:
+    first = sandbox.load()
+    assert first.cpu["origin"] == "new build"
+    assert COMPILING in first.stderr and "compiled the cpu kernels in" in first.stderr
+    assert Path(first.cpu["log"]).is_file()
+
+    forbid = """
+import subprocess, torch
+def refuse(*args, **kwargs):
+    raise AssertionError("the warm path starts no process")
+subprocess.Popen.__init__ = refuse
+"""
+    second = sandbox.load(forbid)
+    assert second.code == 0, second.stderr
+    assert second.stderr == ""
+    assert (second.cpu["origin"], second.cpu["answer"]) == ("cache", 42)
+    assert not {"filelock", "ninja", "torch.utils.cpp_extension"} & set(second.report["modules"])
+
+
+KILL = "import os, subprocess; {target} = lambda *a, **k: os.kill(os.getpid(), 9)\n"
+
+
+@pytest.mark.parametrize("target", ["subprocess.Popen", "os.rename"])
+def test_survives_a_builder_killed_before_ninja_or_before_publishing(
+    sandbox: Sandbox, target: str
+) -> None:
+    killed = sandbox.load("import torch\n" + KILL.format(target=target))
+    assert killed.code == -signal.SIGKILL
+    assert len(sandbox.leftovers()) == 1
+    assert_built(sandbox)
+
+
+@pytest.mark.parametrize("option", ["-c", "-shared"])
+def test_survives_a_builder_killed_while_it_compiles_or_links(
+    sandbox: Sandbox, option: str
+) -> None:
+    mark = sandbox.folder / "reached"
+    stall = f'case "$STALL $*" in "1 "*"{option} "*) touch {mark}; sleep 60;; esac'
+    compiler = sandbox.compiler(stall)
+    builder = sandbox.start("import stripctx", CXX=compiler, STALL="1")
+    try:
+        while not mark.exists():
+            assert builder.poll() is None, builder.communicate()
+            time.sleep(0.02)
+        builder.kill()  # ninja and its compiler live on
+        builder.wait()
+        assert_built(sandbox, CXX=compiler)
+    finally:
+        os.killpg(builder.pid, signal.SIGKILL)
+
+
+def test_processes_that_import_at_once_build_once(sandbox: Sandbox) -> None:
+    compiler = sandbox.compiler("sleep 1")  # long enough for all to arrive
+    processes = [sandbox.start(IMPORT, CXX=compiler) for _ in range(8)]
+    answers = [process.communicate(timeout=200) for process in processes]
+    reports = [json.loads(output)["libraries"]["cpu"] for output, _ in answers]
+    assert [report["answer"] for report in reports] == [42] * 8
+    assert sorted(report["origin"] for report in reports) == ["cache"] * 7 + ["new build"]
+    said = [errors for _, errors in answers]
+    assert "".join(said).count(COMPILING) == 1
+    assert all(errors.count("waiting for another process") <= 1 for errors in said)
+
+
+def test_an_unusable_cache_gives_way_to_a_temporary_folder(sandbox: Sandbox) -> None:
+    (sandbox.folder / "file").write_text("")
+    temporary = sandbox.folder / "temporary"
+    temporary.mkdir()
+    changes = {"STRIPCTX_CACHE_DIR": str(sandbox.folder / "file/cache"), "TMPDIR": str(temporary)}
+    first = sandbox.load(**changes)
+    assert first.cpu["answer"] == 42
+    assert "the cache folder cannot be used" in first.stderr
+    private = temporary / f"stripctx-{os.getuid()}"
+    assert first.cpu["path"].startswith(str(private))
+    assert private.stat().st_mode & 0o777 == 0o700
+    second = sandbox.load(**changes)
+    assert (second.cpu["origin"], second.stderr) == ("cache", "")
+
+
+def test_without_a_compiler_the_reference_runs_with_one_warning(sandbox: Sandbox) -> None:
+    outcome = sandbox.load(**NO_COMPILER)
+    assert outcome.code == 0 and not outcome.cpu["loaded"]
+    (warning,) = outcome.report["warnings"]
+    for words in ("no C++ compiler", "apt install g++", "python -m stripctx build", "=reference"):
+        assert words in warning
+    native = sandbox.load(STRIPCTX_BACKEND="native", **NO_COMPILER)
+    assert native.code != 0
+    assert "ImportError: STRIPCTX_BACKEND=native" in native.stderr
+    assert "apt install" in native.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "unsealed", "not a library"])
+def test_a_damaged_library_is_built_again(sandbox: Sandbox, damage: str) -> None:
+    assert_built(sandbox)
+    (library,) = sandbox.cache.glob("*/stripctx_cpu.so")
+    seal = library.with_name("stripctx_cpu.so.checksum")
+    content = library.read_bytes()
+    if damage == "unsealed":
+        seal.unlink()
+    elif damage == "not a library":  # as it was written, but nothing that can be loaded
+        text = b"#!/bin/sh\n"
+        library.write_bytes(text)
+        seal.write_text(f"{len(text)} {hashlib.sha256(text).hexdigest()}\n")
+    else:
+        half, noise = content[: len(content) // 2], bytes(reversed(content))
+        library.write_bytes({"truncated": half, "garbage": noise, "empty": b""}[damage])
+    assert_built(sandbox)
+    assert len(list(sandbox.cache.glob("*.corrupt"))) == 1
+
+
+def test_a_changed_header_builds_anew(sandbox: Sandbox) -> None:
+    assert_built(sandbox)
+    sandbox.write("csrc/core/answer.hpp", "constexpr int kAnswer = 43;\n")
+    os.utime(sandbox.tree / "csrc/core/answer.hpp", (0, 0))  # it is the content that counts
+    changed = sandbox.load()
+    assert (changed.cpu["origin"], changed.cpu["answer"]) == ("new build", 43)
+
+
+def test_a_failed_build_is_remembered_until_asked_again(sandbox: Sandbox) -> None:
+    compiler = sandbox.compiler('test -z "$BREAK" || { echo "out of luck" >&2; exit 1; }')
+    broken = {"CXX": compiler, "BREAK": "1"}
+    first = sandbox.load(**broken)
+    assert COMPILING in first.stderr and "could not compile" in first.stderr
+    assert "out of luck" in Path(first.cpu["log"]).read_text()
+
+    second = sandbox.load(**broken)  # at once, with the log and the way to try again
+    assert COMPILING not in second.stderr
+    (warning,) = second.report["warnings"]
+    assert second.cpu["log"] in warning and "python -m stripctx build" in warning
+
+    native = sandbox.load(STRIPCTX_BACKEND="native", **broken)
+    assert native.code != 0 and COMPILING in native.stderr
+    assert first.cpu["log"] in native.stderr and "out of luck" in native.stderr
+
+    command = ("-m", "stripctx", "build", "--device", "cpu")
+    again = sandbox.run(*command, **broken)
+    assert again.code == 1 and again.stderr.count(COMPILING) == 1
+    mended = sandbox.run(*command, CXX=compiler)
+    assert mended.code == 0, mended.stderr
+    assert sandbox.load(CXX=compiler).cpu["origin"] == "cache"
+
+
+def test_the_reference_loads_nothing_and_says_nothing(sandbox: Sandbox) -> None:
+    outcome = sandbox.load(STRIPCTX_BACKEND="reference", **NO_COMPILER)
+    assert (outcome.stderr, outcome.report["warnings"]) == ("", [])
+    assert outcome.report["libraries"] == {} and outcome.report["backend"] == "reference"
+    assert not sandbox.cache.exists()
+
+
+def test_an_unknown_backend_is_refused(sandbox: Sandbox) -> None:
+    outcome = sandbox.load(STRIPCTX_BACKEND="fast")
+    assert "ValueError: STRIPCTX_BACKEND" in outcome.stderr
+    for words in ("auto, native, reference, emulated", "'fast'"):
+        assert words in outcome.stderr
+
+
+def test_only_rank_0_speaks(sandbox: Sandbox) -> None:
+    outcome = sandbox.load(RANK="1")
+    assert (outcome.cpu["origin"], outcome.stderr) == ("new build", "")
+
+
+def test_the_command_tells_what_runs_and_why(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("-m", "stripctx")
+    assert outcome.code == 0, outcome.stderr
+    for words in ("native kernels, new build", "torch", str(sandbox.cache), "compiler", "0.1.0"):
+        assert words in outcome.stdout
+
+
+def test_the_real_package_builds_and_its_warm_import_is_quick(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path, stand_in=False)
+    built = sandbox.run("-m", "stripctx", "build")
+    assert built.code == 0, built.stderr
+    timed = """
+import time, torch
+start = time.perf_counter()
+import stripctx
+print(1000 * (time.perf_counter() - start))
+assert stripctx.extension.status().libraries["cpu"].origin == "cache"
+assert torch.ops.stripctx.strip_pool(torch.ones(1, 2, 3, 4))[0].shape == (1, 2, 3, 1)
+"""
+    runs = [sandbox.run("-c", timed) for _ in range(6)]
+    assert all((run.code, run.stderr) == (0, "") for run in runs), runs[0].stderr
+    milliseconds = [float(run.stdout) for run in runs[1:]]  # the first one compiles the .py files
+    assert statistics.median(milliseconds) < 50, milliseconds
+
+
+def test_the_emulated_library_is_for_checkouts(sandbox: Sandbox) -> None:
+    outcome = sandbox.load(STRIPCTX_BACKEND="emulated")
+    if "CUDA headers were not found" in outcome.stderr:
+        pytest.skip("no CUDA headers here: pip install -r requirements-dev.txt")
+    assert outcome.report["libraries"]["emulated"]["answer"] == 44
+    shutil.move(sandbox.tree / "csrc", sandbox.tree / "stripctx/csrc")  # as where it is installed
+    installed = sandbox.load(STRIPCTX_BACKEND="emulated")
+    assert "ImportError" in installed.stderr and "source checkout" in installed.stderr

@@ -1,0 +1,105 @@
+"""What kernels are written with: their own words for memory and launches, and nothing of torch's.
+The emulator checks and counts what goes through Global<T> and Shared<T>; this finds what does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toolkit
+
+CUDA = toolkit.SOURCES / "cuda"
+KERNELS = sorted(CUDA.glob("*.cu")) + sorted(CUDA.glob("*.cuh"))
+PLAIN = [
+    path
+    for folder in ("core", "cpu", "cuda")
+    for path in sorted((toolkit.SOURCES / folder).iterdir())
+    if path.is_file()
+]
+
+# The words that kernels do without, and the one header whose task each is.
+FORBIDDEN = {
+    r"\b__shared__\b": "memory.cuh",
+    r"\b__device__ +(?!inline\b|void\b)\w+ +\w+ *(=|;|\[)": "",  # variables of the device
+    r"\b__constant__\b": "",
+    r"<<<|>>>\s*\(": "",
+    r"\bcudaLaunch\w*": "launch.cuh",
+    r"\batomic[A-Z]\w*": "",
+    r"\breinterpret_cast\b": "memory.cuh launch.cuh",
+    r"\b__ld[a-z]+\b|\b__st[a-z]+\b": "memory.cuh",
+    r"\bmem(cpy|move|set)\b": "memory.cuh mma.cuh",  # between registers there
+    r"\basm\b": "mma.cuh",
+    r"\bstatic_cast<[^<>]*\*\s*>": "launch.cuh memory.cuh",  # but as a Global is made: see below
+    r"\(\s*(const +)?\w+\s*\*\s*\)": "",
+    r"\b(printf|malloc|new|delete)\b": "",
+    r"\bcuda::|\bcooperative_groups\b|\bcub::": "",
+}
+
+
+# Memory that has no View yet, partial sums: Global<A>(static_cast<A*>(parts), count).
+MAKES_GLOBAL = re.compile(r"\bGlobal<[\w ]+>(\s+\w+)?\(\s*static_cast<[^<>]*\*>")
+
+
+def code(text: str) -> str:
+    """Without comments, strings, what makes a Global, and this namespace's own name."""
+    text = re.sub(r'"(\\.|[^"\\])*"', '""', text)
+    text = MAKES_GLOBAL.sub("Global", re.sub(r"//[^\n]*", "", text))
+    return text.replace("namespace stripctx::cuda", "").replace("cuda::launch(", "launch(")
+
+
+def pointers(text: str) -> Iterator[str]:
+    """Declarations of pointers to numbers: parameters, variables, members, results."""
+    number = r"(?:const +)?\b(?:T|A|float|double|__half|__nv_bfloat16|u?int\w*|unsigned|char)\b"
+    yield from (m[0] for m in re.finditer(rf"{number}(?: +const)? *\* *(?:const +)?\w+", text))
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_use_their_own_words(path: Path) -> None:
+    text = code(path.read_text())
+    for pattern, allowed in FORBIDDEN.items():
+        if path.name not in allowed.split():
+            found = re.search(pattern, text)
+            assert not found, f"{path.name}: {found and found[0]!r}, for {pattern}"
+
+
+@pytest.mark.parametrize("path", sorted(CUDA.glob("*.cu")), ids=lambda path: path.name)
+def test_kernels_hold_no_pointers(path: Path) -> None:
+    """A pointer to numbers cannot be read through if there is none: they arrive as Views or void*
+    and become a Global<T> at once."""
+    assert list(pointers(code(path.read_text()))) == []
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_kernels_know_no_torch(path: Path) -> None:
+    for line in code(path.read_text()).splitlines():
+        include = re.match(r"\s*#\s*include\s*(.*)", line)
+        assert not include or not re.search(r"torch|ATen|c10|pybind11", line), line
+    assert not re.search(r"\b(torch|at|c10)::", code(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "__shared__ float x[32];",
+        "extern __shared__ float x[];",
+        "__device__ float total = 0;",
+        "kernel<<<1, 32>>>(op);",
+        "atomicAdd(&x, 1.0f);",
+        "const float v = *static_cast<const float*>(op.x.data);",
+        "const float v = static_cast<const float*>(op.x.data)[3];",
+        "auto p = reinterpret_cast<float4*>(q);",
+        "cudaLaunchKernelEx(a, b);",
+        "const float v = __ldg(p);",
+        "memcpy(&a, p, 4);",
+        "const auto* x = (const float*)op.x.data;",
+        "const T* x = first(op);",
+        "float* __restrict__ x",
+    ],
+)
+def test_the_words_are_found(wrong: str) -> None:
+    text = code(wrong)
+    hits = [pattern for pattern in FORBIDDEN if re.search(pattern, text)]
+    assert hits or list(pointers(text))

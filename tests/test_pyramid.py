@@ -1,0 +1,491 @@
+"""The pyramid family's pooling: operators, gradients, contract, refusals; row_pool."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import battery
+import pytest
+import torch
+import torch.nn.functional as F
+from battery import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from torch import Tensor
+
+from stripctx import extension, functional
+
+OPS = torch.ops.stripctx
+Bins = Sequence[Any]
+
+PSP = (1, 2, 3, 6)
+BINS: tuple[Bins, ...] = ((1,), PSP, ((4, 1), (1, 4)), (7,))
+MODES = ("mean", "max")
+
+
+def plain_pool(x: Tensor, bins: Bins, mode: str) -> tuple[Tensor, ...]:
+    if x.size(1) == 0:  # which torch refuses
+        bins = [(b, b) if isinstance(b, int) else b for b in bins]
+        return tuple(x.new_empty((*x.shape[:2], *b)) + 0 * x.sum() for b in bins)
+    pool = F.adaptive_avg_pool2d if mode == "mean" else F.adaptive_max_pool2d
+    return tuple(pool(x, b) for b in bins)
+
+
+def pool_case(bins: Bins, mode: str) -> Case:
+    return Case(
+        f"{mode}-{bins}".replace(" ", ""),
+        lambda x: functional.pyramid_pool(x, bins, mode),
+        lambda x: plain_pool(x, bins, mode),
+        lambda s: [s],
+    )
+
+
+def row_case(mode: str) -> Case:
+    return Case(
+        f"{mode}-rows",
+        lambda x: functional.row_pool(x, 3, mode),
+        lambda x: plain_pool(x, [(3, 1)], mode)[0].squeeze(3),
+        lambda s: [s],
+    )
+
+
+EVERY = tuple(pool_case(bins, mode) for mode in MODES for bins in BINS)
+PAIR = tuple(pool_case((2, (3, 1)), mode) for mode in MODES)
+ROWS = tuple(row_case(mode) for mode in MODES)
+
+every_case = pytest.mark.parametrize("case", EVERY, ids=str)
+pair_case = pytest.mark.parametrize("case", PAIR, ids=str)
+any_mode = pytest.mark.parametrize("mode", MODES)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(case, shape, dtype, layout)
+
+
+# Maps and bins that take another way: many bins, cells of a whole row, planes split into chunks of
+# rows, more bins than a table or shared memory holds.
+OTHER_WAYS: tuple[tuple[Shape, Bins], ...] = (
+    ((1, 20, 31, 45), (20, 12)),
+    ((2, 5, 16, 24), ((16, 1), (1, 24), 3)),
+    ((1, 2, 150, 40), (1, (5, 2))),
+    ((1, 2, 140, 3), ((130, 1),)),
+    ((1, 3, 9, 11), (40, 1)),
+    ((1, 2, 3, 2), ((1, 300), 2)),
+    ((1, 2, 70, 72), (70, 1)),
+)
+
+
+@any_mode
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("shape", "bins"), OTHER_WAYS, ids=str)
+def test_many_bins(shape: Shape, bins: Bins, mode: str, layout: str, dtype: torch.dtype) -> None:
+    battery.check_float64(pool_case(bins, mode), shape, dtype, layout)
+
+
+@pair_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ODD_LAYOUTS)
+def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
+    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
+
+
+@pytest.mark.parametrize("case", ROWS, ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_row_pool(case: Case, layout: str) -> None:
+    battery.check_float64(case, (2, 9, 7, 11), torch.float32, layout)
+
+
+@pair_case
+def test_keeps_the_format(case: Case) -> None:
+    battery.check_format(case, (2, 9, 6, 11), torch.float32)
+
+
+@any_mode
+def test_gradients(mode: str) -> None:
+    """Values far apart, so that no difference step changes which is the largest."""
+
+    def make(size: Shape, dtype: torch.dtype, layout: str) -> Tensor:
+        count = torch.Size(size).numel()
+        values = torch.randperm(count, dtype=torch.float64).view(size) / 16
+        format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        return values.to(DEVICE, dtype).contiguous(memory_format=format)
+
+    class Distinct(Case):
+        def arguments(
+            self, shape: Shape, dtype: torch.dtype, layout: str = "contiguous"
+        ) -> tuple[Tensor, ...]:
+            return (make(shape, dtype, layout),)
+
+    for bins in ((2, (3, 1)), ((7, 2),)):
+        case = pool_case(bins, mode)
+        distinct = Distinct(case.name, case.function, case.plain, case.sizes)
+        battery.check_gradients(distinct, (2, 2, 4, 5))
+
+
+@pair_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits(case: Case, layout: str) -> None:
+    battery.check_bits(case, (2, 37, 30, 33), torch.float32, layout)
+
+
+@pair_case
+@pytest.mark.parametrize("layout", FORMATS)
+def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
+    battery.check_nonfinite(case, (2, 5, 6, 7), layout)
+
+
+@pair_case
+@pytest.mark.parametrize("layout", FORMATS)
+def test_compile(case: Case, layout: str) -> None:
+    battery.check_compile(case, (2, 5, 6, 7), layout)
+
+
+@pair_case
+def test_export(case: Case) -> None:
+    battery.check_export(case, (2, 5, 6, 7))
+
+
+@any_mode
+def test_export_with_dynamic_shapes(mode: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return functional.pyramid_pool(x, (1, 3), mode)
+
+    shapes = {"x": {d: torch.export.Dim(f"size{d}") for d in (0, 2, 3)}}
+    x = torch.randn(2, 3, 8, 9, device=DEVICE)
+    exported = torch.export.export(Module(), (x,), dynamic_shapes=shapes).module()
+    other = torch.randn(3, 3, 5, 12, device=DEVICE)
+    for a, b in zip(exported(other), functional.pyramid_pool(other, (1, 3), mode), strict=True):
+        assert torch.equal(a, b)
+
+
+@pair_case
+def test_vmap(case: Case) -> None:
+    battery.check_vmap(case, (2, 3, 4, 5))
+
+
+@pair_case
+def test_forward_mode_is_refused(case: Case) -> None:
+    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
+
+
+@any_mode
+def test_autocast(mode: str) -> None:
+    """Pooling keeps the dtype of x."""
+    x = torch.randn(2, 3, 5, 7, device=DEVICE)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        for value in (x, x.bfloat16(), x.double()):
+            assert functional.pyramid_pool(value, (2,), mode)[0].dtype == value.dtype
+
+
+# Indices.
+
+
+def with_ties(shape: Shape, layout: str) -> Tensor:
+    """Few values, so equals in every window; some NaN; a plane of -infinity, one of NaN."""
+    x = torch.randint(0, 3, shape, device=DEVICE).float()
+    x[torch.rand(shape, device=DEVICE) < 0.05] = float("nan")
+    x[0, 0] = float("-inf")
+    x[0, 1] = float("nan")
+    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("bins", [PSP, (7, (9, 2)), (40, 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_indices_are_those_of_torch(bins: Bins, layout: str, dtype: torch.dtype) -> None:
+    """Of equals the first, of NaNs the last."""
+    x = with_ties((2, 6, 11, 37), layout).to(dtype)
+    flat = [size for b in bins for size in (b if isinstance(b, tuple) else (b, b))]
+    pooled = OPS.pyramid_max_pool(x, flat)
+    for k, size in enumerate(bins):
+        value, index = F.adaptive_max_pool2d(x.cpu().float(), size, return_indices=True)
+        torch.testing.assert_close(pooled[k].cpu().float(), value, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(pooled[len(bins) + k].cpu(), index)
+        assert pooled[len(bins) + k].dtype == torch.int64
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("bins", [(1,), (3,), (40,)], ids=str)
+def test_a_foreign_index_adds_nothing(bins: Bins, layout: str) -> None:
+    """Nothing is written out of bounds, and nothing outside the window of a bin."""
+    x = battery.make((2, 19, 7, 9), torch.float32, layout).requires_grad_()
+    (out,) = functional.pyramid_pool(x, bins, "max")
+    grad = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, x, grad)
+    (index,) = OPS.pyramid_max_pool(x.detach(), [bins[0], bins[0]])[1:]
+    foreign = torch.rand(index.shape, device=DEVICE) < 0.3
+    bad = torch.tensor([-1, -(2**63), 2**63 - 1, 2**32, 63, 2**31], device=DEVICE)
+    wild = torch.where(foreign, bad[torch.randint(0, 6, index.shape, device=DEVICE)], index)
+    channels_last = layout == "channels_last"
+    value = OPS.pyramid_max_pool_backward([grad], [wild], 7, 9, channels_last)
+    want = OPS.pyramid_max_pool_backward([grad.masked_fill(foreign, 0)], [index], 7, 9, False)
+    assert torch.equal(value, want)
+    whole = OPS.pyramid_max_pool_backward([grad], [index], 7, 9, channels_last)
+    assert torch.equal(whole, expected)
+    if bins == (3,):  # an index of another bin
+        value = OPS.pyramid_max_pool_backward([grad], [index.flip(2)], 7, 9, channels_last)
+        assert value[:, :, [0, 1, 5, 6]].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_adjoint_of_foreign_indices(layout: str) -> None:
+    """Double backward reads exactly where backward adds."""
+    grad = torch.randn(1, 2, 2, 2, dtype=torch.float64, device=DEVICE).requires_grad_()
+    index = torch.tensor([0, 7, -5, 19, 2, 99, 3, 10], device=DEVICE).view(1, 2, 2, 2)
+    assert torch.autograd.gradcheck(
+        lambda g: OPS.pyramid_max_pool_backward([g], [index], 4, 5, layout == "channels_last"),
+        (grad,),
+    )
+
+
+# Contract.
+
+
+def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
+    samples = []
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x = battery.make((2, 5, 6, 7), torch.float32, layout)
+        bins, last = [1, 1, 2, 3], layout == "channels_last"
+        grads = [battery.make((2, 5, h, w), torch.float32, layout) for h, w in ((1, 1), (2, 3))]
+        indices = OPS.pyramid_max_pool(x, bins)[2:]
+        samples += [
+            (OPS.pyramid_pool, (x, bins)),
+            (OPS.pyramid_pool_backward, (grads, 6, 7, last)),
+            (OPS.pyramid_max_pool, (x, bins)),
+            (OPS.pyramid_max_pool_backward, (grads, indices, 6, 7, last)),
+        ]
+    return samples
+
+
+def require_grad(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [require_grad(item) for item in argument]
+    floating = isinstance(argument, Tensor) and argument.is_floating_point()
+    return argument.requires_grad_() if floating else argument
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_opcheck(index: int) -> None:
+    operator, arguments = operator_samples()[index]
+    torch.library.opcheck(operator.default, tuple(require_grad(a) for a in arguments))
+
+
+def test_offsets_past_two_to_the_31() -> None:
+    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
+    far = 2**31 + 5
+    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
+    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
+    values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
+    x.copy_(values)
+    for mode in MODES:
+        pooled = functional.pyramid_pool(x, (1, (2, 3)), mode)
+        for a, b in zip(pooled, functional.pyramid_pool(values, (1, (2, 3)), mode), strict=True):
+            assert torch.equal(a, b)
+
+
+@any_mode
+@pytest.mark.parametrize("layout", FORMATS)
+def test_extra_memory(mode: str, layout: str) -> None:
+    """Whatever a kernel allocates beside its results is at most 5 % of x."""
+    x = battery.make((1, 64, 60, 60), torch.float32, layout)
+    allowed = x.numel() * x.element_size() // 20
+    out = functional.pyramid_pool(x, PSP, mode)
+    results = sum(o.numel() * o.element_size() * (3 if mode == "max" else 1) for o in out)
+    if extension.backend() == "reference":
+        pytest.skip("the reference may widen and copy")
+    with torch.profiler.profile(profile_memory=True) as profile:
+        functional.pyramid_pool(x, PSP, mode)
+    key = "device_memory_usage" if DEVICE.type == "cuda" else "cpu_memory_usage"
+    taken = sum(max(0, getattr(e, f"self_{key}")) for e in profile.events())
+    assert taken <= results + allowed
+
+
+# The CUDA kernels, counted and shuffled by the emulator.
+
+emulated_only = pytest.mark.skipif(not battery.EMULATED, reason="asks the emulator")
+
+
+def emulator() -> ctypes.CDLL:
+    path = extension.status().libraries["emulated"].path
+    library = ctypes.CDLL(path)
+    library.stripctx_simt_counts.restype = ctypes.c_char_p
+    return library
+
+
+@emulated_only
+@any_mode
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    ("shape", "bins"),
+    [((1, 32, 60, 60), PSP), ((1, 16, 97, 97), PSP), ((2, 16, 128, 64), ((16, 1),))],
+    ids=str,
+)
+def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
+    """One read of x, one write of grad_x; bins, and parts of them, within 5 %. Blocks of a
+    channels_last map with few channels share its rows, and each reads the bins over its own.
+    """
+    library = emulator()
+
+    def moved(call: Callable[[], Any]) -> tuple[int, int]:
+        library.stripctx_simt_reset_counts()
+        call()
+        counts = json.loads(library.stripctx_simt_counts()).values()
+        return sum(c["bytes_read"] for c in counts), sum(c["bytes_written"] for c in counts)
+
+    x = battery.make(shape, torch.float32, layout)
+    flat = [size for b in bins for size in (b if isinstance(b, tuple) else (b, b))]
+    forward = OPS.pyramid_pool if mode == "mean" else OPS.pyramid_max_pool
+    results = forward(x, flat)
+    levels = sum(r.nbytes for r in results)
+    read, written = moved(lambda: forward(x, flat))
+    assert x.nbytes <= read and levels <= written
+    assert read + written <= 1.05 * (x.nbytes + levels)
+    grads, indices = results[: len(bins)], results[len(bins) :]
+    lists = (grads, indices) if mode == "max" else (grads,)
+    backward = OPS.pyramid_pool_backward if mode == "mean" else OPS.pyramid_max_pool_backward
+    read, written = moved(lambda: backward(*lists, *shape[2:], layout == "channels_last"))
+    assert written == x.nbytes
+    extra = 0.15 if mode == "max" and layout == "channels_last" else 0.05
+    assert levels <= read <= levels + extra * x.nbytes
+
+
+@emulated_only
+@any_mode
+@pytest.mark.parametrize("layout", FORMATS)
+def test_thread_order_does_not_matter(mode: str, layout: str) -> None:
+    """A missing barrier would show."""
+    library = emulator()
+    for shape, bins in (
+        ((2, 5, 16, 24), PSP),
+        ((1, 2, 150, 40), (1, (5, 2))),
+        ((1, 3, 9, 7), (9,)),
+    ):
+        case = pool_case(bins, mode)
+        arguments = case.arguments(shape, torch.float32, layout)
+        grads = battery.output_grads(case, arguments)
+        first = battery.run(case.function, arguments, grads)
+        try:
+            for order in (b"descending", b"random:1", b"random:2"):
+                assert library.stripctx_simt_set_order(order) == 0
+                for a, b in zip(first, battery.run(case.function, arguments, grads), strict=True):
+                    assert torch.equal(a, b)
+        finally:
+            library.stripctx_simt_set_order(b"ascending")
+
+
+def map_of(*size: int, **options: Any) -> Tensor:
+    return torch.zeros(size, device=DEVICE, **options)
+
+
+X = (2, 3, 4, 5)
+LIST = [map_of(2, 3, 1, 1), map_of(2, 3, 2, 2)]
+LONG = [map_of(2, 3, 1, 1, dtype=torch.int64), map_of(2, 3, 2, 2, dtype=torch.int64)]
+REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+    (functional.pyramid_pool, (map_of(2, 3), (1,)), "x must be 4-D (N, C, H, W), got 2-D (2, 3)"),
+    (
+        functional.pyramid_pool,
+        (map_of(*X, dtype=torch.int64), (1,)),
+        "pyramid_pool: x must be float64, float32, float16 or bfloat16, got int64",
+    ),
+    (functional.pyramid_pool, (map_of(*X, dtype=torch.int64), (1,), "max"), "got int64"),
+    (
+        functional.pyramid_pool,
+        (map_of(2, 3, 0, 5), (1,)),
+        "pyramid_pool: x must have at least one row and one column, got (2, 3, 0, 5)",
+    ),
+    (
+        functional.pyramid_pool,
+        (map_of(*X), (1, 0, 3)),
+        "pyramid_pool: bins must be positive integers or pairs of them, at least one, "
+        "got (1, 0, 3)",
+    ),
+    (functional.pyramid_pool, (map_of(*X), ()), "at least one, got ()"),
+    (functional.pyramid_pool, (map_of(*X), ((1, 2, 3),)), "got ((1, 2, 3),)"),
+    (functional.pyramid_pool, (map_of(*X), (1.5,)), "got (1.5,)"),
+    (
+        functional.pyramid_pool,
+        (map_of(*X), (1,), "sum"),
+        'pyramid_pool: mode must be "mean" or "max", got \'sum\'',
+    ),
+    (
+        functional.pyramid_pool,
+        (map_of(*X), (1,) * 9),
+        "bins must hold 1 to 8 pairs (height, width), laid flat, got (1, 1,",
+    ),
+    (functional.row_pool, (map_of(*X), 0), "row_pool: rows must be a positive integer, got 0"),
+    (functional.row_pool, (map_of(*X), 2, "sum"), "row_pool: mode must be"),
+    (OPS.pyramid_pool, (map_of(*X), []), "pairs (height, width), laid flat, got ()"),
+    (OPS.pyramid_pool, (map_of(*X), [1, 2, 3]), "laid flat, got (1, 2, 3)"),
+    (OPS.pyramid_pool, (map_of(*X), [1, -2]), "bins must be from 1 to 16777216, got (1, -2)"),
+    (OPS.pyramid_pool, (map_of(*X), [2**40, 1]), "from 1 to 16777216, got (1099511627776, 1)"),
+    (OPS.pyramid_max_pool, (map_of(*X), [0, 1]), "from 1 to 16777216, got (0, 1)"),
+    (
+        OPS.pyramid_max_pool,
+        (map_of(1, 1, 1, 1).expand(1, 1, 2**16, 2**15), [1, 1]),
+        "x must span fewer than 2147483648 positions, got (65536, 32768)",
+    ),
+    (OPS.pyramid_pool_backward, ([], 4, 5, False), "grads must hold 1 to 8 levels, got 0"),
+    (OPS.pyramid_pool_backward, (LIST * 5, 4, 5, False), "1 to 8 levels, got 10"),
+    (
+        OPS.pyramid_pool_backward,
+        ([LIST[0], map_of(2, 4, 2, 2)], 4, 5, False),
+        "pyramid_pool_backward: grads[1] must have shape (2, 3, 2, 2), got (2, 4, 2, 2)",
+    ),
+    (
+        OPS.pyramid_pool_backward,
+        ([LIST[0], map_of(2, 3, 2)], 4, 5, False),
+        "grads[1] must be 4-D (N, C, H, W), got 3-D (2, 3, 2)",
+    ),
+    (
+        OPS.pyramid_pool_backward,
+        ([LIST[0], LIST[1].half()], 4, 5, False),
+        "grads[1] must have the dtype of grads[0], float32, got float16",
+    ),
+    (
+        OPS.pyramid_pool_backward,
+        ([map_of(2, 3, 0, 2)], 4, 5, False),
+        "grads[0] must have from 1 to 16777216 bins along H and W, got (2, 3, 0, 2)",
+    ),
+    (OPS.pyramid_pool_backward, (LIST, 0, 5, False), "must be positive, got (0, 5)"),
+    (OPS.pyramid_pool_backward, (LIST, 4, -5, True), "must be positive, got (4, -5)"),
+    (
+        OPS.pyramid_max_pool_backward,
+        (LIST, LONG[:1], 4, 5, False),
+        "indices must hold as many levels as grads, 2, got 1",
+    ),
+    (
+        OPS.pyramid_max_pool_backward,
+        (LIST, [LONG[0], LONG[1].int()], 4, 5, False),
+        "indices[1] must be int64, got int32",
+    ),
+    (
+        OPS.pyramid_max_pool_backward,
+        (LIST, [LONG[0], LONG[0]], 4, 5, False),
+        "indices[1] must have shape (2, 3, 2, 2), got (2, 3, 1, 1)",
+    ),
+    (
+        OPS.pyramid_max_pool_backward,
+        (LIST, LONG, 2**20, 2**20, False),
+        "height and width must span fewer than 2147483648 positions, got (1048576, 1048576)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
+def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
+    """In the same words from the kernels and from the fake kernels."""
+    battery.raises(ValueError, words, lambda: function(*arguments))
+    battery.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))
+
+
+def to_meta(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [to_meta(item) for item in argument]
+    return argument.to("meta") if isinstance(argument, Tensor) else argument
