@@ -20,7 +20,7 @@ SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements-dev.txt pyproject.toml
-	@echo "setting up $(VENV): some 500 MB of packages, once"
+	@echo "setting up $(VENV): some 500 MB to download, once"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
 	@touch $@

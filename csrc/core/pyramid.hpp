@@ -1,6 +1,7 @@
-// Pyramid pooling (PSPNet, Zhao et al., CVPR 2017, section 3.2; HANet, Choi et al., CVPR 2020, eq.
-// 1 for bins (rows, 1)): what each operator reads and writes, the same on every device. Shapes: x,
-// grad_x (N, C, H, W); level k of a pyramid (N, C, bins_h, bins_w), one element a bin.
+// Pyramid pooling (PSPNet, Zhao et al., CVPR 2017, section 3.2; with bins (rows, 1) the width-wise
+// pooling of HANet, Choi et al., CVPR 2020): what each operator reads and writes, the same on every
+// device. Shapes: x, grad_x (N, C, H, W); level k of a pyramid (N, C, bins_h, bins_w), one element
+// a bin.
 #pragma once
 
 #include "core/bins.hpp"
