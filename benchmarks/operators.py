@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.floors import CODES, Shape
+from benchmarks.floors import CODES, GATE_ROWS, KERNEL, MPM_BINS, PSP_BINS, Shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -57,12 +57,51 @@ class Sample:
     def encoded(self) -> Tensor:
         return self.tensor(self.size[0], CODES, self.size[1])
 
+    def levels(self, bins: tuple[int, ...], channels: int) -> list[Tensor]:
+        return [self.tensor(self.size[0], channels, b, b) for b in bins]
+
+    def concat_levels(self) -> list[Tensor]:
+        return self.levels(PSP_BINS, self.size[1] // 4)
+
+    def concat_grad(self) -> tuple[Tensor, list[int]]:
+        """Of the levels' channels, and the levels' sizes."""
+        quarter = self.size[1] // 4
+        grad = self.tensor(self.size[0], quarter * len(PSP_BINS), *self.size[2:])
+        return grad, [size for b in PSP_BINS for size in (quarter, b, b)]
+
+    def taps(self) -> list[Tensor]:
+        return self.levels(PSP_BINS, KERNEL**2 * self.size[1])
+
+    def tap_geometry(self) -> tuple[Any, ...]:
+        """Size, kernel, padding, dilation, align_corners."""
+        return list(self.size[2:]), [KERNEL] * 2, [KERNEL // 2] * 2, [1, 1], True
+
+    def logits(self) -> Tensor:
+        return self.tensor(*self.size[:2], GATE_ROWS)
+
     def tensor(self, *size: int) -> Tensor:
         value = torch.randn(size, dtype=torch.float32).to(self.device, self.dtype)
         return value.contiguous(memory_format=LAYOUTS[self.layout]) if len(size) == 4 else value
 
 
+def squares(bins: tuple[int, ...]) -> list[int]:
+    return [size for b in bins for size in (b, b)]
+
+
 OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
+    "pyramid_concat": lambda make: (make.map(), make.concat_levels(), True, True),
+    "pyramid_concat_backward": lambda make: (*make.concat_grad(), True, make.channels_last),
+    "pyramid_add_relu": lambda make: (make.map(), make.levels(MPM_BINS, make.size[1]), True),
+    "pyramid_add_relu_backward": lambda make: (make.map(), make.map(), squares(MPM_BINS), True),
+    "pyramid_taps_add": lambda make: (make.map(), make.taps(), *make.tap_geometry()),
+    "pyramid_taps_add_backward": lambda make: (
+        make.map(),
+        squares(PSP_BINS),
+        *make.tap_geometry(),
+        make.channels_last,
+    ),
+    "row_gate": lambda make: (make.map(), make.logits()),
+    "row_gate_backward": lambda make: (make.map(), make.map(), make.logits()),
     "strip_pool": lambda make: (make.map(),),
     "strip_pool_backward": lambda make: (make.rows(), make.cols(), make.channels_last),
     "strip_add_relu": lambda make: (make.rows(), make.cols()),

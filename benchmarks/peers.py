@@ -11,7 +11,7 @@ channels_last kept from input to output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,50 @@ def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
     return (x + x * gate[..., None, None]).relu_()
 
 
+def _up(level: Tensor, x: Tensor, align_corners: bool) -> Tensor:
+    return F.interpolate(level, x.shape[2:], mode="bilinear", align_corners=align_corners)
+
+
+def pyramid_concat(
+    x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_first: bool = True
+) -> Tensor:
+    maps = [_up(level, x, align_corners) for level in levels]
+    return torch.cat([x, *maps] if x_first else [*maps, x], 1)
+
+
+def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
+    """Adds into the first level's map, which is nobody else's."""
+    total = _up(levels[0], x, align_corners)
+    for level in levels[1:]:
+        total += _up(level, x, align_corners)
+    total += x
+    return total.relu_()
+
+
+def pyramid_conv(
+    x: Tensor,
+    levels: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    align_corners: bool,
+    x_first: bool = True,
+) -> Tensor:
+    maps = pyramid_concat(x, levels, align_corners=align_corners, x_first=x_first)
+    return F.conv2d(maps, weight, bias, padding=padding, dilation=dilation)
+
+
+def row_gate(x: Tensor, logits: Tensor) -> Tensor:
+    return x * F.interpolate(logits.sigmoid(), x.size(2), mode="linear")[..., None]
+
+
 PEERS: dict[str, Callable[..., Any]] = {
+    "pyramid_concat": pyramid_concat,
+    "pyramid_add_relu": pyramid_add_relu,
+    "pyramid_conv": pyramid_conv,
+    "row_gate": row_gate,
     "encode": encode,
     "channel_gate": channel_gate,
     "strip_pool": strip_pool,

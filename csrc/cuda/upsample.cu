@@ -13,8 +13,9 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kStagedBytes = 16 * 1024;  // of a block's shared memory, for the levels' cells
-constexpr int64_t kLineBytes = 16 * 1024;    // and for its lines
+constexpr int64_t kStagedBytes = 36 * 1024;  // of a block's shared memory, for the levels' cells
+constexpr int64_t kLineBytes = 12 * 1024;    // and for its lines
+constexpr int64_t kTileBytes = 32;           // fewest of a pixel that a block writes: a sector
 constexpr int64_t kBlockRows = 64;           // output rows of a block
 constexpr int64_t kBlockPixels = 128;        // columns of a block on the channels_last path
 
@@ -258,11 +259,14 @@ void launch_pixels(const PyramidAdd& op, Stream stream) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   AddTiles cut{};
-  cut.lanes = power_of_two(ceil_div(C, N), 8);
   cut.columns = std::min(W, kBlockPixels);
+  const int64_t fewest = std::max<int64_t>(1, kTileBytes / (N * sizeof(T)));
+  for (cut.lanes = power_of_two(ceil_div(C, N), 8);; cut.lanes /= 2) {  // until the cells fit
+    choose_storage(op, cut.lanes * N * sizeof(A), 1, cut);
+    if (cut.cells > 0 || cut.lanes <= fewest) break;
+  }
   cut.slots = slots_for(cut.lanes, cut.columns);
   const int64_t pitch = cut.lanes * N;
-  choose_storage(op, pitch * sizeof(A), 1, cut);
   launch({.kernel = "pyramid_add_pixels",
           .grid = {op.out.size[0] * ceil_div(C, pitch),
                    ceil_div(W, std::max<int64_t>(1, cut.columns)), ceil_div(H, kBlockRows)},

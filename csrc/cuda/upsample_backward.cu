@@ -17,11 +17,17 @@ constexpr int64_t kRowsBytes = 6 * 1024;    // for the rows that are summed alon
 constexpr int64_t kMostSamples = 512;       // positions of both axes whose samples are kept
 
 struct ReduceTiles {
-  int64_t plane;               // elements of the gradient in shared memory, 0: none
-  int64_t samples;             // samples in shared memory, 0: none
-  int64_t rows;                // level rows that are summed at once
-  int64_t group[kMostLevels];  // lanes that share a sum along W
+  int64_t plane;    // elements of the gradient in shared memory, 0: none
+  int64_t samples;  // samples in shared memory, 0: none
+  int64_t rows;     // level rows that are summed at once
 };
+
+// How many lanes, a power of two, share a sum along W: it has some 2 * W / cells terms.
+STRIPCTX_HOST_DEVICE inline int64_t lanes_a_sum(int64_t W, int64_t cells) {
+  int64_t lanes = 1;
+  while (lanes < kWarpSize && lanes * 2 * cells < W) lanes *= 2;
+  return lanes;
+}
 
 // Where the positions of one axis read: from shared memory, or computed anew.
 template <class A>
@@ -80,6 +86,7 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   const int rank = threadIdx.x, threads = blockDim.x;
   const bool plane_staged = cut.plane > 0;
+  const int64_t rows_at_once = cut.rows;
   SharedMemory memory;
   const auto plane = memory.take<T>(cut.plane);
   const auto sums = memory.take<A>(cut.rows * W);
@@ -120,11 +127,11 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
     rows.keep();
     columns.keep();
     __syncthreads();
-    const int64_t cells = level.size[3], group = cut.group[l];
+    const int64_t cells = level.size[3], group = lanes_a_sum(W, cells);
     for (int64_t dy = 0; dy < op.taps.kernel[0]; ++dy) {
       const int64_t row_offset = op.taps.offset(0, dy);
-      for (int64_t first = 0; first < level.size[2]; first += cut.rows) {
-        const int64_t count = min(cut.rows, level.size[2] - first);
+      for (int64_t first = 0; first < level.size[2]; first += rows_at_once) {
+        const int64_t count = min(rows_at_once, level.size[2] - first);
         for (int64_t k = rank; k < count * W; k += threads) {
           const int64_t i = first + k / W, w = k % W;
           const int64_t begin = max(rows.reach(i) - row_offset, int64_t{0});
@@ -173,9 +180,7 @@ void launch_planes(const PyramidReduce& op, Stream stream) {
   if (cut.samples > kMostSamples) cut.samples = 0;
   int64_t most_rows = 1;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.level[l];
-    most_rows = std::max(most_rows, level.size[2]);
-    cut.group[l] = power_of_two(ceil_div(W, 2 * level.size[3]), kWarpSize);
+    most_rows = std::max(most_rows, op.levels.level[l].size[2]);
   }
   const int64_t fitting = kRowsBytes / std::max<int64_t>(1, W * sizeof(A));
   cut.rows = std::clamp<int64_t>(fitting, 1, most_rows);

@@ -3,20 +3,15 @@ transpose against themselves."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sysconfig
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 import torch.nn.functional as F
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from . import build
+
 SIZES = (1, 2, 3, 5, 6, 12, 20, 33, 60, 97, 301)
 
 each_size = pytest.mark.parametrize("extent", SIZES)
@@ -26,17 +21,7 @@ each_alignment = pytest.mark.parametrize("align_corners", [True, False])
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    source = Path(__file__).with_name("interpolation.cpp")
-    output = tmp_path_factory.mktemp("core") / "interpolation.so"
-    includes = [REPOSITORY / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall"]
-    command += ["-fvisibility=hidden", *(f"-I{path}" for path in includes)]
-    subprocess.run([*command, str(source), "-o", str(output)], check=True)
-    spec = importlib.util.spec_from_file_location("interpolation", output)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build.module("interpolation", tmp_path_factory.mktemp("core"))
 
 
 def matrix(index: np.ndarray, weight: np.ndarray, cells: int) -> np.ndarray:
