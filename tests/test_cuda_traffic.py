@@ -28,7 +28,11 @@ USUAL_SHARED = 48 * 1024
 # The encoding layer reads its 64 KB of codewords, and of their gradients, once for each tile of 16
 # positions, which are 32 KB in float32 and half of that in bfloat16: they stay in the first-level
 # cache. One image alone is cut into 113 blocks, whose parts of the sums stay in the second.
+# The levels of a channels_last pyramid in half types do not fit a block together: each reads the
+# gradient by itself, a level of 20 x 20 cell by cell.
 MOST = {
+    "pyramid_add_relu_backward": 2.6,
+    "pyramid_taps_add_backward": 3.7,
     "strip_pool_backward": 1.3,
     "strip_add_relu": 1.3,
     "strip_add_relu_backward": 1.3,
