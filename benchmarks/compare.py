@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure, memory, peers
+from benchmarks.inputs import tensors
 
 MODES = ("fwd", "fwd+bwd")
 CANDIDATES = ("fused", "eager", "compile")
@@ -59,8 +60,9 @@ def compare(
     """Measures `function(*arguments)`.
 
     Args:
-        function: one of `stripctx.functional`, or a module built from them.
-        arguments: its arguments; in mode "fwd+bwd" those that require a gradient get one.
+        function: one of `stripctx.functional`, or a partial of one, or a module built from them.
+        arguments: its arguments; in mode "fwd+bwd" those that require a gradient get one, tensors
+            in lists too.
         mode: "fwd", without autograd, or "fwd+bwd", to the gradients of arguments and parameters.
         floor: does as much memory traffic or arithmetic as the function at least needs.
         with_compile: whether to compile the peer, which takes some seconds.
@@ -116,7 +118,7 @@ def bind(
                 return _listed(function(*arguments))
 
         return forward
-    inputs = [value for value in arguments if isinstance(value, Tensor) and value.requires_grad]
+    inputs = [value for value in tensors(arguments) if value.requires_grad]
     inputs += parameters
     upstream = [_like(output) for output in _listed(function(*arguments))]
 

@@ -11,8 +11,10 @@ channels_last kept from input to output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,24 +66,61 @@ def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
     return (x + x * gate[..., None, None]).relu_()
 
 
-def _up(level: Tensor, x: Tensor, align_corners: bool) -> Tensor:
-    return F.interpolate(level, x.shape[2:], mode="bilinear", align_corners=align_corners)
+def pyramid_pool(
+    x: Tensor, bins: Sequence[int | tuple[int, int]], mode: str = "mean"
+) -> list[Tensor]:
+    """Means of coarse bins from those of the finest, where all divide the map evenly: then x is
+    read once. Maxima not: the gradient goes to the first of equals in the whole window."""
+    sizes = [b if isinstance(b, tuple) else (b, b) for b in bins]
+    if mode == "max":
+        return [F.adaptive_max_pool2d(x, size) for size in sizes]
+    finest = max(sizes, key=math.prod)
+    fine = F.adaptive_avg_pool2d(x, finest)
+    return [
+        fine if size == finest else F.adaptive_avg_pool2d(fine if _nest(size, fine, x) else x, size)
+        for size in sizes
+    ]
+
+
+def _nest(size: tuple[int, int], fine: Tensor, x: Tensor) -> bool:
+    """Whether every bin consists of whole fine ones, all of as many positions."""
+    axes = zip(size, fine.shape[2:], x.shape[2:], strict=True)
+    return all(finer % bins == 0 and extent % finer == 0 for bins, finer, extent in axes)
+
+
+def row_pool(x: Tensor, rows: int, mode: str = "mean") -> Tensor:
+    pool = F.adaptive_max_pool2d if mode == "max" else F.adaptive_avg_pool2d
+    return pool(x, (rows, 1)).squeeze(3)
+
+
+def _enlarge(level: Tensor, x: Tensor, align_corners: bool) -> Tensor:
+    """To a map that broadcasts to that of x: an axis of one cell stays as it is."""
+    axes = zip(level.shape[2:], x.shape[2:], strict=True)
+    size = [1 if cells == 1 else extent for cells, extent in axes]
+    if size == list(level.shape[2:]):
+        return level
+    return F.interpolate(level, size, mode="bilinear", align_corners=align_corners)
 
 
 def pyramid_concat(
     x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_first: bool = True
 ) -> Tensor:
-    maps = [_up(level, x, align_corners) for level in levels]
+    """Every part in the format of x: torch.cat falls back to contiguous if one is not."""
+    maps = [
+        _enlarge(level, x, align_corners)
+        .expand(-1, -1, *x.shape[2:])
+        .contiguous(memory_format=memory_format(x))
+        for level in levels
+    ]
     return torch.cat([x, *maps] if x_first else [*maps, x], 1)
 
 
 def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
-    """Adds into the first level's map, which is nobody else's."""
-    total = _up(levels[0], x, align_corners)
-    for level in levels[1:]:
-        total += _up(level, x, align_corners)
-    total += x
-    return total.relu_()
+    first, *others = (_enlarge(level, x, align_corners) for level in levels)
+    out = x + first
+    for other in others:
+        out = out.add_(other)
+    return out.relu_()
 
 
 def pyramid_conv(
@@ -95,8 +134,8 @@ def pyramid_conv(
     align_corners: bool,
     x_first: bool = True,
 ) -> Tensor:
-    maps = pyramid_concat(x, levels, align_corners=align_corners, x_first=x_first)
-    return F.conv2d(maps, weight, bias, padding=padding, dilation=dilation)
+    concat = pyramid_concat(x, levels, align_corners=align_corners, x_first=x_first)
+    return F.conv2d(concat, weight, bias, padding=padding, dilation=dilation)
 
 
 def row_gate(x: Tensor, logits: Tensor) -> Tensor:
@@ -104,12 +143,14 @@ def row_gate(x: Tensor, logits: Tensor) -> Tensor:
 
 
 PEERS: dict[str, Callable[..., Any]] = {
+    "encode": encode,
+    "channel_gate": channel_gate,
+    "pyramid_pool": pyramid_pool,
     "pyramid_concat": pyramid_concat,
     "pyramid_add_relu": pyramid_add_relu,
     "pyramid_conv": pyramid_conv,
+    "row_pool": row_pool,
     "row_gate": row_gate,
-    "encode": encode,
-    "channel_gate": channel_gate,
     "strip_pool": strip_pool,
     "strip_add_relu": strip_add_relu,
     "sigmoid_gate": sigmoid_gate,
@@ -131,7 +172,10 @@ def installed() -> Iterator[None]:
 
 
 def of(candidate: Callable[..., Any]) -> Callable[..., Any]:
-    """The eager peer of a function of `stripctx.functional`, or of a module built from them."""
+    """The eager peer of a function of `stripctx.functional`, which may be a partial with keywords,
+    or of a module built from them."""
+    if isinstance(candidate, partial):
+        return partial(of(candidate.func), *candidate.args, **candidate.keywords)
     if not isinstance(candidate, nn.Module):
         return PEERS[candidate.__name__]
 
@@ -146,6 +190,8 @@ def compiled(candidate: Callable[..., Any]) -> Callable[..., Any]:
     """The peer under torch.compile, for fixed shapes. Its first call compiles; raises what that
     raises, for instance where there is no C++ compiler.
     """
+    if isinstance(candidate, partial):
+        return partial(compiled(candidate.func), *candidate.args, **candidate.keywords)
     if not isinstance(candidate, nn.Module):
         return torch.compile(PEERS[candidate.__name__], fullgraph=True, dynamic=False)
     module = torch.compile(candidate, fullgraph=True, dynamic=False)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from benchmarks import compare, floors, measure, memory, peers, results
 from benchmarks.floors import Floor, Shape
+from benchmarks.inputs import Size, inputs
 from stripctx import StripPooling, functional
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -59,8 +61,8 @@ def test_every_operator_of_a_measured_family_has_a_floor(path: Path) -> None:
     assert set(operators) <= set(floors.FLOORS)
 
 
-def test_peers_stand_for_functions_that_exist() -> None:
-    assert set(peers.PEERS) <= set(functional.__all__)
+def test_every_function_has_a_peer() -> None:
+    assert set(peers.PEERS) == set(functional.__all__)
 
 
 def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
@@ -89,40 +91,50 @@ def test_floors_need_no_torch() -> None:
 # Peers.
 
 
-def arguments(name: str, layout: torch.memory_format, dtype: torch.dtype) -> list[torch.Tensor]:
-    def tensor(*sizes: int) -> torch.Tensor:
-        value = torch.randn(sizes).to(dtype)
-        value = value.contiguous(memory_format=layout) if value.dim() == 4 else value
-        return value.requires_grad_()
-
-    x, rows, cols, bias = tensor(2, 6, 9, 7), tensor(2, 6, 9, 1), tensor(2, 6, 1, 7), tensor(6)
-    return {
-        "encode": [x, tensor(4, 6), tensor(4)],
-        "channel_gate": [x, tensor(2, 6)],
-        "strip_pool": [x],
-        "strip_add_relu": [rows, cols],
-        "sigmoid_gate": [x, tensor(2, 6, 9, 7), bias],
-        "strip_gate": [x, rows, cols, tensor(6, 6, 1, 1), bias],
-    }[name]
+SIZE = (2, 6, 9, 7)
+EVEN = (2, 6, 12, 18)  # PSPNet's bins divide it: the peer of the means pools twice
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
+@pytest.mark.parametrize("size", [SIZE, EVEN], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", peers.PEERS)
-def test_peer_computes_the_same(name: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
-    inputs = arguments(name, layout, dtype)
+def test_peer_computes_the_same(
+    name: str, layout: torch.memory_format, dtype: torch.dtype, size: Size
+) -> None:
+    function, arguments = inputs(name, size, dtype, layout)
     ours, theirs = (
-        compare.bind(function, inputs, "fwd+bwd")()
-        for function in (getattr(functional, name), peers.PEERS[name])
+        compare.bind(candidate, arguments, "fwd+bwd")()
+        for candidate in (function, peers.of(function))
     )
     compare.check_agreement(name, theirs, ours, compare.TOLERANCE)
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peer_keeps_channels_last(name: str) -> None:
-    inputs = arguments(name, torch.channels_last, torch.float32)
-    for output in compare.bind(peers.PEERS[name], inputs, "fwd")():
+    function, arguments = inputs(name, SIZE, torch.float32, torch.channels_last)
+    for output in compare.bind(peers.of(function), arguments, "fwd")():
         assert output.dim() != 4 or output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_peers_with_other_options(layout: torch.memory_format) -> None:
+    """Maxima, corners that do not align, x last, levels of one cell along an axis."""
+    x, weight = torch.randn(SIZE).contiguous(memory_format=layout), torch.randn(4, 18, 3, 3)
+    levels = [torch.randn(2, 6, *size) for size in ((1, 7), (4, 1))]
+    for function, arguments in (
+        (partial(functional.pyramid_pool, mode="max"), [x, [2, (4, 1)]]),
+        (partial(functional.row_pool, mode="max"), [x, 4]),
+        (partial(functional.pyramid_add_relu, align_corners=False), [x, levels]),
+        (partial(functional.pyramid_concat, align_corners=False, x_first=False), [x, levels]),
+        (
+            partial(functional.pyramid_conv, dilation=2, align_corners=False, x_first=False),
+            [x, levels, weight],
+        ),
+    ):
+        expected = function(*arguments)
+        torch.testing.assert_close(peers.of(function)(*arguments), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bias", [True, False])
