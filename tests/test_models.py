@@ -98,7 +98,8 @@ def test_training_step(name: str) -> None:
         if not parameter.requires_grad:  # HANet's fixed tables
             continue
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-        assert parameter.grad.any(), key
+        # A bias before a norm has the gradient 0, but for rounding.
+        assert key.endswith("bias") or parameter.grad.any(), key
     for key, value in network.state_dict().items():
         assert not key.endswith("num_batches_tracked") or value == 1, key
 
