@@ -33,7 +33,7 @@ inline Vec<double> pick(const double* cells, const IndexVec<double>& index) {
 constexpr bool kPermutes = false;
 template <class A>
 inline Vec<A> pick(const A*, const IndexVec<A>&) {
-  return {};
+  return Vec<A>{};
 }
 #endif
 
