@@ -227,6 +227,7 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
         "x must be float64, float32, float16 or bfloat16, got int64",
     ),
     (functional.strip_pool, (map_of(*X, dtype=torch.complex64),), "got complex64"),
+    (OPS.sigmoid_gate, (map_of(*X), None, map_of(3)), "logits must be a tensor, got None"),
     (
         functional.strip_add_relu,
         (map_of(2, 3, 4, 5), map_of(2, 3, 1, 5)),

@@ -427,6 +427,11 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
         (map_of(*X), map_of(*L), [4, 5], [1, 0], NONE, ONES),
         "kernel must be two integers of at least 1, got (1, 0)",
     ),
+    (  # 4 * 2^62 is 0 in 64 bits
+        taps_add,
+        (map_of(*X), map_of(*L), [4, 5], [2**62 + 1, 1], NONE, [4, 1]),
+        "kernel must be at most 32767, got (4611686018427387905, 1)",
+    ),
     (
         taps_add,
         (map_of(*X), map_of(*L), [4, 5], ONES, [0], ONES),

@@ -19,8 +19,14 @@ class Checker {
  public:
   explicit Checker(const char* name) : name_(name) {}
 
+  // The dispatcher takes None for a tensor: one that is undefined here.
+  void given(const char* argument, const Tensor& value) const {
+    if (!value.defined()) refuse(argument, "must be a tensor, got None");
+  }
+
   // A dense floating-point tensor with as many dimensions as `shape`, "(N, C, H, W)".
   void tensor(const char* argument, const Tensor& value, const char* shape) const {
+    given(argument, value);
     int64_t rank = 1;
     for (const char* c = shape; *c; ++c) rank += *c == ',';
     if (value.dim() != rank) {
@@ -61,6 +67,7 @@ class Checker {
   }
 
   void index_tensor(const char* argument, const Tensor& value) const {
+    given(argument, value);
     if (value.scalar_type() != ScalarType::Long) {
       refuse(argument, "must be int64, got ", text(value.scalar_type()));
     }

@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <numeric>
+#include <cstdint>
 
 #include "bind/check.hpp"
 #include "bind/tensor.hpp"
@@ -18,6 +18,8 @@ using Sizes = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 
 constexpr int64_t kAnyNumber = -1;
+constexpr int64_t kMost = INT32_MAX;      // so that no sum or product below leaves 64 bits
+constexpr int64_t kMostTaps = INT16_MAX;  // along one axis
 
 std::string item(const char* list, size_t i) {
   return std::string(list) + "[" + std::to_string(i) + "]";
@@ -48,6 +50,14 @@ void check_levels(const Checker& check, const char* argument, const Tensors& lev
   }
 }
 
+void check_most(const Checker& check, const char* argument, const Sizes& values, int64_t most) {
+  for (const int64_t value : values) {
+    if (value > most) {
+      check.refuse(argument, "must be at most ", most, ", got ", Checker::text(values));
+    }
+  }
+}
+
 // `each` numbers a level: the last two, its rows and columns, are positive.
 void check_sizes(const Checker& check, const Sizes& sizes, size_t each) {
   if (sizes.size() % each != 0) {
@@ -59,21 +69,23 @@ void check_sizes(const Checker& check, const Sizes& sizes, size_t each) {
       check.refuse("sizes", "must be positive, got ", Checker::text(sizes));
     }
   }
+  check_most(check, "sizes", sizes, kMost);
 }
 
 Taps check_kernel(const Checker& check, const Sizes& size, const Sizes& kernel,
                   const Sizes& padding, const Sizes& dilation, bool align_corners,
                   const char* base_name, const Tensor& base) {
-  const auto pair = [&](const char* argument, const Sizes& value, int64_t least) {
+  const auto pair = [&](const char* argument, const Sizes& value, int64_t least, int64_t most) {
     if (value.size() != 2 || value[0] < least || value[1] < least) {
       check.refuse(argument, "must be two integers of at least ", least, ", got ",
                    Checker::text(value));
     }
+    check_most(check, argument, value, most);
   };
-  pair("size", size, 0);
-  pair("kernel", kernel, 1);
-  pair("padding", padding, 0);
-  pair("dilation", dilation, 1);
+  pair("size", size, 0, kMost);
+  pair("kernel", kernel, 1, kMostTaps);
+  pair("padding", padding, 0, kMost);
+  pair("dilation", dilation, 1, kMost);
   const auto outputs = [&](int axis) {
     return size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1);
   };

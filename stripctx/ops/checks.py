@@ -13,8 +13,15 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def given(name: str, argument: str, value: Tensor | None) -> None:
+    """The dispatcher takes None for a tensor."""
+    if value is None:
+        raise ValueError(f"{name}: {argument} must be a tensor, got None")
+
+
 def tensor(name: str, argument: str, value: Tensor, shape: str) -> None:
     """`value` is dense, floating-point and has as many dimensions as `shape`, "(N, C, H, W)"."""
+    given(name, argument, value)
     rank = shape.count(",") + 1
     if value.dim() != rank:
         raise ValueError(

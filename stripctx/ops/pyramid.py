@@ -170,6 +170,7 @@ def _check_max_pool_backward(
         )
     for k, (index, grad) in enumerate(zip(indices, grads, strict=True)):
         argument = f"indices[{k}]"
+        checks.given(name, argument, index)
         if index.dtype is not torch.int64:
             raise ValueError(f"{name}: {argument} must be int64, got {checks.dtype(index.dtype)}")
         checks.size(name, argument, index, tuple(grad.shape))

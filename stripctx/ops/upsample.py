@@ -22,6 +22,8 @@ from stripctx.reference import upsample as reference
 
 OPS = torch.ops.stripctx
 MOST_LEVELS = 8
+MOST = 2**31 - 1  # so that no sum or product below leaves 64 bits
+MOST_TAPS = 2**15 - 1  # along one axis
 
 
 def _check_count(name: str, argument: str, count: int) -> None:
@@ -59,6 +61,13 @@ def _check_sizes(name: str, sizes: Sequence[int], each: int) -> None:
     _check_count(name, "sizes", len(sizes) // each)
     if any(size < (0 if i % each < each - 2 else 1) for i, size in enumerate(sizes)):
         raise ValueError(f"{name}: sizes must be positive, got {checks.text(sizes)}")
+    _check_most(name, "sizes", sizes, MOST)
+
+
+def _check_most(name: str, argument: str, values: Sequence[int], most: int) -> None:
+    """A symbolic size is not asked: the question would become a bound on what can be exported."""
+    if any(isinstance(value, int) and value > most for value in values):
+        raise ValueError(f"{name}: {argument} must be at most {most}, got {checks.text(values)}")
 
 
 def _format(channels_last: bool) -> torch.memory_format:
@@ -231,6 +240,7 @@ def _check_kernel(
                 f"{name}: {argument} must be two integers of at least {least}, "
                 f"got {checks.text(value)}"
             )
+        _check_most(name, argument, value, MOST_TAPS if argument == "kernel" else MOST)
     expected = tuple(
         size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)
     )

@@ -1,0 +1,40 @@
+"""Thousands of malformed calls straight through `torch.ops`: an error or the reference's result,
+never a signal.
+
+The calls, tests/fuzz.py, are made in a process of their own, whose last words name the call that
+ended it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from battery import DEVICE, EMULATED
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CALLS = 300 if EMULATED or DEVICE.type == "cuda" else 3000
+
+
+@pytest.mark.parametrize("seed", [20])
+def test_malformed_calls(seed: int) -> None:
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    finished = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tests" / "fuzz.py"), str(seed), str(CALLS)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    *calls, last = finished.stdout.splitlines() or [""]
+    end = f"seed {seed} ended with {finished.returncode}\n{last}\n{finished.stderr[-2000:]}"
+    assert finished.returncode == 0, end
+    broken = [pair for pair in itertools.pairwise(calls) if pair[1].startswith("BROKEN")]
+    assert not broken, broken[0]
+    counts = json.loads(last)
+    assert sum(sum(count.values()) for count in counts.values()) == CALLS
+    for name, count in counts.items():
+        assert count.get("accepted", 0) >= 1 and count.get("refused", 0) >= 1, (name, count)
