@@ -233,6 +233,33 @@ def level_cells(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
     return shape.batch * channels * square_cells(bins)
 
 
+INDEX_SIZE = 8  # an int64 for each maximum
+
+
+def pyramid_pool(shape: Shape) -> Floor:
+    """Each element enters one cell's sum, however many levels there are; a division a bin."""
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    return shape.floor(read=shape.map, written=bins, operations=shape.map + bins)
+
+
+def pyramid_pool_backward(shape: Shape) -> Floor:
+    """A division and an addition a bin: the gradient is the same all over a cell."""
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    return shape.floor(read=bins, written=shape.map, operations=2 * bins)
+
+
+def pyramid_max_pool(shape: Shape) -> Floor:
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    values = shape.floor(read=shape.map, written=bins, operations=shape.map)
+    return values + Floor(written=INDEX_SIZE * bins)
+
+
+def pyramid_max_pool_backward(shape: Shape) -> Floor:
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    values = shape.floor(read=bins, written=shape.map, operations=bins)
+    return values + Floor(read=INDEX_SIZE * bins)
+
+
 def level_lines(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
     """Elements of the levels' rows at the map's width."""
     return shape.batch * channels * shape.width * sum(bins)
@@ -318,6 +345,10 @@ def row_gate_backward(shape: Shape) -> Floor:
 
 
 FLOORS: dict[str, Callable[[Shape], Floor]] = {
+    "pyramid_pool": pyramid_pool,
+    "pyramid_pool_backward": pyramid_pool_backward,
+    "pyramid_max_pool": pyramid_max_pool,
+    "pyramid_max_pool_backward": pyramid_max_pool_backward,
     "pyramid_concat": pyramid_concat,
     "pyramid_concat_backward": pyramid_concat_backward,
     "pyramid_add_relu": pyramid_add_relu,

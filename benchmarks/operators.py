@@ -69,6 +69,11 @@ class Sample:
         grad = self.tensor(self.size[0], quarter * len(PSP_BINS), *self.size[2:])
         return grad, [size for b in PSP_BINS for size in (quarter, b, b)]
 
+    def maxima(self) -> list[Tensor]:
+        """Where they stand, as pyramid_max_pool's second half of results says."""
+        found: list[Tensor] = torch.ops.stripctx.pyramid_max_pool(self.map(), squares(PSP_BINS))
+        return found[len(PSP_BINS) :]
+
     def taps(self) -> list[Tensor]:
         return self.levels(PSP_BINS, KERNEL**2 * self.size[1])
 
@@ -89,6 +94,19 @@ def squares(bins: tuple[int, ...]) -> list[int]:
 
 
 OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
+    "pyramid_pool": lambda make: (make.map(), squares(PSP_BINS)),
+    "pyramid_pool_backward": lambda make: (
+        make.levels(PSP_BINS, make.size[1]),
+        *make.size[2:],
+        make.channels_last,
+    ),
+    "pyramid_max_pool": lambda make: (make.map(), squares(PSP_BINS)),
+    "pyramid_max_pool_backward": lambda make: (
+        make.levels(PSP_BINS, make.size[1]),
+        make.maxima(),
+        *make.size[2:],
+        make.channels_last,
+    ),
     "pyramid_concat": lambda make: (make.map(), make.concat_levels(), True, True),
     "pyramid_concat_backward": lambda make: (*make.concat_grad(), True, make.channels_last),
     "pyramid_add_relu": lambda make: (make.map(), make.levels(MPM_BINS, make.size[1]), True),
@@ -113,6 +131,10 @@ OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
     "channel_gate_backward": lambda make: (make.map(), make.map(), make.gate()),
     "sigmoid_gate_backward": lambda make: (make.map(), make.map(), make.map(), make.channels()),
 }
+
+# Those whose traffic and thread orders tests/test_pyramid.py counts, for more kinds of bins.
+POOLING = ("pyramid_pool", "pyramid_pool_backward", "pyramid_max_pool", "pyramid_max_pool_backward")
+COUNTED = tuple(name for name in OPERATORS if name not in POOLING)
 
 
 def call(name: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -218,8 +218,8 @@ PixelStorage storage(const PyramidReduce& op, const PixelTiles& cut) {
 
 // Sums all levels of `op` at once, all taps at once or one at a time; false where the cells do not
 // fit in shared memory.
-template <class T, int N>
-bool launch_reduce(const PyramidReduce& op, const char* kernel, Stream stream) {
+template <class T, int N, class Name>
+bool launch_reduce(const PyramidReduce& op, const Name& kernel, Stream stream) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2];
   PixelTiles cut{};
