@@ -19,10 +19,11 @@ SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements-dev.txt pyproject.toml
+$(VENV)/.ready: requirements-dev.txt requirements-oracles.txt pyproject.toml
 	@echo "setting up $(VENV): some 500 MB to download, once"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracles.txt
 	@touch $@
 
 test: setup

@@ -1,11 +1,11 @@
 """Somebody else's implementations, for tests that run where these are installed and skip elsewhere:
 
-    pip install --no-deps mmsegmentation==1.2.2 mmcv-lite==2.1.0 mmengine-lite==0.10.7 \\
-        addict yapf platformdirs termcolor rich prettytable packaging pyyaml
+    pip install --no-deps -r requirements-oracles.txt
 
-Without --no-deps these bring OpenCV and SciPy, which nothing here needs, so requirements-dev.txt
-leaves them out. mmseg's and mmcv's packages import all of both; here they are entered through empty
-shells, and only the files that define a module are run.
+`make setup` does. Without --no-deps they bring OpenCV, SciPy, timm and torchvision, which nothing
+here needs. The packages of mmseg, mmcv and smp import all of those; here they are entered through
+empty shells, and only the files that define a module are run. What is left of smp's networks to
+stand in for is the encoder: `Features`, three strided convolutions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,39 +21,92 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 
 @functools.cache
-def mmseg_encoding() -> SimpleNamespace:
-    """mmseg's `Encoding` and `EncModule`, which has `BN` for its norm_cfg."""
-    for package in ("mmseg", "mmcv", "mmengine", "addict", "yapf", "termcolor", "rich"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed (tests/oracles.py says how)")
+def mmseg() -> SimpleNamespace:
+    """mmseg's modules, heads and segmentor, and `MODELS`, which builds them from configurations;
+    norms are of type "BN"."""
+    _require("mmseg", "mmcv", "mmengine", "addict", "yapf", "termcolor", "rich")
     if find_spec("cv2") is None:
         _stand_in("cv2")
     _shell("mmcv")
-    for package in ("mmseg", "mmseg.models", "mmseg.models.utils", "mmseg.models.decode_heads"):
-        _shell(package)
-    encoding = importlib.import_module("mmseg.models.utils.encoding").Encoding
-    sys.modules["mmseg.models.utils"].__dict__.update(Encoding=encoding, resize=None)
-    _stand_in("mmseg.models.builder", build_loss=None)
-    _stand_in("mmseg.registry", MODELS=_Registry())
-    _stand_in("mmseg.utils", ConfigType=Any, SampleList=Any)
-    _stand_in("mmseg.models.decode_heads.decode_head", BaseDecodeHead=nn.Module)
-    module = importlib.import_module("mmseg.models.decode_heads.enc_head").EncModule
-    return SimpleNamespace(Encoding=encoding, EncModule=module)
+    _shell("mmseg")
+    for package in ("utils", "models", *(f"models.{name}" for name in _MMSEG_MODELS)):
+        _shell(f"mmseg.{package}")
+    _fill("mmseg.utils", "typing_utils", "misc")
+    for package, files in _MMSEG_MODELS.items():
+        _fill(f"mmseg.models.{package}", *files)
+    heads = vars(sys.modules["mmseg.models.decode_heads"])
+    names = ("PPM", "PSPHead", "EncHead", "EncModule", "Encoding")
+    models = importlib.import_module("mmseg.registry").MODELS
+    return SimpleNamespace(MODELS=models, **{name: heads[name] for name in names})
 
 
-class _Registry:
-    def register_module(self) -> Any:
-        return lambda registered: registered
+_MMSEG_MODELS = {
+    "utils": ("wrappers", "encoding", "res_layer"),
+    "losses": ("utils", "accuracy", "cross_entropy_loss"),
+    "backbones": ("resnet",),
+    "decode_heads": ("decode_head", "fcn_head", "psp_head", "enc_head"),
+    "segmentors": ("base", "encoder_decoder"),
+}
+
+
+@functools.cache
+def smp() -> SimpleNamespace:
+    """smp's PSPNet, of `Features`, its decoder, and the pyramids of PSPNet and of UPerNet."""
+    _require("segmentation_models_pytorch")
+    root = "segmentation_models_pytorch"
+    _shell(root)
+    for package in ("base", "decoders", "decoders.pspnet", "decoders.upernet"):
+        _shell(f"{root}.{package}")
+    _stand_in(f"{root}.base.hub_mixin", SMPHubMixin=_Hub, supports_config_loading=lambda f: f)
+    _stand_in(f"{root}.encoders", get_encoder=Features, TimmUniversalEncoder=_Hub)
+    _fill(f"{root}.base", "modules", "heads", "model")
+    decoder = importlib.import_module(f"{root}.decoders.pspnet.decoder")
+    return SimpleNamespace(
+        PSPNet=importlib.import_module(f"{root}.decoders.pspnet.model").PSPNet,
+        PSPDecoder=decoder.PSPDecoder,
+        PSPModule=decoder.PSPModule,
+        UPerNetPSPModule=importlib.import_module(f"{root}.decoders.upernet.decoder").PSPModule,
+    )
+
+
+class Features(nn.Module):
+    """What smp asks of an encoder: the image and a map for each halving, and their channels."""
+
+    def __init__(self, name: str, in_channels: int = 3, depth: int = 3, **_: object) -> None:
+        super().__init__()
+        self.out_channels = [in_channels, *(8 * 2**i for i in range(depth))]
+        self.output_stride = 2**depth
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())
+            for a, b in zip(self.out_channels, self.out_channels[1:], strict=False)
+        )
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        maps = [x]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+
+class _Hub:
+    """In place of a base class that talks to a model hub."""
+
+    def __new__(cls, *_: object, **__: object) -> Any:
+        return super().__new__(cls)
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed (tests/oracles.py says how)")
 
 
 def _shell(name: str) -> None:
     """An installed package whose own `__init__` does not run."""
-    if name in sys.modules:
-        return
     parent, _, child = name.rpartition(".")
     if parent:
         folder = Path(sys.modules[parent].__path__[0], child)
@@ -63,11 +117,26 @@ def _shell(name: str) -> None:
     package = ModuleType(name)
     package.__path__ = [str(folder)]
     package.__spec__ = ModuleSpec(name, None, is_package=True)
-    sys.modules[name] = package
+    _register(package)
+
+
+def _fill(package: str, *files: str) -> None:
+    """Runs some files of a shell and gives it their names, as its `__init__` would."""
+    for file in files:
+        module = importlib.import_module(f"{package}.{file}")
+        names = (name for name in vars(module) if not name.startswith("_"))
+        vars(sys.modules[package]).update({name: vars(module)[name] for name in names})
 
 
 def _stand_in(name: str, **contents: Any) -> None:
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)
-    module.__dict__.update(contents)
-    sys.modules[name] = module
+    vars(module).update(contents)
+    _register(module)
+
+
+def _register(module: ModuleType) -> None:
+    sys.modules[module.__name__] = module
+    parent, _, child = module.__name__.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)

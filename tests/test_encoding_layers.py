@@ -127,7 +127,7 @@ def test_loads_from_a_data_parallel_network() -> None:
 
 
 def test_encoding_equals_mmseg() -> None:
-    theirs = oracles.mmseg_encoding().Encoding(12, 7).to(DEVICE).double()
+    theirs = oracles.mmseg().Encoding(12, 7).to(DEVICE).double()
     soften(theirs)
     ours = EncodingLayer(12, 7).to(DEVICE).double()
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -145,7 +145,7 @@ def test_encoding_equals_mmseg() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_context_equals_mmseg(training: bool) -> None:
-    theirs = oracles.mmseg_encoding().EncModule(
+    theirs = oracles.mmseg().EncModule(
         12, 7, None, {"type": "BN", "requires_grad": True}, {"type": "ReLU"}
     )
     soften(theirs)
