@@ -1,0 +1,143 @@
+"""Runs a network on a whole image by a protocol of protocols.py, within bounded memory."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.protocols import Protocol, Windows
+
+HEIGHTS = 128  # of an image, as HANet counts them; 128 itself marks rows that are padding
+
+
+@torch.no_grad()
+def infer(
+    network: nn.Module,
+    image: Tensor,
+    protocol: Protocol,
+    *,
+    batch: int = 4,
+    store: torch.device | str | None = None,
+) -> Tensor:
+    """The scores of every class at every pixel.
+
+    Holds one map of scores at the image's size and one or two at the size of the scale at hand,
+    K * H * W numbers each, float64 under `EncodingSliding`. `batch` bounds what the network takes.
+
+    Args:
+        network: in eval mode; (N, 3, h, w) to logits (N, K, h, w), or to a dictionary with them as
+            `out`. One whose forward takes `pos` is given the heights of the rows, (N, h).
+        image: (3, H, W), normalised, on the network's device.
+        protocol: how to look at it.
+        batch: how many windows, mirror images included, the network sees at once.
+        store: the device that holds the scores, "cpu" for large images; else the image's.
+
+    Returns:
+        (K, H, W) on `store`; the argmax over K is the label map.
+
+    Example:
+        >>> network = models.create("fcn", num_classes=19, backbone="resnet18").eval()
+        >>> image = torch.randn(3, 96, 160)
+        >>> infer(network, image, SemsegSliding(crop=64, flip=True)).argmax(0).shape
+        torch.Size([96, 160])
+    """
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"infer: image must have shape (3, H, W), got {tuple(image.shape)}")
+    if network.training:
+        raise ValueError("infer: network must be in eval mode, got one in training")
+    height, width = image.shape[1:]
+    corners = protocol.align_corners
+    place = torch.device(store or image.device)
+    total = torch.zeros(())
+    for scale in protocol.scales:
+        size = protocol.size(height, width, scale)
+        seen = _resized(image, size, corners, protocol.antialias)
+        if protocol.flip and protocol.mirrors == "image":
+            once = replace(protocol, flip=False)
+            scores = _slide(network, seen, scale, once, batch, place)
+            mirrored = _slide(network, seen.flip(2), scale, once, batch, place)
+            scores = scores.add_(mirrored.flip(2)).div_(2)
+        else:
+            scores = _slide(network, seen, scale, protocol, batch, place)
+        scores = _resized(scores, (height, width), corners, False)
+        total = scores if total.dim() == 0 else total.add_(scores)
+    return total.div_(len(protocol.scales))
+
+
+def _slide(
+    network: nn.Module,
+    image: Tensor,
+    scale: float,
+    protocol: Protocol,
+    batch: int,
+    store: torch.device,
+) -> Tensor:
+    """(K, h, w): the mean score over the windows that see a pixel."""
+    height, width = image.shape[1:]
+    windows = protocol.windows(height, width, scale)
+    views = torch.zeros(height, width, device=store)
+    total = torch.zeros(())
+    step = max(1, batch // 2 if protocol.flip else batch)
+    for start in range(0, len(windows.corners), step):
+        corners = windows.corners[start : start + step]
+        scores = _look(network, image, windows, corners, protocol).to(store)
+        if total.dim() == 0:
+            total = scores.new_zeros(scores.shape[1], height, width)
+        for score, corner in zip(scores, corners, strict=True):
+            in_image, in_window = windows.shared(corner, height, width)
+            total[in_image] += score[in_window]
+            views[in_image[1:]] += 1
+    return total.div_(views)
+
+
+def _look(
+    network: nn.Module,
+    image: Tensor,
+    windows: Windows,
+    corners: tuple[tuple[int, int], ...],
+    protocol: Protocol,
+) -> Tensor:
+    """(N, K, h, w): the scores of some windows."""
+    crops = torch.stack([_crop(image, windows, corner, protocol.padding) for corner in corners])
+    heights = torch.stack([_heights(windows, top, image.shape[1]) for top, _ in corners])
+    if protocol.flip:
+        crops, heights = torch.cat([crops, crops.flip(3)]), heights.repeat(2, 1)
+    takes_heights = "pos" in inspect.signature(network.forward).parameters
+    outputs = network(crops, heights.to(crops.device)) if takes_heights else network(crops)
+    logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
+    logits = logits if logits.dtype is torch.float64 else logits.float()
+    straight, mirrored = logits[: len(corners)], logits[len(corners) :]
+    return protocol.score(straight, mirrored.flip(3) if protocol.flip else None)
+
+
+def _crop(
+    image: Tensor,
+    windows: Windows,
+    corner: tuple[int, int],
+    padding: tuple[float, float, float],
+) -> Tensor:
+    """(3, h, w): what a window sees."""
+    crop = image.new_tensor(padding)[:, None, None].repeat(1, windows.height, windows.width)
+    in_image, in_window = windows.shared(corner, *image.shape[1:])
+    crop[in_window] = image[in_image]
+    return crop
+
+
+def _heights(windows: Windows, top: int, height: int) -> Tensor:
+    """(h,): where in the image each row of a window lies, 0 at the top to 127; 128 outside."""
+    rows = torch.arange(top, top + windows.height)
+    inside = (rows >= 0) & (rows < height)
+    return torch.where(inside, rows * HEIGHTS // height, HEIGHTS)
+
+
+def _resized(x: Tensor, size: tuple[int, int], align_corners: bool, antialias: bool) -> Tensor:
+    """A map (C, h, w) at another size."""
+    if tuple(x.shape[1:]) == size:
+        return x
+    return F.interpolate(
+        x[None], size, mode="bilinear", align_corners=align_corners, antialias=antialias
+    )[0]

@@ -1,0 +1,242 @@
+"""How a trained network is asked about a whole image: the testing protocols of the four systems.
+
+| protocol          | long side       | windows                           | what is averaged    |
+| ----------------- | --------------- | --------------------------------- | ------------------- |
+| `WholeImage`      | scale * its own | one                               | softmax             |
+| `SemsegSliding`   | scale * base    | step ceil(2/3 crop), last shifted | softmax             |
+| `HanetSliding`    | scale * its own | overlap 1/3, last shifted         | logits              |
+| `EncodingSliding` | scale * base    | step int(2/3 crop), last padded   | exp(logits+flipped) |
+
+Each is a small frozen dataclass that says where windows lie and how logits become scores;
+`inference.infer` runs any of them. Scores are averaged where windows overlap, resized to the image,
+and averaged over the scales; the class of a pixel is the one with the highest score. Images come
+normalised, so 0 is the mean colour. Upstream resizes 8-bit images, which rounds every pixel; here
+nothing is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+Area = tuple[slice, slice, slice]  # of channels, rows, columns
+
+BLACK = (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225)  # normalised by ImageNet's statistics
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where a network looks: boxes of one size. What lies beyond the image is padding."""
+
+    height: int
+    width: int
+    corners: tuple[tuple[int, int], ...]  # top, left; may be negative
+
+    def shared(self, corner: tuple[int, int], height: int, width: int) -> tuple[Area, Area]:
+        """What a window and an image of this size have in common: in the image, in the window."""
+        top, left = corner
+        rows = slice(max(top, 0), min(top + self.height, height))
+        cols = slice(max(left, 0), min(left + self.width, width))
+        own_rows = slice(rows.start - top, rows.stop - top)
+        own_cols = slice(cols.start - left, cols.stop - left)
+        return (slice(None), rows, cols), (slice(None), own_rows, own_cols)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every protocol has; use one of the subclasses.
+
+    Attributes:
+        scales: the sizes at which the image is seen.
+        flip: whether its mirror image is seen too.
+        padding: the normalised colour beyond the edge of the image.
+        align_corners: of every resize, of the image and of the scores.
+        antialias: whether the image is smoothed before it is made smaller.
+        mirrors: the "windows", each seen with its mirror image, or the "image", whose windows then
+            lie elsewhere where the last ones are shifted back.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    padding: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    align_corners: ClassVar[bool] = False
+    antialias: ClassVar[bool] = False
+    mirrors: ClassVar[str] = "windows"
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"{type(self).__name__}: scales must be positive, got {self.scales}")
+        for name in ("crop", "base_size"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {value}")
+
+    def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        """Of the image at a scale."""
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def windows(self, height: int, width: int, scale: float) -> Windows:
+        """On an image of this size."""
+        return Windows(height, width, ((0, 0),))
+
+    def score(self, logits: Tensor, flipped: Tensor | None) -> Tensor:
+        """From logits (N, K, h, w) of windows, and of their mirror images, mirrored back."""
+        chance = logits.softmax(1)
+        return chance if flipped is None else (chance + flipped.softmax(1)) / 2
+
+
+@dataclass(frozen=True)
+class WholeImage(Protocol):
+    """The image at once: what networks without a fixed size are usually scored by."""
+
+
+@dataclass(frozen=True)
+class SemsegSliding(Protocol):
+    """semseg's and SPNet's test.
+
+    The image is resized so that its long side is round(scale * base_size), padded on all sides to
+    a crop at least, and seen through square windows at steps of ceil(2/3 crop), the last of a row
+    or column shifted back to end with the image.
+
+    Attributes:
+        base_size: the image's own long side where None. 512 for ADE20K and VOC, 2048 for
+            Cityscapes, with scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75 in the multi-scale test.
+        crop: 473 and 713 in semseg, 480 and 768 in SPNet.
+    """
+
+    base_size: int | None = None
+    crop: int = 473
+
+    def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        long = max(height, width)
+        longer = max(1, round(scale * (self.base_size or long)))
+        shorter = max(1, round(longer / long * min(height, width)))
+        return (longer, shorter) if height > width else (shorter, longer)
+
+    def windows(self, height: int, width: int, scale: float) -> Windows:
+        step = math.ceil(self.crop * 2 / 3)
+        tops, lefts = (
+            [
+                start - max(self.crop - side, 0) // 2
+                for start in _shifted_back(side, self.crop, step)
+            ]
+            for side in (height, width)
+        )
+        return Windows(self.crop, self.crop, _grid(tops, lefts))
+
+
+@dataclass(frozen=True)
+class HanetSliding(Protocol):
+    """HANet's evaluation: raw logits averaged over windows, flips and scales.
+
+    Windows have the side crop * max(1, scale), or the image's where that is smaller, and overlap by
+    a third at least. The network is told the height of every row in the whole image.
+
+    Attributes:
+        crop: 1024 for Cityscapes, with scales 0.5, 1 and 2.
+        overlap: of neighbouring windows, a share of their side.
+    """
+
+    crop: int = 1024
+    overlap: float = 1 / 3
+    antialias: ClassVar[bool] = True  # as PIL, which upstream resizes with
+    mirrors: ClassVar[str] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"HanetSliding: overlap must be in [0, 1), got {self.overlap}")
+
+    def windows(self, height: int, width: int, scale: float) -> Windows:
+        crop = int(self.crop * max(1.0, scale))
+        step = math.ceil(crop * (1 - self.overlap))
+        tops, lefts = (_shifted_back(side, crop, step) for side in (height, width))
+        return Windows(min(crop, height), min(crop, width), _grid(tops, lefts))
+
+    def score(self, logits: Tensor, flipped: Tensor | None) -> Tensor:
+        return logits
+
+
+@dataclass(frozen=True)
+class EncodingSliding(Protocol):
+    """PyTorch-Encoding's MultiEvalModule: a window's score is exp(logits + flipped logits).
+
+    Not normalised over the classes: a window, or scale, counts for as much as it is sure. Upstream
+    takes the exponential in float32, which is infinite above 88; here it is float64, and where the
+    highest sum of a pixel is above 600, all its sums are lowered to make it 600. Elsewhere the two
+    agree. Upstream sums over the scales, here they are averaged: the same classes win.
+
+    Attributes:
+        base_size: the image's own long side where None. 520 upstream, 2048 for Cityscapes, with
+            scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75 (Cityscapes 0.75 to 2.25 in steps of a quarter).
+        crop: 480 upstream.
+    """
+
+    base_size: int | None = None
+    crop: int = 480
+    padding: tuple[float, float, float] = BLACK
+    align_corners: ClassVar[bool] = True
+
+    def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        long = max(height, width)
+        longer = math.ceil((self.base_size or long) * scale)
+        shorter = max(1, int(min(height, width) * longer / long + 0.5))
+        return (longer, shorter) if height > width else (shorter, longer)
+
+    def windows(self, height: int, width: int, scale: float) -> Windows:
+        step = max(1, int(self.crop * 2 / 3))
+        tops, lefts = (
+            [step * index for index in range(_count(side, self.crop, step))]
+            for side in (height, width)
+        )
+        return Windows(self.crop, self.crop, _grid(tops, lefts))
+
+    def score(self, logits: Tensor, flipped: Tensor | None) -> Tensor:
+        total = logits.double() if flipped is None else logits.double() + flipped
+        return (total - (total.amax(1, keepdim=True) - 600).clamp_min(0)).exp()
+
+
+PROTOCOLS: dict[str, type[Protocol]] = {
+    "whole": WholeImage,
+    "semseg": SemsegSliding,
+    "hanet": HanetSliding,
+    "encoding": EncodingSliding,
+}
+
+
+def create(name: str, **options: Any) -> Protocol:
+    """The protocol called `name`; options that are None keep their defaults.
+
+    Example:
+        >>> create("semseg", crop=480, scales=None).crop
+        480
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"create: protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    known = {each.name for each in fields(PROTOCOLS[name])}
+    given = {key: value for key, value in options.items() if value is not None}
+    if not given.keys() <= known:
+        unknown = ", ".join(sorted(given.keys() - known))
+        raise ValueError(
+            f"create: the protocol {name!r} takes {', '.join(sorted(known))}, got {unknown}"
+        )
+    return PROTOCOLS[name](**given)
+
+
+def _count(side: int, crop: int, step: int) -> int:
+    """How many windows it takes to see a side."""
+    return math.ceil(max(side - crop, 0) / step) + 1
+
+
+def _shifted_back(side: int, crop: int, step: int) -> list[int]:
+    """Where windows start, the last one shifted back to end with the side."""
+    last = max(side - crop, 0)
+    return [min(step * index, last) for index in range(_count(side, crop, step))]
+
+
+def _grid(tops: Sequence[int], lefts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple((top, left) for top in tops for left in lefts)

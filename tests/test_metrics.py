@@ -1,0 +1,186 @@
+"""The scores of scene parsing against counts made pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from examples.metrics import Scores, SegmentationScores  # noqa: E402
+
+CLASSES, IGNORED = 5, 255
+
+
+def batches(count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Predictions and labels without class 3, of which some are ignored."""
+    random = torch.Generator().manual_seed(seed)
+    classes = torch.tensor([0, 1, 2, 4])
+    found = []
+    for _ in range(count):
+        prediction, target = classes[torch.randint(4, (2, 2, 7, 9), generator=random)]
+        target[torch.rand(2, 7, 9, generator=random) < 0.2] = IGNORED
+        found.append((prediction, target))
+    return found
+
+
+def counted(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[int]]:
+    """The confusion matrix, one pixel after the other."""
+    confusion = [[0] * CLASSES for _ in range(CLASSES)]
+    for prediction, target in pairs:
+        for found, true in zip(
+            prediction.flatten().tolist(), target.flatten().tolist(), strict=True
+        ):
+            if true != IGNORED:
+                confusion[true][found] += 1
+    return confusion
+
+
+def ratios(confusion: list[list[int]]) -> tuple[list[float], float]:
+    iou = []
+    for k in range(CLASSES):
+        either = sum(confusion[k]) + sum(row[k] for row in confusion) - confusion[k][k]
+        iou.append(confusion[k][k] / either if either else math.nan)
+    right = sum(confusion[k][k] for k in range(CLASSES))
+    return iou, right / sum(map(sum, confusion))
+
+
+def scored(pairs: Sequence[tuple[Tensor, Tensor]]) -> SegmentationScores:
+    scores = SegmentationScores(CLASSES, IGNORED)
+    for prediction, target in pairs:
+        scores.update(prediction, target)
+    return scores
+
+
+def same(first: Scores, second: Scores) -> bool:
+    return (
+        torch.equal(first.confusion, second.confusion)
+        and torch.equal(first.iou.nan_to_num(-1), second.iou.nan_to_num(-1))
+        and (first.miou, first.pixel_accuracy) == (second.miou, second.pixel_accuracy)
+    )
+
+
+def test_scores_are_those_counted_pixel_by_pixel() -> None:
+    pairs = batches()
+    found = scored(pairs).compute()
+    confusion = counted(pairs)
+    iou, accuracy = ratios(confusion)
+    assert found.confusion.tolist() == confusion
+    assert found.iou.tolist() == pytest.approx(iou, rel=1e-12, nan_ok=True)
+    assert math.isnan(found.iou[3])
+    assert found.miou == pytest.approx(sum(v for v in iou if v == v) / 4, rel=1e-12)
+    assert found.pixel_accuracy == pytest.approx(accuracy, rel=1e-12)
+
+
+def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
+    scores = SegmentationScores(3)
+    scores.update(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]))
+    found = scores.compute()
+    assert found.iou[:2].tolist() == [0.5, 0.0] and math.isnan(found.iou[2])
+    assert found.miou == 0.25
+
+
+def test_ignored_pixels_count_nowhere_whatever_is_predicted_there() -> None:
+    (prediction, target), *_ = batches(1)
+    other = torch.where(target == IGNORED, (prediction + 1) % CLASSES, prediction)
+    assert same(scored([(prediction, target)]).compute(), scored([(other, target)]).compute())
+
+
+def test_nothing_labelled_scores_nan() -> None:
+    nothing = torch.full((1, 4, 4), IGNORED)
+    found = scored([(torch.zeros_like(nothing), nothing)]).compute()
+    assert math.isnan(found.miou) and math.isnan(found.pixel_accuracy)
+    assert found.confusion.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignored"), [(torch.uint8, 255), (torch.int32, 255), (torch.int16, -1)]
+)
+def test_labels_of_any_integer_type(dtype: torch.dtype, ignored: int) -> None:
+    pairs = batches()
+    scores = SegmentationScores(CLASSES, ignored)
+    for prediction, target in pairs:
+        label = torch.where(target == IGNORED, ignored, target)
+        scores.update(prediction.to(dtype), label.to(dtype))
+    assert same(scores.compute(), scored(pairs).compute())
+
+
+def test_reset_forgets() -> None:
+    first, second = batches(2)
+    scores = scored([first])
+    scores.compute()
+    scores.reset()
+    scores.update(*second)
+    assert same(scores.compute(), scored([second]).compute())
+
+
+def test_merge_is_counting_together() -> None:
+    first, second, third = batches(3)
+    one, two = scored([first, second]), scored([third])
+    one.compute()
+    one.merge(two)
+    assert same(one.compute(), scored([first, second, third]).compute())
+
+
+def test_merge_needs_the_same_classes() -> None:
+    with pytest.raises(ValueError, match="got 4 and 255 for 5 and 255"):
+        SegmentationScores(5).merge(SegmentationScores(4))
+
+
+def test_deterministic_algorithms_stay_on_and_change_nothing() -> None:
+    pairs = batches()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        found = scored(pairs).compute()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(found, scored(pairs).compute())
+
+
+def _count_a_share(rank: int, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    pairs = batches(5)
+    found = scored(pairs[rank::2]).compute()
+    dist.destroy_process_group()
+    assert same(found, scored(pairs).compute())
+
+
+def test_processes_score_together(tmp_path: Path) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    mp.spawn(_count_a_share, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+@pytest.mark.parametrize("wrong", [5, 254, -1])
+def test_a_label_out_of_range(wrong: int) -> None:
+    target = torch.tensor([[0, wrong]])
+    with pytest.raises(ValueError, match=f"target must hold the classes 0 to 4, got {wrong}"):
+        SegmentationScores(5).update(torch.zeros_like(target), target)
+
+
+def test_a_prediction_out_of_range() -> None:
+    with pytest.raises(ValueError, match="prediction must hold the classes 0 to 4, got 5"):
+        SegmentationScores(5).update(torch.tensor([[5]]), torch.tensor([[0]]))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    scores = SegmentationScores(5)
+    with pytest.raises(ValueError, match=r"target's shape \(1, 2\), got \(1, 3\)"):
+        scores.update(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"integers, got torch\.float32"):
+        scores.update(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        SegmentationScores(1)
+    with pytest.raises(ValueError, match="none of the classes 0 to 4, got 4"):
+        SegmentationScores(5, 4)
