@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from stripctx import extension
+from stripctx.layout import is_channels_last
 
 DEVICE = torch.device(os.environ.get("STRIPCTX_TEST_DEVICE", "cpu"))
 EMULATED = extension.backend() == "emulated"
@@ -154,12 +155,31 @@ def check_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> 
 
 
 def check_format(case: Case, shape: Shape, dtype: torch.dtype) -> None:
-    """Maps of channels_last arguments are channels_last, those of contiguous ones contiguous."""
-    for layout in ("contiguous", "channels_last"):
+    """Maps of channels_last arguments are channels_last, those of contiguous ones contiguous.
+    Outputs are dense; a gradient may be a view, as that of a concatenation is."""
+    for layout in FORMATS:
         format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         arguments = case.arguments(shape, dtype, layout)
-        for value in run(case.function, arguments, output_grads(case, arguments)):
-            assert value.dim() != 4 or value.is_contiguous(memory_format=format)
+        with torch.no_grad():
+            outputs = tuple_of(case.function(*arguments))
+        grads = tuple(torch.randn_like(output) for output in outputs)
+        for i, value in enumerate(run(case.function, arguments, grads)):
+            if value.dim() != 4 or value.size(0) != shape[0] or value.shape[2:] == (1, 1):
+                continue  # a parameter; or both formats at once
+            assert is_channels_last(value) == (layout == "channels_last")
+            assert i >= len(outputs) or value.is_contiguous(memory_format=format)
+
+
+def check_mixed_layouts(case: Case, shape: Shape) -> None:
+    """Arguments of different layouts, the gradient's too, give what those of one layout give."""
+    arguments = case.arguments(shape, torch.float32, "channels_last")
+    plain = tuple(a.contiguous() for a in arguments)
+    grads = output_grads(case, plain)
+    expected = run(case.function, plain, grads)
+    for which in range(len(arguments)):
+        mixed = (*plain[:which], arguments[which], *plain[which + 1 :])
+        for a, b in zip(run(case.function, mixed, grads), expected, strict=True):
+            assert relative_error(a, b) < 1e-6
 
 
 def check_gradients(case: Case, shape: Shape) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import battery
 import pytest
 import torch
-from battery import DEVICE, DTYPES, EMULATED, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from battery import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
+from contract import Contract, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import extension, functional
@@ -49,16 +50,6 @@ def encode_case(codes: int) -> Case:
 
 ENCODE = encode_case(5)
 GATE = Case("channel_gate", functional.channel_gate, plain_gate, lambda s: [s, s[:2]])
-CASES = (ENCODE, GATE)
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@every_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, shape, dtype, layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,100 +67,6 @@ def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> N
 def test_the_networks_sizes(shape: Shape, dtype: torch.dtype) -> None:
     """EncNet's and DeepTEN's depths, and one that is beyond the tensor-core kernels."""
     battery.check_float64(encode_case(32), shape, dtype, "contiguous")
-
-
-@every_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ODD_LAYOUTS)
-def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
-
-
-@every_case
-def test_mixed_layouts(case: Case) -> None:
-    """A gradient of one layout and a map of the other give what one layout gives."""
-    arguments = case.arguments((2, 9, 6, 11), torch.float32, "channels_last")
-    grads = battery.output_grads(case, arguments)
-    other = (arguments[0].contiguous(), *arguments[1:])
-    for a, b in zip(
-        battery.run(case.function, arguments, grads),
-        battery.run(case.function, other, grads),
-        strict=True,
-    ):
-        assert battery.relative_error(a, b) < 1e-6
-
-
-@every_case
-def test_keeps_the_format(case: Case) -> None:
-    battery.check_format(case, (2, 9, 6, 11), torch.float32)
-
-
-@every_case
-def test_gradients(case: Case) -> None:
-    battery.check_gradients(case, (2, 3, 4, 5))
-
-
-@every_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits(case: Case, layout: str) -> None:
-    battery.check_bits(case, (2, 37, 30, 33), torch.float32, layout)
-
-
-@pytest.mark.parametrize("case", [*CASES, encode_case(33)], ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
-    battery.check_nonfinite(case, (2, 5, 6, 7), layout)
-
-
-@every_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_compile(case: Case, layout: str) -> None:
-    battery.check_compile(case, (2, 5, 6, 7), layout)
-
-
-@every_case
-def test_export(case: Case) -> None:
-    battery.check_export(case, (2, 5, 6, 7))
-
-
-@every_case
-def test_vmap(case: Case) -> None:
-    battery.check_vmap(case, (2, 3, 4, 5))
-
-
-@every_case
-def test_forward_mode_is_refused(case: Case) -> None:
-    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
-
-
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
-@every_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_cuda_graph(case: Case, layout: str) -> None:
-    battery.check_cuda_graph(case, (2, 9, 6, 11), layout)
-
-
-def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
-    samples = []
-    for layout in ("contiguous", "channels_last", "sliced"):
-        x, codewords, scale = ENCODE.arguments((2, 5, 6, 7), torch.float32, layout)
-        grad, gate = torch.randn(2, 5, 5, device=DEVICE), torch.randn(2, 5, device=DEVICE)
-        samples += [
-            (OPS.encode, (x, codewords, scale, False)),
-            (OPS.encode_backward, (grad, x, codewords, scale, True)),
-            (OPS.channel_gate, (x, gate)),
-            (OPS.channel_gate_backward, (x.flip(0), x, gate)),
-        ]
-    return samples
-
-
-@pytest.mark.parametrize("index", range(12))
-def test_opcheck(index: int) -> None:
-    operator, arguments = operator_samples()[index]
-    torch.library.opcheck(
-        operator.default,
-        tuple(a.requires_grad_() if isinstance(a, Tensor) else a for a in arguments),
-    )
 
 
 # Rounding.
@@ -324,12 +221,8 @@ def peak_growth(run: Callable[[], object]) -> int:
 
 
 def test_offsets_past_two_to_the_31() -> None:
-    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
-    far = 2**31 + 5
-    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
-    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
     values = noise(2, 2, 3, 4).bfloat16()
-    x.copy_(values)
+    x = beyond_two_to_the_31(values)
     codewords, scale, gate = noise(3, 2), noise(3), noise(2, 2).bfloat16()
     encoded = functional.encode(values, codewords, scale)
     assert torch.equal(functional.encode(x, codewords, scale), encoded)
@@ -375,13 +268,9 @@ def test_vmap_of_the_gradients() -> None:
 # Refusals.
 
 
-def map_of(*size: int, **options: Any) -> Tensor:
-    return torch.zeros(size, device=DEVICE, **options)
-
-
 X = (2, 3, 4, 5)
 ENCODED = (map_of(*X), map_of(6, 3), map_of(6))
-REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+REFUSED: list[Refusal] = [
     (
         functional.encode,
         (map_of(2, 3), *ENCODED[1:]),
@@ -455,9 +344,18 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
-def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
-    """In the same words from the kernels and from the fake kernels."""
-    battery.raises(ValueError, words, lambda: function(*arguments))
-    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
-    battery.raises(ValueError, words, lambda: function(*meta))
+class TestEncoding(Contract):
+    kernels = (ENCODE, GATE)
+    spreading = (ENCODE, GATE, encode_case(33))
+    refusals = REFUSED
+
+    @staticmethod
+    def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
+        x, codewords, scale = ENCODE.arguments((2, 5, 6, 7), torch.float32, layout)
+        grad, gate = torch.randn(2, 5, 5, device=DEVICE), torch.randn(2, 5, device=DEVICE)
+        return {
+            OPS.encode: (x, codewords, scale, False),
+            OPS.encode_backward: (grad, x, codewords, scale, True),
+            OPS.channel_gate: (x, gate),
+            OPS.channel_gate_backward: (x.flip(0), x, gate),
+        }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import battery
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from battery import DEVICE, SHAPES, Case, Shape
+from contract import Contract, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import functional
@@ -34,23 +34,7 @@ def gate_case(rows: int) -> Case:
     )
 
 
-CASES = (gate_case(16), gate_case(1), gate_case(5))
-GATE = CASES[2]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@every_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_against_float64(case: Case, dtype: torch.dtype, layout: str) -> None:
-    for shape in (*SHAPES, (1, 5, 97, 33)):
-        battery.check_float64(case, shape, dtype, layout)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ODD_LAYOUTS)
-def test_any_strides(dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(GATE, (2, 9, 6, 11), dtype, layout)
+GATE = gate_case(5)
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 6, 11), (2, 9, 6, 8)], ids=str)
@@ -59,54 +43,6 @@ def test_strided_logits(shape: Shape) -> None:
     wide = torch.randn(2, 5, 9, 2, device=DEVICE)
     for logits in (wide[..., 0].transpose(1, 2), wide[:, :1, :, 0].transpose(1, 2)):
         torch.testing.assert_close(functional.row_gate(x, logits), plain_row_gate(x, logits))
-
-
-def test_keeps_the_format() -> None:
-    battery.check_format(GATE, (2, 9, 6, 11), torch.float32)
-
-
-@every_case
-def test_gradients(case: Case) -> None:
-    battery.check_gradients(case, (2, 3, 4, 5))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits(layout: str) -> None:
-    battery.check_bits(GATE, (2, 37, 30, 33), torch.float32, layout)
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-def test_nan_and_infinity_spread(layout: str) -> None:
-    battery.check_nonfinite(GATE, (2, 5, 6, 7), layout)
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-def test_compile(layout: str) -> None:
-    battery.check_compile(GATE, (2, 5, 6, 7), layout)
-
-
-def test_export() -> None:
-    battery.check_export(GATE, (2, 5, 6, 7))
-
-
-def test_vmap() -> None:
-    battery.check_vmap(GATE, (2, 3, 4, 5))
-
-
-def test_forward_mode_is_refused() -> None:
-    battery.check_refusals_of_forward_mode(GATE, (2, 3, 4, 5))
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-def test_opcheck(layout: str) -> None:
-    x, logits = GATE.arguments((2, 5, 6, 7), torch.float32, layout)
-    grad = torch.randn_like(x)
-    for operator, arguments in (
-        (OPS.row_gate, (x, logits)),
-        (OPS.row_gate_backward, (grad, x, logits)),
-    ):
-        leaves = tuple(a.detach().requires_grad_() for a in arguments)
-        torch.library.opcheck(operator.default, leaves)
 
 
 def test_autocast() -> None:
@@ -119,16 +55,10 @@ def test_autocast() -> None:
 
 
 def test_offsets_past_two_to_the_31() -> None:
-    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
-    far = 2**31 + 5
-    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
-    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
-    logits = storage.as_strided((2, 2, 3), (far, 8, 1), 30)
-    values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    gates = torch.randn(2, 2, 3, device=DEVICE).bfloat16()
-    x.copy_(values)
-    logits.copy_(gates)
-    assert torch.equal(functional.row_gate(x, logits), functional.row_gate(values, gates))
+    x = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
+    logits = torch.randn(2, 2, 3, device=DEVICE).bfloat16()
+    out = functional.row_gate(beyond_two_to_the_31(x), beyond_two_to_the_31(logits))
+    assert torch.equal(out, functional.row_gate(x, logits))
 
 
 def test_extreme_logits() -> None:
@@ -140,12 +70,8 @@ def test_extreme_logits() -> None:
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def map_of(*size: int, **options: Any) -> Tensor:
-    return torch.zeros(size, device=DEVICE, **options)
-
-
 X = (2, 3, 4, 5)
-REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+REFUSED: list[Refusal] = [
     (functional.row_gate, (map_of(2, 3), map_of(2, 3, 4)), "row_gate: x must be 4-D (N, C, H, W)"),
     (
         functional.row_gate,
@@ -175,9 +101,13 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
-def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
-    """In the same words from the kernels and from the fake kernels."""
-    battery.raises(ValueError, words, lambda: function(*arguments))
-    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
-    battery.raises(ValueError, words, lambda: function(*meta))
+class TestHeight(Contract):
+    kernels = (gate_case(16), gate_case(1), GATE)
+    typical = (GATE,)
+    refusals = REFUSED
+    shapes = (*SHAPES, (1, 5, 97, 33))
+
+    @staticmethod
+    def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
+        x, logits = GATE.arguments((2, 5, 6, 7), torch.float32, layout)
+        return {OPS.row_gate: (x, logits), OPS.row_gate_backward: (x.flip(0), x, logits)}

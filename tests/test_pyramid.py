@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import battery
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from battery import DEVICE, DTYPES, FORMATS, Case, Shape
+from contract import Contract, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import extension, functional
@@ -51,20 +53,10 @@ def row_case(mode: str) -> Case:
 
 
 EVERY = tuple(pool_case(bins, mode) for mode in MODES for bins in BINS)
-PAIR = tuple(pool_case((2, (3, 1)), mode) for mode in MODES)
+PAIR = tuple(pool_case(bins, mode) for mode in MODES for bins in ((2, (3, 1)),))
 ROWS = tuple(row_case(mode) for mode in MODES)
 
-every_case = pytest.mark.parametrize("case", EVERY, ids=str)
-pair_case = pytest.mark.parametrize("case", PAIR, ids=str)
 any_mode = pytest.mark.parametrize("mode", MODES)
-
-
-@every_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, shape, dtype, layout)
 
 
 # Maps and bins that take another way: many bins, cells of a whole row, planes split into chunks of
@@ -88,67 +80,10 @@ def test_many_bins(shape: Shape, bins: Bins, mode: str, layout: str, dtype: torc
     battery.check_float64(pool_case(bins, mode), shape, dtype, layout)
 
 
-@pair_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ODD_LAYOUTS)
-def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
-
-
 @pytest.mark.parametrize("case", ROWS, ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_row_pool(case: Case, layout: str) -> None:
     battery.check_float64(case, (2, 9, 7, 11), torch.float32, layout)
-
-
-@pair_case
-def test_keeps_the_format(case: Case) -> None:
-    battery.check_format(case, (2, 9, 6, 11), torch.float32)
-
-
-@any_mode
-def test_gradients(mode: str) -> None:
-    """Values far apart, so that no difference step changes which is the largest."""
-
-    def make(size: Shape, dtype: torch.dtype, layout: str) -> Tensor:
-        count = torch.Size(size).numel()
-        values = torch.randperm(count, dtype=torch.float64).view(size) / 16
-        format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        return values.to(DEVICE, dtype).contiguous(memory_format=format)
-
-    class Distinct(Case):
-        def arguments(
-            self, shape: Shape, dtype: torch.dtype, layout: str = "contiguous"
-        ) -> tuple[Tensor, ...]:
-            return (make(shape, dtype, layout),)
-
-    for bins in ((2, (3, 1)), ((7, 2),)):
-        case = pool_case(bins, mode)
-        distinct = Distinct(case.name, case.function, case.plain, case.sizes)
-        battery.check_gradients(distinct, (2, 2, 4, 5))
-
-
-@pair_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits(case: Case, layout: str) -> None:
-    battery.check_bits(case, (2, 37, 30, 33), torch.float32, layout)
-
-
-@pair_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
-    battery.check_nonfinite(case, (2, 5, 6, 7), layout)
-
-
-@pair_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_compile(case: Case, layout: str) -> None:
-    battery.check_compile(case, (2, 5, 6, 7), layout)
-
-
-@pair_case
-def test_export(case: Case) -> None:
-    battery.check_export(case, (2, 5, 6, 7))
 
 
 @any_mode
@@ -163,16 +98,6 @@ def test_export_with_dynamic_shapes(mode: str) -> None:
     other = torch.randn(3, 3, 5, 12, device=DEVICE)
     for a, b in zip(exported(other), functional.pyramid_pool(other, (1, 3), mode), strict=True):
         assert torch.equal(a, b)
-
-
-@pair_case
-def test_vmap(case: Case) -> None:
-    battery.check_vmap(case, (2, 3, 4, 5))
-
-
-@pair_case
-def test_forward_mode_is_refused(case: Case) -> None:
-    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
 
 
 @any_mode
@@ -245,45 +170,9 @@ def test_adjoint_of_foreign_indices(layout: str) -> None:
     )
 
 
-# Contract.
-
-
-def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
-    samples = []
-    for layout in ("contiguous", "channels_last", "sliced"):
-        x = battery.make((2, 5, 6, 7), torch.float32, layout)
-        bins, last = [1, 1, 2, 3], layout == "channels_last"
-        grads = [battery.make((2, 5, h, w), torch.float32, layout) for h, w in ((1, 1), (2, 3))]
-        indices = OPS.pyramid_max_pool(x, bins)[2:]
-        samples += [
-            (OPS.pyramid_pool, (x, bins)),
-            (OPS.pyramid_pool_backward, (grads, 6, 7, last)),
-            (OPS.pyramid_max_pool, (x, bins)),
-            (OPS.pyramid_max_pool_backward, (grads, indices, 6, 7, last)),
-        ]
-    return samples
-
-
-def require_grad(argument: Any) -> Any:
-    if isinstance(argument, list):
-        return [require_grad(item) for item in argument]
-    floating = isinstance(argument, Tensor) and argument.is_floating_point()
-    return argument.requires_grad_() if floating else argument
-
-
-@pytest.mark.parametrize("index", range(12))
-def test_opcheck(index: int) -> None:
-    operator, arguments = operator_samples()[index]
-    torch.library.opcheck(operator.default, tuple(require_grad(a) for a in arguments))
-
-
 def test_offsets_past_two_to_the_31() -> None:
-    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
-    far = 2**31 + 5
-    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
-    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
     values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    x.copy_(values)
+    x = beyond_two_to_the_31(values)
     for mode in MODES:
         pooled = functional.pyramid_pool(x, (1, (2, 3)), mode)
         for a, b in zip(pooled, functional.pyramid_pool(values, (1, (2, 3)), mode), strict=True):
@@ -380,14 +269,10 @@ def test_thread_order_does_not_matter(mode: str, layout: str) -> None:
             library.stripctx_simt_set_order(b"ascending")
 
 
-def map_of(*size: int, **options: Any) -> Tensor:
-    return torch.zeros(size, device=DEVICE, **options)
-
-
 X = (2, 3, 4, 5)
 LIST = [map_of(2, 3, 1, 1), map_of(2, 3, 2, 2)]
 LONG = [map_of(2, 3, 1, 1, dtype=torch.int64), map_of(2, 3, 2, 2, dtype=torch.int64)]
-REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+REFUSED: list[Refusal] = [
     (functional.pyramid_pool, (map_of(2, 3), (1,)), "x must be 4-D (N, C, H, W), got 2-D (2, 3)"),
     (
         functional.pyramid_pool,
@@ -478,14 +363,35 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
-def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
-    """In the same words from the kernels and from the fake kernels."""
-    battery.raises(ValueError, words, lambda: function(*arguments))
-    battery.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))
+@dataclass(frozen=True)
+class Distinct(Case):
+    """Values far apart, so that no difference step changes which is the largest."""
+
+    def arguments(
+        self, shape: Shape, dtype: torch.dtype, layout: str = "contiguous"
+    ) -> tuple[Tensor, ...]:
+        values = torch.randperm(torch.Size(shape).numel(), dtype=torch.float64).view(shape) / 16
+        format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        return (values.to(DEVICE, dtype).contiguous(memory_format=format),)
 
 
-def to_meta(argument: Any) -> Any:
-    if isinstance(argument, list):
-        return [to_meta(item) for item in argument]
-    return argument.to("meta") if isinstance(argument, Tensor) else argument
+class TestPyramid(Contract):
+    kernels = EVERY
+    typical = PAIR
+    refusals = REFUSED
+
+    @staticmethod
+    def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
+        x = battery.make((2, 5, 6, 7), torch.float32, layout)
+        bins, last = [1, 1, 2, 3], layout == "channels_last"
+        grads = [battery.make((2, 5, h, w), torch.float32, layout) for h, w in ((1, 1), (2, 3))]
+        indices = OPS.pyramid_max_pool(x, bins)[2:]
+        return {
+            OPS.pyramid_pool: (x, bins),
+            OPS.pyramid_pool_backward: (grads, 6, 7, last),
+            OPS.pyramid_max_pool: (x, bins),
+            OPS.pyramid_max_pool_backward: (grads, indices, 6, 7, last),
+        }
+
+    def test_gradients(self, case: Case) -> None:
+        battery.check_gradients(Distinct(*vars(case).values()), (2, 2, 4, 5))

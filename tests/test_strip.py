@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import battery
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from battery import DEVICE, FORMATS, Case, Shape
+from contract import Contract, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor, nn
 
 from stripctx import StripPooling, functional
@@ -53,123 +53,6 @@ STRIP_GATE = Case(
     plain_strip_gate,
     lambda s: [s, *strip_sizes(s), (s[1], s[1], 1, 1), (s[1],)],
 )
-NATIVE = (POOL, ADD_RELU, GATE)
-ALL = (*NATIVE, STRIP_GATE)
-
-every_case = pytest.mark.parametrize("case", ALL, ids=str)
-native_case = pytest.mark.parametrize("case", NATIVE, ids=str)
-
-
-@native_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, shape, dtype, layout)
-
-
-@native_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ODD_LAYOUTS)
-def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
-
-
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_strip_gate_against_float64(dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(STRIP_GATE, (2, 5, 6, 7), dtype, layout)
-
-
-@native_case
-def test_mixed_layouts(case: Case) -> None:
-    """Arguments of different layouts give what arguments of one layout give."""
-    shape = (2, 9, 6, 11)
-    arguments = case.arguments(shape, torch.float32, "channels_last")
-    plain = tuple(a.contiguous() for a in arguments)
-    for which in range(len(arguments)):
-        mixed = tuple(
-            a if i == which else p for i, (a, p) in enumerate(zip(arguments, plain, strict=True))
-        )
-        grads = battery.output_grads(case, mixed)
-        values = battery.run(case.function, mixed, grads)
-        for a, b in zip(values, battery.run(case.function, plain, grads), strict=True):
-            assert battery.relative_error(a, b) < 1e-6
-
-
-@every_case
-def test_keeps_the_format(case: Case) -> None:
-    battery.check_format(case, (2, 9, 6, 11), torch.float32)
-
-
-@every_case
-def test_gradients(case: Case) -> None:
-    battery.check_gradients(case, (2, 3, 4, 5))
-
-
-@native_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits(case: Case, layout: str) -> None:
-    battery.check_bits(case, (2, 37, 30, 33), torch.float32, layout)
-
-
-@native_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
-    battery.check_nonfinite(case, (2, 5, 6, 7), layout)
-
-
-@every_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_compile(case: Case, layout: str) -> None:
-    battery.check_compile(case, (2, 5, 6, 7), layout)
-
-
-@every_case
-def test_export(case: Case) -> None:
-    battery.check_export(case, (2, 5, 6, 7))
-
-
-@native_case
-def test_vmap(case: Case) -> None:
-    battery.check_vmap(case, (2, 3, 4, 5))
-
-
-@native_case
-def test_forward_mode_is_refused(case: Case) -> None:
-    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
-
-
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
-@every_case
-@pytest.mark.parametrize("layout", FORMATS)
-def test_cuda_graph(case: Case, layout: str) -> None:
-    battery.check_cuda_graph(case, (2, 9, 6, 11), layout)
-
-
-def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
-    samples = []
-    for layout in ("contiguous", "channels_last", "sliced"):
-        x, logits, bias = GATE.arguments((2, 5, 6, 7), torch.float32, layout)
-        rows, cols = ADD_RELU.arguments((2, 5, 6, 7), torch.float32, layout)
-        samples += [
-            (OPS.strip_pool, (x,)),
-            (OPS.strip_pool_backward, (rows, cols, layout == "channels_last")),
-            (OPS.strip_add_relu, (rows, cols)),
-            (OPS.strip_add_relu_backward, (x, rows, cols)),
-            (OPS.sigmoid_gate, (x, logits, bias)),
-            (OPS.sigmoid_gate_backward, (logits, x, logits, bias)),
-        ]
-    return samples
-
-
-@pytest.mark.parametrize("index", range(18))
-def test_opcheck(index: int) -> None:
-    operator, arguments = operator_samples()[index]
-    torch.library.opcheck(
-        operator.default,
-        tuple(a.requires_grad_() if isinstance(a, Tensor) else a for a in arguments),
-    )
 
 
 def test_autocast() -> None:
@@ -191,12 +74,8 @@ def test_autocast() -> None:
 
 
 def test_offsets_past_two_to_the_31() -> None:
-    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
-    far = 2**31 + 5
-    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
-    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
     values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    x.copy_(values)
+    x = beyond_two_to_the_31(values)
     for a, b in zip(functional.strip_pool(x), functional.strip_pool(values), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(functional.sigmoid_gate(x, x), functional.sigmoid_gate(values, values))
@@ -214,12 +93,8 @@ def test_extreme_logits() -> None:
     torch.testing.assert_close(leaf.grad.double(), slope, rtol=1e-5, atol=2e-38)
 
 
-def map_of(*size: int, **options: Any) -> Tensor:
-    return torch.zeros(size, device=DEVICE, **options)
-
-
 X = (2, 3, 4, 5)
-REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+REFUSED: list[Refusal] = [
     (functional.strip_pool, (map_of(2, 3),), "x must be 4-D (N, C, H, W), got 2-D (2, 3)"),
     (
         functional.strip_pool,
@@ -286,12 +161,23 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
-def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
-    """In the same words from the kernels and from the fake kernels."""
-    battery.raises(ValueError, words, lambda: function(*arguments))
-    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
-    battery.raises(ValueError, words, lambda: function(*meta))
+class TestStrip(Contract):
+    kernels = (POOL, ADD_RELU, GATE)
+    compositions = (STRIP_GATE,)
+    refusals = REFUSED
+
+    @staticmethod
+    def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
+        x, logits, bias = GATE.arguments((2, 5, 6, 7), torch.float32, layout)
+        rows, cols = ADD_RELU.arguments((2, 5, 6, 7), torch.float32, layout)
+        return {
+            OPS.strip_pool: (x,),
+            OPS.strip_pool_backward: (rows, cols, layout == "channels_last"),
+            OPS.strip_add_relu: (rows, cols),
+            OPS.strip_add_relu_backward: (x, rows, cols),
+            OPS.sigmoid_gate: (x, logits, bias),
+            OPS.sigmoid_gate_backward: (logits, x, logits, bias),
+        }
 
 
 def test_refuses_another_device() -> None:

@@ -9,11 +9,11 @@ import battery
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, DTYPES, EMULATED, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from battery import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
+from contract import Contract, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import functional
-from stripctx.layout import is_channels_last
 
 OPS = torch.ops.stripctx
 
@@ -68,6 +68,7 @@ def concat_case(name: str, sizes: Any, align_corners: bool, x_first: bool) -> Ca
         lambda x, *levels: plain_concat(x, *levels, **options),
         lambda s: [s, *((s[0], (s[1] + i) // 2, *size) for i, size in enumerate(sizes))],
         rounds_as_plain=True,
+        cancels=5,  # a level of one cell gets the sum of a whole plane
     )
 
 
@@ -135,32 +136,6 @@ CONVS = (
     conv_case("conv2x4", PSP, (2, 4), False, True, padding=(1, 2)),
 )
 
-native_case = pytest.mark.parametrize("case", NATIVE, ids=str)
-conv_case_ = pytest.mark.parametrize("case", CONVS, ids=str)
-
-
-@native_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_against_float64(case: Case, dtype: torch.dtype, layout: str) -> None:
-    for shape in SHAPES:
-        battery.check_float64(case, shape, dtype, layout)
-
-
-@native_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ODD_LAYOUTS)
-def test_any_strides(case: Case, dtype: torch.dtype, layout: str) -> None:
-    battery.check_float64(case, (2, 9, 6, 11), dtype, layout)
-
-
-@conv_case_
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_conv_against_float64(case: Case, dtype: torch.dtype, layout: str) -> None:
-    for shape in ((2, 5, 6, 7), (1, 3, 13, 12), (1, 2, 11, 9)):
-        battery.check_float64(case, shape, dtype, layout)
-
 
 @pytest.mark.parametrize("shape", [(1, 8, 60, 60), (2, 4, 33, 97), (1, 8, 129, 130)], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
@@ -189,113 +164,6 @@ def test_one_cell_is_an_exact_broadcast() -> None:
         assert torch.equal(out, level.expand_as(out))
 
 
-@native_case
-def test_mixed_layouts(case: Case) -> None:
-    """Arguments of different layouts give what arguments of one layout give."""
-    arguments = case.arguments((2, 9, 6, 11), torch.float32, "channels_last")
-    plain = tuple(a.contiguous() for a in arguments)
-    grads = battery.output_grads(case, plain)
-    for which in range(2):
-        mixed = tuple(
-            a if i == which else p for i, (a, p) in enumerate(zip(arguments, plain, strict=True))
-        )
-        values = battery.run(case.function, mixed, grads)
-        for a, b in zip(values, battery.run(case.function, plain, grads), strict=True):
-            assert battery.relative_error(a, b) < 1e-6
-
-
-@native_case
-def test_keeps_the_format(case: Case) -> None:
-    for layout in FORMATS:
-        arguments = case.arguments((2, 9, 6, 11), torch.float32, layout)
-        grads = [torch.randn_like(case.function(*arguments))]
-        values = battery.run(case.function, arguments, tuple(grads))
-        for value in values:
-            if value.shape[2:] != (1, 1):
-                assert is_channels_last(value) == (layout == "channels_last")
-
-
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_gradients(align_corners: bool) -> None:
-    few = ((1, 1), (2, 3), (5, 2))
-    for case in (
-        concat_case("concat", few, align_corners, align_corners),
-        add_relu_case("add_relu", few, align_corners),
-        taps_case("taps", few[1:], align_corners, **KERNEL),
-        conv_case("conv", few[1:], (3, 3), align_corners, align_corners, padding=1),
-    ):
-        battery.check_gradients(case, (1, 2, 3, 4))
-
-
-@native_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits(case: Case, layout: str) -> None:
-    battery.check_bits(case, (2, 5, 14, 15) if EMULATED else (2, 37, 30, 33), torch.float32, layout)
-
-
-@pytest.mark.parametrize("case", (CONCAT, CONCAT_ODD, ADD_RELU, ADD_RELU_ODD), ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_nan_and_infinity_spread(case: Case, layout: str) -> None:
-    battery.check_nonfinite(case, (2, 5, 6, 9), layout)
-
-
-@pytest.mark.parametrize("case", (CONCAT, ADD_RELU_ODD, TAPS, CONVS[0]), ids=str)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_compile(case: Case, layout: str) -> None:
-    battery.check_compile(case, (2, 5, 6, 7), layout)
-
-
-@pytest.mark.parametrize("case", (CONCAT, ADD_RELU_ODD, CONVS[0]), ids=str)
-def test_export(case: Case) -> None:
-    battery.check_export(case, (2, 5, 6, 7))
-
-
-@native_case
-def test_vmap(case: Case) -> None:
-    battery.check_vmap(case, (2, 3, 4, 5))
-
-
-@native_case
-def test_forward_mode_is_refused(case: Case) -> None:
-    battery.check_refusals_of_forward_mode(case, (2, 3, 4, 5))
-
-
-def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
-    samples = []
-    for layout in ("contiguous", "channels_last", "sliced"):
-        last = layout == "channels_last"
-        x, *levels = CONCAT.arguments((2, 5, 6, 7), torch.float32, layout)
-        concat_sizes = [size for level in levels for size in level.shape[1:]]
-        grad = battery.make((2, sum(concat_sizes[::3]), 6, 7), torch.float32, layout)
-        y, *same = ADD_RELU_ODD.arguments((2, 5, 6, 7), torch.float32, layout)
-        sizes = [size for level in same for size in level.shape[2:]]
-        base, *taps = TAPS.arguments((2, 5, 6, 7), torch.float32, layout)
-        tap_sizes = [size for level in taps for size in level.shape[2:]]
-        geometry = ([6, 7], [3, 3], [1, 1], [1, 1], True)
-        samples += [
-            (OPS.pyramid_concat, (x, levels, True, layout == "sliced")),
-            (OPS.pyramid_concat_backward, (grad, concat_sizes, True, last)),
-            (OPS.pyramid_add_relu, (y, same, False)),
-            (OPS.pyramid_add_relu_backward, (y, x, sizes, False)),
-            (OPS.pyramid_taps_add, (base, taps, *geometry)),
-            (OPS.pyramid_taps_add_backward, (base, tap_sizes, *geometry, last)),
-        ]
-    return samples
-
-
-@pytest.mark.parametrize("index", range(18))
-def test_opcheck(index: int) -> None:
-    def leaf(argument: Any) -> Any:
-        if isinstance(argument, Tensor):
-            return argument.detach().requires_grad_()
-        if isinstance(argument, list):
-            return [leaf(item) for item in argument]
-        return argument
-
-    operator, arguments = operator_samples()[index]
-    torch.library.opcheck(operator.default, tuple(map(leaf, arguments)))
-
-
 def test_autocast() -> None:
     """Concatenation and addition promote as torch.cat does; the convolution casts as conv2d."""
     x = torch.randn(2, 4, 6, 7, device=DEVICE)
@@ -316,12 +184,8 @@ def test_autocast() -> None:
 
 
 def test_offsets_past_two_to_the_31() -> None:
-    """Element offsets above 2^31, on storage that is never touched but where the view reads."""
-    far = 2**31 + 5
-    storage = torch.empty(far + 64, dtype=torch.bfloat16, device=DEVICE)
-    x = storage.as_strided((2, 2, 3, 4), (far, 12, 4, 1))
     values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    x.copy_(values)
+    x = beyond_two_to_the_31(values)
     for function in (functional.pyramid_concat, functional.pyramid_add_relu):
         for align_corners in (True, False):
             out = function(x, [x], align_corners=align_corners)
@@ -362,10 +226,6 @@ def peak_bytes(work: Callable[[], None]) -> int:
     return peak
 
 
-def map_of(*size: int, **options: Any) -> Tensor:
-    return torch.zeros(size, device=DEVICE, **options)
-
-
 X = (2, 3, 4, 5)
 L = (2, 3, 2, 2)
 ONES, NONE = [1, 1], [0, 0]
@@ -387,7 +247,7 @@ def conv(x: Tensor, level: Tensor, weight: Tensor, **options: Any) -> Tensor:
     return functional.pyramid_conv(x, [level], weight, align_corners=True, **options)
 
 
-REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+REFUSED: list[Refusal] = [
     (concat, (map_of(2, 3), map_of(*L)), "x must be 4-D (N, C, H, W), got 2-D (2, 3)"),
     (concat, (map_of(*X),), "pyramid_concat: levels must hold 1 to 8 tensors, got 0"),
     (concat, (map_of(*X), *[map_of(*L)] * 9), "levels must hold 1 to 8 tensors, got 9"),
@@ -485,14 +345,6 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
-def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
-    """In the same words from the kernels and from the fake kernels."""
-    battery.raises(ValueError, words, lambda: function(*arguments))
-    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
-    battery.raises(ValueError, words, lambda: function(*meta))
-
-
 def test_conv_refuses_padding_in_words() -> None:
     for value in ("same", (1, 2, 3)):
         battery.raises(
@@ -500,3 +352,42 @@ def test_conv_refuses_padding_in_words() -> None:
             f"padding must be an integer or a pair of them, got {value!r}",
             lambda value=value: conv(map_of(*X), map_of(*L), map_of(4, 6, 3, 3), padding=value),
         )
+
+
+class TestUpsample(Contract):
+    kernels = NATIVE
+    compositions = CONVS
+    spreading = (CONCAT, CONCAT_ODD, ADD_RELU, ADD_RELU_ODD)
+    refusals = REFUSED
+    large = (2, 5, 14, 15) if EMULATED else Contract.large
+
+    @staticmethod
+    def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
+        last = layout == "channels_last"
+        x, *levels = CONCAT.arguments((2, 5, 6, 7), torch.float32, layout)
+        concat_sizes = [size for level in levels for size in level.shape[1:]]
+        grad = battery.make((2, sum(concat_sizes[::3]), 6, 7), torch.float32, layout)
+        y, *same = ADD_RELU_ODD.arguments((2, 5, 6, 7), torch.float32, layout)
+        sizes = [size for level in same for size in level.shape[2:]]
+        base, *taps = TAPS.arguments((2, 5, 6, 7), torch.float32, layout)
+        tap_sizes = [size for level in taps for size in level.shape[2:]]
+        geometry = ([6, 7], [3, 3], [1, 1], [1, 1], True)
+        return {
+            OPS.pyramid_concat: (x, levels, True, layout == "sliced"),
+            OPS.pyramid_concat_backward: (grad, concat_sizes, True, last),
+            OPS.pyramid_add_relu: (y, same, False),
+            OPS.pyramid_add_relu_backward: (y, x, sizes, False),
+            OPS.pyramid_taps_add: (base, taps, *geometry),
+            OPS.pyramid_taps_add_backward: (base, tap_sizes, *geometry, last),
+        }
+
+    @pytest.mark.parametrize("align_corners", [True, False])
+    def test_gradients(self, align_corners: bool) -> None:
+        few = ((1, 1), (2, 3), (5, 2))
+        for case in (
+            concat_case("concat", few, align_corners, align_corners),
+            add_relu_case("add_relu", few, align_corners),
+            taps_case("taps", few[1:], align_corners, **KERNEL),
+            conv_case("conv", few[1:], (3, 3), align_corners, align_corners, padding=1),
+        ):
+            battery.check_gradients(case, (1, 2, 3, 4))

@@ -6,6 +6,7 @@
 // Prints a line for every result, "operator dtype layout shape: count", and writes their elements
 // to the file RESULTS as float64, one behind the other. Exit status 1 where dividing the work among
 // threads would change a bit, or where an element was not written.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -22,6 +23,24 @@ struct Operator {
   const char* name;
   void (*run)(Sample&);
 };
+
+// More bins than positions, fewer, one; as many as a vector holds and one more.
+const Sizes kBins = {{1, 1}, {2, 3}, {16, 1}, {3, 17}};
+const Sizes kCells = {{1, 1}, {2, 3}, {6, 17}};
+constexpr int64_t kKernel[2] = {3, 1}, kPadding[2] = {2, 0}, kDilation[2] = {2, 1};
+
+Taps plain(const Sample& s, bool align_corners) {
+  return {{s.height(), s.width()}, align_corners};
+}
+
+// A kernel whose result has the size of the map.
+Taps tall(const Sample& s) {
+  Taps taps = plain(s, true);
+  std::copy_n(kKernel, 2, taps.kernel);
+  std::copy_n(kPadding, 2, taps.padding);
+  std::copy_n(kDilation, 2, taps.dilation);
+  return taps;
+}
 
 const Operator kOperators[] = {
     {"strip_pool",
@@ -44,6 +63,64 @@ const Operator kOperators[] = {
        op.partials = s.partials(cpu::partials(op), s.channel_count());
        s.execute(op);
        s.execute(SumPartials{op.partials, s.channels_result()});
+     }},
+    {"pyramid_pool", [](Sample& s) { s.execute(PyramidPool{s.map(), s.levels_result(kBins)}); }},
+    {"pyramid_pool_backward",
+     [](Sample& s) { s.execute(PyramidPoolBackward{s.levels(kBins), s.map_result()}); }},
+    {"pyramid_max_pool",
+     [](Sample& s) {
+       s.execute(PyramidMaxPool{s.map(), s.levels_result(kBins), s.indices_result(kBins)});
+     }},
+    {"pyramid_max_pool_backward",
+     [](Sample& s) {
+       s.execute(PyramidMaxPoolBackward{s.levels(kBins), s.indices(kBins), s.map_result()});
+     }},
+    {"pyramid_concat",
+     [](Sample& s) {
+       const Levels levels = s.levels(kCells);
+       const View out = s.double_map_result();
+       for (const int k : {0, 1}) {
+         s.execute(PyramidAdd{
+             {}, s.half(out, k), {1, {levels[k + 1]}}, plain(s, false), false, s.channels_last()});
+       }
+     }},
+    {"pyramid_concat_backward",
+     [](Sample& s) {
+       s.execute(PyramidReduce{
+           s.map(), {}, {}, s.levels_result(kCells), plain(s, false), s.channels_last()});
+     }},
+    {"pyramid_add_relu",
+     [](Sample& s) {
+       s.execute(PyramidAdd{s.map(), s.map_result(), s.levels(kCells), plain(s, true), true,
+                            s.channels_last()});
+     }},
+    {"pyramid_add_relu_backward",
+     [](Sample& s) {
+       s.execute(PyramidReduce{s.map(), s.map(), s.map_result(), s.levels_result(kCells),
+                               plain(s, true), s.channels_last()});
+     }},
+    {"pyramid_taps_add",
+     [](Sample& s) {
+       s.execute(PyramidAdd{s.map(), s.map_result(), s.levels(kCells, kKernel[0] * kKernel[1]),
+                            tall(s), false, s.channels_last()});
+     }},
+    {"pyramid_taps_add_backward",
+     [](Sample& s) {
+       s.execute(PyramidReduce{s.map(),
+                               {},
+                               {},
+                               s.levels_result(kCells, kKernel[0] * kKernel[1]),
+                               tall(s),
+                               s.channels_last()});
+     }},
+    {"row_gate",
+     [](Sample& s) {
+       s.execute(RowGate{s.map(), s.row_logits(3), s.map_result(), s.channels_last()});
+     }},
+    {"row_gate_backward",
+     [](Sample& s) {
+       s.execute(RowGateBackward{s.map(), s.map(), s.row_logits(17), s.map_result(),
+                                 s.row_logits_result(17), s.channels_last()});
      }},
     {"encode",
      [](Sample& s) {

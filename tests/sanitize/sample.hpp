@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,13 +13,15 @@
 #include <vector>
 
 #include "core/dispatch.hpp"
+#include "core/levels.hpp"
 #include "core/view.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/types.hpp"
 
 namespace stripctx::sanitize {
 
-using Shape = std::array<int64_t, 4>;  // (N, C, H, W)
+using Shape = std::array<int64_t, 4>;               // (N, C, H, W)
+using Sizes = std::vector<std::array<int64_t, 2>>;  // (h, w) of each level of a pyramid
 
 // How maps lie: rows of W or pixels of C, dense or cut out of something larger.
 struct Layout {
@@ -76,6 +79,48 @@ class Sample {
     return fill(allocate(view, 0));
   }
 
+  // The gates of `rows` rows, (N, C, rows).
+  View row_logits(int64_t rows) { return fill(allocate(row_vector(rows), 0)); }
+  View row_logits_result(int64_t rows) {
+    results_.push_back(allocate(row_vector(rows), 0));
+    return results_.back();
+  }
+
+  // The levels of a pyramid, each of `times` as many channels as the map.
+  Levels levels(const Sizes& sizes, int64_t times = 1) {
+    return each(sizes, [&](int64_t h, int64_t w) { return noise(level_shape(times, h, w)); });
+  }
+  Levels levels_result(const Sizes& sizes, int64_t times = 1) {
+    return each(sizes, [&](int64_t h, int64_t w) { return result(level_shape(times, h, w)); });
+  }
+
+  // Where maxima stand: positions of the map, and some that are none.
+  Levels indices(const Sizes& sizes) {
+    return each(sizes, [&](int64_t h, int64_t w) {
+      const View view = index_view(level_shape(1, h, w));
+      int64_t* data = static_cast<int64_t*>(view.data);
+      const int64_t positions = setting_.shape[2] * setting_.shape[3];
+      for (int64_t i = 0; i < view.extent(); ++i) data[i] = i % (positions + 3) - 1;
+      return view;
+    });
+  }
+  Levels indices_result(const Sizes& sizes) {
+    return each(sizes, [&](int64_t h, int64_t w) {
+      index_results_.push_back(index_view(level_shape(1, h, w)));
+      return index_results_.back();
+    });
+  }
+
+  // Half of a map of twice the channels, and that map.
+  View double_map_result() { return result(level_shape(2, setting_.shape[2], setting_.shape[3])); }
+  View half(View map, int which) const {
+    dispatch<cpu::Types>(map.dtype, [&]<class T>() {
+      map.data = static_cast<T*>(map.data) + which * channel_count() * map.stride[1];
+    });
+    map.size[1] = channel_count();
+    return map;
+  }
+
   View map_result() { return result(setting_.shape); }
   View rows_result() { return result(rows_shape()); }
   View cols_result() { return result(cols_shape()); }
@@ -90,6 +135,9 @@ class Sample {
 
   int64_t image_count() const { return setting_.shape[0]; }
   int64_t channel_count() const { return setting_.shape[1]; }
+  int64_t height() const { return setting_.shape[2]; }
+  int64_t width() const { return setting_.shape[3]; }
+  bool channels_last() const { return setting_.layout.channels_last; }
 
   template <class Op>
   void execute(const Op& op) const {
@@ -114,10 +162,43 @@ class Sample {
       });
       all.push_back(std::move(values));
     }
+    for (const View& view : index_results_) {
+      const int64_t* data = static_cast<const int64_t*>(view.data);
+      std::vector<double> values;
+      for (int64_t i = 0; i < view.extent(); ++i) {
+        values.push_back(data[i] == kUnwritten ? std::nan("") : static_cast<double>(data[i]));
+      }
+      all.push_back(std::move(values));
+    }
     return all;
   }
 
  private:
+  static constexpr int64_t kUnwritten = -1;  // as allocate leaves it
+
+  template <class Make>
+  static Levels each(const Sizes& sizes, const Make& make) {
+    Levels levels;
+    for (const auto& [h, w] : sizes) levels[levels.count++] = make(h, w);
+    return levels;
+  }
+
+  Shape level_shape(int64_t times, int64_t h, int64_t w) const {
+    return {setting_.shape[0], times * setting_.shape[1], h, w};
+  }
+
+  // Eight bytes an element, as float64 has.
+  View index_view(const Shape& shape) {
+    View view = lay_out(shape, false);
+    view.dtype = DType::kFloat64;
+    return allocate(view, 0);
+  }
+
+  View row_vector(int64_t rows) const {
+    const int64_t C = setting_.shape[1];
+    return {nullptr, setting_.dtype, {setting_.shape[0], C, rows, 1}, {C * rows, rows, 1, 1}};
+  }
+
   Shape rows_shape() const { return {setting_.shape[0], setting_.shape[1], setting_.shape[2], 1}; }
   Shape cols_shape() const { return {setting_.shape[0], setting_.shape[1], 1, setting_.shape[3]}; }
   Shape flat_shape() const {
@@ -186,7 +267,7 @@ class Sample {
   Setting setting_;
   uint64_t state_ = 1;
   std::vector<std::unique_ptr<std::byte[]>> buffers_;
-  std::vector<View> results_;
+  std::vector<View> results_, index_results_;
 };
 
 }  // namespace stripctx::sanitize
