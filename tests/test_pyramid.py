@@ -80,6 +80,19 @@ def test_many_bins(shape: Shape, bins: Bins, mode: str, layout: str, dtype: torc
     battery.check_float64(pool_case(bins, mode), shape, dtype, layout)
 
 
+@any_mode
+@pytest.mark.parametrize("layout", FORMATS)
+def test_every_bin_of_every_size(mode: str, layout: str) -> None:
+    """1 to 24 bins over 1 to 26 positions, rows and columns of different ones."""
+    for size in range(1, 27):
+        x = battery.make((1, 3, size, 27 - size), torch.float64, layout)
+        for first in (1, 9, 17):
+            bins = tuple((b, 25 - b) for b in range(first, first + 8))
+            pooled = functional.pyramid_pool(x, bins, mode)
+            for a, b in zip(pooled, plain_pool(x, bins, mode), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("case", ROWS, ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_row_pool(case: Case, layout: str) -> None:

@@ -156,6 +156,22 @@ def test_large_levels(layout: str) -> None:
     battery.check_float64(case, (1, 4, 41, 60), torch.float64, layout)
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_every_level_of_every_size(align_corners: bool, layout: str) -> None:
+    """1 to 24 cells over 1 to 26 positions, rows and columns of different ones."""
+    for size in range(1, 27):
+        x = battery.make((1, 2, size, 27 - size), torch.float64, layout)
+        for first in (1, 9, 17):
+            levels = [
+                battery.make((1, 2, n, 25 - n), torch.float64, layout)
+                for n in range(first, first + 8)
+            ]
+            out = functional.pyramid_concat(x, levels, align_corners=align_corners)
+            want = plain_concat(x, *levels, align_corners=align_corners, x_first=True)
+            torch.testing.assert_close(out, want, rtol=1e-13, atol=1e-13)
+
+
 def test_one_cell_is_an_exact_broadcast() -> None:
     x = torch.zeros(2, 0, 37, 41, device=DEVICE)
     for dtype in DTYPES:
