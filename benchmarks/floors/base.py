@@ -1,0 +1,128 @@
+"""What the floors of all families are made of: bytes and operations, sizes, launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+SIGMOID_OPERATIONS = 4
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Bytes read, bytes written, operations."""
+
+    read: int = 0
+    written: int = 0
+    operations: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
+
+    def __add__(self, other: Floor) -> Floor:
+        return Floor(
+            self.read + other.read,
+            self.written + other.written,
+            self.operations + other.operations,
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the map that an operator works on and bytes an element.
+
+    `hidden` is M, the channels between the strips and the gate's 1x1 convolution (0: as many as C).
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    element_size: int = 4
+    hidden: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """Positions of the whole batch."""
+        return self.batch * self.height * self.width
+
+    @property
+    def map(self) -> int:
+        """Elements of x."""
+        return self.pixels * self.channels
+
+    @property
+    def rows(self) -> int:
+        """Elements of the strips (N, C, H, 1)."""
+        return self.batch * self.channels * self.height
+
+    @property
+    def cols(self) -> int:
+        """Elements of the strips (N, C, 1, W)."""
+        return self.batch * self.channels * self.width
+
+    @property
+    def strips(self) -> int:
+        """Elements of rows and cols together."""
+        return self.rows + self.cols
+
+    @property
+    def accumulate_size(self) -> int:
+        """Bytes of a sum: float32's, or float64's for float64."""
+        return max(4, self.element_size)
+
+    @property
+    def middle(self) -> Shape:
+        """The same positions with M channels."""
+        channels = self.hidden or self.channels
+        return Shape(self.batch, channels, self.height, self.width, self.element_size)
+
+    def floor(self, *, read: int, written: int, operations: int) -> Floor:
+        """From elements to bytes."""
+        return Floor(read * self.element_size, written * self.element_size, operations)
+
+
+FloorOf = Callable[[Shape], Floor]
+
+Product = tuple[int, int, int]  # of matrices, (rows, inner) by (inner, columns)
+ProductOf = Callable[[Shape], Product]
+
+
+def multiply_adds(product: Product) -> int:
+    """Operations of a product: a multiplication and an addition each."""
+    return 2 * math.prod(product)
+
+
+# What CUDA kernels move beyond the floor, from how they were launched. csrc/cuda says what a block
+# and a thread own; what they read again comes from a cache unless said otherwise.
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Blocks and threads of a kernel, each (x, y, z)."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+Launches = Mapping[str, Launch]  # the kernels that one call ran, by name
+Extra = Callable[[Shape, Launches], Floor]
+
+
+def launch_of(launches: Launches, family: str) -> tuple[str, Launch]:
+    """The one kernel whose name begins so: the layout decides between ..._planes and ..._pixels."""
+    ((kernel, launch),) = ((k, v) for k, v in launches.items() if k.startswith(family))
+    return kernel.removeprefix(family), launch
+
+
+def partial_sums(shape: Shape, results: int, parts: int) -> Floor:
+    """`parts` sums of each of `results`, written by one stage and read by the next."""
+    size = results * parts * shape.accumulate_size
+    return Floor(read=size, written=size, operations=results * max(0, parts - 1))
+
+
+def visits(shape: Shape, elements: int, times: int) -> Floor:
+    """An operand that is read `times` times: all but the first are extra."""
+    return Floor(read=elements * (times - 1) * shape.element_size)

@@ -1,0 +1,130 @@
+"""The encoding family. x is (N, D, H, W) with D = C; K is 32 everywhere, as in both networks."""
+
+from __future__ import annotations
+
+from benchmarks.floors.base import (
+    Extra,
+    Floor,
+    FloorOf,
+    Launches,
+    Product,
+    ProductOf,
+    Shape,
+    launch_of,
+    partial_sums,
+    visits,
+)
+
+CODES = 32
+
+
+def parameters(shape: Shape) -> int:
+    """Elements of codewords and scale."""
+    return CODES * (shape.channels + 1)
+
+
+def encoded(shape: Shape) -> int:
+    return shape.batch * CODES * shape.channels
+
+
+def encode_product(shape: Shape) -> Product:
+    """Positions by codewords."""
+    return shape.pixels, shape.channels, CODES
+
+
+def encode(shape: Shape) -> Floor:
+    """Two products of matrices, x.c and a.x, and a softmax of 5 operations an assignment."""
+    return shape.floor(
+        read=shape.map + parameters(shape),
+        written=encoded(shape),
+        operations=CODES * (4 * shape.map + 5 * shape.pixels),
+    )
+
+
+def encode_backward(shape: Shape) -> Floor:
+    """Five products: x.c, x.G, q.x, and a.G and q.c toward x; the softmax and its derivative."""
+    return shape.floor(
+        read=shape.map + parameters(shape) + encoded(shape),
+        written=shape.map + parameters(shape),
+        operations=CODES * (10 * shape.map + 12 * shape.pixels),
+    )
+
+
+def channel_gate(shape: Shape) -> Floor:
+    """Multiplies, adds, rectifies."""
+    return shape.floor(
+        read=shape.map + shape.batch * shape.channels,
+        written=shape.map,
+        operations=3 * shape.map,
+    )
+
+
+def channel_gate_backward(shape: Shape) -> Floor:
+    """The sign (3), the gradient of x (2) and the gate's sum (2)."""
+    gates = shape.batch * shape.channels
+    return shape.floor(
+        read=2 * shape.map + gates,
+        written=shape.map + gates,
+        operations=7 * shape.map - gates,
+    )
+
+
+def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int) -> Floor:
+    """Codewords and G in float32: so many matrices (K, D) a tile and a block, from the first-level
+    cache but for the first time."""
+    positions = 32 if shape.channels <= 128 else 16
+    tiles = shape.batch * -(-shape.height * shape.width // positions)
+    matrices = CODES * shape.channels * (tiles * a_tile + blocks * a_block)
+    return Floor(read=4 * (matrices + blocks * CODES))
+
+
+def encode_extra(shape: Shape, launches: Launches) -> Floor:
+    """The codewords, once or twice a tile; a part of every result from each block."""
+    _, launch = launch_of(launches, "encode_tiles")
+    blocks, a_tile = launch.grid[0], 2 if shape.channels <= 128 else 1
+    extra = encode_parameters_extra(shape, blocks, a_tile, 3)
+    parts = partial_sums(shape, encoded(shape), blocks // shape.batch)
+    return extra + parts + shape.floor(read=-parameters(shape), written=0, operations=0)
+
+
+def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The codewords and G, for the assignments and again toward x; a part of the parameters'
+    gradients from each block."""
+    _, launch = launch_of(launches, "encode_backward_tiles")
+    blocks, a_tile = launch.grid[0], 6 if shape.channels <= 128 else 4
+    extra = encode_parameters_extra(shape, blocks, a_tile, 6)
+    parts = partial_sums(shape, parameters(shape), blocks)
+    once = parameters(shape) + encoded(shape)
+    return extra + parts + shape.floor(read=-once, written=0, operations=0)
+
+
+def channel_gate_extra(shape: Shape, launches: Launches) -> Floor:
+    """The gate, once a block that owns a piece of a plane or once a thread that owns channels."""
+    layout, launch = launch_of(launches, "channel_gate")
+    gates = shape.batch * shape.channels
+    if layout.endswith("_planes"):
+        return visits(shape, gates, launch.grid[1])
+    return visits(shape, gates, launch.grid[0] // shape.batch * launch.block[1])
+
+
+def channel_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same, and a sum of the gate's gradient from each block."""
+    layout, launch = launch_of(launches, "channel_gate_backward")
+    parts = launch.grid[1] if layout == "_planes" else launch.grid[0] // shape.batch
+    gates = shape.batch * shape.channels
+    return channel_gate_extra(shape, launches) + partial_sums(shape, gates, parts)
+
+
+FLOORS: dict[str, FloorOf] = {
+    "encode": encode,
+    "encode_backward": encode_backward,
+    "channel_gate": channel_gate,
+    "channel_gate_backward": channel_gate_backward,
+}
+PRODUCTS: dict[str, ProductOf] = {"encode": encode_product}
+CUDA_EXTRA: dict[str, Extra] = {
+    "encode": encode_extra,
+    "encode_backward": encode_backward_extra,
+    "channel_gate": channel_gate_extra,
+    "channel_gate_backward": channel_gate_backward_extra,
+}

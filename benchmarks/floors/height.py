@@ -1,0 +1,63 @@
+"""The height family: HANet's rows."""
+
+from __future__ import annotations
+
+from benchmarks.floors.base import SIGMOID_OPERATIONS, Extra, Floor, FloorOf, Launches, Shape
+
+GATE_ROWS = 16  # row_pool's results and row_gate's logits a channel
+
+
+def row_pool(shape: Shape) -> Floor:
+    """An addition an element and a division a result. Bands that do not divide H share rows."""
+    rows = shape.batch * shape.channels * GATE_ROWS
+    return shape.floor(read=shape.map, written=rows, operations=shape.map + rows)
+
+
+def row_pool_backward(shape: Shape) -> Floor:
+    """A division and an addition a band."""
+    rows = shape.batch * shape.channels * GATE_ROWS
+    return shape.floor(read=rows, written=shape.map, operations=2 * rows)
+
+
+def row_gate(shape: Shape) -> Floor:
+    logits = shape.batch * shape.channels * GATE_ROWS
+    return shape.floor(
+        read=shape.map + logits,
+        written=shape.map,
+        operations=shape.map + SIGMOID_OPERATIONS * logits + 3 * shape.rows,
+    )
+
+
+def row_gate_backward(shape: Shape) -> Floor:
+    """Toward x a product, toward the gates a product and a sum."""
+    logits = shape.batch * shape.channels * GATE_ROWS
+    return shape.floor(
+        read=2 * shape.map + logits,
+        written=shape.map + logits,
+        operations=3 * shape.map + (SIGMOID_OPERATIONS + 3) * logits + 7 * shape.rows,
+    )
+
+
+def row_gate_extra(shape: Shape, launches: Launches) -> Floor:
+    """Two logits for every row and channel, instead of each once."""
+    logits = shape.batch * shape.channels * GATE_ROWS
+    return shape.floor(read=2 * shape.rows - logits, written=0, operations=0)
+
+
+def row_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same; the sums over W, read by the two logits that each row lies between."""
+    sums = shape.rows * shape.accumulate_size
+    logits = shape.batch * shape.channels * GATE_ROWS * shape.element_size
+    return row_gate_extra(shape, launches) + Floor(read=2 * sums + logits, written=sums)
+
+
+FLOORS: dict[str, FloorOf] = {
+    "row_pool": row_pool,
+    "row_pool_backward": row_pool_backward,
+    "row_gate": row_gate,
+    "row_gate_backward": row_gate_backward,
+}
+CUDA_EXTRA: dict[str, Extra] = {
+    "row_gate": row_gate_extra,
+    "row_gate_backward": row_gate_backward_extra,
+}

@@ -1,0 +1,50 @@
+"""The pyramid family's pooling: means and maxima of PSPNet's bins. A level of b stands for b x b
+cells."""
+
+from __future__ import annotations
+
+from benchmarks.floors.base import Floor, FloorOf, Shape
+
+PSP_BINS = (1, 2, 3, 6)
+INDEX_SIZE = 8  # an int64 for each maximum
+
+
+def square_cells(bins: tuple[int, ...]) -> int:
+    return sum(b * b for b in bins)
+
+
+def level_cells(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
+    """Elements of the levels."""
+    return shape.batch * channels * square_cells(bins)
+
+
+def pyramid_pool(shape: Shape) -> Floor:
+    """Each element enters one cell's sum, however many levels there are; a division a bin."""
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    return shape.floor(read=shape.map, written=bins, operations=shape.map + bins)
+
+
+def pyramid_pool_backward(shape: Shape) -> Floor:
+    """A division and an addition a bin: the gradient is the same all over a cell."""
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    return shape.floor(read=bins, written=shape.map, operations=2 * bins)
+
+
+def pyramid_max_pool(shape: Shape) -> Floor:
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    values = shape.floor(read=shape.map, written=bins, operations=shape.map)
+    return values + Floor(written=INDEX_SIZE * bins)
+
+
+def pyramid_max_pool_backward(shape: Shape) -> Floor:
+    bins = level_cells(shape, PSP_BINS, shape.channels)
+    values = shape.floor(read=bins, written=shape.map, operations=bins)
+    return values + Floor(read=INDEX_SIZE * bins)
+
+
+FLOORS: dict[str, FloorOf] = {
+    "pyramid_pool": pyramid_pool,
+    "pyramid_pool_backward": pyramid_pool_backward,
+    "pyramid_max_pool": pyramid_max_pool,
+    "pyramid_max_pool_backward": pyramid_max_pool_backward,
+}

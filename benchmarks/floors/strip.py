@@ -1,0 +1,149 @@
+"""The strip family. x is (N, C, H, W), rows (N, C, H, 1), cols (N, C, 1, W)."""
+
+from __future__ import annotations
+
+from benchmarks.floors.base import (
+    SIGMOID_OPERATIONS,
+    Extra,
+    Floor,
+    FloorOf,
+    Launches,
+    Product,
+    ProductOf,
+    Shape,
+    launch_of,
+    multiply_adds,
+    partial_sums,
+    visits,
+)
+
+
+def strip_pool(shape: Shape) -> Floor:
+    """A mean of n elements is n - 1 additions and a division; each element enters two."""
+    return shape.floor(read=shape.map, written=shape.strips, operations=2 * shape.map)
+
+
+def strip_pool_backward(shape: Shape) -> Floor:
+    return shape.floor(read=shape.strips, written=shape.map, operations=shape.strips + shape.map)
+
+
+def strip_add_relu(shape: Shape) -> Floor:
+    return shape.floor(read=shape.strips, written=shape.map, operations=2 * shape.map)
+
+
+def strip_add_relu_backward(shape: Shape) -> Floor:
+    """Recomputes the sum's sign (an addition, a comparison), then adds up each row and column."""
+    return shape.floor(
+        read=shape.map + shape.strips,
+        written=shape.strips,
+        operations=4 * shape.map - shape.strips,
+    )
+
+
+def sigmoid_gate(shape: Shape) -> Floor:
+    """Adds the bias, takes the sigmoid, multiplies."""
+    return shape.floor(
+        read=2 * shape.map + shape.channels,
+        written=shape.map,
+        operations=(2 + SIGMOID_OPERATIONS) * shape.map,
+    )
+
+
+def sigmoid_gate_backward(shape: Shape) -> Floor:
+    """With s = sigmoid(logits + bias): grad * s, then times x and 1 - s, and the bias's sum."""
+    return shape.floor(
+        read=3 * shape.map + shape.channels,
+        written=2 * shape.map + shape.channels,
+        operations=(6 + SIGMOID_OPERATIONS) * shape.map - shape.channels,
+    )
+
+
+def strip_gate_product(shape: Shape) -> Product:
+    """The 1x1 convolution from M to C channels."""
+    return shape.pixels, shape.middle.channels, shape.channels
+
+
+def strip_gate(shape: Shape) -> Floor:
+    """One convolution whose operand is made and whose result is used without reaching memory."""
+    middle, weight = shape.middle, shape.channels * shape.middle.channels
+    return Floor(operations=multiply_adds(strip_gate_product(shape))) + shape.floor(
+        read=shape.map + middle.strips + weight + shape.channels,
+        written=shape.map,
+        operations=strip_add_relu(middle).operations + sigmoid_gate(shape).operations,
+    )
+
+
+def strip_gate_backward(shape: Shape) -> Floor:
+    """Two convolutions' worth of products, given the logits: toward the strips and the weight."""
+    middle, weight = shape.middle, shape.channels * shape.middle.channels
+    pointwise = strip_add_relu_backward(middle) + sigmoid_gate_backward(shape)
+    return Floor(operations=2 * multiply_adds(strip_gate_product(shape))) + shape.floor(
+        read=3 * shape.map + middle.strips + weight + shape.channels,
+        written=shape.map + middle.strips + weight + shape.channels,
+        operations=pointwise.operations,
+    )
+
+
+def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
+    """Pieces of rows where W is cut into tiles, pieces of cols where H is cut into chunks."""
+    _, launch = launch_of(launches, "strip_reduce")
+    _, tiles, chunks = launch.grid
+    extra = Floor()
+    if tiles > 1:
+        extra += partial_sums(shape, shape.rows, tiles)
+    if chunks > 1:
+        extra += partial_sums(shape, shape.cols, chunks)
+    return extra
+
+
+def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same, and the sign's operands: each tile reads its rows, each slot (threadIdx.y) of each
+    chunk its cols. The slots of a block read them at once: one trip to memory."""
+    _, launch = launch_of(launches, "strip_reduce")
+    (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
+    operands = visits(shape, shape.rows, tiles) + visits(shape, shape.cols, chunks * slots)
+    return strip_pool_extra(shape, launches) + operands
+
+
+def strip_broadcast_extra(shape: Shape, launches: Launches) -> Floor:
+    """Each tile reads its rows, each chunk its cols; on contiguous maps each slot for itself."""
+    layout, launch = launch_of(launches, "strip_broadcast")
+    (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
+    times = chunks * slots if layout == "_planes" else chunks
+    return visits(shape, shape.rows, tiles) + visits(shape, shape.cols, times)
+
+
+def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
+    """The bias, once a block that owns a piece of a plane or once a thread that owns channels."""
+    layout, launch = launch_of(launches, "sigmoid_gate")
+    if layout.endswith("_planes"):
+        return visits(shape, shape.channels, shape.batch * launch.grid[1])
+    return visits(shape, shape.channels, launch.grid[0] * launch.block[1])
+
+
+def sigmoid_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same, and a sum of the bias's gradient from each block."""
+    layout, launch = launch_of(launches, "sigmoid_gate_backward")
+    parts = shape.batch * launch.grid[1] if layout == "_planes" else launch.grid[0]
+    return sigmoid_gate_extra(shape, launches) + partial_sums(shape, shape.channels, parts)
+
+
+FLOORS: dict[str, FloorOf] = {
+    "strip_pool": strip_pool,
+    "strip_pool_backward": strip_pool_backward,
+    "strip_add_relu": strip_add_relu,
+    "strip_add_relu_backward": strip_add_relu_backward,
+    "sigmoid_gate": sigmoid_gate,
+    "sigmoid_gate_backward": sigmoid_gate_backward,
+    "strip_gate": strip_gate,
+    "strip_gate_backward": strip_gate_backward,
+}
+PRODUCTS: dict[str, ProductOf] = {"strip_gate": strip_gate_product}
+CUDA_EXTRA: dict[str, Extra] = {
+    "strip_pool": strip_pool_extra,
+    "strip_pool_backward": strip_broadcast_extra,
+    "strip_add_relu": strip_broadcast_extra,
+    "strip_add_relu_backward": strip_add_relu_backward_extra,
+    "sigmoid_gate": sigmoid_gate_extra,
+    "sigmoid_gate_backward": sigmoid_gate_backward_extra,
+}

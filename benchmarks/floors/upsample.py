@@ -1,0 +1,211 @@
+"""Interpolation, the pyramid family's other half. Between two cells an element costs 3 operations,
+and its adjoint 4."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.floors.base import (
+    Extra,
+    Floor,
+    FloorOf,
+    Launches,
+    Product,
+    ProductOf,
+    Shape,
+    launch_of,
+    multiply_adds,
+    visits,
+)
+from benchmarks.floors.pyramid import PSP_BINS, level_cells
+
+MPM_BINS = (20, 12)  # pyramid_add_relu's levels: SPNet's mixed pooling
+KERNEL = 3  # rows and columns of the convolution whose taps are added
+PLANE_BYTES = 40 * 1024  # of a gradient that csrc/cuda/upsample_backward.cu keeps in a block
+
+
+def level_lines(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
+    """Elements of the levels' rows at the map's width."""
+    return shape.batch * channels * shape.width * sum(bins)
+
+
+def pyramid_concat(shape: Shape) -> Floor:
+    """x is copied."""
+    quarter = shape.channels // 4
+    maps = len(PSP_BINS) * quarter * shape.pixels
+    return shape.floor(
+        read=shape.map + level_cells(shape, PSP_BINS, quarter),
+        written=shape.map + maps,
+        operations=3 * (maps + level_lines(shape, PSP_BINS, quarter)),
+    )
+
+
+def pyramid_concat_backward(shape: Shape) -> Floor:
+    """Of the levels: the gradient of x is a view."""
+    quarter = shape.channels // 4
+    maps = len(PSP_BINS) * quarter * shape.pixels
+    return shape.floor(
+        read=maps,
+        written=level_cells(shape, PSP_BINS, quarter),
+        operations=4 * (maps + level_lines(shape, PSP_BINS, quarter)),
+    )
+
+
+def pyramid_add_relu(shape: Shape) -> Floor:
+    lines = level_lines(shape, MPM_BINS, shape.channels)
+    return shape.floor(
+        read=shape.map + level_cells(shape, MPM_BINS, shape.channels),
+        written=shape.map,
+        operations=(1 + 4 * len(MPM_BINS)) * shape.map + 3 * lines,
+    )
+
+
+def pyramid_add_relu_backward(shape: Shape) -> Floor:
+    """Reads the gradient and the output that it is masked by."""
+    lines = level_lines(shape, MPM_BINS, shape.channels)
+    return shape.floor(
+        read=2 * shape.map,
+        written=shape.map + level_cells(shape, MPM_BINS, shape.channels),
+        operations=(1 + 4 * len(MPM_BINS)) * shape.map + 4 * lines,
+    )
+
+
+def pyramid_taps_add(shape: Shape) -> Floor:
+    """Per element and level, two cells for each row of the kernel."""
+    lines = level_lines(shape, PSP_BINS, KERNEL * shape.channels)
+    return shape.floor(
+        read=shape.map + level_cells(shape, PSP_BINS, KERNEL**2 * shape.channels),
+        written=shape.map,
+        operations=4 * KERNEL * (len(PSP_BINS) * shape.map + lines),
+    )
+
+
+def pyramid_taps_add_backward(shape: Shape) -> Floor:
+    lines = level_lines(shape, PSP_BINS, KERNEL * shape.channels)
+    return shape.floor(
+        read=shape.map,
+        written=level_cells(shape, PSP_BINS, KERNEL**2 * shape.channels),
+        operations=4 * KERNEL * (len(PSP_BINS) * shape.map + lines),
+    )
+
+
+def pyramid_conv_product(shape: Shape) -> Product:
+    """One tap of the convolution from x's own C channels to C / 4."""
+    return shape.pixels, shape.channels, shape.channels // 4
+
+
+def pyramid_conv(shape: Shape) -> Floor:
+    """To C / 4 channels from x and PSPNet's levels, of C / 4 each: the convolution over x, one of
+    1 x 1 over the levels' few cells for every tap, and the taps added."""
+    quarter = replace(shape, channels=shape.channels // 4)
+    cells = level_cells(quarter, PSP_BINS, quarter.channels)
+    taps = KERNEL**2
+    weight = taps * quarter.channels * (shape.channels + len(PSP_BINS) * quarter.channels)
+    operations = taps * multiply_adds(pyramid_conv_product(shape))
+    operations += taps * 2 * cells * quarter.channels + pyramid_taps_add(quarter).operations
+    return shape.floor(
+        read=shape.map + cells + weight + quarter.channels,
+        written=quarter.map,
+        operations=operations,
+    )
+
+
+def pyramid_conv_backward(shape: Shape) -> Floor:
+    """Twice the products, toward x and the levels and toward the weight; the bias is not read."""
+    quarter = replace(shape, channels=shape.channels // 4)
+    forward = pyramid_conv(shape)
+    products = forward.operations - pyramid_taps_add(quarter).operations
+    return Floor(
+        read=forward.bytes - quarter.channels * shape.element_size,
+        written=forward.read,
+        operations=2 * products + pyramid_taps_add_backward(quarter).operations + quarter.map,
+    )
+
+
+def pyramid_add_extra(
+    shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int
+) -> Floor:
+    """The levels' cells, once a tile of columns and a chunk of rows."""
+    _, launch = launch_of(launches, "pyramid_add")
+    _, tiles, chunks = launch.grid
+    return visits(shape, level_cells(shape, bins, channels), tiles * chunks)
+
+
+def pyramid_concat_extra(shape: Shape, launches: Launches) -> Floor:
+    """x goes by torch's own copy, which is not counted."""
+    copied = shape.floor(read=-shape.map, written=-shape.map, operations=0)
+    return copied + pyramid_add_extra(shape, launches, PSP_BINS, shape.channels // 4)
+
+
+def pyramid_add_relu_extra(shape: Shape, launches: Launches) -> Floor:
+    return pyramid_add_extra(shape, launches, MPM_BINS, shape.channels)
+
+
+def pyramid_taps_add_extra(shape: Shape, launches: Launches) -> Floor:
+    return pyramid_add_extra(shape, launches, PSP_BINS, KERNEL**2 * shape.channels)
+
+
+def times_read(cells: int, positions: int) -> float:
+    """How often a position is read where each cell gathers its own: it lies between two."""
+    return 1 if cells == 1 else 2 - 1 / positions
+
+
+def pyramid_reduce_extra(
+    shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, *, taps: int, first: int
+) -> Floor:
+    """Contiguous planes that do not fit in a block's shared memory are summed along H from global
+    memory, for each level and each row of taps. channels_last levels that do not fit together read
+    the gradient once each; those that do not fit alone, four times, cell by cell. `first` of these
+    visits is in the floor already. All this comes from a cache."""
+    map = shape.pixels * channels
+    if "pyramid_reduce_planes" in launches:
+        if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
+            return Floor()
+        times = taps * sum(times_read(b, shape.height) for b in bins) - first
+    elif "pyramid_reduce_pixels" in launches:
+        return Floor()
+    else:
+        times = len(bins) - first
+        if "pyramid_gather_pixels" in launches:
+            largest = max(bins)
+            times += times_read(largest, shape.height) * times_read(largest, shape.width) - 1
+    return Floor(read=round(map * times) * shape.element_size)
+
+
+def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """Each level by itself, from channels of its own."""
+    extra = Floor()
+    for level in PSP_BINS:
+        channels = shape.channels // 4
+        extra += pyramid_reduce_extra(shape, launches, (level,), channels, taps=1, first=1)
+    return extra
+
+
+def pyramid_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """What is read again is the masked gradient, of which the floor knows nothing."""
+    return pyramid_reduce_extra(shape, launches, MPM_BINS, shape.channels, taps=1, first=0)
+
+
+def pyramid_taps_add_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    return pyramid_reduce_extra(shape, launches, PSP_BINS, shape.channels, taps=KERNEL, first=1)
+
+
+FLOORS: dict[str, FloorOf] = {
+    "pyramid_concat": pyramid_concat,
+    "pyramid_concat_backward": pyramid_concat_backward,
+    "pyramid_add_relu": pyramid_add_relu,
+    "pyramid_add_relu_backward": pyramid_add_relu_backward,
+    "pyramid_taps_add": pyramid_taps_add,
+    "pyramid_taps_add_backward": pyramid_taps_add_backward,
+    "pyramid_conv": pyramid_conv,
+    "pyramid_conv_backward": pyramid_conv_backward,
+}
+PRODUCTS: dict[str, ProductOf] = {"pyramid_conv": pyramid_conv_product}
+CUDA_EXTRA: dict[str, Extra] = {
+    "pyramid_concat": pyramid_concat_extra,
+    "pyramid_concat_backward": pyramid_concat_backward_extra,
+    "pyramid_add_relu": pyramid_add_relu_extra,
+    "pyramid_add_relu_backward": pyramid_add_relu_backward_extra,
+    "pyramid_taps_add": pyramid_taps_add_extra,
+    "pyramid_taps_add_backward": pyramid_taps_add_backward_extra,
+}
