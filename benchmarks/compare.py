@@ -26,8 +26,8 @@ TOLERANCE = {
     torch.float16: 5e-3,
     torch.bfloat16: 4e-2,
 }
-# A module's gradients may lie further apart: where rounding takes a rectifier's argument to the
-# other side of zero, one gradient passes there and the other does not.
+# A module's results may lie further apart: where rounding takes a rectifier's argument to the other
+# side of zero, one gradient passes there and the other does not.
 LOOSER_FOR_MODULES = {
     torch.float64: 1e-6,
     torch.float32: 1e-2,
@@ -42,6 +42,7 @@ class Comparison:
 
     times: dict[str, measure.Samples]
     peaks: dict[str, int | None]
+    results: dict[str, int]  # bytes of what a call returns, gradients among them
     floor: measure.Samples | None = None
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -53,6 +54,7 @@ def compare(
     mode: str,
     floor: measure.Run | None = None,
     with_compile: bool = True,
+    with_memory: bool = True,
     device: str = "cpu",
     rounds: int = 50,
     budget: float = 2.0,
@@ -66,15 +68,16 @@ def compare(
         mode: "fwd", without autograd, or "fwd+bwd", to the gradients of arguments and parameters.
         floor: does as much memory traffic or arithmetic as the function at least needs.
         with_compile: whether to compile the peer, which takes some seconds.
+        with_memory: whether to measure peak memory.
         device, rounds, budget: as in `measure.interleave`.
     """
-    parameters: list[Tensor] = []
     if isinstance(function, nn.Module):
         function.train(mode != "fwd")
-        parameters = list(function.parameters())
-    runs: dict[str, measure.Run] = {}
+    runs: dict[str, Bound] = {}
     failures: dict[str, str] = {}
     expected: list[Tensor] = []
+    returned: dict[str, int] = {}
+    parameters = parameters_of(function)
     for name in CANDIDATES if with_compile else CANDIDATES[:2]:
         try:
             run = bind(candidate(function, name), arguments, mode, parameters)
@@ -84,17 +87,22 @@ def compare(
                 raise
             failures[name] = reason(error)
             continue
-        tolerance = LOOSER_FOR_MODULES if isinstance(function, nn.Module) else TOLERANCE
-        check_agreement(name, outputs, expected or outputs, tolerance)
+        check = check_module if isinstance(function, nn.Module) else check_agreement
+        check(name, outputs, expected or outputs)
         expected = expected or outputs
-        runs[name] = peers.warm(run)
+        returned[name] = run.result_bytes(outputs)
+        peers.warm(run)
+        runs[name] = run
     del outputs, expected
-    peaks = {name: memory.peak_extra_bytes(run, device=device) for name, run in runs.items()}
-    timed = dict(runs)
+    peaks = {
+        name: memory.peak_extra_bytes(run, device=device) if with_memory else None
+        for name, run in runs.items()
+    }
+    timed: dict[str, measure.Run] = dict(runs)
     if floor is not None:
         timed["floor"] = peers.warm(floor)
     times = measure.interleave(timed, device=device, rounds=rounds, budget=budget)
-    return Comparison(times, peaks, times.pop("floor", None), failures)
+    return Comparison(times, peaks, returned, times.pop("floor", None), failures)
 
 
 def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -104,42 +112,67 @@ def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return {"fused": lambda f: f, "eager": peers.of, "compile": peers.compiled}[name](function)
 
 
+@dataclass
+class Bound:
+    """A function closed over its arguments. A call returns the outputs, and where there is an
+    upstream gradient, those of `inputs` after them."""
+
+    function: Callable[..., Any]
+    arguments: Sequence[Any]
+    inputs: Sequence[Tensor] = ()
+    upstream: Sequence[Tensor] = ()
+
+    def __call__(self) -> list[Tensor]:
+        if not self.upstream:
+            with torch.no_grad():
+                return _listed(self.function(*self.arguments))
+        outputs = _listed(self.function(*self.arguments))
+        return [*outputs, *torch.autograd.grad(outputs, self.inputs, self.upstream)]
+
+    def result_bytes(self, results: Sequence[Tensor]) -> int:
+        """Of the storages that a call allocates for its results: views of what was there before
+        are none."""
+        before = {_storage(value) for value in [*tensors(self.arguments), *self.upstream]}
+        return sum(size for _, size in {_storage(value) for value in results} - before)
+
+
 def bind(
     function: Callable[..., Any],
     arguments: Sequence[Any],
     mode: str,
-    parameters: Sequence[Tensor] = (),
-) -> Callable[[], list[Tensor]]:
-    """Closes over the arguments; the result is outputs, in mode "fwd+bwd" followed by gradients."""
+    parameters: Sequence[Tensor] | None = None,
+) -> Bound:
+    """In mode "fwd+bwd" with gradients of arguments, and of parameters: by default those of the
+    module that `function` is."""
     if mode == "fwd":
-
-        def forward() -> list[Tensor]:
-            with torch.no_grad():
-                return _listed(function(*arguments))
-
-        return forward
+        return Bound(function, arguments)
     inputs = [value for value in tensors(arguments) if value.requires_grad]
-    inputs += parameters
+    inputs += parameters_of(function) if parameters is None else parameters
     upstream = [_like(output) for output in _listed(function(*arguments))]
-
-    def forward_backward() -> list[Tensor]:
-        outputs = _listed(function(*arguments))
-        return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
-
-    return forward_backward
+    return Bound(function, arguments, inputs, upstream)
 
 
-def check_agreement(
-    name: str,
-    outputs: Sequence[Tensor],
-    expected: Sequence[Tensor],
-    tolerance: dict[torch.dtype, float],
-) -> None:
+def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
+    """Those that are trained."""
+    if not isinstance(function, nn.Module):
+        return []
+    return [value for value in function.parameters() if value.requires_grad]
+
+
+def check_agreement(name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Raises AssertionError where a candidate computes something else."""
     for index, (output, other) in enumerate(zip(outputs, expected, strict=True)):
         error = relative_error(output, other)
-        if not error <= tolerance[output.dtype]:
+        if not error <= TOLERANCE[output.dtype]:
             raise AssertionError(f"{name}: result {index} differs by {error:.1e}")
+
+
+def check_module(name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """The same for all results together: some gradients are nothing but rounding, such as that of a
+    bias before a norm."""
+    error = relative_error(_joined(outputs), _joined(expected))
+    if not error <= LOOSER_FOR_MODULES[outputs[0].dtype]:
+        raise AssertionError(f"{name}: results differ by {error:.1e}")
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -148,10 +181,20 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return ((value - expected).norm() / expected.norm().clamp_min(1e-300)).item()
 
 
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([value.detach().double().flatten() for value in values])
+
+
 def reason(error: Exception) -> str:
     """The first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _storage(value: Tensor) -> tuple[int, int]:
+    """Address and bytes."""
+    storage = value.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def _listed(outputs: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ neither. `python -m benchmarks.report` turns result files into tables and plots.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from benchmarks import machine, results
+from benchmarks.family import Case, measured, summary
 
 STARTED = time.monotonic()
 ENTRIES: pytest.StashKey[dict[str, list[dict[str, Any]]]] = pytest.StashKey()
@@ -47,6 +49,13 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         items[0].config.stash[DESELECTED].extend(item.nodeid for item in items)
 
 
+def pytest_collection_finish() -> None:
+    """The meter of memory collects garbage before each case: what is there now need not be searched
+    each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
     name: str = request.config.getoption("--device")
@@ -62,11 +71,12 @@ def in_time(request: pytest.FixtureRequest) -> None:
         pytest.skip(f"{limit:.0f} seconds are over")
 
 
-@pytest.fixture
-def with_compile(request: pytest.FixtureRequest) -> bool:
-    """Whether peers are also measured under torch.compile."""
-    config = request.config
-    return not (config.getoption("--quick") or config.getoption("--without-compile"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a case of the file's FAMILY."""
+    if "case" in metafunc.fixturenames:
+        option = metafunc.config.getoption
+        cases = metafunc.module.FAMILY.cases(quick=option("--quick"), every=option("--every-case"))
+        metafunc.parametrize("case", list(cases), ids=str)
 
 
 @pytest.fixture
@@ -80,6 +90,30 @@ def record(request: pytest.FixtureRequest, device: str) -> Callable[[dict[str, A
     name = request.path.stem.removeprefix("test_") + ("-cuda" if device == "cuda" else "")
     entries = request.config.stash[ENTRIES].setdefault(name, [])
     return entries.append
+
+
+@pytest.fixture
+def run(
+    request: pytest.FixtureRequest,
+    device: str,
+    quick: bool,
+    record: Callable[[dict[str, Any]], None],
+    benchmark: Any,
+) -> Callable[[Case], None]:
+    """Measures a case. Its samples go to the result file and, as medians, into pytest-benchmark's
+    extra_info. pytest-benchmark's own loop cannot take turns between candidates: it times the fused
+    call alone, a few rounds, for its table and for `--benchmark-compare` between commits."""
+    with_compile = not (quick or request.config.getoption("--without-compile"))
+
+    def measure(case: Case) -> None:
+        entry, fused = measured(case, device, with_compile=with_compile, quick=quick)
+        record(entry)
+        facts = summary(entry)
+        benchmark.group = f"{case.operator} {case.mode}"
+        benchmark.extra_info.update(facts)
+        benchmark.pedantic(fused, rounds=5 if facts["fused_ms"] < 50 else 1, iterations=1)
+
+    return measure
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

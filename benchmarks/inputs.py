@@ -1,4 +1,5 @@
-"""Arguments of every function of `stripctx.functional`, for the benchmarks and the tests of peers.
+"""Arguments of every function of `stripctx.functional` and of every layer, for the benchmarks and
+the tests of peers.
 
 Normal noise, the same on every call. What an operator takes beside its map is what the paper has:
 PSPNet's bins and branches, SPNet's short pyramid, HANet's rows, EncNet's codewords.
@@ -11,17 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.floors import CODES
+import stripctx
+from benchmarks.floors import CODES, GATE_ROWS, KERNEL, MPM_BINS, PSP_BINS
 from stripctx import functional
 
-BINS = (1, 2, 3, 6)  # PSPNet's
-SHORT = (20, 12)  # SPNet's mixed pooling
-ROWS = 16  # HANet's
-TAPS = 3  # the kernel's side in the convolution over a pyramid
-
 Size = tuple[int, int, int, int]  # (N, C, H, W)
+CLASSES = 150  # ADE20K's, for EncNet's logits
 
 
 def inputs(
@@ -33,7 +31,8 @@ def inputs(
     device: str = "cpu",
     requires_grad: bool = True,
 ) -> tuple[Callable[..., Any], list[Any]]:
-    """The function with its keywords bound, and its arguments; tensors may be in lists."""
+    """The function with its keywords bound, or the layer, and its arguments; tensors may be in
+    lists."""
     batch, channels, height, width = size
     branch = max(2, channels // 4)  # one channel has no format
     generator = torch.Generator().manual_seed(0)
@@ -48,6 +47,9 @@ def inputs(
         return [tensor(batch, channels, b, b) for b in bins]
 
     x = tensor(*size)
+    if operator in LAYERS:
+        layer = make_layer(operator, channels).to(device, dtype).to(memory_format=layout)
+        return layer, [x, tensor(*size)] if operator == "HeightAttention" else [x]
     if operator in ("strip_add_relu", "strip_gate"):
         rows, cols = tensor(batch, channels, height, 1), tensor(batch, channels, 1, width)
         if operator == "strip_add_relu":
@@ -59,26 +61,53 @@ def inputs(
         codewords = tensor(CODES, channels, dtype=wide)
         return functional.encode, [x, codewords, tensor(CODES, dtype=wide, over=channels)]
     if operator == "pyramid_conv":
-        inner = channels + len(BINS) * branch
-        weight = tensor(branch, inner, TAPS, TAPS, over=inner**0.5 * TAPS)
-        convolution = partial(functional.pyramid_conv, padding=TAPS // 2, align_corners=True)
-        return convolution, [x, levels(BINS, branch), weight, tensor(branch)]
-    if operator == "pyramid_concat":
-        return partial(functional.pyramid_concat, align_corners=True), [x, levels(BINS, branch)]
-    if operator == "pyramid_add_relu":
-        return partial(functional.pyramid_add_relu, align_corners=True), [
-            x,
-            levels(SHORT, channels),
-        ]
+        inner = channels + len(PSP_BINS) * branch
+        weight = tensor(branch, inner, KERNEL, KERNEL, over=inner**0.5 * KERNEL)
+        convolution = partial(functional.pyramid_conv, padding=KERNEL // 2, align_corners=True)
+        return convolution, [x, levels(PSP_BINS, branch), weight, tensor(branch)]
+    aligned: dict[str, Callable[[], list[Tensor]]] = {
+        "pyramid_concat": lambda: levels(PSP_BINS, branch),
+        "pyramid_add_relu": lambda: levels(MPM_BINS, channels),
+    }
+    if operator in aligned:
+        function = partial(getattr(functional, operator), align_corners=True)
+        return function, [x, aligned[operator]()]
     others: dict[str, Callable[[], list[Any]]] = {
         "strip_pool": list,
         "sigmoid_gate": lambda: [tensor(*size), tensor(channels)],
         "channel_gate": lambda: [tensor(batch, channels)],
-        "pyramid_pool": lambda: [BINS],
-        "row_pool": lambda: [ROWS],
-        "row_gate": lambda: [tensor(batch, channels, ROWS)],
+        "pyramid_pool": lambda: [PSP_BINS],
+        "row_pool": lambda: [GATE_ROWS],
+        "row_gate": lambda: [tensor(batch, channels, GATE_ROWS)],
     }
     return getattr(functional, operator), [x, *others[operator]()]
+
+
+# For maps of C channels. A 1x1 map has no norm, so that a batch of one trains.
+LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "StripPooling": stripctx.StripPooling,
+    "MixedPooling": stripctx.MixedPooling,
+    "PyramidPooling": partial(stripctx.PyramidPooling, global_norm=False),
+    "PyramidPoolingConv": lambda channels: stripctx.PyramidPoolingConv(
+        channels, channels // 4, global_norm=False
+    ),
+    "HeightAttention": lambda channels: stripctx.HeightAttention(channels, channels),
+    "EncodingLayer": lambda channels: stripctx.EncodingLayer(channels, CODES),
+    "ContextEncoding": lambda channels: stripctx.ContextEncoding(channels, CLASSES, CODES),
+}
+
+
+def make_layer(name: str, channels: int) -> nn.Module:
+    """The same parameters on every call. Scales make assignments neither 0 nor 1, as training
+    does: a rounding of a distance does not move a position to another codeword."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = LAYERS[name](channels)
+    for module in layer.modules():
+        if isinstance(module, stripctx.EncodingLayer):
+            with torch.no_grad():
+                module.scale.div_(channels)
+    return layer
 
 
 def tensors(arguments: Sequence[Any]) -> list[Tensor]:

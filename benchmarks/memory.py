@@ -12,6 +12,7 @@ import ctypes
 import gc
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,24 +23,31 @@ from benchmarks.measure import Run
 _LIBC = ctypes.CDLL(None)
 
 
-def peak_extra_bytes(run: Run, *, device: str = "cpu", repeats: int = 3) -> int | None:
-    """The most that one call of a warm `run` holds beyond what was live before it.
+def peak_extra_bytes(
+    run: Run, *, device: str = "cpu", repeats: int = 3, budget: float = 1.0
+) -> int | None:
+    """The most that one call of a warm `run` holds beyond what was live before it: the median of so
+    many calls, or of those that began before `budget` seconds were over.
 
     None where the system cannot tell. On a CPU the resolution is some 100 KiB, and memory that
     libraries keep for themselves from call to call does not count: measure large tensors.
     """
     if device == "cuda":
-        return _median_peak(_cuda_peak, run, repeats)
+        return _median_peak(_cuda_peak, run, repeats, budget)
     if not reset_high_water_mark():
         return None
     with _large_blocks_mapped():
         run()
-        return _median_peak(_cpu_peak, run, repeats)
+        return _median_peak(_cpu_peak, run, repeats, budget)
 
 
-def _median_peak(peak: Callable[[Run], int], run: Run, repeats: int) -> int:
+def _median_peak(peak: Callable[[Run], int], run: Run, repeats: int, budget: float) -> int:
     gc.collect()
-    return int(statistics.median(peak(run) for _ in range(repeats)))
+    end = time.perf_counter() + budget
+    peaks = [peak(run)]
+    while len(peaks) < repeats and time.perf_counter() < end:
+        peaks.append(peak(run))
+    return int(statistics.median(peaks))
 
 
 def _cuda_peak(run: Run) -> int:

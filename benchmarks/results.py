@@ -4,8 +4,10 @@
  "entries": [
   {"operator": "strip_pool", "shape": [1, 512, 60, 60], "dtype": "float32",
    "layout": "contiguous", "mode": "fwd",
+   "axis": "N", where this size grows from entry to entry and nothing else,
    "floor": {"by": "copy", "bytes": ..., "operations": ..., "samples_ms": [...]},
-   "candidates": {"fused": {"samples_ms": [...], "peak_bytes": ...}, "eager": ..., "compile": ...},
+   "candidates": {"fused": {"samples_ms": [...], "peak_bytes": ..., "result_bytes": ...},
+                  "eager": ..., "compile": ...},
    "failures": {"compile": "why it is not among the candidates"}},
   ...]}
 """
@@ -28,7 +30,11 @@ FOLDER = Path(__file__).resolve().parent / "results"
 def candidates(comparison: Comparison) -> dict[str, Any]:
     """The part of an entry that was measured on the candidates."""
     return {
-        name: {"samples_ms": milliseconds(samples), "peak_bytes": comparison.peaks[name]}
+        name: {
+            "samples_ms": milliseconds(samples),
+            "peak_bytes": comparison.peaks[name],
+            "result_bytes": comparison.results[name],
+        }
         for name, samples in comparison.times.items()
     }
 
@@ -47,6 +53,29 @@ def spread_ms(measured: dict[str, Any]) -> tuple[float, float]:
     """The 20th and the 80th percentile."""
     samples = Samples(tuple(measured["samples_ms"]))
     return samples.p20, samples.p80
+
+
+def speedup(entry: dict[str, Any], peer: str) -> float:
+    """How many times faster than this peer the fused candidate is."""
+    return median_ms(entry["candidates"][peer]) / median_ms(entry["candidates"]["fused"])
+
+
+def speedup_over_peers(entry: dict[str, Any]) -> float:
+    """How many times faster than the best of its peers."""
+    return min(speedup(entry, name) for name in entry["candidates"] if name != "fused")
+
+
+def headline(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of each operator's first shape, dtype and layout that were measured."""
+    same = ("shape", "dtype", "layout")
+    first: dict[str, dict[str, Any]] = {}
+    for entry in result["entries"]:
+        first.setdefault(entry["operator"], entry)
+    return [
+        entry
+        for entry in result["entries"]
+        if "axis" not in entry and all(entry[key] == first[entry["operator"]][key] for key in same)
+    ]
 
 
 def three_digits(value: float) -> str:

@@ -1,0 +1,108 @@
+"""What a case at least needs, and a plain copy or product that needs as much: the floor, which is
+timed beside the candidates.
+
+A function's floor stands in benchmarks/floors. A layer's is counted: its arguments, parameters,
+results and gradients once each, and the operations of its products as torch's counter sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import measure
+from benchmarks.floors import FLOORS, PRODUCTS, Floor, Product, Shape, multiply_adds
+from benchmarks.inputs import Size, tensors
+
+# A layer that computes more for each byte takes as long as its products, not as its traffic: about
+# where one core of today's processors changes sides.
+OPERATIONS_A_BYTE = 16
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """`by` is "copy" or "product": of as many bytes, or of as many operations."""
+
+    least: Floor
+    by: str
+    run: measure.Run
+
+
+def of_function(operator: str, size: Size, dtype: torch.dtype, mode: str, device: str) -> Yardstick:
+    shape = Shape(*size, element_size=dtype.itemsize)
+    least = FLOORS[operator](shape)
+    if mode != "fwd":
+        least += FLOORS[f"{operator}_backward"](shape)
+    if operator in PRODUCTS:
+        return _by_product(least, PRODUCTS[operator](shape), dtype, device)
+    return _by_copy(least, device)
+
+
+def of_layer(
+    layer: nn.Module,
+    arguments: Sequence[Any],
+    size: Size,
+    run: Callable[[], list[Tensor]],
+    device: str,
+) -> Yardstick:
+    """`run` is a call of the layer with these arguments that returns all results."""
+    with Counter() as counter:
+        results = run()
+    least = Floor(
+        read=sum(value.nbytes for value in [*tensors(arguments), *layer.parameters()]),
+        written=sum(value.nbytes for value in results),
+        operations=counter.operations,
+    )
+    if least.operations < OPERATIONS_A_BYTE * least.bytes:
+        return _by_copy(least, device)
+    shape = Shape(*size)
+    columns = round(least.operations / multiply_adds((shape.pixels, shape.channels, 1)))
+    product = (shape.pixels, shape.channels, min(columns, shape.channels))
+    return _by_product(least, product, results[0].dtype, device)
+
+
+class Counter(TorchDispatchMode):
+    """Adds up the operations of convolutions, products of matrices and encodings. torch's own
+    FlopCounterMode hooks modules, which torch.autograd.grad to their parameters does not allow."""
+
+    operations = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        packet = function._overloadpacket
+        if packet in flop_registry:
+            self.operations += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        elif packet in _ENCODE:
+            operator, position = _ENCODE[packet]
+            self.operations += FLOORS[operator](Shape(*args[position].shape)).operations
+        return result
+
+
+_ENCODE = {  # and which argument is x
+    torch.ops.stripctx.encode: ("encode", 0),
+    torch.ops.stripctx.encode_backward: ("encode_backward", 1),
+}
+
+
+def _by_copy(least: Floor, device: str) -> Yardstick:
+    return Yardstick(least, "copy", measure.copy_of(least.bytes, device))
+
+
+def _by_product(least: Floor, product: Product, dtype: torch.dtype, device: str) -> Yardstick:
+    """As many products of this size as make up the operations."""
+    multiply = measure.product_of(*product, dtype, device)
+    times = max(1, round(least.operations / multiply_adds(product)))
+
+    def products() -> None:
+        for _ in range(times):
+            multiply()
+
+    return Yardstick(least, "product", products)
