@@ -22,7 +22,8 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: requirements-dev.txt requirements-oracles.txt pyproject.toml
 	@echo "setting up $(VENV): some 500 MB to download, once"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check \
+		-r requirements-dev.txt -r requirements-examples.txt -e .
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracles.txt
 	@touch $@
 

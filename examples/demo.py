@@ -29,12 +29,10 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-import demo_figure  # noqa: E402
-import demo_network  # noqa: E402
-import scenes  # noqa: E402
-
 import stripctx  # noqa: E402
 from benchmarks import compare, machine, plots  # noqa: E402
+from examples import demo_figure, demo_network  # noqa: E402
+from examples.street import scenes  # noqa: E402
 from stripctx import extension, functional, reference  # noqa: E402
 
 SIZE = (256, 512)  # of the scene that is drawn

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "examples"))
+sys.path.insert(0, str(REPOSITORY))
 
-import demo_network  # noqa: E402
-import scenes  # noqa: E402
+from examples import demo_network  # noqa: E402
+from examples.street import scenes  # noqa: E402
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

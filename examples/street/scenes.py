@@ -10,18 +10,13 @@ kerbs): what strip pooling is for. The same seed and size give the same pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-import scenery
-from canvas import Camera, Canvas, Colour, mix
 from PIL import Image, ImageFilter
 
-
-class Class(NamedTuple):
-    name: str
-    colour: Colour  # in figures; scenes have colours of their own
-
+from examples.data.labels import Class
+from examples.street import scenery
+from examples.street.canvas import Camera, Canvas, Colour, mix
 
 CLASSES = (
     Class("sky", (142, 202, 230)),

@@ -10,7 +10,8 @@ import itertools
 import math
 
 import numpy as np
-from canvas import NEAR, Canvas, Colour, mix, shade
+
+from examples.street.canvas import NEAR, Canvas, Colour, mix, shade
 
 Labels = dict[str, int]
 Random = np.random.Generator

@@ -1,0 +1,1 @@
+"""Images with labels: where they lie, what their labels mean, how they are read and augmented."""

@@ -1,0 +1,208 @@
+"""What training does to a scene before a network sees it: scale, rotate, flip, crop, blur, jitter.
+
+The geometric part is one affine map from the scene to the crop, and one resampling: of the image
+bilinearly, of labels and heights by the nearest pixel. So they stay aligned, no enlarged image is
+ever built, and a crop costs the same at every scale. What it gives is that of scaling, rotating,
+flipping, padding and cropping one after another.
+
+Randomness comes from the seed, the epoch and the scene's number alone: the order in which scenes
+are read, and by which process, does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from kornia import enhance, filters
+from kornia.geometry.transform import warp_affine
+from torch import Tensor
+
+from examples.data.labels import IGNORE
+from examples.data.pairs import Scene, Scenes
+
+HEIGHTS = 128  # steps from the top of an uncropped image to its bottom; padding has this value
+
+
+@dataclass
+class Augmentation:
+    """How scenes are varied. What is left at its default does not happen.
+
+    crop: rows and columns of what training sees.
+    scale: of the image, drawn uniformly from this range; ...
+    long_side: ... or if positive, of this many pixels, to which the longer side is then scaled.
+    rotation: degrees to either side, drawn uniformly with probability rotation_chance.
+    flip_chance: of a left-right flip.
+    blur_chance: of a Gaussian blur of blur_kernel pixels, with a sigma from blur_sigma.
+    jitter: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter, and the
+        hue is turned by up to jitter turns.
+    padding: `mean`, of ImageNet's pixels, or `black`; what lies beyond the image. It has no label.
+    padded: `around` an image smaller than the crop, or `after` its right and bottom.
+    mean, std: of the three channels, from 0 to 1, for networks to see them around 0.
+    """
+
+    crop: list[int] = field(default_factory=lambda: [256, 256])
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    long_side: int = 0
+    rotation: float = 0.0
+    rotation_chance: float = 0.5
+    flip_chance: float = 0.5
+    blur_chance: float = 0.0
+    blur_kernel: int = 5
+    blur_sigma: list[float] = field(default_factory=lambda: [1.1, 1.1])
+    jitter: float = 0.0
+    padding: str = "mean"
+    padded: str = "around"
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        for name, length in (("crop", 2), ("scale", 2), ("blur_sigma", 2), ("mean", 3), ("std", 3)):
+            values = getattr(self, name)
+            if len(values) != length or min(values) <= 0:
+                raise ValueError(f"augmentation.{name}: must be {length} positives, got {values}")
+        for name in ("rotation_chance", "flip_chance", "blur_chance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augmentation.{name}: must be 0 to 1, got {getattr(self, name)}")
+        for name, known in (("padding", ("mean", "black")), ("padded", ("around", "after"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"augmentation.{name}: must be {' or '.join(known)}, got {getattr(self, name)}"
+                )
+        if self.blur_kernel % 2 == 0 or self.blur_kernel < 1:
+            raise ValueError(f"augmentation.blur_kernel: must be odd, got {self.blur_kernel}")
+
+
+class Example(NamedTuple):
+    """What a network is trained on: the image, float32 (3, H, W) around 0; labels, int64 (H, W);
+    and heights, uint8 (H, W), HANet's positions: 0 to 127 from top to bottom of the uncropped
+    image, 128 for padding. Stacked to batches by torch's default collation."""
+
+    image: Tensor
+    labels: Tensor
+    heights: Tensor
+
+
+class Key(NamedTuple):
+    """Which scene, in which epoch: what decides how it is varied."""
+
+    epoch: int
+    index: int
+
+
+class Augmented:
+    """Scenes as `Example`s: a map-style dataset whose indices are `Key`s."""
+
+    def __init__(self, scenes: Scenes, settings: Augmentation, seed: int) -> None:
+        settings.check()
+        self.scenes, self.settings, self.seed = scenes, settings, seed
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, key: Key) -> Example:
+        rng = np.random.default_rng((self.seed, *key))
+        return augment(self.scenes[key[1]], self.settings, rng)
+
+
+def augment(scene: Scene, settings: Augmentation, rng: np.random.Generator) -> Example:
+    """One random variation of a scene."""
+    height, width = scene.labels.shape
+    matrix = torch.from_numpy(_draw_matrix(height, width, settings, rng)[None, :2]).float()
+    crop = (settings.crop[0], settings.crop[1])
+
+    def warp(maps: Tensor, fill: Tensor | float, mode: str) -> Tensor:
+        """Around `fill`, so that what comes from beyond the edge, 0, means `fill`."""
+        return warp_affine(maps[None] - fill, matrix, crop, mode)[0] + fill
+
+    mean = torch.tensor(settings.mean)[:, None, None]
+    fill = mean if settings.padding == "mean" else 0.0
+    image = warp(to_tensor(scene.image), fill, "bilinear").clamp(0, 1)
+    labels = warp(torch.from_numpy(scene.labels)[None].float(), IGNORE, "nearest")[0]
+    positions = warp(heights(height, width)[None].float(), HEIGHTS, "nearest")[0]
+    image = _blur(_jitter(image, settings, rng), settings, rng)
+    return Example(
+        normalise(image, settings), labels.round().long(), positions.round().to(torch.uint8)
+    )
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) to float32 (3, H, W) from 0 to 1."""
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def normalise(image: Tensor, settings: Augmentation) -> Tensor:
+    """(..., 3, H, W) from 0 to 1, to around 0 with a spread of about 1."""
+    mean, std = (torch.tensor(v).to(image)[:, None, None] for v in (settings.mean, settings.std))
+    return (image - mean) / std
+
+
+def heights(height: int, width: int) -> Tensor:
+    """HANet's positions of an uncropped image, uint8 (H, W): 0 in the top row, 127 in the last."""
+    rows = torch.arange(height) * HEIGHTS // height
+    return rows.to(torch.uint8)[:, None].expand(height, width)
+
+
+def _draw_matrix(
+    height: int, width: int, settings: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """(3, 3): from the scene's pixels (x, y, 1), centres at whole numbers, to the crop's."""
+    factor = rng.uniform(*settings.scale)
+    if settings.long_side > 0:
+        factor *= settings.long_side / max(height, width)
+    scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
+    matrix = _scale(scaled_width / width, scaled_height / height)
+    turned = rng.random() < settings.rotation_chance
+    angle = rng.uniform(-settings.rotation, settings.rotation)
+    if turned and settings.rotation:
+        matrix = _rotate(angle, (scaled_width - 1) / 2, (scaled_height - 1) / 2) @ matrix
+    if rng.random() < settings.flip_chance:
+        matrix = np.array([[-1.0, 0, scaled_width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
+    shifts = []
+    for size, crop in ((scaled_width, settings.crop[1]), (scaled_height, settings.crop[0])):
+        missing = max(crop - size, 0)
+        before = missing // 2 if settings.padded == "around" else 0
+        shifts.append(before - int(rng.integers(size + missing - crop + 1)))
+    return np.array([[1.0, 0, shifts[0]], [0, 1, shifts[1]], [0, 0, 1]]) @ matrix
+
+
+def _scale(across: float, down: float) -> np.ndarray:
+    """Keeps the edges of the image, half a pixel outside the outermost centres, in their places."""
+    return np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
+
+
+def _rotate(degrees: float, x: float, y: float) -> np.ndarray:
+    """About the point (x, y)."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array(
+        [[cos, sin, x - cos * x - sin * y], [-sin, cos, y + sin * x - cos * y], [0, 0, 1]]
+    )
+
+
+def _jitter(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:
+    """In random order, as torchvision's ColorJitter, which upstream uses, does it."""
+    if settings.jitter == 0:
+        return image
+    brightness, contrast, saturation = rng.uniform(1 - settings.jitter, 1 + settings.jitter, 3)
+    turn = rng.uniform(-settings.jitter, settings.jitter)
+    steps = (
+        lambda x: enhance.adjust_brightness_accumulative(x, brightness),
+        lambda x: enhance.adjust_contrast_with_mean_subtraction(x, contrast),
+        lambda x: enhance.adjust_saturation_with_gray_subtraction(x, saturation),
+        lambda x: enhance.adjust_hue(x, 2 * math.pi * turn),
+    )
+    for number in rng.permutation(len(steps)):
+        image = steps[number](image)
+    return image
+
+
+def _blur(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:
+    if rng.random() >= settings.blur_chance:
+        return image
+    sigma = rng.uniform(*settings.blur_sigma)
+    kernel = (settings.blur_kernel, settings.blur_kernel)
+    return filters.gaussian_blur2d(image[None], kernel, (sigma, sigma))[0]

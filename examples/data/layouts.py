@@ -1,0 +1,81 @@
+"""Where the images and labels of each dataset lie, as it is distributed.
+
+| dataset | images | labels |
+| --- | --- | --- |
+| cityscapes | leftImg8bit/train/*/X_leftImg8bit.png | gtFine/train/*/X_gtFine_labelIds.png |
+| ade20k | images/training/X.jpg | annotations/training/X.png |
+| pascal_context | JPEGImages/X.jpg | SegmentationClassContext/X.png |
+| voc | JPEGImages/X.jpg | SegmentationClassAug/X.png, or SegmentationClass |
+| camvid | train/images/X.jpg | train/labels/X.png |
+
+Roots: ADEChallengeData2016, VOC2010, VOC2012 and so on. PASCAL's splits are lists,
+ImageSets/SegmentationContext/train.txt and ImageSets/Segmentation/trainaug.txt, or train.txt. The
+label PNGs of PASCAL Context are those of mmseg's converter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.data.labels import DataError
+from examples.data.pairs import Pair
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def folders(images: Path, labels: Path) -> list[Pair]:
+    """Every image of a folder, with the PNG of the same name in another."""
+    return [Pair(path, labels / f"{path.stem}.png") for path in _images(images)]
+
+
+def cityscapes(root: Path, split: str) -> list[Pair]:
+    """The labels are the original labelIds: no preparation is needed."""
+    kept = _existing(root / "leftImg8bit" / split)
+    pairs = []
+    for path in sorted(kept.glob("*/*_leftImg8bit.png")):
+        name = path.name.replace("_leftImg8bit", "_gtFine_labelIds")
+        pairs.append(Pair(path, root / "gtFine" / split / path.parent.name / name))
+    return pairs
+
+
+def ade20k(root: Path, split: str) -> list[Pair]:
+    name = {"train": "training", "val": "validation"}[split]
+    return folders(root / "images" / name, root / "annotations" / name)
+
+
+def pascal_context(root: Path, split: str) -> list[Pair]:
+    names = _listed(root / "ImageSets" / "SegmentationContext" / f"{split}.txt")
+    return _named(root, names, "SegmentationClassContext")
+
+
+def voc(root: Path, split: str) -> list[Pair]:
+    """With the additional annotations (SBD) where they are there."""
+    augmented = (root / "SegmentationClassAug").is_dir()
+    lists = root / "ImageSets" / "Segmentation"
+    name = "trainaug" if augmented and split == "train" else split
+    labels = "SegmentationClassAug" if augmented else "SegmentationClass"
+    return _named(root, _listed(lists / f"{name}.txt"), labels)
+
+
+def camvid(root: Path, split: str) -> list[Pair]:
+    return folders(root / split / "images", root / split / "labels")
+
+
+def _named(root: Path, names: list[str], labels: str) -> list[Pair]:
+    return [Pair(root / "JPEGImages" / f"{n}.jpg", root / labels / f"{n}.png") for n in names]
+
+
+def _listed(path: Path) -> list[str]:
+    if not path.is_file():
+        raise DataError(f"{path}: missing, the list of the split's images")
+    return path.read_text().split()
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in _existing(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    return folder

@@ -1,0 +1,1 @@
+"""What examples/train.py stands on: recipes, the loop, checkpoints, the log."""

@@ -1,0 +1,200 @@
+"""Recipes: everything that decides how a network is trained, as a YAML file.
+
+    network:
+      name: pspnet
+      backbone: resnet50s
+    train:
+      batch: 16
+
+What a recipe leaves out has the default that stands here; what is not known here is an error, as
+is a value of another type. Any setting can be replaced where a command is called:
+
+    python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.epochs=10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from examples.data.augment import Augmentation
+from examples.data.catalogue import Data
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class RecipeError(Exception):
+    """A recipe that cannot be; the message names the file or the setting."""
+
+
+@dataclass
+class Network:
+    """name: one of stripctx.models.available(). backbone: as create_backbone takes it, or `tiny`.
+    weights: the file of the backbone's ImageNet weights, or none. options: of the network's
+    function."""
+
+    name: str = "fcn"
+    backbone: str = "resnet50"
+    weights: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Loss:
+    """criterion: of stripctx.losses, with its options. class_weights: none, or one a class."""
+
+    criterion: str = "cross_entropy"
+    options: dict[str, Any] = field(default_factory=dict)
+    aux_weight: float = 0.4
+    se_weight: float = 0.2
+    class_weights: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Group:
+    """The parameters whose names this regular expression finds (re.search; a parameter belongs to
+    the first group that finds it): their rate is the optimizer's times `rate`."""
+
+    match: str = ""
+    rate: float = 1.0
+    weight_decay: float | None = None  # that of the optimizer
+
+
+@dataclass
+class Optimizer:
+    """SGD; after i of n steps the rate is rate * (1 - i / n) ** power."""
+
+    rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    groups: list[Group] = field(default_factory=list)
+
+
+@dataclass
+class Train:
+    """batch: scenes a step, of all processes together. epochs, or if positive, steps: how long.
+    precision: of autocast; float16 scales the loss. norms: `sync` over the processes of GPUs,
+    `own`, or `frozen` at their statistics. validate_every: epochs between validations, the last
+    epoch always; 0 is never. save_every: steps between checkpoints, besides one an epoch; 0 is
+    none. log_every: steps a line of the log. workers: processes that read scenes, for each that
+    trains."""
+
+    batch: int = 16
+    epochs: int = 100
+    steps: int = 0
+    seed: int = 0
+    precision: str = "float32"
+    compile: bool = False
+    channels_last: bool = False
+    norms: str = "sync"
+    workers: int = 4
+    validate_every: int = 1
+    save_every: int = 500
+    log_every: int = 10
+
+
+@dataclass
+class Evaluation:
+    """How the trained network is scored: the name of a protocol and its options."""
+
+    protocol: str = "WholeImage"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Recipe:
+    data: Data = field(default_factory=Data)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    network: Network = field(default_factory=Network)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+def load(path: Path | str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from its file, with changes like `train.batch=8`.
+
+    Raises:
+        RecipeError: the file or a setting is missing, unknown, or of another type.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        written = OmegaConf.create(text)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: is not YAML ({_first_line(error)})") from None
+    if not isinstance(written, DictConfig):
+        raise RecipeError(f"{path}: must hold sections like network and train")
+    return _merge(str(path), written, changes)
+
+
+def from_dict(values: dict[str, Any], changes: Sequence[str] = ()) -> Recipe:
+    """A recipe as `to_dict` gave it, from a checkpoint say."""
+    return _merge("recipe", OmegaConf.create(values), changes)
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Dictionaries, lists, strings and numbers only."""
+    values = OmegaConf.to_container(OmegaConf.structured(recipe))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def to_yaml(recipe: Recipe) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def _merge(source: str, written: Any, changes: Sequence[str]) -> Recipe:
+    for change in changes:
+        if "=" not in change:
+            raise RecipeError(f"{change}: a change must read setting=value")
+    try:
+        whole = OmegaConf.merge(OmegaConf.structured(Recipe), written)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise RecipeError(f"{source}: {_first_line(error)}") from None
+    try:
+        whole = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(changes)))
+        recipe = OmegaConf.to_object(whole)
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
+        raise RecipeError(f"{' '.join(changes)}: {_first_line(error)}") from None
+    assert isinstance(recipe, Recipe)
+    _check(recipe)
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    try:
+        recipe.augmentation.check()
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    train = recipe.train
+    if train.batch < 1:
+        raise RecipeError(f"train.batch: must be positive, got {train.batch}")
+    if train.steps < 1 and train.epochs < 1:
+        raise RecipeError(f"train.epochs: must be positive, got {train.epochs}")
+    if train.log_every < 1:
+        raise RecipeError(f"train.log_every: must be positive, got {train.log_every}")
+    if train.precision not in PRECISIONS:
+        raise RecipeError(
+            f"train.precision: must be one of {', '.join(PRECISIONS)}, got {train.precision}"
+        )
+    if train.norms not in ("sync", "own", "frozen"):
+        raise RecipeError(f"train.norms: must be sync, own or frozen, got {train.norms}")
+
+
+def _first_line(error: Exception) -> str:
+    """What is wrong, and where OmegaConf knows it, the name of the setting."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = getattr(error, "full_key", None)
+    said = lines[0] if lines else type(error).__name__
+    return f"{key}: {said}" if key and not said.startswith(key) else said

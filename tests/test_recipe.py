@@ -1,0 +1,76 @@
+"""Recipes: read, changed, written, refused; every one in the repository builds its network."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from examples.training import networks, recipe  # noqa: E402
+from examples.training.recipe import RecipeError  # noqa: E402
+
+WRITTEN = """
+network: {name: spnet, backbone: tiny, options: {mixed: 1, strip_pooling: false}}
+optimizer:
+  groups:
+    - {match: ^head, rate: 10}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(WRITTEN)
+    return path
+
+
+def test_recipe_is_read_changed_and_written(file: Path) -> None:
+    found = recipe.load(file, ["train.batch=8", "augmentation.crop=[64,128]", "data.root=~/x"])
+    assert found.network.options == {"mixed": 1, "strip_pooling": False}
+    assert found.optimizer.groups == [recipe.Group("^head", 10.0)]
+    assert (found.train.batch, found.augmentation.crop, found.data.root) == (8, [64, 128], "~/x")
+    assert recipe.from_dict(recipe.to_dict(found)) == found
+    file.write_text(recipe.to_yaml(found))
+    assert recipe.load(file) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("train.batch=x", "train.batch: Value 'x'"),
+        ("train.bach=3", "train.bach: Key 'bach' not in 'Train'"),
+        ("train.batch", "train.batch: a change must read setting=value"),
+        ("train.precision=int8", "train.precision: must be one of float32"),
+        ("train.batch=0", "train.batch: must be positive, got 0"),
+        ("train.norms=off", "train.norms: must be sync"),
+        ("augmentation.crop=[8]", "augmentation.crop: must be 2 positives, got [8]"),
+    ],
+)
+def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        recipe.load(file, [change])
+
+
+@pytest.mark.parametrize("text", ["network: {nam: spnet}", "a: [", "- 3", None])
+def test_files_that_cannot_be(file: Path, text: str | None) -> None:
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(RecipeError, match=f"^{file}: "):
+        recipe.load(file)
+
+
+def test_network_of_a_recipe(file: Path) -> None:
+    settings = recipe.load(file).network
+    network = networks.build(settings, 5).eval()
+    assert network(torch.zeros(1, 3, 40, 56))["out"].shape == (1, 5, 40, 56)
+    assert not networks.takes_heights(network)
+    hanet = networks.build(recipe.Network("deeplabv3plus_hanet", "tiny"), 5)
+    assert networks.takes_heights(hanet)
+    for name, words in (("unet", "must be one of"), ("fcn", "mixed")):
+        with pytest.raises(RecipeError, match=words):
+            networks.build(recipe.Network(name, "tiny", "", settings.options), 5)
