@@ -26,7 +26,8 @@ from checkpoints import (
 from torch import Tensor, nn
 
 from stripctx import models
-from stripctx.models.network import Backbone, FCNHead
+from stripctx.models.heads import FCNHead
+from stripctx.models.network import Backbone
 from stripctx.models.resnet import BLOCKS, ResNet, dilation_plan
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from stripctx import ContextEncoding, EncodingLayer
 
 
-def plain_encoding(layer: EncodingLayer, x: Tensor) -> Tensor:
+def plain_encoding(layer: EncodingLayer, x: Tensor, scale: Tensor | None = None) -> Tensor:
     residuals = x.flatten(2).mT[:, :, None] - layer.codewords
-    assignments = (residuals.square().sum(-1) * layer.scale).softmax(-1)
+    scale = layer.scale if scale is None else scale
+    assignments = (residuals.square().sum(-1) * scale).softmax(-1)
     return (assignments[..., None] * residuals).sum(1)
 
 
@@ -29,8 +30,10 @@ def plain_context(layer: ContextEncoding, x: Tensor) -> tuple[Tensor, Tensor | N
     encoded = plain_encoding(layer.encoding, F.relu(layer.norm(layer.conv(x))))
     encoded = F.relu(layer.code_norm(encoded))
     pooled = encoded.mean(1) if layer.reduction == "mean" else encoded.sum(1)
-    gate = layer.gate(pooled).sigmoid()[..., None, None]
-    return F.relu(x + x * gate), None if layer.presence is None else layer.presence(pooled)
+    logits = None if layer.presence is None else layer.presence(pooled)
+    if layer.gate is None:
+        return x, logits
+    return F.relu(x + x * layer.gate(pooled).sigmoid()[..., None, None]), logits
 
 
 def soften(module: nn.Module) -> None:
@@ -39,7 +42,8 @@ def soften(module: nn.Module) -> None:
         if hasattr(part, "codewords"):
             nn.init.normal_(part.codewords)
             with torch.no_grad():
-                part.scale /= part.codewords.size(1)
+                if part.scale is not None:
+                    part.scale /= part.codewords.size(1)
 
 
 def assert_same(value: Tensor | None, expected: Tensor | None, tolerance: float = 1e-11) -> None:
@@ -81,6 +85,44 @@ def test_without_logits() -> None:
     layer = ContextEncoding(8, 0, 4, se_loss=False).to(DEVICE)
     features, logits = layer(torch.randn(2, 8, 3, 4, device=DEVICE))
     assert features.shape == (2, 8, 3, 4) and logits is None
+
+
+def test_scale_dropout() -> None:
+    """EncodingDrop: U(-1, 0) anew at each call in training, -1/2 in evaluation; nothing to learn,
+    nothing overwritten."""
+    layer = EncodingLayer(3, 4, scale_dropout=True).to(DEVICE).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, device=DEVICE)
+    torch.manual_seed(3)
+    first = layer(x)
+    torch.manual_seed(3)
+    drawn = -torch.rand(4, dtype=torch.float64, device=DEVICE)
+    assert_same(first, plain_encoding(layer, x, drawn))
+    assert battery.relative_error(layer(x), first) > 1e-3
+    first.sum().backward()
+    assert layer.codewords.grad.any() and layer.scale is None
+    half = torch.full((4,), -0.5, dtype=torch.float64, device=DEVICE)
+    assert_same(layer.eval()(x), plain_encoding(layer, x, half))
+    codewords = torch.randn(4, 3)
+    for entry in ({}, {"scale": torch.randn(4)}):  # ours, and upstream's
+        layer.load_state_dict({"codewords": codewords, **entry}, strict=True)
+        assert torch.equal(layer.codewords.float().cpu(), codewords)
+    assert list(layer.state_dict()) == ["codewords"]
+    whole = ContextEncoding(3, 5, 4, scale_dropout=True)
+    whole.load_state_dict(PyTorchEncoding(3, 5, 4).state_dict(), strict=True)
+    battery.raises(
+        RuntimeError, "scale", lambda: EncodingLayer(3, 4).load_state_dict(layer.state_dict())
+    )
+
+
+def test_without_gate() -> None:
+    """The map as it is, and the logits of the same module with a gate."""
+    gated = ContextEncoding(8, 5, 4).to(DEVICE)
+    layer = ContextEncoding(8, 5, 4, gated=False).to(DEVICE)
+    state = {k: v for k, v in gated.state_dict().items() if not k.startswith("gate")}
+    layer.load_state_dict(state, strict=True)
+    x = torch.randn(2, 8, 3, 4, device=DEVICE)
+    features, logits = layer(x)
+    assert features is x and torch.equal(logits, gated(x)[1])
 
 
 # Other projects' modules and key layouts.
@@ -267,6 +309,8 @@ def test_layer_refuses() -> None:
     ):
         battery.raises(ValueError, words, lambda a=arguments: EncodingLayer(*a))
     battery.raises(ValueError, "num_classes must be positive", lambda: ContextEncoding(8, 0))
+    words = "se_loss or gated must be true, got neither"
+    battery.raises(ValueError, words, lambda: ContextEncoding(8, 3, se_loss=False, gated=False))
     battery.raises(
         ValueError,
         'reduction must be "mean" or "sum", got \'max\'',

@@ -1,4 +1,4 @@
-"""Networks: any size, gradients, numbers, and what users do to modules."""
+"""What all networks share: any size, gradients, counts, and what users do to modules."""
 
 from __future__ import annotations
 
@@ -7,63 +7,23 @@ import doctest
 import importlib
 import pickle
 from collections.abc import Callable
+from pkgutil import iter_modules
 from typing import Any
 
 import battery
 import pytest
 import torch
-import torch.nn.functional as F
 from battery import DEVICE
 from checkpoints import count, randomise
+from networks import GLOBAL_NORMS, OPTIONS, every_network, image, make, undropped
 from torch import Tensor, nn
 
-from stripctx import StripPooling, losses, models
-from stripctx.models.network import FCNHead, SegmentationNetwork
-
-
-class Tiny(models.Backbone):
-    """Four convolutions, for networks whose heads are what is tested."""
-
-    channels = (8, 16, 32, 64)
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths, strides = (3, *self.channels), (4, 2, 1, 1)
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b, stride in zip(widths, self.channels, strides, strict=False)
-        )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return tuple(features)
-
-
-# Complete networks. A new network is one more line here.
-
-NETWORKS: dict[str, Callable[[], SegmentationNetwork]] = {
-    "fcn": lambda: models.fcn(5, "resnet18"),
-    "deeplabv3plus_hanet": lambda: models.deeplabv3plus_hanet(5, Tiny(), slots=[True] * 5),
-    "pspnet": lambda: models.pspnet(5, Tiny(), head_channels=16),
-    "spnet": lambda: models.spnet(5, Tiny(), pool_sizes=(5, 3)),
-}
-GLOBAL_NORMS = ("deeplabv3plus_hanet", "pspnet")  # normalise a 1x1 map, which takes two images
-every_network = pytest.mark.parametrize("name", NETWORKS)
-
-
-def make(name: str) -> SegmentationNetwork:
-    return NETWORKS[name]().to(DEVICE)
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(size, device=DEVICE)
+from stripctx import losses, models
+from stripctx.models.heads import FCNHead
 
 
 def test_registry() -> None:
-    assert models.available() == sorted(NETWORKS)
+    assert models.available() == sorted(OPTIONS)
     network = models.create("fcn", num_classes=4, backbone="resnet18", aux=False)
     assert network.head[4].out_channels == 4 and network.aux_head is None
 
@@ -145,18 +105,35 @@ def test_channels_last_and_autocast(name: str) -> None:
 
 @every_network
 def test_compiles(name: str) -> None:
+    """Forward and backward, whole."""
     torch._dynamo.reset()
-    network = make(name)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout2d):
-            module.p = 0.0
+    network = undropped(make(name, "resnet18"))
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
-    for height, width in ((64, 96), (48, 70)):
-        x = image(2, 3, height, width)
-        got, want = compiled(x), network(x)
-        assert got.keys() == want.keys()
-        for key, value in want.items():
-            torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    x = image(2, 3, 64, 64)
+    outputs = compiled(x), network(x)
+    assert_close(*outputs)
+    totals = [sum(y.square().mean() for y in one.values()) for one in outputs]
+    both = [torch.autograd.grad(total, parameters) for total in totals]
+    for a, b in zip(*both, strict=True):
+        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-4
+
+
+@every_network
+def test_compiles_for_any_size(name: str) -> None:
+    torch._dynamo.reset()
+    network = undropped(make(name))
+    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for height, width in ((64, 96), (48, 70)):
+            x = image(2, 3, height, width)
+            assert_close(compiled(x), network(x))
+
+
+def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
 
 
 @every_network
@@ -177,20 +154,13 @@ def test_without_auxiliary_head() -> None:
     assert list(network(torch.randn(2, 3, 32, 32))) == ["out"]
 
 
-@pytest.mark.parametrize(
-    ("function", "options"),
-    [
-        (models.fcn, {}),
-        (models.pspnet, {}),
-        (models.spnet, {"strip_pooling": False}),
-        (models.deeplabv3plus_hanet, {"slots": [False] * 5}),
-    ],
-)
-def test_other_norm_layers(function: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+@every_network
+def test_other_norm_layers(name: str) -> None:
     def norm(channels: int) -> nn.Module:
         return nn.GroupNorm(4, channels)
 
-    network = function(5, "resnet18", norm_layer=norm, **options)
+    options = {**OPTIONS[name], "norm_layer": norm}
+    network = models.create(name, num_classes=5, backbone="resnet18", **options)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     assert network(torch.randn(1, 3, 32, 32))["out"].shape == (1, 5, 32, 32)
 
@@ -204,6 +174,7 @@ def test_parameter_counts() -> None:
             (models.spnet(150, "resnet50s"), 47_838_124),
             (models.spnet(150, "resnet50s", strip_pooling=False), 41_721_068),
             (models.spnet(150, "resnet101s"), 66_830_252),
+            (models.encnet(150, "resnet50s"), 36_164_578),
             (models.deeplabv3plus_hanet(19, "resnet101s"), 64_803_149),
             (models.deeplabv3plus_hanet(19, "resnet50", output_stride=16), 45_687_245),
         ):
@@ -211,133 +182,10 @@ def test_parameter_counts() -> None:
         assert len(models.pspnet(150, "resnet50s").state_dict()) == 370
 
 
-@pytest.mark.parametrize(("zoom_factor", "size"), [(1, (9, 7)), (2, (17, 13)), (4, (33, 25))])
-def test_pspnet_zoom(zoom_factor: int, size: tuple[int, int]) -> None:
-    network = models.pspnet(5, Tiny(), head_channels=16, zoom_factor=zoom_factor)
-    outputs = network(torch.randn(2, 3, 65, 49))
-    assert {y.shape[2:] for y in outputs.values()} == {size}
-
-
-def test_pspnet_is_plain() -> None:
-    """The whole network against its formula in plain PyTorch, the pyramid built."""
-    network = randomise(models.pspnet(5, Tiny(), head_channels=16)).double().eval()
-    x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
-    y = network.backbone(x)[-1]
-    pyramid, *rest = network.head
-    parts = [y]
-    for size, branch in zip((1, 2, 3, 6), pyramid.branches, strict=True):
-        level = branch(F.adaptive_avg_pool2d(y, size))
-        parts.append(F.interpolate(level, y.shape[2:], mode="bilinear", align_corners=True))
-    logits = nn.Sequential(*rest)(pyramid.conv(torch.cat(parts, 1)))
-    want = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
-    assert battery.relative_error(network(x)["out"], want) < 1e-12
-
-
-def test_pspnet_trains_on_one_image() -> None:
-    network = models.pspnet(5, Tiny(), head_channels=16, global_norm=False)
-    network(torch.randn(1, 3, 32, 32))["out"].sum().backward()
-    assert all(p.grad.isfinite().all() for p in network.head.parameters())
-
-
-def test_spnet_variants() -> None:
-    with torch.device("meta"):
-        network = models.spnet(5, "resnet50s")
-        gated = [key for key, m in network.named_modules() if isinstance(m, StripPooling)]
-        places = ("1.2", "2.3", "3.5", "4.0", "4.1", "4.2")
-        assert gated == [f"backbone.layer{place}.spm" for place in places]
-        assert [b.conv2.dilation[0] for b in network.backbone.layer4] == [4, 8, 16]
-        assert [b.conv2.dilation[0] for b in network.backbone.layer3] == [1, 2, 2, 2, 2, 2]
-        plain = models.spnet(5, "resnet50s", strip_pooling=False)
-        assert not any(isinstance(m, StripPooling) for m in plain.modules())
-    assert len(models.spnet(5, Tiny(), mixed=0).head.mixed) == 0
-    one = models.spnet(5, Tiny(), mixed=1, arms="long", pool_sizes=((3, 2), 5)).eval()
-    assert [m.arms for m in one.head.mixed] == ["long"]
-    assert one(torch.randn(1, 3, 32, 40))["out"].shape == (1, 5, 32, 40)
-
-
-def plain_hanet(network: models.SegmentationNetwork, x: Tensor, pos: Tensor | None) -> Tensor:
-    """DeepV3PlusHANet in plain PyTorch, on the network's own modules."""
-
-    def up(y: Tensor, like: Tensor) -> Tensor:
-        return F.interpolate(y, like.shape[2:], mode="bilinear", align_corners=True)
-
-    def gate(slot: int, source: Tensor, out: Tensor) -> Tensor:
-        _, attention = getattr(head, f"hanet{slot}")(source, out, pos, return_attention=True)
-        return out * attention[..., None]
-
-    head = network.head
-    low, _, third, fourth = network.backbone(x)
-    fourth = gate(0, third, fourth)
-    together = up(head.aspp.img_conv(F.adaptive_avg_pool2d(fourth, 1)), fourth)
-    for feature in head.aspp.features:
-        together = torch.cat((together, feature(fourth)), 1)
-    together = gate(1, fourth, together)
-    coarse = gate(2, together, head.bot_aspp(together))
-    decoder = torch.cat([head.bot_fine(low), up(coarse, low)], 1)
-    final = gate(3, decoder, head.final1(decoder))
-    return up(gate(4, final, head.final2(final)), x)
-
-
-@pytest.mark.parametrize("with_pos", [True, False])
-def test_hanet_is_plain(with_pos: bool) -> None:
-    network = randomise(NETWORKS["deeplabv3plus_hanet"]()).double().eval()
-    x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
-    heights = torch.arange(65).mul(128).div(65, rounding_mode="floor").expand(2, 65)
-    pos = heights.to(torch.uint8)[:, :, None].expand(2, 65, 49) if with_pos else None
-    got = network(x, pos)["out"]
-    assert battery.relative_error(got, plain_hanet(network, x, pos)) < 1e-12
-    assert torch.equal(network(x, heights)["out"], got) == with_pos
-
-
-@pytest.mark.parametrize(
-    ("output_stride", "rates", "dilations"),
-    [
-        (4, (24, 48, 72), (2, 4, 8)),
-        (8, (12, 24, 36), (1, 2, 4)),
-        (16, (6, 12, 18), (1, 1, 2)),
-        (32, (3, 6, 9), (1, 1, 1)),
-    ],
-)
-def test_hanet_variants(
-    output_stride: int, rates: tuple[int, ...], dilations: tuple[int, ...]
-) -> None:
-    """D4, D, D16 and OS32: every 3x3 convolution of a dilated stage, the first block's too."""
-    with torch.device("meta"):
-        network = models.deeplabv3plus_hanet(5, "resnet50", output_stride=output_stride)
-        chosen = models.deeplabv3plus_hanet(5, Tiny(), rates=(1, 2, 3))
-    assert tuple(f[0].dilation[0] for f in network.head.aspp.features) == (1, *rates)
-    assert tuple(f[0].dilation[0] for f in chosen.head.aspp.features) == (1, 1, 2, 3)
-    stages = (network.backbone.layer2, network.backbone.layer3, network.backbone.layer4)
-    for stage, dilation in zip(stages, dilations, strict=True):
-        assert {block.conv2.dilation[0] for block in stage} == {dilation}
-
-
-def test_hanet_options() -> None:
-    network = models.deeplabv3plus_hanet(
-        5, Tiny(), slots=(1, 0, 0, 0, 1), reduction=4, pooling="mean", pos_encoding="learned",
-        pos_noise=0.5, attention_dropout=0.1, global_norm=False,
-    )  # fmt: skip
-    head = network.head
-    assert head.hanet1 is None and head.hanet2 is None and head.hanet3 is None
-    assert head.hanet0.pooling == "mean" and head.hanet4.pooling == "max"
-    assert head.hanet0.attention_first[0].out_channels == 8 and head.hanet0.dropout.p == 0.1
-    outputs = network(torch.randn(1, 3, 64, 48), torch.randint(0, 129, (1, 64)))
-    outputs["out"].sum().backward()
-    assert all(p.grad.isfinite().all() for p in head.parameters())
-    assert head.hanet0.pos_emb1d_2nd.pos_layer.weight.grad.any()
-
-
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: models.create("unet", num_classes=3), "name must be one of"),
-    (lambda: models.fcn(0, "resnet18"), "num_classes must be positive, got 0"),
-    (lambda: models.pspnet(0, Tiny()), "pspnet: num_classes must be positive, got 0"),
-    (lambda: models.pspnet(3, Tiny(), zoom_factor=3), "zoom_factor must be 1, 2, 4 or 8, got 3"),
-    (lambda: models.deeplabv3plus_hanet(0, Tiny()), "num_classes must be positive, got 0"),
-    (lambda: models.deeplabv3plus_hanet(3, Tiny(), slots=[True]), "slots must be five booleans"),
-    (lambda: models.deeplabv3plus_hanet(3, Tiny(), rates=(1,)), "rates must be three positive"),
-    (lambda: models.spnet(3, Tiny(), mixed=9), "spnet: mixed must be from 0 to 8, got 9"),
-    (lambda: models.spnet(3, "resnet18"), "strip_pooling needs a depth of 50 or more, got 18"),
-    (lambda: models.spnet(3, Tiny(), arms="none"), "arms must be one of both, short, long"),
+    (lambda: models.fcn(0, "resnet18"), "fcn: num_classes must be positive, got 0"),
+    (lambda: models.encnet(-1), "encnet: num_classes must be positive, got -1"),
     (lambda: FCNHead(0, 3), "in_channels must be positive, got 0"),
     (
         lambda: models.fcn(3, "resnet18")(torch.zeros(1, 4, 8, 8)),
@@ -352,10 +200,7 @@ def test_refuses(call: Callable[[], Any], words: str) -> None:
     battery.raises(ValueError, words, call)
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["backbones", "deeplab_hanet", "fcn", "network", "pspnet", "registry", "resnet", "spnet"],
-)
+@pytest.mark.parametrize("module", [name for _, name, _ in iter_modules(models.__path__)])
 def test_examples_run(module: str) -> None:
     code = importlib.import_module(f"stripctx.models.{module}")
     results = doctest.testmod(code, extraglobs={"torch": torch, **vars(models)})

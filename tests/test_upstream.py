@@ -8,7 +8,7 @@ from checkpoints import randomise, renamed, same_state
 from torch import nn
 
 from stripctx import models, upstream
-from stripctx.models.network import FCNHead
+from stripctx.models.heads import FCNHead
 
 NETWORK_LAYOUTS = {
     "PyTorch-Encoding": (
@@ -88,6 +88,33 @@ SPNET = (
     (r"head\.mixed\.1\.", "head.strip_pool2."),
     (r"head\.classify\.", "head.score_layer."),
 )
+ENCODING = {"conv": "0", "norm": "1", "encoding": "3", "code_norm": "4"}
+ENCNET = {
+    "PyTorch-Encoding": (
+        (r"head\.reduce\.", "head.conv5."),
+        (r"head\.laterals\.", "head.connect."),
+        (r"head\.fuse\.", "head.fusion."),
+        *((rf"head\.context\.{a}\.", f"head.encmodule.encoding.{b}.") for a, b in ENCODING.items()),
+        (r"head\.context\.gate\.", "head.encmodule.fc.0."),
+        (r"head\.context\.presence\.", "head.encmodule.selayer."),
+        (r"head\.classify\.", "head.conv6."),
+    ),
+    "mmseg": (
+        (r"head\.reduce\.0\.", "decode_head.bottleneck.conv."),
+        (r"head\.reduce\.1\.", "decode_head.bottleneck.bn."),
+        (r"head\.laterals\.(\d)\.0\.", r"decode_head.lateral_convs.\1.conv."),
+        (r"head\.laterals\.(\d)\.1\.", r"decode_head.lateral_convs.\1.bn."),
+        (r"head\.fuse\.0\.", "decode_head.fusion.conv."),
+        (r"head\.fuse\.1\.", "decode_head.fusion.bn."),
+        (r"head\.context\.conv\.", "decode_head.enc_module.encoding_project.conv."),
+        (r"head\.context\.norm\.", "decode_head.enc_module.encoding_project.bn."),
+        (r"head\.context\.encoding\.", "decode_head.enc_module.encoding.0."),
+        (r"head\.context\.code_norm\.", "decode_head.enc_module.encoding.1."),
+        (r"head\.context\.gate\.", "decode_head.enc_module.fc.0."),
+        (r"head\.context\.presence\.", "decode_head.se_layer."),
+        (r"head\.classify\.1\.", "decode_head.conv_seg."),
+    ),
+}
 
 
 @pytest.mark.parametrize("layout", PSPNET)
@@ -98,6 +125,20 @@ def test_pspnet_loads(layout: str) -> None:
     source, target = randomise(make()), randomise(make())
     state = renamed(source.state_dict(), *BACKBONE[layout], *AUX[layout], *PSPNET[layout])
     assert not any(key.startswith(("aux_head.", "head.0.")) for key in state)
+    target.load_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}})
+    same_state(source, target)
+
+
+@pytest.mark.parametrize("layout", ENCNET)
+@pytest.mark.parametrize("lateral", [True, False])
+def test_encnet_loads(layout: str, lateral: bool) -> None:
+    def make() -> nn.Module:
+        backbone = "resnet18c" if layout == "mmseg" else "resnet18s"
+        return models.encnet(5, backbone, lateral=lateral, num_codes=4, head_channels=16)
+
+    source, target = randomise(make()), randomise(make())
+    state = renamed(source.state_dict(), *BACKBONE[layout], *AUX[layout], *ENCNET[layout])
+    assert not any(key.startswith(("aux_head.", "head.context")) for key in state)
     target.load_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}})
     same_state(source, target)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ _MMSEG = upstream.Layout(
         (r"se_layer\.", "presence."),
     ),
 )
+# Its `scale` is the last draw, or -1/2: no part of what was learned.
+_ENCODING_DROP = upstream.Layout("PyTorch-Encoding's EncodingDrop", r"scale$", ((r"scale$", None),))
 
 
 class EncodingLayer(nn.Module):
@@ -47,9 +50,15 @@ class EncodingLayer(nn.Module):
     the negative of the paper's smoothing factor, drawn from U(-1, 0). Unlike PyTorch-Encoding's,
     the gradient is finite for a scale of exactly 0.
 
+    With scale_dropout nothing learns a scale: in training every codeword's is drawn anew from
+    U(-1, 0) at each call, and in evaluation it is the mean of these, -1/2. PyTorch-Encoding's
+    `EncodingDrop` does so by overwriting its parameter `scale`, also where a trained one was
+    loaded. Here that variant has none (`scale` is None), and the entry of a state_dict is left out.
+
     Args:
         in_channels: D.
         num_codes: K.
+        scale_dropout: see above.
 
     Shape:
         (N, D, H, W) or (N, D, L) to (N, K, D). A sum over positions, not a mean.
@@ -59,25 +68,41 @@ class EncodingLayer(nn.Module):
         torch.Size([2, 32, 128])
     """
 
-    def __init__(self, in_channels: int, num_codes: int) -> None:
+    scale: nn.Parameter | None
+
+    def __init__(self, in_channels: int, num_codes: int, *, scale_dropout: bool = False) -> None:
         super().__init__()
         _positive("EncodingLayer", in_channels=in_channels, num_codes=num_codes)
         self.in_channels = in_channels
         self.num_codes = num_codes
-        self.codewords = nn.Parameter(Tensor(num_codes, in_channels))
-        self.scale = nn.Parameter(Tensor(num_codes))
+        self.codewords = nn.Parameter(torch.empty(num_codes, in_channels))
+        self.scale = None if scale_dropout else nn.Parameter(torch.empty(num_codes))
+        if scale_dropout:
+            upstream.accept(self, _ENCODING_DROP)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         bound = (self.num_codes * self.in_channels) ** -0.5
         nn.init.uniform_(self.codewords, -bound, bound)
-        nn.init.uniform_(self.scale, -1, 0)
+        if self.scale is not None:
+            nn.init.uniform_(self.scale, -1, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.encode(x, self.codewords, self.scale)
+        return functional.encode(x, self.codewords, self._scales())
+
+    def _scales(self) -> Tensor:
+        if self.scale is not None:
+            return self.scale
+        like = self.codewords
+        if self.training:
+            return -torch.rand(self.num_codes, dtype=like.dtype, device=like.device)
+        return like.new_full((self.num_codes,), -0.5)
 
     def extra_repr(self) -> str:
-        return f"in_channels={self.in_channels}, num_codes={self.num_codes}"
+        return (
+            f"in_channels={self.in_channels}, num_codes={self.num_codes}, "
+            f"scale_dropout={self.scale is None}"
+        )
 
 
 class ContextEncoding(nn.Module):
@@ -99,6 +124,9 @@ class ContextEncoding(nn.Module):
         num_classes: of the logits.
         num_codes: K.
         se_loss: whether there are logits; without them None is returned in their place.
+        gated: whether the map is gated; without, x is returned as it is, beside the logits: the
+            branch on stage 3 that the paper trains by its logits alone.
+        scale_dropout: of the encoding; see `EncodingLayer`.
         reduction: over the codewords: "mean", as every implementation does, or "sum", as the paper
             writes.
         norm_layer: makes the norm over C.
@@ -119,13 +147,17 @@ class ContextEncoding(nn.Module):
         num_codes: int = 32,
         *,
         se_loss: bool = True,
+        gated: bool = True,
         reduction: str = "mean",
+        scale_dropout: bool = False,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         _positive("ContextEncoding", in_channels=in_channels, num_codes=num_codes)
         if se_loss:
             _positive("ContextEncoding", num_classes=num_classes)
+        if not (se_loss or gated):
+            raise ValueError("ContextEncoding: se_loss or gated must be true, got neither")
         if reduction not in ("mean", "sum"):
             raise ValueError(
                 f'ContextEncoding: reduction must be "mean" or "sum", got {reduction!r}'
@@ -133,9 +165,9 @@ class ContextEncoding(nn.Module):
         self.reduction = reduction
         self.conv = nn.Conv2d(in_channels, in_channels, 1, bias=False)
         self.norm = norm_layer(in_channels)
-        self.encoding = EncodingLayer(in_channels, num_codes)
+        self.encoding = EncodingLayer(in_channels, num_codes, scale_dropout=scale_dropout)
         self.code_norm = nn.BatchNorm1d(num_codes)
-        self.gate = nn.Linear(in_channels, in_channels)
+        self.gate = nn.Linear(in_channels, in_channels) if gated else None
         self.presence = nn.Linear(in_channels, num_classes) if se_loss else None
         upstream.accept(self, _PYTORCH_ENCODING, _MMSEG)
 
@@ -143,8 +175,9 @@ class ContextEncoding(nn.Module):
         projected = F.relu(self.norm(self.conv(x)), inplace=True)
         encoded = F.relu(self.code_norm(self.encoding(projected)), inplace=True)
         pooled = encoded.mean(1) if self.reduction == "mean" else encoded.sum(1)
-        features = functional.channel_gate(x, self.gate(pooled).sigmoid())
-        return features, None if self.presence is None else self.presence(pooled)
+        if self.gate is not None:
+            x = functional.channel_gate(x, self.gate(pooled).sigmoid())
+        return x, None if self.presence is None else self.presence(pooled)
 
 
 def _positive(name: str, **sizes: int) -> None:

@@ -2,6 +2,7 @@
 
 from stripctx.models.backbones import create_backbone
 from stripctx.models.deeplab_hanet import deeplabv3plus_hanet
+from stripctx.models.encnet import encnet
 from stripctx.models.fcn import fcn
 from stripctx.models.network import Backbone, SegmentationNetwork
 from stripctx.models.pspnet import pspnet
@@ -15,6 +16,7 @@ __all__ = [
     "create",
     "create_backbone",
     "deeplabv3plus_hanet",
+    "encnet",
     "fcn",
     "pspnet",
     "register",

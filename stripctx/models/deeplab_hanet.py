@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from stripctx import functional, upstream
 from stripctx.layers import HeightAttention
 from stripctx.layers.pyramid import refuse_batch_of_one
-from stripctx.models.backbones import Weights, create_backbone
-from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.assembly import assemble
+from stripctx.models.backbones import Weights
+from stripctx.models.heads import conv_unit
+from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
 
 RATES = {4: (24, 48, 72), 8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -21,18 +23,6 @@ ASPP_CHANNELS = 256
 FINE_CHANNELS = 48
 
 _OWN = r"(aspp|bot_fine|bot_aspp|final1|final2|hanet\d)\."
-_LAYOUTS = (upstream.SEMSEG.plus((_OWN, r"head.\1.")),)
-
-
-def _unit(
-    in_channels: int, channels: int, kernel: int, norm_layer: NormLayer, rate: int = 1
-) -> nn.Sequential:
-    padding = rate * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=rate, bias=False),
-        norm_layer(channels),
-        nn.ReLU(inplace=True),
-    )
 
 
 class ASPP(nn.Module):
@@ -50,12 +40,12 @@ class ASPP(nn.Module):
         width = ASPP_CHANNELS
         self.features = nn.ModuleList(
             [
-                _unit(in_channels, width, 1, norm_layer),
-                *(_unit(in_channels, width, 3, norm_layer, rate) for rate in rates),
+                conv_unit(in_channels, width, 1, norm_layer),
+                *(conv_unit(in_channels, width, 3, norm_layer, dilation=rate) for rate in rates),
             ]
         )
         self.img_conv = (
-            _unit(in_channels, width, 1, norm_layer)
+            conv_unit(in_channels, width, 1, norm_layer)
             if global_norm
             else nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
         )
@@ -78,7 +68,7 @@ class HANetHead(nn.Module):
 
     def __init__(
         self,
-        channels: tuple[int, int, int, int],
+        channels: Channels,
         num_classes: int,
         rates: Sequence[int],
         slots: Sequence[bool],
@@ -93,10 +83,10 @@ class HANetHead(nn.Module):
         width, together = ASPP_CHANNELS, 5 * ASPP_CHANNELS
         decoder = FINE_CHANNELS + width
         self.aspp = ASPP(channels[3], rates, global_norm, norm_layer)
-        self.bot_fine = _unit(channels[0], FINE_CHANNELS, 1, norm_layer)
-        self.bot_aspp = _unit(together, width, 1, norm_layer)
+        self.bot_fine = conv_unit(channels[0], FINE_CHANNELS, 1, norm_layer)
+        self.bot_aspp = conv_unit(together, width, 1, norm_layer)
         self.final1 = nn.Sequential(
-            *_unit(decoder, width, 3, norm_layer), *_unit(width, width, 3, norm_layer)
+            *conv_unit(decoder, width, 3, norm_layer), *conv_unit(width, width, 3, norm_layer)
         )
         self.final2 = nn.Sequential(nn.Conv2d(width, num_classes, 1))
         places = (
@@ -131,6 +121,8 @@ def _gate(layer: nn.Module | None, x: Tensor, out: Tensor, pos: Tensor | None) -
 
 class DeepLabHANet(SegmentationNetwork):
     """DeepLabv3+ with height attention. `deeplabv3plus_hanet` makes one."""
+
+    layouts = (upstream.SEMSEG.plus((_OWN, r"head.\1.")),)
 
     def decode(self, features: tuple[Tensor, ...], pos: Tensor | None = None) -> dict[str, Tensor]:
         return {"out": self.head(features, pos)}
@@ -206,17 +198,8 @@ def deeplabv3plus_hanet(
         >>> {name: tuple(y.shape) for name, y in outputs.items()}
         {'out': (2, 19, 60, 75), 'aux': (2, 19, 60, 75)}
     """
-    if num_classes < 1:
-        raise ValueError(f"deeplabv3plus_hanet: num_classes must be positive, got {num_classes}")
     if len(slots) != 5:
         raise ValueError(f"deeplabv3plus_hanet: slots must be five booleans, got {slots}")
-    stages = create_backbone(
-        backbone,
-        weights=backbone_weights,
-        output_stride=output_stride,
-        dilation=dilation,
-        norm_layer=norm_layer,
-    )
     chosen = RATES.get(output_stride, ()) if rates is None else tuple(rates)
     if len(chosen) != 3 or not all(rate > 0 for rate in chosen):
         raise ValueError(f"deeplabv3plus_hanet: rates must be three positive integers, got {rates}")
@@ -232,25 +215,33 @@ def deeplabv3plus_hanet(
         "symmetric_noise": symmetric_noise,
         "dropout": attention_dropout,
     }
-    head = HANetHead(
-        stages.channels,
-        num_classes,
-        chosen,
-        slots,
-        attention,
-        align_corners=align_corners,
-        global_norm=global_norm,
-        norm_layer=norm_layer,
-    )
-    aux_head = None
-    if aux:
-        aux_head = FCNHead(
-            stages.channels[2],
+
+    def make_head(channels: Channels) -> nn.Module:
+        return HANetHead(
+            channels,
             num_classes,
-            hidden_channels=512,
-            dropout=dropout,
-            channel_dropout=True,
-            bias=True,
+            chosen,
+            slots,
+            attention,
+            align_corners=align_corners,
+            global_norm=global_norm,
             norm_layer=norm_layer,
         )
-    return DeepLabHANet(stages, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)
+
+    return assemble(
+        "deeplabv3plus_hanet",
+        DeepLabHANet,
+        make_head,
+        num_classes,
+        backbone,
+        backbone_weights=backbone_weights,
+        aux=aux,
+        output_stride=output_stride,
+        dilation=dilation,
+        dropout=dropout,
+        channel_dropout=True,
+        aux_channels=512,
+        aux_bias=True,
+        align_corners=align_corners,
+        norm_layer=norm_layer,
+    )

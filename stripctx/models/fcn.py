@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import nn
 
 from stripctx import upstream
-from stripctx.models.backbones import Weights, create_backbone
-from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.assembly import assemble
+from stripctx.models.backbones import Weights
+from stripctx.models.heads import FCNHead
+from stripctx.models.network import Backbone, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
-
-_LAYOUTS = (upstream.ENCODING.plus((r"head\.conv5\.", "head.")), upstream.TORCHVISION)
 
 
 class FCN(SegmentationNetwork):
     """A fully convolutional head on the last stage. `fcn` makes one."""
+
+    layouts = (upstream.ENCODING.plus((r"head\.conv5\.", "head.")), upstream.TORCHVISION)
 
 
 @register
@@ -53,15 +55,18 @@ def fcn(
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
     """
-    stages = create_backbone(
+    return assemble(
+        "fcn",
+        FCN,
+        lambda channels: FCNHead(channels[3], num_classes, dropout=dropout, norm_layer=norm_layer),
+        num_classes,
         backbone,
-        weights=backbone_weights,
+        backbone_weights=backbone_weights,
+        aux=aux,
         output_stride=output_stride,
         dilation=dilation,
+        dropout=dropout,
+        channel_dropout=False,
+        align_corners=align_corners,
         norm_layer=norm_layer,
     )
-    head = FCNHead(stages.channels[3], num_classes, dropout=dropout, norm_layer=norm_layer)
-    aux_head = None
-    if aux:
-        aux_head = FCNHead(stages.channels[2], num_classes, dropout=dropout, norm_layer=norm_layer)
-    return FCN(stages, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)

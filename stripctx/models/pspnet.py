@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
 from stripctx import upstream
 from stripctx.layers import PyramidPoolingConv
-from stripctx.models.backbones import Weights, create_backbone
-from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.assembly import assemble
+from stripctx.models.backbones import Weights
+from stripctx.models.heads import classifier
+from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
-
-_LAYOUTS = (
-    upstream.SEMSEG.plus(
-        (r"ppm\.", "head.0."), (r"cls\.0\.", "head.0.conv."), (r"cls\.([14])\.", r"head.\1.")
-    ),
-    upstream.ENCODING.plus(
-        (r"head\.conv5\.0\.", "head.0."),
-        (r"head\.conv5\.1\.", "head.0.conv."),
-        (r"head\.conv5\.2\.", "head.1."),
-        (r"head\.conv5\.5\.", "head.4."),
-    ),
-    upstream.MMSEG.plus(
-        (r"decode_head\.psp_modules\.", "head.0.psp_modules."),
-        (r"decode_head\.bottleneck\.conv\.", "head.0.conv."),
-        (r"decode_head\.bottleneck\.bn\.", "head.1."),
-        (r"decode_head\.conv_seg\.", "head.4."),
-    ),
-)
 
 
 class PSPNet(SegmentationNetwork):
     """Pyramid pooling and its convolution, norm, ReLU, dropout, classifier. `pspnet` makes one."""
+
+    layouts = (
+        upstream.SEMSEG.plus(
+            (r"ppm\.", "head.0."), (r"cls\.0\.", "head.0.conv."), (r"cls\.([14])\.", r"head.\1.")
+        ),
+        upstream.ENCODING.plus(
+            (r"head\.conv5\.0\.", "head.0."),
+            (r"head\.conv5\.1\.", "head.0.conv."),
+            (r"head\.conv5\.2\.", "head.1."),
+            (r"head\.conv5\.5\.", "head.4."),
+        ),
+        upstream.MMSEG.plus(
+            (r"decode_head\.psp_modules\.", "head.0.psp_modules."),
+            (r"decode_head\.bottleneck\.conv\.", "head.0.conv."),
+            (r"decode_head\.bottleneck\.bn\.", "head.1."),
+            (r"decode_head\.conv_seg\.", "head.4."),
+        ),
+    )
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class PSPNet(SegmentationNetwork):
         align_corners: bool = True,
         zoom_factor: int = 8,
     ) -> None:
-        super().__init__(backbone, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)
+        super().__init__(backbone, head, aux_head, align_corners=align_corners)
         if zoom_factor not in (1, 2, 4, 8):
             raise ValueError(f"pspnet: zoom_factor must be 1, 2, 4 or 8, got {zoom_factor}")
         self.zoom_factor = zoom_factor
@@ -106,36 +109,34 @@ def pspnet(
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
     """
-    if num_classes < 1:
-        raise ValueError(f"pspnet: num_classes must be positive, got {num_classes}")
-    stages = create_backbone(
+
+    def make_head(channels: Channels) -> nn.Module:
+        return nn.Sequential(
+            PyramidPoolingConv(
+                channels[3],
+                head_channels,
+                bins,
+                align_corners=align_corners,
+                global_norm=global_norm,
+                norm_layer=norm_layer,
+            ),
+            norm_layer(head_channels),
+            nn.ReLU(inplace=True),
+            *classifier(head_channels, num_classes, dropout=dropout, channel_dropout=True),
+        )
+
+    return assemble(
+        "pspnet",
+        partial(PSPNet, zoom_factor=zoom_factor),
+        make_head,
+        num_classes,
         backbone,
-        weights=backbone_weights,
+        backbone_weights=backbone_weights,
+        aux=aux,
         output_stride=output_stride,
         dilation=dilation,
+        dropout=dropout,
+        channel_dropout=True,
+        align_corners=align_corners,
         norm_layer=norm_layer,
     )
-    head = nn.Sequential(
-        PyramidPoolingConv(
-            stages.channels[3],
-            head_channels,
-            bins,
-            align_corners=align_corners,
-            global_norm=global_norm,
-            norm_layer=norm_layer,
-        ),
-        norm_layer(head_channels),
-        nn.ReLU(inplace=True),
-        nn.Dropout2d(dropout),
-        nn.Conv2d(head_channels, num_classes, 1),
-    )
-    aux_head = None
-    if aux:
-        aux_head = FCNHead(
-            stages.channels[2],
-            num_classes,
-            dropout=dropout,
-            channel_dropout=True,
-            norm_layer=norm_layer,
-        )
-    return PSPNet(stages, head, aux_head, align_corners=align_corners, zoom_factor=zoom_factor)

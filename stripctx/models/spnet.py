@@ -6,17 +6,11 @@ from torch import Tensor, nn
 
 from stripctx import upstream
 from stripctx.layers import MixedPooling
-from stripctx.models.backbones import Weights, create_backbone
-from stripctx.models.network import Backbone, FCNHead, NormLayer, SegmentationNetwork
+from stripctx.models.assembly import assemble
+from stripctx.models.backbones import Weights
+from stripctx.models.heads import FCNHead, conv_unit
+from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
-
-_LAYOUTS = (
-    upstream.ENCODING.plus(
-        (r"head\.trans_layer\.", "head.reduce."),
-        *((rf"head\.strip_pool{i + 1}\.", f"head.mixed.{i}.") for i in range(8)),
-        (r"head\.score_layer\.", "head.classify."),
-    ),
-)
 
 
 class SPHead(nn.Module):
@@ -39,11 +33,7 @@ class SPHead(nn.Module):
     ) -> None:
         super().__init__()
         width = in_channels // 2
-        self.reduce = nn.Sequential(
-            nn.Conv2d(in_channels, width, 1, bias=False),
-            norm_layer(width),
-            nn.ReLU(inplace=True),
-        )
+        self.reduce = conv_unit(in_channels, width, 1, norm_layer)
         self.mixed = nn.Sequential(
             *(
                 MixedPooling(
@@ -71,6 +61,14 @@ class SPHead(nn.Module):
 
 class SPNet(SegmentationNetwork):
     """Mixed pooling on a backbone with strip pooling inside. `spnet` makes one."""
+
+    layouts = (
+        upstream.ENCODING.plus(
+            (r"head\.trans_layer\.", "head.reduce."),
+            *((rf"head\.strip_pool{i + 1}\.", f"head.mixed.{i}.") for i in range(8)),
+            (r"head\.score_layer\.", "head.classify."),
+        ),
+    )
 
 
 @register
@@ -125,31 +123,32 @@ def spnet(
     """
     if not 0 <= mixed <= 8:
         raise ValueError(f"spnet: mixed must be from 0 to 8, got {mixed}")
-    stages = create_backbone(
+
+    def make_head(channels: Channels) -> nn.Module:
+        return SPHead(
+            channels[3],
+            num_classes,
+            mixed=mixed,
+            arms=arms,
+            pool_sizes=pool_sizes,
+            dropout=dropout,
+            align_corners=align_corners,
+            norm_layer=norm_layer,
+        )
+
+    return assemble(
+        "spnet",
+        SPNet,
+        make_head,
+        num_classes,
         backbone,
-        weights=backbone_weights,
+        backbone_weights=backbone_weights,
+        aux=aux,
         output_stride=output_stride,
         dilation=dilation,
         strip_pooling=strip_pooling,
-        norm_layer=norm_layer,
-    )
-    head = SPHead(
-        stages.channels[3],
-        num_classes,
-        mixed=mixed,
-        arms=arms,
-        pool_sizes=pool_sizes,
         dropout=dropout,
+        channel_dropout=True,
         align_corners=align_corners,
         norm_layer=norm_layer,
     )
-    aux_head = None
-    if aux:
-        aux_head = FCNHead(
-            stages.channels[2],
-            num_classes,
-            dropout=dropout,
-            channel_dropout=True,
-            norm_layer=norm_layer,
-        )
-    return SPNet(stages, head, aux_head, align_corners=align_corners, layouts=_LAYOUTS)

@@ -1,0 +1,41 @@
+"""SPNet: where strip pooling sits, and the paper's ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import battery
+import pytest
+import torch
+from networks import Tiny
+
+from stripctx import StripPooling, models
+
+
+def test_spnet_variants() -> None:
+    with torch.device("meta"):
+        network = models.spnet(5, "resnet50s")
+        gated = [key for key, m in network.named_modules() if isinstance(m, StripPooling)]
+        places = ("1.2", "2.3", "3.5", "4.0", "4.1", "4.2")
+        assert gated == [f"backbone.layer{place}.spm" for place in places]
+        assert [b.conv2.dilation[0] for b in network.backbone.layer4] == [4, 8, 16]
+        assert [b.conv2.dilation[0] for b in network.backbone.layer3] == [1, 2, 2, 2, 2, 2]
+        plain = models.spnet(5, "resnet50s", strip_pooling=False)
+        assert not any(isinstance(m, StripPooling) for m in plain.modules())
+    assert len(models.spnet(5, Tiny(), mixed=0).head.mixed) == 0
+    one = models.spnet(5, Tiny(), mixed=1, arms="long", pool_sizes=((3, 2), 5)).eval()
+    assert [m.arms for m in one.head.mixed] == ["long"]
+    assert one(torch.randn(1, 3, 32, 40))["out"].shape == (1, 5, 32, 40)
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: models.spnet(3, Tiny(), mixed=9), "spnet: mixed must be from 0 to 8, got 9"),
+    (lambda: models.spnet(3, "resnet18"), "strip_pooling needs a depth of 50 or more, got 18"),
+    (lambda: models.spnet(3, Tiny(), arms="none"), "arms must be one of both, short, long"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_refuses(call: Callable[[], Any], words: str) -> None:
+    battery.raises(ValueError, words, call)
