@@ -53,3 +53,9 @@ TO_SEMSEG_IMAGENET = (
     (r"stem\.7\.", "bn3."),
 )
 TO_SEMSEG = ((r"stem\.", "layer0."),)
+# A network's backbone as PyTorch-Encoding and SPNet name it.
+BACKBONE_OF_ENCODING = (
+    (r"backbone\.stem\.7\.", "pretrained.bn1."),
+    (r"backbone\.stem\.", "pretrained.conv1."),
+    (r"backbone\.", "pretrained."),
+)

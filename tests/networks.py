@@ -35,6 +35,7 @@ class Tiny(models.Backbone):
 
 # Every network, with all it has but strip pooling, which Tiny and ResNet-18 cannot have.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "deepten": {"num_codes": 4, "channels": 8},
     "fcn": {},
     "deeplabv3plus_hanet": {"slots": [True] * 5},
     "encnet": {"lateral": True, "se_stage3": True, "num_codes": 4, "head_channels": 16},
@@ -43,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 GLOBAL_NORMS = ("deeplabv3plus_hanet", "pspnet")  # normalise a 1x1 map, which takes two images
 every_network = pytest.mark.parametrize("name", OPTIONS)
+every_segmentation = pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"deepten"}))
 
 
 def make(name: str, backbone: str | None = None) -> nn.Module:
@@ -60,3 +62,8 @@ def undropped(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
     return network
+
+
+def as_dict(outputs: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """A segmentation network's outputs; a classifier's as if it were one."""
+    return {"out": outputs} if isinstance(outputs, Tensor) else outputs

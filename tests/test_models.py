@@ -15,7 +15,16 @@ import pytest
 import torch
 from battery import DEVICE
 from checkpoints import count, randomise
-from networks import GLOBAL_NORMS, OPTIONS, every_network, image, make, undropped
+from networks import (
+    GLOBAL_NORMS,
+    OPTIONS,
+    as_dict,
+    every_network,
+    every_segmentation,
+    image,
+    make,
+    undropped,
+)
 from torch import Tensor, nn
 
 from stripctx import losses, models
@@ -28,7 +37,7 @@ def test_registry() -> None:
     assert network.head[4].out_channels == 4 and network.aux_head is None
 
 
-@every_network
+@every_segmentation
 @pytest.mark.parametrize("size", [(2, 64, 64), (2, 1, 1), (2, 33, 50), (3, 97, 7), (1, 65, 129)])
 def test_any_size(name: str, size: tuple[int, int, int]) -> None:
     batch, height, width = size
@@ -47,13 +56,21 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
             assert outputs["aux"].shape == outputs["out"].shape
 
 
+def loss(outputs: Tensor | dict[str, Tensor]) -> Tensor:
+    """Of labels at random."""
+    if isinstance(outputs, Tensor):
+        target = torch.arange(outputs.shape[0], device=DEVICE)
+        return nn.functional.cross_entropy(outputs.float(), target)
+    batch, _, height, width = outputs["out"].shape
+    target = torch.randint(0, 5, (batch, height, width), device=DEVICE)
+    return losses.SegmentationLoss()(outputs, target)
+
+
 @every_network
 def test_training_step(name: str) -> None:
     """Every parameter gets a finite gradient; the auxiliary head is evaluated once."""
     network = make(name)
-    outputs = network(image(2, 3, 64, 64))
-    target = torch.randint(0, 5, (2, 64, 64), device=DEVICE)
-    losses.SegmentationLoss()(outputs, target).backward()
+    loss(network(image(2, 3, 64, 64))).backward()
     for key, parameter in network.named_parameters():
         if not parameter.requires_grad:  # HANet's fixed tables
             continue
@@ -68,19 +85,25 @@ def test_training_step(name: str) -> None:
 def test_survives_conversions(name: str) -> None:
     network = randomise(make(name)).eval()
     x = image(1, 3, 64, 64)
+
+    def call(network: nn.Module) -> Tensor:
+        return as_dict(network(x))["out"]
+
     with torch.no_grad():
-        expected = network(x)["out"]
+        expected = call(network)
         for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-            assert torch.equal(other(x)["out"], expected)
+            assert torch.equal(call(other), expected)
             other.load_state_dict({f"module.{k}": v for k, v in network.state_dict().items()})
         state = dict(network.named_parameters()) | dict(network.named_buffers())
-        assert torch.equal(torch.func.functional_call(network, state, (x,))["out"], expected)
+        assert torch.equal(
+            as_dict(torch.func.functional_call(network, state, (x,)))["out"], expected
+        )
         fresh = make(name).eval()
         fresh.load_state_dict(network.state_dict(), strict=True)
-        assert torch.equal(fresh(x)["out"], expected)
+        assert torch.equal(call(fresh), expected)
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
         assert any(isinstance(m, nn.SyncBatchNorm) for m in synced.modules())
-        torch.testing.assert_close(synced(x)["out"], expected)
+        torch.testing.assert_close(call(synced), expected)
 
 
 @every_network
@@ -88,18 +111,18 @@ def test_channels_last_and_autocast(name: str) -> None:
     network = make(name).eval()
     x = image(2, 3, 64, 64)
     with torch.no_grad():
-        expected = network(x)["out"]
+        expected = as_dict(network(x))["out"]
         last = network.to(memory_format=torch.channels_last)(
             x.contiguous(memory_format=torch.channels_last)
-        )["out"]
-        assert battery.relative_error(last, expected) < 1e-4
+        )
+        assert battery.relative_error(as_dict(last)["out"], expected) < 1e-4
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         outputs = network.train()(x)
-        assert outputs["out"].dtype == torch.bfloat16
-        assert all(y.isfinite().all() for y in outputs.values())
-        loss = losses.SegmentationLoss()(outputs, torch.zeros_like(x[:, 0]).long())
-    loss.backward()
-    assert loss.dtype == torch.float32
+        assert as_dict(outputs)["out"].dtype == torch.bfloat16
+        assert all(y.isfinite().all() for y in as_dict(outputs).values())
+        total = loss(outputs)
+    total.backward()
+    assert total.dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
 
 
@@ -111,7 +134,7 @@ def test_compiles(name: str) -> None:
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
     parameters = [p for p in network.parameters() if p.requires_grad]
     x = image(2, 3, 64, 64)
-    outputs = compiled(x), network(x)
+    outputs = as_dict(compiled(x)), as_dict(network(x))
     assert_close(*outputs)
     totals = [sum(y.square().mean() for y in one.values()) for one in outputs]
     both = [torch.autograd.grad(total, parameters) for total in totals]
@@ -127,7 +150,7 @@ def test_compiles_for_any_size(name: str) -> None:
     with torch.no_grad():
         for height, width in ((64, 96), (48, 70)):
             x = image(2, 3, height, width)
-            assert_close(compiled(x), network(x))
+            assert_close(as_dict(compiled(x)), as_dict(network(x)))
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
@@ -145,7 +168,7 @@ def test_exports(name: str) -> None:
         program = torch.export.export(network, (image(2, 3, 64, 96),), dynamic_shapes=(sizes,))
         for height, width in ((64, 96), (65, 77)):
             x = image(2, 3, height, width)
-            torch.testing.assert_close(program.module()(x)["out"], network(x)["out"])
+            assert_close(as_dict(program.module()(x)), as_dict(network(x)))
 
 
 def test_without_auxiliary_head() -> None:
@@ -162,7 +185,7 @@ def test_other_norm_layers(name: str) -> None:
     options = {**OPTIONS[name], "norm_layer": norm}
     network = models.create(name, num_classes=5, backbone="resnet18", **options)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    assert network(torch.randn(1, 3, 32, 32))["out"].shape == (1, 5, 32, 32)
+    assert as_dict(network(torch.randn(1, 3, 32, 32)))["out"].shape[:2] == (1, 5)
 
 
 def test_parameter_counts() -> None:
@@ -185,6 +208,8 @@ def test_parameter_counts() -> None:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: models.create("unet", num_classes=3), "name must be one of"),
     (lambda: models.fcn(0, "resnet18"), "fcn: num_classes must be positive, got 0"),
+    (lambda: models.deepten(0), "deepten: num_classes must be positive, got 0"),
+    (lambda: models.deepten(3, channels=0), "deepten: channels must be positive, got 0"),
     (lambda: models.encnet(-1), "encnet: num_classes must be positive, got -1"),
     (lambda: FCNHead(0, 3), "in_channels must be positive, got 0"),
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoints import randomise, renamed, same_state
+from checkpoints import BACKBONE_OF_ENCODING, randomise, renamed, same_state
 from torch import nn
 
 from stripctx import models, upstream
@@ -14,9 +14,7 @@ NETWORK_LAYOUTS = {
     "PyTorch-Encoding": (
         "resnet18s",
         (
-            (r"backbone\.stem\.7\.", "pretrained.bn1."),
-            (r"backbone\.stem\.", "pretrained.conv1."),
-            (r"backbone\.", "pretrained."),
+            *BACKBONE_OF_ENCODING,
             (r"head\.", "head.conv5."),
             (r"aux_head\.", "auxlayer.conv5."),
         ),
@@ -48,7 +46,7 @@ def test_fcn_loads(layout: str) -> None:
 
 BACKBONE = {
     "semseg": ((r"backbone\.stem\.", "layer0."), (r"backbone\.", "")),
-    "PyTorch-Encoding": NETWORK_LAYOUTS["PyTorch-Encoding"][1][:3],
+    "PyTorch-Encoding": BACKBONE_OF_ENCODING,
     "mmseg": (),
 }
 AUX = {

@@ -1,7 +1,8 @@
-"""Complete segmentation networks, made by name or by their own functions."""
+"""Complete networks, made by name or by their own functions."""
 
 from stripctx.models.backbones import create_backbone
 from stripctx.models.deeplab_hanet import deeplabv3plus_hanet
+from stripctx.models.deepten import deepten
 from stripctx.models.encnet import encnet
 from stripctx.models.fcn import fcn
 from stripctx.models.network import Backbone, SegmentationNetwork
@@ -16,6 +17,7 @@ __all__ = [
     "create",
     "create_backbone",
     "deeplabv3plus_hanet",
+    "deepten",
     "encnet",
     "fcn",
     "pspnet",
