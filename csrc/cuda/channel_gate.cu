@@ -145,18 +145,12 @@ __global__ void channel_gate_backward_pixels(ChannelGateBackward op) {
     });
   }
   SharedMemory memory;
-  const int width = blockDim.x * N;
-  const auto shared = memory.take<A>(int64_t(blockDim.y) * width);
-  for (int i = 0; i < N; ++i) shared[threadIdx.y * width + threadIdx.x * N + i] = sums[i];
-  __syncthreads();
-  const int rank = threadIdx.y * blockDim.x + threadIdx.x;
-  for (int j = rank; j < width; j += blockDim.x * blockDim.y) {
-    const int64_t channel = int64_t(blockIdx.y) * width + j;
-    if (channel >= C) continue;
-    A sum = 0;
-    for (unsigned y = 0; y < blockDim.y; ++y) sum += shared[y * width + j];
-    Global<A>(op.partials).store(blockIdx.x * C + channel, sum);
-  }
+  const int64_t channels = int64_t(blockDim.x) * N;
+  const Global<A> partials(op.partials);
+  for_slot_sums<N>(sums, memory.take<A>(blockDim.y * channels), [&](int k, A sum) {
+    const int64_t channel = blockIdx.y * channels + k;
+    if (channel < C) partials.store(blockIdx.x * C + channel, sum);
+  });
 }
 
 // Calls run<T, N, channels last>() with the widest pack that all maps of a gate allow.

@@ -10,17 +10,16 @@ namespace {
 // eighth position and owns every eighth run of 8 dimensions of E, in registers for all tiles.
 template <class T, Precision kPrecision, int kColumns>
 __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
-  const int64_t n = blockIdx.x % op.x.size[0], first = blockIdx.x / op.x.size[0] * chunks.positions;
-  const int64_t end = min(first + chunks.positions, op.positions());
+  const Chunk chunk(op, chunks);
   SharedMemory memory;
-  const EncodeTile<T, kPrecision, kColumns> tile(op, n, memory);
+  const EncodeTile<T, kPrecision, kColumns> tile(op, chunk.image, memory);
   const int k = lane_index();
 
   float sums[2][kColumns][4] = {};
   float mass = 0;
-  for (int64_t position = first; position < end; position += tile.kCount) {
+  for (int64_t position = chunk.first; position < chunk.end; position += tile.kCount) {
     __syncthreads();
-    tile.load(position, end, packed);
+    tile.load(position, chunk.end, packed);
     __syncthreads();
     float product[1][4] = {};
     tile.multiply_codes(product, [&](int, int code, int d) { return tile.code(code, d); });
@@ -28,7 +27,7 @@ __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
     __syncthreads();
     for (int i = warp_index(); i < tile.kCount; i += kWarps) {
       const float a = tile.assignment(tile.distance(i, k), k);
-      const float live = position + i < end ? a : 0;
+      const float live = position + i < chunk.end ? a : 0;
       tile.dots[i * kRowStride + k] = live;
       mass += live;
     }
@@ -39,20 +38,10 @@ __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
   tile.add_warps(mass, tile.scratch);
   const int64_t size = op.codes() * op.depth();
   const Global<float> partials(op.partials);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int code = half * 16 + product_row(i);
-        const int d = tile.first_dimension(column) + product_column(i);
-        if (code >= tile.codes || d >= tile.depth) continue;
-        partials.store(blockIdx.x * size + code * op.depth() + d,
-                       sums[half][column][i] - tile.scratch[code] * tile.code(code, d));
-      }
-    }
-  }
+  tile.for_sums(sums, [&](int code, int d, float sum) {
+    partials.store(blockIdx.x * size + code * op.depth() + d,
+                   sum - tile.scratch[code] * tile.code(code, d));
+  });
 }
 
 }  // namespace

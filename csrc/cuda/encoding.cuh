@@ -38,6 +38,17 @@ int64_t tile_bytes(int64_t depth) {
          shared_bytes<float>(32 * kRowStride);
 }
 
+// The positions of a block. Grid: chunks of all images, image fastest.
+struct Chunk {
+  int64_t image, first, end;
+
+  template <class Op>
+  __device__ Chunk(const Op& op, const EncodeChunks& chunks)
+      : image(blockIdx.x % op.x.size[0]),
+        first(blockIdx.x / op.x.size[0] * chunks.positions),
+        end(min(first + chunks.positions, op.positions())) {}
+};
+
 template <class T, Precision kPrecision, int kColumns>
 struct EncodeTile {
   static constexpr int kStride = kTileStride<kColumns>, kCount = kPositions<kColumns>;
@@ -201,6 +212,23 @@ struct EncodeTile {
             [&](int i, int j) { return tile[(d + j) * kStride + first + i]; });
 #pragma unroll
         for (int half = 0; half < 2; ++half) multiply(sum[half][column], left[half], right);
+      }
+    }
+  }
+
+  // Calls each(code, d, sum) for the sums, as `accumulate` leaves them, of this thread.
+  template <class Each>
+  __device__ void for_sums(const float (&sums)[2][kColumns][4], Each&& each) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int code = half * 16 + product_row(i);
+          const int d = first_dimension(column) + product_column(i);
+          if (code < codes && d < depth) each(code, d, sums[half][column][i]);
+        }
       }
     }
   }

@@ -106,17 +106,16 @@ int64_t gradient_bytes(int64_t depth) {
 // Grid and block as encode_tiles. A warp owns every eighth run of 8 dimensions of the gradients.
 template <class T, Precision kPrecision, int kColumns>
 __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bool packed) {
-  const int64_t n = blockIdx.x % op.x.size[0], first = blockIdx.x / op.x.size[0] * chunks.positions;
-  const int64_t end = min(first + chunks.positions, op.positions());
+  const Chunk chunk(op, chunks);
   SharedMemory memory;
-  const GradientTile<T, kPrecision, kColumns> tile(op, n, memory);
+  const GradientTile<T, kPrecision, kColumns> tile(op, chunk.image, memory);
   const int k = lane_index();
 
   float sums[2][kColumns][4] = {};
   float mass = 0, weight_sum = 0, scale_sum = 0;
-  for (int64_t position = first; position < end; position += tile.kCount) {
+  for (int64_t position = chunk.first; position < chunk.end; position += tile.kCount) {
     __syncthreads();
-    tile.load(position, end, packed);
+    tile.load(position, chunk.end, packed);
     __syncthreads();
     float products[2][4] = {};
     tile.multiply_codes(products, [&](int which, int code, int d) {
@@ -128,7 +127,7 @@ __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bo
     for (int i = warp_index(); i < tile.kCount; i += kWarps) {
       const float distance = tile.distance(i, k), a = tile.assignment(distance, k);
       const float along = tile.product(tile.weights, i, k) - tile.code_gradients[k];
-      const bool live = position + i < end && k < tile.codes;
+      const bool live = position + i < chunk.end && k < tile.codes;
       const float mean = warp_sum(k < tile.codes ? a * along : 0);
       const float slope = live ? a * (along - mean) : 0;
       const float weight = 2 * tile.scale[k] * slope;
@@ -147,8 +146,8 @@ __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bo
     __syncwarp();
     tile.spread();
     __syncthreads();
-    packed ? tile.template store_packs<4>(op.grad_x, position, end)
-           : tile.template store_packs<1>(op.grad_x, position, end);
+    packed ? tile.template store_packs<4>(op.grad_x, position, chunk.end)
+           : tile.template store_packs<1>(op.grad_x, position, chunk.end);
   }
 
   tile.add_warps(scale_sum, tile.scratch);
@@ -159,21 +158,11 @@ __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bo
   tile.add_warps(weight_sum, tile.weight_sums);
   const int64_t size = op.codes() * op.depth();
   const Global<float> partials(op.codeword_partials);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int code = half * 16 + product_row(i);
-        const int d = tile.first_dimension(column) + product_column(i);
-        if (code >= tile.codes || d >= tile.depth) continue;
-        const float gradient = tile.weight_sums[code] * tile.code(code, d) - sums[half][column][i] -
-                               tile.scratch[code] * tile.grad(code, d);
-        partials.store(blockIdx.x * size + code * op.depth() + d, gradient);
-      }
-    }
-  }
+  tile.for_sums(sums, [&](int code, int d, float sum) {
+    partials.store(blockIdx.x * size + code * op.depth() + d,
+                   tile.weight_sums[code] * tile.code(code, d) - sum -
+                       tile.scratch[code] * tile.grad(code, d));
+  });
 }
 
 }  // namespace

@@ -33,4 +33,24 @@ __device__ inline T block_sum(T value, Shared<T> scratch) {
   return warp_sum(lane_index() < warps ? scratch[lane_index()] : T(0));
 }
 
+// Adds what the slots of a block of (lanes, slots) threads hold for each channel, in the order of
+// the slots, and calls store(k, sum) for channel k of the block's: lane x holds N of them, k = x *
+// N
+// + i. Every thread of the block must call it; scratch holds a value a thread and channel.
+template <int N, class T, class Store>
+__device__ inline void for_slot_sums(const T (&values)[N], Shared<T> scratch, Store&& store) {
+  const int channels = static_cast<int>(blockDim.x) * N;
+  for (int i = 0; i < N; ++i) {
+    scratch[static_cast<int>(threadIdx.y) * channels + static_cast<int>(threadIdx.x) * N + i] =
+        values[i];
+  }
+  __syncthreads();
+  const int threads = static_cast<int>(blockDim.x * blockDim.y);
+  for (int k = static_cast<int>(thread_rank()); k < channels; k += threads) {
+    T sum = 0;
+    for (int y = 0; y < static_cast<int>(blockDim.y); ++y) sum += scratch[y * channels + k];
+    store(k, sum);
+  }
+}
+
 }  // namespace stripctx::cuda

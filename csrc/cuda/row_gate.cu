@@ -5,6 +5,7 @@
 #include "core/upsample.hpp"
 #include "cuda/device.cuh"
 #include "cuda/kernels.hpp"
+#include "cuda/reduce.cuh"
 #include "cuda/tiling.hpp"
 
 namespace stripctx::cuda {
@@ -36,6 +37,19 @@ __device__ inline int64_t offset(const View& view, int64_t n, int64_t c, int64_t
   return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w * view.stride[3];
 }
 
+// The factors of a block's rows, which all its threads read.
+template <class T>
+__device__ Shared<Accumulate<T>> plane_factors(const View& logits, int64_t n, int64_t c,
+                                               int64_t first, int64_t rows, int64_t H,
+                                               SharedMemory& memory) {
+  const auto factor = memory.take<Accumulate<T>>(kBlockRows);
+  for (int r = thread_rank(); r < rows; r += blockDim.x * blockDim.y) {
+    factor[r] = row_factor<T>(logits, n, c, first + r, H);
+  }
+  __syncthreads();
+  return factor;
+}
+
 // Where the row sums of a map lie: (N, C, H), dense.
 template <class A>
 __device__ Global<A> row_sums(const RowGateBackward& op) {
@@ -50,11 +64,7 @@ __global__ void gate_planes(RowGate op) {
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   const int64_t first = blockIdx.y * kBlockRows, rows = min(kBlockRows, H - first);
   SharedMemory memory;
-  const auto factor = memory.take<A>(kBlockRows);
-  for (int r = threadIdx.x; r < rows; r += blockDim.x) {
-    factor[r] = row_factor<T>(op.logits, n, c, first + r, H);
-  }
-  __syncthreads();
+  const auto factor = plane_factors<T>(op.logits, n, c, first, rows, H, memory);
   for (int64_t k = threadIdx.x; k < rows * packs; k += blockDim.x) {
     const int64_t r = k / packs, h = first + r, w = k % packs * N;
     auto pack = Global<const T>(op.x).template load_pack<N>(offset(op.x, n, c, h, 0) + w);
@@ -74,11 +84,7 @@ __global__ void gate_backward_planes(RowGateBackward op) {
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   const int64_t first = blockIdx.y * kBlockRows, rows = min(kBlockRows, H - first);
   SharedMemory memory;
-  const auto factor = memory.take<A>(kBlockRows);
-  for (int r = thread_rank(); r < rows; r += blockDim.x * blockDim.y) {
-    factor[r] = row_factor<T>(op.logits, n, c, first + r, H);
-  }
-  __syncthreads();
+  const auto factor = plane_factors<T>(op.logits, n, c, first, rows, H, memory);
   for (int64_t step = 0; step < rows; step += blockDim.y) {
     const int64_t r = step + threadIdx.y, h = first + r;
     A sum = 0;
@@ -136,10 +142,7 @@ __global__ void gate_backward_pixels(RowGateBackward op) {
   const int64_t tile = blockIdx.x % channel_tiles * pitch, c = tile + threadIdx.x * N;
   SharedMemory memory;
   const auto factor = memory.take<A>(pitch);
-  const auto sums = memory.take<A>(int64_t{pitch} * blockDim.y);
-  const int rank = static_cast<int>(thread_rank());
-  const int threads = static_cast<int>(blockDim.x * blockDim.y);
-  for (int k = rank; k < pitch; k += threads) {
+  for (int k = thread_rank(); k < pitch; k += blockDim.x * blockDim.y) {
     if (tile + k < C) factor[k] = row_factor<T>(op.logits, n, tile + k, h, H);
   }
   __syncthreads();
@@ -154,16 +157,9 @@ __global__ void gate_backward_pixels(RowGateBackward op) {
     }
     Global<T>(op.grad_x).template store_pack<N>(offset(op.grad_x, n, 0, h, w) + c, pack);
   }
-  for (int i = 0; i < N; ++i) {
-    sums[static_cast<int>(threadIdx.y) * pitch + static_cast<int>(threadIdx.x) * N + i] = sum[i];
-  }
-  __syncthreads();
-  for (int k = rank; k < pitch; k += threads) {
-    if (tile + k >= C) continue;
-    A total = 0;
-    for (unsigned y = 0; y < blockDim.y; ++y) total += sums[static_cast<int>(y) * pitch + k];
-    row_sums<A>(op).store((n * C + tile + k) * H + h, total);
-  }
+  for_slot_sums<N>(sum, memory.take<A>(int64_t{pitch} * blockDim.y), [&](int k, A total) {
+    if (tile + k < C) row_sums<A>(op).store((n * C + tile + k) * H + h, total);
+  });
 }
 
 // A thread owns one logit.

@@ -185,21 +185,12 @@ __global__ void gate_backward_pixels(SigmoidGateBackward op, int64_t rows) {
     });
   }
   SharedMemory memory;
-  const int lanes_channels = blockDim.x * N;
-  const auto shared = memory.take<A>(int64_t(blockDim.y) * lanes_channels);
-  for (int i = 0; i < N; ++i) {
-    shared[threadIdx.y * lanes_channels + threadIdx.x * N + i] = sums[i];
-  }
-  __syncthreads();
-  const Global<A> partials(static_cast<A*>(op.partials.data), op.partials.numel());
-  const int rank = threadIdx.y * blockDim.x + threadIdx.x;
-  for (int k = rank; k < lanes_channels; k += blockDim.x * blockDim.y) {
-    const int64_t channel = int64_t(blockIdx.y) * lanes_channels + k;
-    if (channel >= C) continue;
-    A sum = 0;
-    for (unsigned y = 0; y < blockDim.y; ++y) sum += shared[y * lanes_channels + k];
-    partials.store(blockIdx.x * C + channel, sum);
-  }
+  const int64_t channels = int64_t(blockDim.x) * N;
+  const Global<A> partials(op.partials);
+  for_slot_sums<N>(sums, memory.take<A>(blockDim.y * channels), [&](int k, A sum) {
+    const int64_t channel = blockIdx.y * channels + k;
+    if (channel < C) partials.store(blockIdx.x * C + channel, sum);
+  });
 }
 
 // Rows of pixels that one block owns: more where there are many, so that partial sums stay few.
