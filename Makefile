@@ -4,7 +4,7 @@
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
 # make demo        the five-minute tour: builds the kernels, fits a small network, draws demo.png
-# make bench       measures the operators against plain PyTorch on this machine
+# make bench       measures everything against plain PyTorch on this machine: tables and plots
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
 
 PYTHON ?= python3
@@ -56,6 +56,7 @@ demo: setup
 
 bench: setup
 	$(RUN) -m pytest benchmarks
+	$(RUN) -m benchmarks.report
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(FAMILIES)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import measure, memory, peers
+from benchmarks import cuda, measure, memory, peers
 from benchmarks.inputs import tensors
 
 MODES = ("fwd", "fwd+bwd")
@@ -26,6 +26,9 @@ TOLERANCE = {
     torch.float16: 5e-3,
     torch.bfloat16: 4e-2,
 }
+# Rounding takes the arguments of some rectifiers to the other side of zero: one in so many results
+# may be far off, by more than this share of what they are on average.
+FEW, FAR = 1e-4, 1e-2
 # A module's results may lie further apart: where rounding takes a rectifier's argument to the other
 # side of zero, one gradient passes there and the other does not.
 LOOSER_FOR_MODULES = {
@@ -43,6 +46,7 @@ class Comparison:
     times: dict[str, measure.Samples]
     peaks: dict[str, int | None]
     results: dict[str, int]  # bytes of what a call returns, gradients among them
+    kernels: dict[str, int]  # launched by a call; empty on a CPU
     floor: measure.Samples | None = None
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -52,21 +56,23 @@ def compare(
     arguments: Sequence[Any],
     *,
     mode: str,
-    floor: measure.Run | None = None,
+    floor: Callable[[], measure.Run] | None = None,
     with_compile: bool = True,
     with_memory: bool = True,
     device: str = "cpu",
     rounds: int = 50,
     budget: float = 2.0,
 ) -> Comparison:
-    """Measures `function(*arguments)`.
+    """Measures `function(*arguments)`. On CUDA by graphs of calls on copies of the arguments that
+    together do not fit the cache.
 
     Args:
         function: one of `stripctx.functional`, or a partial of one, or a module built from them.
         arguments: its arguments; in mode "fwd+bwd" those that require a gradient get one, tensors
             in lists too.
         mode: "fwd", without autograd, or "fwd+bwd", to the gradients of arguments and parameters.
-        floor: does as much memory traffic or arithmetic as the function at least needs.
+        floor: makes what does as much memory traffic or arithmetic as the function at least needs,
+            between buffers of its own.
         with_compile: whether to compile the peer, which takes some seconds.
         with_memory: whether to measure peak memory.
         device, rounds, budget: as in `measure.interleave`.
@@ -98,11 +104,21 @@ def compare(
         name: memory.peak_extra_bytes(run, device=device) if with_memory else None
         for name, run in runs.items()
     }
-    timed: dict[str, measure.Run] = dict(runs)
+    kernels = {name: cuda.launches(run) for name, run in runs.items() if device == "cuda"}
+    copies = cuda.rotated(arguments) if device == "cuda" else []
+    timed: dict[str, list[measure.Run]] = {
+        name: [run, *map(run.on, copies)] for name, run in runs.items()
+    }
     if floor is not None:
-        timed["floor"] = peers.warm(floor)
-    times = measure.interleave(timed, device=device, rounds=rounds, budget=budget)
-    return Comparison(times, peaks, returned, times.pop("floor", None), failures)
+        timed["floor"] = [peers.warm(floor()) for _ in range(1 + len(copies))]
+    times = measure.interleave(
+        {name: cuda.graph(each) if copies else each[0] for name, each in timed.items()},
+        device=device,
+        rounds=rounds,
+        budget=budget,
+        calls_a_run=1 + len(copies),
+    )
+    return Comparison(times, peaks, returned, kernels, times.pop("floor", None), failures)
 
 
 def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -115,12 +131,16 @@ def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 @dataclass
 class Bound:
     """A function closed over its arguments. A call returns the outputs, and where there is an
-    upstream gradient, those of `inputs` after them."""
+    upstream gradient, those of arguments and parameters after them."""
 
     function: Callable[..., Any]
     arguments: Sequence[Any]
-    inputs: Sequence[Tensor] = ()
+    parameters: Sequence[Tensor] = ()
     upstream: Sequence[Tensor] = ()
+
+    def __post_init__(self) -> None:
+        needed = [value for value in tensors(self.arguments) if value.requires_grad]
+        self.inputs = [*needed, *self.parameters]
 
     def __call__(self) -> list[Tensor]:
         if not self.upstream:
@@ -128,6 +148,11 @@ class Bound:
                 return _listed(self.function(*self.arguments))
         outputs = _listed(self.function(*self.arguments))
         return [*outputs, *torch.autograd.grad(outputs, self.inputs, self.upstream)]
+
+    def on(self, arguments: Sequence[Any]) -> Bound:
+        """The same on other arguments, with an upstream gradient of its own."""
+        upstream = [value.clone() for value in self.upstream]
+        return Bound(self.function, arguments, self.parameters, upstream)
 
     def result_bytes(self, results: Sequence[Tensor]) -> int:
         """Of the storages that a call allocates for its results: views of what was there before
@@ -146,10 +171,10 @@ def bind(
     module that `function` is."""
     if mode == "fwd":
         return Bound(function, arguments)
-    inputs = [value for value in tensors(arguments) if value.requires_grad]
-    inputs += parameters_of(function) if parameters is None else parameters
+    if parameters is None:
+        parameters = parameters_of(function)
     upstream = [_like(output) for output in _listed(function(*arguments))]
-    return Bound(function, arguments, inputs, upstream)
+    return Bound(function, arguments, parameters, upstream)
 
 
 def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
@@ -162,7 +187,7 @@ def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
 def check_agreement(name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Raises AssertionError where a candidate computes something else."""
     for index, (output, other) in enumerate(zip(outputs, expected, strict=True)):
-        error = relative_error(output, other)
+        error = relative_error(*_but_a_few(output, other))
         if not error <= TOLERANCE[output.dtype]:
             raise AssertionError(f"{name}: result {index} differs by {error:.1e}")
 
@@ -179,6 +204,14 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     """||value - expected|| / ||expected||, in float64."""
     value, expected = value.detach().double(), expected.detach().double()
     return ((value - expected).norm() / expected.norm().clamp_min(1e-300)).item()
+
+
+def _but_a_few(value: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Both without the elements that FEW and FAR allow."""
+    far = (value - expected).detach().abs() > FAR * expected.detach().abs().mean()
+    if 0 < far.sum() <= FEW * far.numel():
+        return value[~far], expected[~far]
+    return value, expected
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

@@ -123,7 +123,7 @@ def measured(
         function,
         arguments,
         mode=case.mode,
-        floor=stick.run,
+        floor=stick.make,
         with_compile=with_compile and case.with_compile,
         with_memory=not case.axis,
         device=device,

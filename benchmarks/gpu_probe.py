@@ -14,7 +14,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import floors, machine
+from benchmarks.cuda import kernels_of, synchronize
 from benchmarks.measure import Run, interleave
 from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, Sample, call
 
@@ -31,7 +31,6 @@ SMALL = ((2, 40, 33, 44), (1, 24, 264, 135))
 LARGE = (32, 512, 60, 60)  # SPNet's stage 4: larger than any cache, so that bytes are memory's
 USUAL = (("float32", "contiguous"), ("bfloat16", "channels_last"))
 COPIED = 2**30  # bytes read and written by the copy that shows the memory's rate
-CALLS = 20  # of each operator under the profiler
 SMI_FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem"
 
 
@@ -127,33 +126,6 @@ def profile(device: str, size: tuple[int, int, int, int] = LARGE) -> dict[str, A
                   f"{entry['share_of_copy']:.0%} of a copy", flush=True)  # fmt: skip
         entries.append(entry)
     return {"copy_bytes_per_second": rate, "entries": entries}
-
-
-def kernels_of(run: Callable[[], object], device: str) -> dict[str, dict[str, float]]:
-    """The device's kernels by name: microseconds and launches of one call. Empty on a CPU."""
-    from torch.profiler import ProfilerActivity
-
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
-    for _ in range(3):
-        run()
-    synchronize(device)
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(CALLS):
-            run()
-        synchronize(device)
-    return {
-        event.key: {
-            "microseconds_a_call": event.self_device_time_total / CALLS,
-            "launches_a_call": event.count / CALLS,
-        }
-        for event in profiler.key_averages()
-        if event.device_type.name == "CUDA" and event.self_device_time_total > 0
-    }
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Times of several candidates that compute the same, in one process.
 
 Candidates take turns, one sample each a round, the order rotating, so that a disturbance of the
-machine falls on all of them alike. A sample is one call, or as many as make up a millisecond. Every
+machine falls on all of them alike. A sample is one run, or as many as make up a millisecond. Every
 sample is kept; the median and the 20th and 80th percentile are derived.
 
 The rate of a floor is measured, not looked up: a copy of as many bytes, a product of the same size,
@@ -49,7 +49,12 @@ class Samples:
 
 
 def interleave(
-    candidates: Mapping[str, Run], *, device: str = "cpu", rounds: int = 50, budget: float = 2.0
+    candidates: Mapping[str, Run],
+    *,
+    device: str = "cpu",
+    rounds: int = 50,
+    budget: float = 2.0,
+    calls_a_run: int = 1,
 ) -> dict[str, Samples]:
     """Times warm candidates in turn.
 
@@ -58,10 +63,11 @@ def interleave(
         device: "cpu" (perf_counter) or "cuda" (events).
         rounds: how many samples to take of each.
         budget: seconds after which no further round starts, but for the first five.
+        calls_a_run: how many calls each candidate makes of what is timed.
     """
     clock = {"cpu": _cpu_seconds, "cuda": _cuda_seconds}[device]
     names = list(candidates)
-    calls = {name: _calls_a_sample(clock(candidates[name], 1)) for name in names}
+    runs = {name: _runs_a_sample(clock(candidates[name], 1)) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
     for number in range(rounds):
@@ -69,11 +75,12 @@ def interleave(
             break
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(clock(candidates[name], calls[name]) / calls[name])
-    return {name: Samples(tuple(seconds)) for name, seconds in taken.items()}
+            seconds = clock(candidates[name], runs[name])
+            taken[name].append(seconds / (runs[name] * calls_a_run))
+    return {name: Samples(tuple(samples)) for name, samples in taken.items()}
 
 
-def _calls_a_sample(seconds: float) -> int:
+def _runs_a_sample(seconds: float) -> int:
     return max(1, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-7)))
 
 

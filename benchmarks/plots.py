@@ -1,13 +1,17 @@
-"""Plots from result files: bars of time and peak memory, fused against its peers."""
+"""Plots from result files: bars of time against peers, the roofline, and growth with each size."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 
-from benchmarks import results
+from benchmarks import growth, results
+from benchmarks.tables import MODES, shape_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by every kind of sight.
 COLOURS = {"fused": "#0072B2", "eager": "#BDBDBD", "compile": "#E69F00"}
 LABELS = {"fused": "stripctx", "eager": "PyTorch eager", "compile": "torch.compile"}
+MANY = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "os^Dv"
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -49,13 +55,9 @@ def bars(axes: Axes, values: dict[str, float], unit: str, title: str) -> None:
     axes.set_title(title)
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Times relative to eager PyTorch at the first shape, one group an operator and pass."""
-    from matplotlib.figure import Figure
-
-    from benchmarks.report import MODES, headline, shape_text
-
-    entries = headline(result)
+def bars_figure(result: dict[str, Any], path: Path) -> None:
+    """Times relative to eager PyTorch at each operator's first shape, one group a pass."""
+    entries = results.headline(result)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 0.62 * len(entries) + 1.1), layout="constrained")
         axes = figure.subplots()
@@ -79,17 +81,109 @@ def draw(result: dict[str, Any], path: Path) -> None:
             texts = [f"{results.three_digits(ms)} ms" for _, ms, _ in measured]
             axes.bar_label(drawn, texts, padding=3, fontsize=7.5)
         axes.set_yticks(
-            range(len(entries)), [f"{e['operator']}\n{MODES[e['mode']]}" for e in entries]
+            range(len(entries)),
+            [f"{e['operator']}\n{MODES[e['mode']]}, {shape_text(e['shape'])}" for e in entries],
+            fontsize=8,
         )
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlabel("time, eager PyTorch = 1 (shorter is faster)")
-        axes.margins(x=0.1)
+        axes.margins(x=0.1, y=0.01)
         first = entries[0]
-        axes.set_title(
-            f"{shape_text(first['shape'])}, {first['dtype']}, {first['layout']}, "
-            f"{result['machine'].get('gpu') or result['machine']['processor']}"
-        )
+        axes.set_title(f"{first['dtype']}, {first['layout']}, {where(result)}")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save(figure, path)
+
+
+def growth_figure(result: dict[str, Any], path: Path) -> None:
+    """Time against N, C and H = W on logarithmic axes, where that was measured."""
+    grown = growth.series(result)
+    if not grown:
+        return
+    operators = list(dict.fromkeys(each.operator for each in grown))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        panels = dict(zip(growth.SIZES, figure.subplots(1, 3, sharey=True), strict=True))
+        for each in grown:
+            axes, colour = panels[each.axis], MANY[operators.index(each.operator) % len(MANY)]
+            label = f"{each.operator}: work to the {each.slope():.2f}"
+            axes.loglog(each.sizes, each.times["fused"], "o-", color=colour, ms=4, label=label)
+            if "eager" in each.times:
+                eager = each.times["eager"]
+                axes.loglog(each.sizes, eager, "--", color=colour, lw=1, alpha=0.6)
+            axes.set_xticks(each.sizes, [str(size) for size in each.sizes])
+        for axis, axes in panels.items():
+            axes.set_xlabel(axis.replace("=", " = "))
+            axes.minorticks_off()
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=6.5, frameon=False)
+        panels["N"].set_ylabel("ms, forward and backward")
+        panels["N"].set_title(f"stripctx; dashed: PyTorch eager. {where(result)}")
+        save(figure, path)
+
+
+def roofline_figure(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Operations a second, forward and backward, against operations a byte of the floor, below what
+    copies and products of matrices reached in the same runs."""
+    entries = [
+        entry
+        for result in found
+        for entry in results.headline(result)
+        if entry["mode"] == "fwd+bwd" and "floor" in entry
+    ]
+    if not entries:
+        return
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for number, entry in enumerate(entries):
+            floor, candidates = entry["floor"], entry["candidates"]
+            intensity = floor["operations"] / floor["bytes"]
+            rates = {
+                name: floor["operations"] / results.median_ms(candidates[name]) / 1e6
+                for name in ("fused", "eager")
+            }
+            colour = MANY[number % len(MANY)]
+            marker = MARKERS[number // len(MANY) % len(MARKERS)]
+            point = {"color": colour, "marker": marker, "ls": "", "ms": 6}
+            axes.loglog(intensity, rates["fused"], label=entry["operator"], **point)
+            axes.loglog(intensity, rates["eager"], fillstyle="none", alpha=0.7, **point)
+        _roof(axes, entries)
+        axes.set_xlabel("operations a byte that must move")
+        axes.set_ylabel("Gop/s, forward and backward")
+        axes.set_title(f"filled: stripctx, hollow: PyTorch eager. {where(found[0])}")
+        figure.legend(loc="outside right upper", fontsize=7.5, frameon=False)
+        save(figure, path)
+
+
+def _roof(axes: Axes, entries: Sequence[dict[str, Any]]) -> None:
+    """The median copy's bytes a second as a slope, the best product's operations as a level."""
+    rates: dict[str, list[float]] = {"copy": [], "product": []}
+    for entry in entries:
+        floor = entry["floor"]
+        amount = floor["bytes" if floor["by"] == "copy" else "operations"]
+        rates[floor["by"]].append(amount / results.median_ms(floor) / 1e6)
+    left, right = axes.get_xlim()
+    if rates["copy"]:
+        copy = statistics.median(rates["copy"])
+        end = max(rates["product"], default=copy * right) / copy
+        axes.plot([left, end], [left * copy, end * copy], color="black", lw=1)
+        axes.annotate(f"copy: {copy:.0f} GB/s", (left, left * copy), (6, 10),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+    if rates["product"]:
+        level = max(rates["product"])
+        start = level / statistics.median(rates["copy"]) if rates["copy"] else left
+        axes.plot([start, max(right, start)], [level, level], color="black", lw=1)
+        axes.annotate(f"product: {level:.0f} GFLOP/s", (right, level), (-4, 4), ha="right",
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+
+
+def where(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return str(machine.get("gpu") or machine["processor"])
+
+
+def save(figure: Figure, path: Path) -> None:
+    """The same bytes for the same results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

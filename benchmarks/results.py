@@ -7,7 +7,7 @@
    "axis": "N", where this size grows from entry to entry and nothing else,
    "floor": {"by": "copy", "bytes": ..., "operations": ..., "samples_ms": [...]},
    "candidates": {"fused": {"samples_ms": [...], "peak_bytes": ..., "result_bytes": ...},
-                  "eager": ..., "compile": ...},
+                  "eager": ..., "compile": ...},    on CUDA also "kernels", how many are launched
    "failures": {"compile": "why it is not among the candidates"}},
   ...]}
 """
@@ -25,6 +25,7 @@ from benchmarks.compare import Comparison
 from benchmarks.measure import Samples
 
 FOLDER = Path(__file__).resolve().parent / "results"
+FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
 
 
 def candidates(comparison: Comparison) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def candidates(comparison: Comparison) -> dict[str, Any]:
             "samples_ms": milliseconds(samples),
             "peak_bytes": comparison.peaks[name],
             "result_bytes": comparison.results[name],
+            **({"kernels": comparison.kernels[name]} if comparison.kernels else {}),
         }
         for name, samples in comparison.times.items()
     }
@@ -95,6 +97,12 @@ def write(path: Path, machine: dict[str, Any], entries: list[dict[str, Any]]) ->
         file.write(text)
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
+
+
+def families(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """The families' result files that are there."""
+    paths = {name: folder / f"{name}.json" for name in FAMILIES}
+    return {name: read(path) for name, path in paths.items() if path.is_file()}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ OPERATIONS_A_BYTE = 16
 
 @dataclass(frozen=True)
 class Yardstick:
-    """`by` is "copy" or "product": of as many bytes, or of as many operations."""
+    """`by` is "copy" or "product": of as many bytes, or of as many operations. `make` allocates the
+    buffers of one."""
 
     least: Floor
     by: str
-    run: measure.Run
+    make: Callable[[], measure.Run]
 
 
 def of_function(operator: str, size: Size, dtype: torch.dtype, mode: str, device: str) -> Yardstick:
@@ -93,16 +95,20 @@ _ENCODE = {  # and which argument is x
 
 
 def _by_copy(least: Floor, device: str) -> Yardstick:
-    return Yardstick(least, "copy", measure.copy_of(least.bytes, device))
+    return Yardstick(least, "copy", partial(measure.copy_of, least.bytes, device))
 
 
 def _by_product(least: Floor, product: Product, dtype: torch.dtype, device: str) -> Yardstick:
     """As many products of this size as make up the operations."""
-    multiply = measure.product_of(*product, dtype, device)
     times = max(1, round(least.operations / multiply_adds(product)))
 
-    def products() -> None:
-        for _ in range(times):
-            multiply()
+    def make() -> measure.Run:
+        multiply = measure.product_of(*product, dtype, device)
 
-    return Yardstick(least, "product", products)
+        def products() -> None:
+            for _ in range(times):
+                multiply()
+
+        return products
+
+    return Yardstick(least, "product", make)

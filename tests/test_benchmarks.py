@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import compare, floors, measure, memory, peers, results, yardstick
+from benchmarks import compare, cuda, floors, measure, memory, peers, results, yardstick
 from benchmarks.family import GROWTH
 from benchmarks.floors import Floor, Shape
 from benchmarks.inputs import LAYERS, Size, inputs
@@ -192,6 +192,18 @@ def test_comparison_refuses_a_wrong_candidate(monkeypatch: pytest.MonkeyPatch) -
         compare.compare(functional.strip_add_relu, inputs, mode="fwd", with_compile=False)
 
 
+def test_comparison_allows_few_turned_rectifiers() -> None:
+    expected = torch.randn(20_000)
+    few, many, nothing = expected.clone(), expected.clone(), expected.clone()
+    few[[7, 70]] += 1
+    many[[7, 70, 700]] += 1
+    nothing[0] = float("nan")
+    compare.check_agreement("few", [few], [expected])
+    for wrong in (many, nothing, few[:100]):
+        with pytest.raises(AssertionError, match="result 0 differs"):
+            compare.check_agreement("wrong", [wrong], [expected[: len(wrong)]])
+
+
 def test_comparison_goes_on_without_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(function: Any) -> Any:
         raise RuntimeError("\nno C++ compiler\nmore")
@@ -236,7 +248,7 @@ def test_floor_of_a_large_layer_is_a_product() -> None:
     stick = yardstick.of_layer(layer, [x], (1, 64, 16, 16), compare.bind(layer, [x], "fwd"), "cpu")
     assert stick.least.operations == 2 * 256 * 64 * 64 * 9
     assert stick.by == "product"
-    stick.run()
+    stick.make()()
 
 
 def test_results_are_new_storages_only() -> None:
@@ -265,6 +277,57 @@ def test_cases_of_a_family(path: Path) -> None:
         assert {case.axis for case in mine} - {""} == (set() if operator in LAYERS else set(GROWTH))
         results = math.prod(shapes[0]) * 4 * (2 if operator.endswith(("concat", "Pooling")) else 1)
         assert results < 32 * 10**6, "page faults"
+
+
+# What a GPU adds, without one.
+
+
+def test_comparison_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that overflow the cache, all in one graph; launches; a floor for each copy."""
+    recorded, floors_made = [], []
+
+    def graph(runs: list[Any]) -> Any:
+        recorded.append(runs)
+        return lambda: [run() for run in runs]
+
+    def floor() -> Any:
+        floors_made.append(torch.ones(8))
+        return lambda: floors_made[-1].add_(1)
+
+    monkeypatch.setattr(cuda, "cache_bytes", lambda: 1000)
+    monkeypatch.setattr(cuda, "graph", graph)
+    monkeypatch.setattr(cuda, "launches", lambda run: len(run()))
+    monkeypatch.setattr(measure, "_cuda_seconds", measure._cpu_seconds)
+    monkeypatch.setattr(memory, "peak_extra_bytes", lambda run, device: 7)
+    function, arguments = inputs("strip_gate", SIZE, torch.float32, torch.channels_last)
+    found = compare.compare(
+        function, arguments, mode="fwd+bwd", floor=floor, device="cuda", with_compile=False
+    )
+    size = sum(value.nbytes for value in arguments)
+    copies = -(-3000 // size)
+    assert [len(runs) for runs in recorded] == [copies + 1] * 3
+    assert len(floors_made) == copies + 1
+    first, other = recorded[0][:2]
+    for value, copy in zip(first.arguments, other.arguments, strict=True):
+        assert copy.data_ptr() != value.data_ptr() and copy.stride() == value.stride()
+    for value, copy in zip(first(), other(), strict=True):
+        assert torch.equal(value, copy)
+    assert found.kernels == {"fused": 6, "eager": 6}
+    assert results.candidates(found)["eager"]["kernels"] == 6
+
+
+def test_rotated_keeps_what_is_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "cache_bytes", lambda: 1000)
+    copies = cuda.rotated([torch.ones(100), (1, 2), [torch.zeros(25, requires_grad=True)]])
+    assert len(copies) == 6
+    x, bins, (level,) = copies[0]
+    assert torch.equal(x, torch.ones(100)) and bins == (1, 2) and level.requires_grad
+    assert len(cuda.rotated([torch.ones(1)])) == cuda.MOST_COPIES
+
+
+def test_runs_of_several_calls_are_divided() -> None:
+    times = measure.interleave({"a": lambda: time.sleep(0.01)}, rounds=5, calls_a_run=10)
+    assert 0.001 <= times["a"].median < 0.005
 
 
 # Clocks and meters.
