@@ -14,6 +14,7 @@ from stripctx.layers import (  # noqa: E402
     PyramidPoolingConv,
     StripPooling,
 )
+from stripctx.replace import fuse, unfuse  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "PyramidPooling",
     "PyramidPoolingConv",
     "StripPooling",
+    "fuse",
+    "unfuse",
 ]
