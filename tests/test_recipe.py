@@ -12,7 +12,10 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from examples.training import networks, recipe  # noqa: E402
+from examples import protocols  # noqa: E402
+from examples.data import catalogue  # noqa: E402
+from examples.training import networks, objective, recipe  # noqa: E402
+from examples.training.processes import Processes  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
 
 WRITTEN = """
@@ -74,3 +77,31 @@ def test_network_of_a_recipe(file: Path) -> None:
     for name, words in (("unet", "must be one of"), ("fcn", "mixed")):
         with pytest.raises(RecipeError, match=words):
             networks.build(recipe.Network(name, "tiny", "", settings.options), 5)
+
+
+RECIPES = sorted((REPOSITORY / "examples" / "recipes").glob("*.yaml"))
+
+
+def test_recipe_stands_on_its_base(file: Path) -> None:
+    other = file.with_name("other.yaml")
+    other.write_text("base: small.yaml\nnetwork: {options: {mixed: 2}}\ntrain: {batch: 4}\n")
+    found = recipe.load(other)
+    assert found.network.options == {"mixed": 2, "strip_pooling": False}
+    assert (found.network.name, found.train.batch) == ("spnet", 4)
+    other.write_text("base: missing.yaml")
+    with pytest.raises(RecipeError, match=r"missing\.yaml: cannot be read"):
+        recipe.load(other)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipe_in_the_repository(path: Path) -> None:
+    """The network, its groups, its loss and its protocol can be made; nothing is computed."""
+    found = recipe.load(path)
+    classes = len(catalogue.labelling(found.data).classes)
+    with torch.device("meta"):
+        network = networks.build(found.network, classes)
+    sgd = objective.optimizer(network, found.optimizer)
+    count = sum(len(group["params"]) for group in sgd.param_groups)
+    assert count == sum(parameter.requires_grad for parameter in network.parameters())
+    objective.Objective(found.loss, classes, Processes())
+    protocols.create(found.evaluation.protocol, **found.evaluation.options)

@@ -21,11 +21,13 @@ class Data:
 
     name: one of `names()`.
     root: the dataset's folder; see `examples.data.layouts`.
+    train_on_val: whether training sees the validation scenes too, as for a submission.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
     """
 
     name: str = "scenes"
     root: str = ""
+    train_on_val: bool = False
     train_images: str = ""
     train_labels: str = ""
     val_images: str = ""
@@ -91,8 +93,11 @@ def open_split(data: Data, split: str) -> Scenes:
     if data.name == "folders":
         images, labels = (_folder(data, f"{split}_{part}") for part in ("images", "labels"))
         return PairedFiles(layouts.folders(images, labels), classes, images)
-    root = _folder(data, "root")
-    return PairedFiles(_KNOWN[data.name].pairs(root, split), classes, root)
+    root, pairs = _folder(data, "root"), _KNOWN[data.name].pairs
+    found = pairs(root, split)
+    if split == "train" and data.train_on_val:
+        found += pairs(root, "val")
+    return PairedFiles(found, classes, root)
 
 
 def _folder(data: Data, setting: str) -> Path:

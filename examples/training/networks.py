@@ -28,7 +28,7 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
     backbone = TinyBackbone() if settings.backbone == "tiny" else settings.backbone
     weights = settings.weights if pretrained and settings.weights else None
     try:
-        return models.create(
+        network = models.create(
             settings.name,
             num_classes=num_classes,
             backbone=backbone,
@@ -37,6 +37,14 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
         )
     except (TypeError, ValueError, OSError) as error:
         raise RecipeError(f"network: {error}") from error
+    if not isinstance(network, models.SegmentationNetwork):
+        raise RecipeError(f"network.name: {settings.name} classifies images, not their pixels")
+    return network
+
+
+def describe(network: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return f"{type(network).__name__}, {count / 1e6:.2f} M parameters"
 
 
 def takes_heights(network: nn.Module) -> bool:

@@ -7,7 +7,8 @@
       batch: 16
 
 What a recipe leaves out has the default that stands here; what is not known here is an error, as
-is a value of another type. Any setting can be replaced where a command is called:
+is a value of another type. `base: other.yaml`, beside it, starts from another recipe. Any setting
+can be replaced where a command is called:
 
     python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.epochs=10
 """
@@ -102,9 +103,9 @@ class Train:
 
 @dataclass
 class Evaluation:
-    """How the trained network is scored: the name of a protocol and its options."""
+    """How the trained network is scored: a name of examples.protocols and its options."""
 
-    protocol: str = "WholeImage"
+    protocol: str = "whole"
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,17 +126,7 @@ def load(path: Path | str, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file or a setting is missing, unknown, or of another type.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        written = OmegaConf.create(text)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path}: is not YAML ({_first_line(error)})") from None
-    if not isinstance(written, DictConfig):
-        raise RecipeError(f"{path}: must hold sections like network and train")
-    return _merge(str(path), written, changes)
+    return _merge(str(path), _written(Path(path)), changes)
 
 
 def from_dict(values: dict[str, Any], changes: Sequence[str] = ()) -> Recipe:
@@ -152,6 +143,24 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def _written(path: Path) -> DictConfig:
+    """What the file says, over what its base says."""
+    try:
+        written = OmegaConf.create(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: is not YAML ({_first_line(error)})") from None
+    if not isinstance(written, DictConfig):
+        raise RecipeError(f"{path}: must hold sections like network and train")
+    base = written.pop("base", None)
+    if base is None:
+        return written
+    whole = OmegaConf.merge(_written(path.parent / str(base)), written)
+    assert isinstance(whole, DictConfig)
+    return whole
 
 
 def _merge(source: str, written: Any, changes: Sequence[str]) -> Recipe:

@@ -1,0 +1,71 @@
+"""Trains a network by a recipe:
+
+    python examples/train.py examples/recipes/scenes.yaml --output runs/scenes
+    python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.batch=8
+    torchrun --nproc-per-node 8 examples/train.py examples/recipes/ade20k_pspnet50.yaml ...
+
+Writes checkpoints (last.pt, best.pt), log.csv and the complete recipe into the output folder. The
+same command once more goes on where the run ended, whatever ended it.
+
+Exit status: 0; 1 where the loss is no longer finite; 2 for a recipe, data or a folder that cannot
+be; 3 where it was asked to stop early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from examples.data.labels import DataError  # noqa: E402
+from examples.training import processes, recipe  # noqa: E402
+from examples.training.checkpoint import CheckpointError  # noqa: E402
+from examples.training.networks import describe  # noqa: E402
+from examples.training.recipe import RecipeError  # noqa: E402
+from examples.training.trainer import StoppedError, Trainer  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Trains a segmentation network by a recipe.")
+    parser.add_argument("recipe", type=Path, help="a YAML file, as in examples/recipes")
+    parser.add_argument("changes", nargs="*", help="settings to replace, like train.batch=8")
+    parser.add_argument("--output", type=Path, help="the run's folder; runs/ and the recipe's name")
+    parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
+    options = parser.parse_intermixed_args(arguments)
+    folder = options.output or Path("runs") / options.recipe.stem
+    here = processes.join(options.device)
+    console = Console()
+    try:
+        settings = recipe.load(options.recipe, options.changes)
+        trainer = Trainer(settings, folder, here, console)
+        if here.first:
+            console.print(
+                f"{describe(trainer.network)}, {len(trainer.labelling.classes)} classes, "
+                f"{len(trainer.examples)} scenes, {trainer.steps} steps of {settings.train.batch}",
+                highlight=False,
+            )
+        trainer.run()
+    except (RecipeError, DataError, CheckpointError) as refusal:
+        print(f"train: {str(refusal).splitlines()[-1]}", file=sys.stderr)
+        return 2
+    except StoppedError as stop:
+        if here.first:
+            console.print(f"{stop}; the same command goes on", highlight=False)
+        return 3
+    except FloatingPointError as failure:
+        print(f"train: {failure}", file=sys.stderr)
+        return 1
+    finally:
+        processes.leave()
+    if here.first:
+        console.print(f"[bold]Wrote {folder}[/]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Checkpoints: written whole or not at all, read without running code from them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from examples.data import catalogue
+from examples.data.labels import Labelling
+from examples.training import networks, recipe
+from examples.training.recipe import Recipe
+
+LAST, BEST = "last.pt", "best.pt"
+FORMAT = 1
+_TEMPORARY = ".partial"
+
+
+class CheckpointError(Exception):
+    """A file that is no checkpoint of examples/train.py; the message starts with its name."""
+
+
+@dataclass
+class Trained:
+    """A network from a checkpoint, in eval mode, and what it was made by."""
+
+    network: nn.Module
+    recipe: Recipe
+    labelling: Labelling
+    step: int
+    scores: dict[str, float]
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Replaces `path` in one step: a kill at any time leaves the old file or the new one."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """What `save` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is none of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is no checkpoint of examples/train.py")
+    return state
+
+
+def load_network(path: Path | str, device: torch.device | str = "cpu") -> Trained:
+    """The trained network of a checkpoint, `best.pt` say.
+
+    Example:
+        >>> trained = load_network("runs/camvid/best.pt")
+        >>> trained.network(images)["out"]
+    """
+    state = read(path)
+    made_by = recipe.from_dict(state["recipe"])
+    labelling = catalogue.labelling(made_by.data)
+    network = networks.build(made_by.network, len(labelling.classes), pretrained=False)
+    network.load_state_dict(state["network"])
+    return Trained(network.to(device).eval(), made_by, labelling, state["step"], state["scores"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name too must outlive a power cut."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

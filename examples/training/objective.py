@@ -1,0 +1,104 @@
+"""What is minimised, over all processes, and how: the loss, the parameter groups, the rate."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from examples.data.labels import IGNORE
+from examples.training.processes import Processes
+from examples.training.recipe import Loss, Optimizer, RecipeError
+from stripctx import losses
+
+_MEANS_OVER_PIXELS = ("out", "aux")
+
+
+class Objective(nn.Module):
+    """The loss of a recipe, by the outputs of a network.
+
+    A mean over labelled pixels of one process's scenes is not its share of the mean over all: each
+    is weighed by the pixels it stands for, so that cross-entropy is that of the whole batch, as one
+    process would have it. Other criteria are averaged over the processes.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, settings: Loss, num_classes: int, processes: Processes) -> None:
+        super().__init__()
+        criterion = getattr(losses, settings.criterion, None)
+        if settings.criterion not in losses.__all__ or isinstance(criterion, type):
+            raise RecipeError(
+                f"loss.criterion: must be a function of stripctx.losses, got {settings.criterion!r}"
+            )
+        weight = torch.tensor(settings.class_weights) if settings.class_weights else None
+        if weight is not None and len(weight) != num_classes:
+            raise RecipeError(
+                f"loss.class_weights: must be {num_classes}, one a class, got {len(weight)}"
+            )
+        self.processes, self.num_classes = processes, num_classes
+        self.shared = criterion is losses.cross_entropy and processes.size > 1
+        self.register_buffer("weight", weight, persistent=False)
+        self.criterion = losses.SegmentationLoss(
+            aux_weight=settings.aux_weight,
+            se_weight=settings.se_weight,
+            criterion=functools.partial(criterion, **settings.options),
+            weight=weight,
+            ignore_index=IGNORE,
+        )
+
+    def forward(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The summands of the loss, by output; their mean over the processes is that of all."""
+        terms = self.criterion.terms(outputs, target)
+        if self.shared:
+            share = self._share(target)
+            for name in _MEANS_OVER_PIXELS:
+                if name in terms:
+                    terms[name] = terms[name] * share
+        return terms
+
+    @torch.no_grad()
+    def _share(self, target: Tensor) -> Tensor:
+        """This process's pixels of all, by weight, times the number of processes."""
+        labels = target.clamp(max=self.num_classes)
+        weight = torch.ones(self.num_classes) if self.weight is None else self.weight
+        own = nn.functional.pad(weight.to(target.device, torch.float64), (0, 1))[labels].sum()
+        total = self.processes.sum_(own.clone())
+        return (own * self.processes.size / torch.where(total > 0, total, 1.0)).float()
+
+
+def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.SGD:
+    """SGD over the recipe's groups; `share` in a group is its rate's factor."""
+    patterns = [re.compile(group.match) for group in settings.groups]
+    chosen: list[list[nn.Parameter]] = [[] for _ in range(len(patterns) + 1)]
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            found = (i for i, pattern in enumerate(patterns) if pattern.search(name))
+            chosen[next(found, len(patterns))].append(parameter)
+    for pattern, parameters in zip(patterns, chosen, strict=False):
+        if not parameters:
+            raise RecipeError(f"optimizer.groups: no parameter is called {pattern.pattern!r}")
+    groups = []
+    for i, parameters in enumerate(chosen):
+        group = settings.groups[i] if i < len(patterns) else None
+        decay = None if group is None else group.weight_decay
+        groups.append(
+            {
+                "params": parameters,
+                "share": 1.0 if group is None else group.rate,
+                "weight_decay": settings.weight_decay if decay is None else decay,
+            }
+        )
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.SGD(kept, lr=settings.rate, momentum=settings.momentum)
+
+
+def set_rate(sgd: torch.optim.SGD, settings: Optimizer, step: int, steps: int) -> float:
+    """Sets the rates for the step after `step` others; returns the base rate."""
+    rate = settings.rate * (1 - step / steps) ** settings.power
+    for group in sgd.param_groups:
+        group["lr"] = rate * group["share"]
+    return rate

@@ -1,0 +1,287 @@
+"""Trains the network of a recipe, step by step, and can be killed at any of them.
+
+Everything a step draws at random follows from the seed, the step and the process: nothing random
+has to be kept, and a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from examples.data import catalogue
+from examples.data.augment import Augmented, Example
+from examples.data.pairs import Scenes
+from examples.training import batches, checkpoint, networks, objective, recipe
+from examples.training.log import Log
+from examples.training.processes import Processes, set_training
+from examples.training.progress import Display
+from examples.training.recipe import Recipe, RecipeError
+from examples.training.validation import validate
+
+# What may differ from the recipe of the run that goes on: where and how, not what, is computed.
+_FREE = {
+    "data": {"root", "train_images", "train_labels", "val_images", "val_labels"},
+    "train": {"workers", "save_every"},
+    "evaluation": {"protocol", "options"},
+}
+
+
+class StoppedError(Exception):
+    """Somebody asked the run to end early; its checkpoint is written."""
+
+
+class Trainer:
+    """One run: its network, its data, and its folder with last.pt, best.pt, log.csv, recipe.yaml.
+
+    Where the folder holds a checkpoint of the same recipe, the run goes on from it.
+
+    Args:
+        settings: the recipe.
+        folder: of the run; made where it is missing.
+        processes: those that train together.
+        console: where progress is shown; None shows nothing.
+
+    Raises:
+        RecipeError: a setting does not fit the data, the network or the folder's checkpoint.
+        DataError: the data is not there.
+    """
+
+    def __init__(
+        self,
+        settings: Recipe,
+        folder: Path,
+        processes: Processes | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.recipe, self.folder = settings, folder
+        self.processes = processes or Processes()
+        self.console = console if self.processes.first else None
+        train = settings.train
+        scenes = catalogue.open_split(settings.data, "train")
+        self.validation = (
+            catalogue.open_split(settings.data, "val") if train.validate_every else None
+        )
+        self.labelling = scenes.labelling
+        self.examples = Augmented(scenes, settings.augmentation, train.seed)
+        if train.batch % self.processes.size:
+            raise RecipeError(
+                f"train.batch: must divide among {self.processes.size} processes, got {train.batch}"
+            )
+        self.steps_per_epoch = len(scenes) // train.batch
+        if self.steps_per_epoch == 0:
+            raise RecipeError(f"train.batch: {len(scenes)} scenes are too few for {train.batch}")
+        self.steps = train.steps or train.epochs * self.steps_per_epoch
+        device = self.processes.device
+        torch.manual_seed(train.seed)
+        classes = len(self.labelling.classes)
+        kept = self._kept()
+        network = networks.build(settings.network, classes, pretrained=kept is None).to(device)
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        network = network.to(memory_format=self.layout)
+        self.with_heights = networks.takes_heights(network)
+        self.forward = self.processes.distribute(network, train.norms)
+        self.network = getattr(self.forward, "module", self.forward)
+        if train.compile:
+            self.forward = torch.compile(self.forward)
+        self.objective = objective.Objective(settings.loss, classes, self.processes).to(device)
+        self.optimizer = objective.optimizer(self.network, settings.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
+        self.step, self.best = 0, -math.inf
+        self.scores: dict[str, float] = {}
+        self.sums: dict[str, float | Tensor] = {}
+        self.summed = 0
+        if kept is not None:
+            self._restore(kept)
+        self.stopping = False
+
+    def run(self) -> None:
+        """To the last step. Raises StoppedError after a SIGTERM or SIGINT."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = Log(self.folder / "log.csv", self.step) if self.processes.first else None
+        if self.processes.first:
+            (self.folder / "recipe.yaml").write_text(recipe.to_yaml(self.recipe))
+        self.started = time.monotonic() - (log.seconds if log else 0.0)
+        name = f"{self.recipe.network.name} on {self.recipe.data.name}"
+        try:
+            with (
+                Display(self.console, name, self.step, self.steps) as display,
+                self._graceful(),
+            ):
+                if self.step:
+                    display.say(f"going on from step {self.step} in {self.folder}")
+                for example in self._examples():
+                    self._learn(example)
+                    self._after(log, display)
+        finally:
+            if log:
+                log.close()
+
+    def _examples(self) -> Iterator[Example]:
+        train = self.recipe.train
+        order = batches.Batches(
+            len(self.examples),
+            train.batch,
+            start=self.step,
+            steps=self.steps,
+            seed=train.seed,
+            processes=self.processes,
+        )
+        device = self.processes.device
+        for image, labels, heights in batches.loader(self.examples, order, train.workers):
+            yield Example(
+                image.to(device, memory_format=self.layout, non_blocking=True),
+                labels.to(device, non_blocking=True),
+                heights.to(device, non_blocking=True),
+            )
+
+    def _learn(self, example: Example) -> None:
+        """One step of SGD."""
+        train, device = self.recipe.train, self.processes.device
+        stream = np.random.SeedSequence((train.seed, self.step, self.processes.rank))
+        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
+        self.rate = objective.set_rate(self.optimizer, self.recipe.optimizer, self.step, self.steps)
+        set_training(self.network, frozen_norms=train.norms == "frozen")
+        dtype = getattr(torch, train.precision)
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            inputs = (example.image, example.heights) if self.with_heights else (example.image,)
+            outputs = self.forward(*inputs)
+        terms = self.objective(outputs, example.labels)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        values = torch.stack([value.detach().double() for value in terms.values()])
+        means = self.processes.sum_(values) / self.processes.size
+        for term, mean in zip(terms, means, strict=True):
+            self.sums[term] = self.sums.get(term, 0.0) + mean
+        self.summed += 1
+        self.step += 1
+
+    def _after(self, log: Log | None, display: Display) -> None:
+        """What is due after a step: a line of the log, a validation, a checkpoint, the end."""
+        train = self.recipe.train
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        last, loss = self.step == self.steps, None
+        if logged := self.step % train.log_every == 0 or last:
+            loss = self._write_losses(log, epoch)
+        display.step(self.step, loss)
+        due = last or (within == 0 and epoch % max(1, train.validate_every) == 0)
+        if due and self.validation is not None:
+            self._validate(self.validation, log, display)
+        elif last or within == 0 or (train.save_every and self.step % train.save_every == 0):
+            self._save()
+        # processes agree where they meet anyway
+        if (logged or self.processes.size == 1) and self.processes.any(self.stopping) and not last:
+            self._save()
+            raise StoppedError(f"stopped after step {self.step} of {self.steps}")
+
+    def _write_losses(self, log: Log | None, epoch: int) -> float:
+        means = {name: float(total) / self.summed for name, total in self.sums.items()}
+        loss = math.fsum(means.values())
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} before step {self.step}: {means}")
+        self.sums, self.summed = {}, 0
+        if log:
+            log.write(
+                step=self.step, epoch=epoch, rate=self.rate, loss=loss, **means,
+                seconds=time.monotonic() - self.started,
+            )  # fmt: skip
+        return loss
+
+    def _validate(self, scenes: Scenes, log: Log | None, display: Display) -> None:
+        scores = validate(
+            self.network.eval(),
+            scenes,
+            self.recipe.augmentation,
+            precision=self.recipe.train.precision,
+            processes=self.processes,
+        )
+        self.scores = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+        better = scores.miou > self.best
+        self.best = max(scores.miou, self.best)
+        display.validated(self.step, **self.scores)
+        if log:
+            epoch = self.step // self.steps_per_epoch
+            seconds = time.monotonic() - self.started
+            log.write(step=self.step, epoch=epoch, **self.scores, seconds=seconds)
+        self._save(best=better)
+
+    # Checkpoints.
+
+    def _save(self, best: bool = False) -> None:
+        if not self.processes.first:
+            return
+        state = {
+            "recipe": recipe.to_dict(self.recipe),
+            "step": self.step,
+            "scores": self.scores,
+            "network": self.network.state_dict(),
+        }
+        if best:
+            checkpoint.save(self.folder / checkpoint.BEST, state)
+        checkpoint.save(
+            self.folder / checkpoint.LAST,
+            {
+                **state,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+                "sums": {name: float(total) for name, total in self.sums.items()},
+                "summed": self.summed,
+            },
+        )
+
+    def _kept(self) -> dict[str, Any] | None:
+        """The folder's checkpoint, where there is one of this recipe."""
+        path = self.folder / checkpoint.LAST
+        if not path.exists():
+            return None
+        state = checkpoint.read(path)
+        for section, settings in recipe.to_dict(self.recipe).items():
+            for name, value in settings.items():
+                before = state["recipe"][section].get(name)
+                if before != value and name not in _FREE.get(section, ()):
+                    raise RecipeError(
+                        f"{section}.{name}: is {value}, but {path} was trained with {before}; "
+                        "choose another folder to start anew"
+                    )
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.best, self.scores = state["step"], state["best"], state["scores"]
+        self.sums, self.summed = dict(state["sums"]), state["summed"]
+
+    @contextmanager
+    def _graceful(self) -> Iterator[None]:
+        """A first SIGTERM or SIGINT ends the run after the step at hand; a second one at once."""
+
+        def stop(number: int, _: object) -> None:
+            self.stopping = True
+            signal.signal(number, signal.SIG_DFL)
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        try:
+            before = [signal.signal(number, stop) for number in numbers]
+        except ValueError:  # not in the main thread: the caller decides
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)

@@ -1,0 +1,316 @@
+"""Training: a killed run goes on with the same curve, two processes equal one, files stay whole."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scene_files
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from training_runs import small, train, train_in_processes  # noqa: E402
+
+from examples.data.augment import Key  # noqa: E402
+from examples.data.labels import DataError  # noqa: E402
+from examples.training import batches, checkpoint, log, objective, recipe  # noqa: E402
+from examples.training.processes import Processes  # noqa: E402
+from examples.training.recipe import RecipeError  # noqa: E402
+from examples.training.trainer import StoppedError, Trainer  # noqa: E402
+
+
+def curve(folder: Path) -> list[list[str]]:
+    return [[row[name] for name in log.CURVE] for row in log.read(folder / "log.csv")]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """The same log but for the time, and the same bits in the last checkpoint."""
+    assert curve(folder) == curve(other)
+    ours, theirs = (checkpoint.read(each / checkpoint.LAST) for each in (folder, other))
+    for part in ("network", "optimizer", "step", "scores", "best"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+# Killed and resumed.
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -> None:
+    """Killed after some steps, between checkpoints; then the same command again."""
+    settings = small(tmp_path, "train.epochs=8")
+    whole = train(settings, tmp_path / "whole")
+    assert whole.step == whole.steps == 24
+    command = [
+        sys.executable, str(REPOSITORY / "examples" / "train.py"), str(tmp_path / "small.yaml"),
+        "train.epochs=8", "--output", str(tmp_path / "killed"), "--device", "cpu",
+    ]  # fmt: skip
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "killed" / "log.csv"
+    until = time.monotonic() + 120
+    while not (path.exists() and path.read_text().count("\n") >= 6):
+        assert killed.poll() is None and time.monotonic() < until, killed.communicate()
+        time.sleep(0.001)
+    killed.send_signal(number)
+    said, errors = killed.communicate(timeout=60)
+    assert killed.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL), errors
+    assert 2 <= checkpoint.read(tmp_path / "killed" / checkpoint.LAST)["step"] < 24
+    if number == signal.SIGTERM:
+        assert "the same command goes on" in said.replace("\n", " ")
+    train(settings, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_run_stopped_at_any_step_goes_on(step: int, tmp_path: Path) -> None:
+    """Between log lines too, whose means it has to keep; dropout and readers in other processes."""
+    settings = small(tmp_path, "train.log_every=4", "train.save_every=0", "train.workers=1")
+    train(settings, tmp_path / "whole")
+    stopped = Trainer(settings, tmp_path / "stopped")
+    learn = stopped._learn
+
+    def learn_and_stop(*arguments: object) -> None:
+        learn(*arguments)
+        stopped.stopping = stopped.step == step
+
+    stopped._learn = learn_and_stop
+    with pytest.raises(StoppedError, match=f"after step {step} of 12"):
+        stopped.run()
+    train(settings, tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    settings = small(tmp_path, "train.epochs=1")
+    train(settings, tmp_path / "run")
+    before = curve(tmp_path / "run")
+    train(settings, tmp_path / "run")
+    assert curve(tmp_path / "run") == before
+
+
+def test_other_recipe_does_not_go_on(tmp_path: Path) -> None:
+    train(small(tmp_path, "train.epochs=1"), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"optimizer\.rate: is 0\.5, but .*last\.pt .*0\.02"):
+        Trainer(small(tmp_path, "train.epochs=1", "optimizer.rate=0.5"), tmp_path / "run")
+    Trainer(small(tmp_path, "train.epochs=1", "train.workers=3"), tmp_path / "run")
+
+
+# Checkpoints.
+
+
+def save_again_and_again(path: Path) -> None:
+    for step in range(1_000_000):
+        checkpoint.save(path, {"step": step, "weights": torch.full((50_000,), float(step))})
+
+
+def test_checkpoint_is_whole_whenever_the_writer_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": -1, "weights": torch.full((50_000,), -1.0)})
+    for attempt in range(12):
+        process = multiprocessing.get_context("fork").Process(
+            target=save_again_and_again, args=(path,)
+        )
+        process.start()
+        time.sleep(0.02 + 0.0037 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        state = checkpoint.read(path)
+        assert (state["weights"] == state["step"]).all()
+    assert state["step"] > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_file_that_is_no_checkpoint(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "some.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match=f"^{path}: "):
+        checkpoint.read(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="is no checkpoint of"):
+        checkpoint.read(path)
+
+
+def test_trained_network_comes_back(tmp_path: Path) -> None:
+    trainer = train(small(tmp_path, "train.epochs=2"), tmp_path / "run")
+    trained = checkpoint.load_network(tmp_path / "run" / checkpoint.BEST)
+    assert not trained.network.training and trained.recipe == trainer.recipe
+    assert len(trained.labelling.classes) == 10 and trained.step == 6
+    assert trained.scores["miou"] == trainer.best
+    image = torch.randn(1, 3, 40, 56)
+    trainer.network.eval()
+    assert torch.equal(trained.network(image)["out"], trainer.network(image)["out"])
+
+
+# Many processes.
+
+
+def write_scenes(root: Path) -> None:
+    """Images with very different shares of labelled pixels."""
+    for split in ("train", "val"):
+        for number in range(6):
+            values = np.random.default_rng(number).integers(0, 11, (32, 32))
+            values[: 5 * number] = 11
+            folders = root / split / "images", root / split / "labels"
+            scene_files.write_pair(
+                folders[0] / f"{number}.jpg", folders[1] / f"{number}.png", values
+            )
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """The same log and the same network to rounding, norms frozen, without dropout."""
+    write_scenes(tmp_path / "camvid")
+    changes = (
+        "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",
+        "train.norms=frozen", "network.options={dropout: 0.0}", "train.batch=2", "train.epochs=2",
+        "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]", "train.validate_every=2",
+    )  # fmt: skip
+    train(small(tmp_path, *changes), tmp_path / "one")
+    torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)
+    one, many = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("one", "many"))
+    assert one["step"] == many["step"] == 6
+    torch.testing.assert_close(one["network"], many["network"], rtol=2e-4, atol=2e-5)
+    for name in ("loss", "aux", "miou"):
+        left, right = (log.curve(tmp_path / f / "log.csv", name)[1] for f in ("one", "many"))
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_processes_share_out_every_batch() -> None:
+    def steps(rank: int, size: int, start: int = 0) -> list[list[Key]]:
+        here = Processes(rank, size)
+        return list(batches.Batches(11, 4, start=start, steps=7, seed=1, processes=here))
+
+    alone = steps(0, 1)
+    assert [len(keys) for keys in alone] == [4] * 7
+    for epoch in range(3):
+        seen = [key for keys in alone[2 * epoch : 2 * epoch + 2] for key in keys]
+        assert {key.epoch for key in seen} == {epoch} and len({key.index for key in seen}) == 8
+    assert alone[0:2] != alone[2:4]
+    assert steps(0, 1, start=3) == alone[3:]
+    for whole, first, second in zip(alone, steps(0, 2), steps(1, 2), strict=True):
+        assert sorted(whole) == sorted(first + second) and len(first) == len(second) == 2
+
+
+# What is learnt, and how.
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    trainer = train(small(tmp_path, "train.epochs=30", "train.validate_every=30"), tmp_path / "run")
+    _, losses = log.curve(tmp_path / "run" / "log.csv", "loss")
+    assert losses[-1] < 0.7 * losses[0]
+    assert trainer.scores["pixel_accuracy"] > 0.35  # ten classes
+
+
+def test_rates_follow_groups_and_schedule() -> None:
+    network = torch.nn.Module()
+    network.backbone, network.head, network.hanet0 = (torch.nn.Linear(2, 2) for _ in range(3))
+    groups = [recipe.Group("^head", 10.0), recipe.Group("hanet", 1.0, 1e-4)]
+    settings = recipe.Optimizer(rate=0.1, weight_decay=5e-4, groups=groups)
+    sgd = objective.optimizer(network, settings)
+    decays = [group["weight_decay"] for group in sgd.param_groups]
+    assert decays == [5e-4, 1e-4, 5e-4]
+    assert objective.set_rate(sgd, settings, 25, 100) == pytest.approx(0.1 * 0.75**0.9)
+    rates = [group["lr"] / (0.1 * 0.75**0.9) for group in sgd.param_groups]
+    assert rates == pytest.approx([10, 1, 1])
+    network.hanet0.weight.requires_grad_(False)
+    assert sum(len(g["params"]) for g in objective.optimizer(network, settings).param_groups) == 5
+    with pytest.raises(RecipeError, match="no parameter is called 'ppm'"):
+        objective.optimizer(network, recipe.Optimizer(groups=[recipe.Group("ppm")]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.precision=bfloat16", "train.channels_last=true"),
+        ("train.compile=true",),
+        ("network.name=deeplabv3plus_hanet", "network.options={pos_noise: 0.5}"),
+        ("network.name=pspnet", "loss.criterion=ohem_cross_entropy", "loss.options={min_kept: 99}"),
+    ],
+)
+def test_every_way_to_train_resumes(
+    changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.compile stands for itself here: Inductor would take half a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    settings = small(tmp_path, "train.epochs=1", *changes)
+    train(settings, tmp_path / "whole")
+    stopped = Trainer(settings, tmp_path / "stopped")
+    stopped.stopping = True
+    with pytest.raises(StoppedError):
+        stopped.run()
+    train(settings, tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    values = [float(value) for value in log.curve(tmp_path / "whole" / "log.csv", "loss")[1]]
+    assert np.isfinite(values).all()
+
+
+# What cannot be is refused.
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("train.batch=99", "train.batch: 13 scenes are too few for 99"),
+        ("loss.criterion=SegmentationLoss", "loss.criterion: must be a function"),
+        ("loss.class_weights=[1,2]", "loss.class_weights: must be 10"),
+        ("network.name=unet", "network.name: must be one of"),
+        ("network.name=deepten", "network.name: deepten classifies images"),
+        ("network.options={bins: 3}", "network: .*bins"),
+    ],
+)
+def test_recipe_that_cannot_be_followed(change: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Trainer(small(tmp_path, change), tmp_path / "run")
+
+
+def test_command_names_the_broken_file(tmp_path: Path) -> None:
+    """In a reader's process, too."""
+    scene_files.write_camvid(tmp_path / "camvid", [0, 1, 11])
+    broken = tmp_path / "camvid" / "train" / "labels" / "2.png"
+    Image.fromarray(np.full(scene_files.SIZE, 77, np.uint8)).save(broken)
+    changes = ("data.name=camvid", f"data.root={tmp_path}/camvid", "train.batch=2")
+    with pytest.raises(DataError, match=f"{broken}: labels must be among"):
+        train(small(tmp_path, *changes), tmp_path / "run")
+    finished = subprocess.run(
+        [
+            sys.executable, str(REPOSITORY / "examples" / "train.py"),
+            str(tmp_path / "small.yaml"), *changes, "train.workers=1", "--device", "cpu",
+        ],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert finished.stderr.strip().splitlines()[-1].startswith("train: ")
+    assert f"{broken}: labels must be among" in finished.stderr
+
+
+def test_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    trainer = Trainer(small(tmp_path, "optimizer.rate=1e30"), tmp_path / "run")
+    with pytest.raises(FloatingPointError, match="the loss is"):
+        trainer.run()
+
+
+def test_log_drops_what_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    first = log.Log(path, 0)
+    for step in (1, 2, 3):
+        first.write(step=step, epoch=0, loss=0.5, seconds=float(step))
+    first.close()
+    path.write_text(path.read_text() + "4,0,")
+    assert [row["step"] for row in log.read(path)] == ["1", "2", "3"]
+    second = log.Log(path, 2)
+    assert second.seconds == 2.0
+    second.write(step=3, epoch=0, loss=0.25)
+    second.close()
+    with path.open() as file:
+        assert [row["loss"] for row in csv.DictReader(file)] == ["0.5", "0.5", "0.25"]

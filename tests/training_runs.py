@@ -1,0 +1,55 @@
+"""Runs of a second or two for the tests of training: a recipe, and two processes that follow it."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from examples.training import recipe  # noqa: E402
+from examples.training.processes import Processes  # noqa: E402
+from examples.training.trainer import Trainer  # noqa: E402
+
+SMALL = """
+data: {name: scenes, height: 40, width: 64, train_count: 13, val_count: 2}
+augmentation: {crop: [32, 32], scale: [0.5, 2.0], rotation: 10, blur_chance: 0.5}
+network: {name: fcn, backbone: tiny}
+optimizer:
+  rate: 0.02
+  groups:
+    - {match: head, rate: 10}
+train: {batch: 4, epochs: 4, workers: 0, validate_every: 2, save_every: 2, log_every: 1, seed: 3}
+"""
+
+
+def small(folder: Path, *changes: str) -> recipe.Recipe:
+    path = folder / "small.yaml"
+    path.write_text(SMALL)
+    return recipe.load(path, changes)
+
+
+def train(settings: recipe.Recipe, folder: Path) -> Trainer:
+    trainer = Trainer(settings, folder)
+    trainer.run()
+    return trainer
+
+
+def train_in_processes(rank: int, size: int, folder: str, changes: tuple[str, ...]) -> None:
+    """What each of `size` spawned processes does; the first writes into folder/many."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    settings = recipe.load(Path(folder) / "small.yaml", changes)
+    Trainer(settings, Path(folder) / "many", Processes(rank, size)).run()
+    distributed.destroy_process_group()
