@@ -96,7 +96,7 @@ def draw_all(folder: Path, figures: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder to read")
-    parser.add_argument("--documents", type=Path, nargs="*", help="default: README.md docs/*.md")
+    parser.add_argument("--documents", type=Path, nargs="*", help="default: README.md docs/**/*.md")
     parser.add_argument("--plots", type=Path, default=FIGURES)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     parser.add_argument("--show", metavar="NAME", help="print a result file's table")
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     documents = options.documents
     if documents is None:
-        found = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+        found = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
         documents = [path for path in found if path.is_file()]
     texts = {path: updated(path, options.results, options.plots) for path in documents}
     stale = {path: text for path, text in texts.items() if path.read_text() != text}

@@ -1,0 +1,165 @@
+"""The documentation: its links, examples, tables and figures, and that nothing is left out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import doubles
+import pytest
+import torch
+from torch import nn
+
+import stripctx
+from benchmarks import costs, floors
+from benchmarks.operators import OPERATORS, Sample, call
+from docs.draw.__main__ import FIGURES, draw
+from stripctx import functional, models
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+LAYERS = sorted((DOCS / "layers").glob("*.md"))
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_resolve(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+def code_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=named)
+def test_examples_run(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All blocks of a page, one after another. A checkpoint is whatever the network holds, and smp
+    makes no more than a pyramid."""
+    names: dict[str, Any] = {"network": doubles.PPM(8, 2, (1, 2, 3, 6))}
+    smp = ModuleType("segmentation_models_pytorch")
+    monkeypatch.setattr(smp, "PSPNet", lambda _: doubles.PPM(8, 2, (1, 2, 3, 6)), raising=False)
+    monkeypatch.setitem(sys.modules, smp.__name__, smp)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: names["network"].state_dict())
+    monkeypatch.chdir(tmp_path)
+    for block in code_blocks(page):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def replacements(page: Path) -> list[str]:
+    """What a page says to write instead of upstream's lines."""
+    rows = re.findall(r"^\| (`from .+`) \| (`from .+`) \|$", page.read_text(), re.MULTILINE)
+    return ["\n".join(re.findall(r"`([^`]+)`", here)) for _, here in rows]
+
+
+@pytest.mark.parametrize("page", LAYERS, ids=named)
+def test_replacements_run(page: Path) -> None:
+    assert replacements(page)
+    channels = 256 if page.stem == "height_attention" else 512
+    for code in replacements(page):
+        names = {
+            "nn": nn,
+            "norm_layer": nn.BatchNorm2d,
+            "out": torch.randn(2, 512, 5, 6),
+            "pos_h": torch.zeros(2, 5, 6, dtype=torch.uint8),
+            "rest": [nn.ReLU()],
+            "x": torch.randn(2, channels, 5, 6),
+        }
+        exec(compile(code, page.name, "exec"), names)
+
+
+def test_every_public_name_has_a_page() -> None:
+    titles = {page.read_text().splitlines()[0] for page in PAGES}
+    text = "\n".join(page.read_text() for page in PAGES)
+    for name in stripctx.__all__:
+        value = getattr(stripctx, name)
+        if isinstance(value, type):
+            assert f"# {name}" in titles, f"{name} has no page"
+        elif not isinstance(value, ModuleType):
+            assert f"`{name}`" in text, f"{name} is on no page"
+    operators = "\n".join(page.read_text() for page in (DOCS / "operators").glob("*.md"))
+    index = (DOCS / "README.md").read_text()
+    for name in functional.__all__:
+        assert re.search(rf"^from stripctx.functional import .*\b{name}\b", operators, re.MULTILINE)
+        assert f"`{name}`" in index
+
+
+def test_every_network_is_in_the_readme() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert not [name for name in models.available() if f"`{name}`" not in text]
+
+
+def test_the_index_names_every_page() -> None:
+    index = (DOCS / "README.md").read_text()
+    pages = [page for page in DOCS.rglob("*.md") if page != DOCS / "README.md"]
+    assert not [p for p in pages if f"({p.relative_to(DOCS)})" not in index]
+
+
+def test_every_layer_page_has_its_parts() -> None:
+    assert {page.stem for page in LAYERS} == {snake(name) for name in costs.CASES}
+    for page in LAYERS:
+        text = page.read_text()
+        for part in ("**What it is for.**", "![", "## Formula", "<!-- cost:", "## Instead of"):
+            assert part in text, f"{page.name} lacks {part}"
+
+
+def test_every_operator_page_has_its_parts() -> None:
+    for page in (DOCS / "operators").glob("*.md"):
+        text = page.read_text()
+        for part in ("![", "## Formula", "## Floors", "<!-- floors:"):
+            assert part in text, f"{page.name} lacks {part}"
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def test_costs_are_up_to_date() -> None:
+    assert costs.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_counted_bytes_are_the_floor(operator: str) -> None:
+    """What the layers' tables count for an operator is what its floor says."""
+    make = Sample((2, 16, 12, 18), torch.float32, "contiguous", "meta")
+    arguments = OPERATORS[operator](make)
+    moved = costs.moved_bytes(arguments) + costs.moved_bytes(call(operator, arguments))
+    assert moved == floors.floor(operator, make.shape).bytes
+
+
+def test_plain_pytorch_is_counted() -> None:
+    """A sum over a broadcast operand, by hand: 6 + 2 elements read, 6 written; a view is free."""
+    x, y = torch.empty(2, 3, device="meta"), torch.empty(2, 1, device="meta")
+    with costs.Counting() as counting:
+        (x + y.expand(2, 3)).view(3, 2)
+    assert list(counting.traffic.bytes.values()) == [4 * 14]
+
+
+def words(figure: Path) -> list[str]:
+    return ["".join(text.itertext()) for text in ElementTree.parse(figure).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_drawn_and_shown(name: str, tmp_path: Path) -> None:
+    """Small, on a page, and with the words that drawing it anew gives."""
+    figure = DOCS / "figures" / f"{name}.svg"
+    assert figure.stat().st_size < 40_000
+    assert any(f"figures/{name}.svg)" in page.read_text() for page in PAGES)
+    assert words(figure) == words(draw(name, tmp_path))
+
+
+def test_no_figure_is_left_behind() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert not [f for f in (DOCS / "figures").glob("*.svg") if f"figures/{f.name})" not in text]
