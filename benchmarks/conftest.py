@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from benchmarks import machine, results
-from benchmarks.family import Case, measured, summary
+from benchmarks.family import Measurable, summary
 
 STARTED = time.monotonic()
+CUDA_BATCH = 8  # for one image on a CPU: enough to fill a large GPU
 ENTRIES: pytest.StashKey[dict[str, list[dict[str, Any]]]] = pytest.StashKey()
 DESELECTED: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -75,7 +76,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a case of the file's FAMILY."""
     if "case" in metafunc.fixturenames:
         option = metafunc.config.getoption
-        cases = metafunc.module.FAMILY.cases(quick=option("--quick"), every=option("--every-case"))
+        cases = metafunc.module.FAMILY.cases(
+            quick=option("--quick"),
+            every=option("--every-case"),
+            batch=CUDA_BATCH if option("--device") == "cuda" else 1,
+        )
         metafunc.parametrize("case", list(cases), ids=str)
 
 
@@ -99,17 +104,17 @@ def run(
     quick: bool,
     record: Callable[[dict[str, Any]], None],
     benchmark: Any,
-) -> Callable[[Case], None]:
+) -> Callable[[Measurable], None]:
     """Measures a case. Its samples go to the result file and, as medians, into pytest-benchmark's
     extra_info. pytest-benchmark's own loop cannot take turns between candidates: it times the fused
     call alone, a few rounds, for its table and for `--benchmark-compare` between commits."""
     with_compile = not (quick or request.config.getoption("--without-compile"))
 
-    def measure(case: Case) -> None:
-        entry, fused = measured(case, device, with_compile=with_compile, quick=quick)
+    def measure(case: Measurable) -> None:
+        entry, fused = case.measured(device, with_compile=with_compile, quick=quick)
         record(entry)
         facts = summary(entry)
-        benchmark.group = f"{case.operator} {case.mode}"
+        benchmark.group = f"{entry['operator']} {entry['mode']}"
         benchmark.extra_info.update(facts)
         benchmark.pedantic(fused, rounds=5 if facts["fused_ms"] < 50 else 1, iterations=1)
 

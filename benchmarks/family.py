@@ -15,15 +15,15 @@ takes part at the first shape. `--every-case` measures everything at every shape
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from benchmarks import results, yardstick
-from benchmarks.compare import MODES, Comparison, bind, compare
+from benchmarks.compare import MODES, bind, compare
 from benchmarks.inputs import LAYERS, Size, inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,6 +41,13 @@ QUICK_SHAPE = (1, 16, 12, 20)
 QUICK_GROWTH: dict[str, tuple[Size, ...]] = {"N": ((1, 8, 12, 12), (2, 8, 12, 12))}
 
 
+class Measurable(Protocol):
+    def measured(
+        self, device: str, *, with_compile: bool, quick: bool
+    ) -> tuple[dict[str, Any], Callable[[], Any]]:
+        """The entry for the result file, and the fused call."""
+
+
 @dataclass(frozen=True)
 class Case:
     operator: str
@@ -56,6 +63,39 @@ class Case:
         parts = (self.operator, shape, self.dtype, self.layout, self.mode, self.axis)
         return "-".join(part for part in parts if part)
 
+    def measured(
+        self, device: str, *, with_compile: bool, quick: bool
+    ) -> tuple[dict[str, Any], Callable[[], Any]]:
+        dtype = DTYPES[self.dtype]
+        function, arguments = inputs(
+            self.operator,
+            self.shape,
+            dtype,
+            LAYOUTS[self.layout],
+            device=device,
+            requires_grad=self.mode != "fwd",
+        )
+        fused = bind(function, arguments, self.mode)
+        if isinstance(function, nn.Module):
+            stick = yardstick.of_layer(function, arguments, self.shape, fused, device)
+        else:
+            stick = yardstick.of_function(self.operator, self.shape, dtype, self.mode, device)
+        rounds, budget = (5, 0.05) if quick else (20, 0.1) if self.axis else (50, 0.5)
+        comparison = compare(
+            function,
+            arguments,
+            mode=self.mode,
+            floor=stick.make,
+            with_compile=with_compile and self.with_compile,
+            with_memory=not self.axis,
+            device=device,
+            rounds=rounds,
+            budget=budget,
+        )
+        facts = {"dtype": self.dtype, "layout": self.layout, "mode": self.mode}
+        facts |= {"axis": self.axis} if self.axis else {}
+        return results.entry(self.operator, self.shape, comparison, stick, **facts), fused
+
 
 @dataclass(frozen=True)
 class Family:
@@ -68,7 +108,13 @@ class Family:
     shapes: dict[str, tuple[Size, ...]]
     variants: dict[str, Size] = field(default_factory=dict)
 
-    def cases(self, *, quick: bool = False, every: bool = False) -> Iterator[Case]:
+    def cases(self, *, quick: bool = False, every: bool = False, batch: int = 1) -> Iterator[Case]:
+        """`batch` multiplies N."""
+        for case in self._cases(quick, every):
+            images, *others = case.shape
+            yield replace(case, shape=(images * batch, *others))
+
+    def _cases(self, quick: bool, every: bool) -> Iterator[Case]:
         for operator, shapes in self.shapes.items():
             if quick:
                 yield from self._quick(operator)
@@ -95,72 +141,11 @@ def growth(operator: str, axes: dict[str, tuple[Size, ...]]) -> Iterator[Case]:
             yield Case(operator, shape, axis=axis)
 
 
-def prepare(case: Case, device: str) -> tuple[Callable[..., Any], list[Any]]:
-    """The function or layer and its arguments, requiring gradients in mode "fwd+bwd"."""
-    return inputs(
-        case.operator,
-        case.shape,
-        DTYPES[case.dtype],
-        LAYOUTS[case.layout],
-        device=device,
-        requires_grad=case.mode != "fwd",
-    )
-
-
-def measured(
-    case: Case, device: str, *, with_compile: bool, quick: bool
-) -> tuple[dict[str, Any], Callable[[], Any]]:
-    """The case's entry in the result file, and the fused call."""
-    function, arguments = prepare(case, device)
-    fused = bind(function, arguments, case.mode)
-    dtype = DTYPES[case.dtype]
-    if isinstance(function, nn.Module):
-        stick = yardstick.of_layer(function, arguments, case.shape, fused, device)
-    else:
-        stick = yardstick.of_function(case.operator, case.shape, dtype, case.mode, device)
-    rounds, budget = (5, 0.05) if quick else (20, 0.1) if case.axis else (50, 0.5)
-    comparison = compare(
-        function,
-        arguments,
-        mode=case.mode,
-        floor=stick.make,
-        with_compile=with_compile and case.with_compile,
-        with_memory=not case.axis,
-        device=device,
-        rounds=rounds,
-        budget=budget,
-    )
-    return as_entry(case, comparison, stick), fused
-
-
-def as_entry(case: Case, comparison: Comparison, stick: yardstick.Yardstick) -> dict[str, Any]:
-    """One line of the result file."""
-    entry: dict[str, Any] = {
-        "operator": case.operator,
-        "shape": case.shape,
-        "dtype": case.dtype,
-        "layout": case.layout,
-        "mode": case.mode,
-        "candidates": results.candidates(comparison),
-    }
-    if case.axis:
-        entry["axis"] = case.axis
-    if comparison.floor is not None:
-        entry["floor"] = {
-            "by": stick.by,
-            "bytes": stick.least.bytes,
-            "operations": stick.least.operations,
-            "samples_ms": results.milliseconds(comparison.floor),
-        }
-    if comparison.failures:
-        entry["failures"] = comparison.failures
-    return entry
-
-
 def summary(entry: dict[str, Any]) -> dict[str, Any]:
     """Medians in milliseconds and peaks in MiB, for pytest-benchmark's files."""
     facts: dict[str, Any] = {}
-    for name, values in (entry["candidates"] | {"floor": entry["floor"]}).items():
+    floor = {"floor": entry["floor"]} if "floor" in entry else {}
+    for name, values in (entry["candidates"] | floor).items():
         facts[f"{name}_ms"] = results.median_ms(values)
         if values.get("peak_bytes") is not None:
             facts[f"{name}_peak_mib"] = round(values["peak_bytes"] / 2**20, 2)

@@ -21,6 +21,7 @@ COLOURS = {"fused": "#0072B2", "eager": "#BDBDBD", "compile": "#E69F00"}
 LABELS = {"fused": "stripctx", "eager": "PyTorch eager", "compile": "torch.compile"}
 MANY = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = "os^Dv"
+LONGEST = 2.0  # times eager
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -56,7 +57,8 @@ def bars(axes: Axes, values: dict[str, float], unit: str, title: str) -> None:
 
 
 def bars_figure(result: dict[str, Any], path: Path) -> None:
-    """Times relative to eager PyTorch at each operator's first shape, one group a pass."""
+    """Times relative to eager PyTorch at each operator's first shape, one group a pass. A bar
+    beyond LONGEST is cut there; its time is written beside it all the same."""
     entries = results.headline(result)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 0.62 * len(entries) + 1.1), layout="constrained")
@@ -73,12 +75,15 @@ def bars_figure(result: dict[str, Any], path: Path) -> None:
             shares = [ms / results.median_ms(e["candidates"]["eager"]) for _, ms, e in measured]
             drawn = axes.barh(
                 [row + (index - 1) * height for row, _, _ in measured],
-                shares,
+                [min(share, LONGEST) for share in shares],
                 height=height * 0.92,
                 color=COLOURS[name],
                 label=LABELS[name],
             )
-            texts = [f"{results.three_digits(ms)} ms" for _, ms, _ in measured]
+            texts = [
+                f"{results.three_digits(ms)} ms" + (" (cut)" if share > LONGEST else "")
+                for share, (_, ms, _) in zip(shares, measured, strict=True)
+            ]
             axes.bar_label(drawn, texts, padding=3, fontsize=7.5)
         axes.set_yticks(
             range(len(entries)),
@@ -116,7 +121,9 @@ def growth_figure(result: dict[str, Any], path: Path) -> None:
             axes.set_xlabel(axis.replace("=", " = "))
             axes.minorticks_off()
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=6.5, frameon=False)
+                axes.legend(fontsize=6.5, frameon=False, loc="upper left")
+        low, high = panels["N"].get_ylim()
+        panels["N"].set_ylim(low, high * 2 ** len(operators))  # room for the legends
         panels["N"].set_ylabel("ms, forward and backward")
         panels["N"].set_title(f"stripctx; dashed: PyTorch eager. {where(result)}")
         save(figure, path)

@@ -18,14 +18,38 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison
 from benchmarks.measure import Samples
+from benchmarks.yardstick import Yardstick
 
 FOLDER = Path(__file__).resolve().parent / "results"
 FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
+
+
+def entry(
+    operator: str,
+    shape: Sequence[int],
+    comparison: Comparison,
+    stick: Yardstick | None = None,
+    **facts: str,
+) -> dict[str, Any]:
+    """One line of the file; `facts` are its dtype, layout, mode and axis."""
+    line: dict[str, Any] = {"operator": operator, "shape": shape, **facts}
+    if stick is not None and comparison.floor is not None:
+        line["floor"] = {
+            "by": stick.by,
+            "bytes": stick.least.bytes,
+            "operations": stick.least.operations,
+            "samples_ms": milliseconds(comparison.floor),
+        }
+    line["candidates"] = candidates(comparison)
+    if comparison.failures:
+        line["failures"] = comparison.failures
+    return line
 
 
 def candidates(comparison: Comparison) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import growth, results
 from benchmarks.floors import CODES
-from benchmarks.tables import markdown, shape_text, time_text
+from benchmarks.tables import MODES, markdown, shape_text, time_text
 
 LIMITS = {
     "strip_pool": 3.0,
@@ -159,7 +159,7 @@ def lowest(entries: Sequence[Entry]) -> Line:
         return Line(what, "1.0x", "", None)
     least = min(usual, key=results.speedup_over_peers)
     ratio = results.speedup_over_peers(least)
-    case = f"`{least['operator']}`, {least['mode']}, {shape_text(least['shape'])}"
+    case = f"`{least['operator']}`, {MODES[least['mode']]}, {shape_text(least['shape'])}"
     layout = "" if least["layout"] == "contiguous" else f", {least['layout']}"
     return Line(what, "1.0x", f"{ratio:.2f}x ({case}{layout})", ratio >= 1)
 
@@ -168,7 +168,7 @@ def head(entries: Sequence[Entry]) -> list[Line]:
     lines = []
     for mode, asked in HEAD_OVER_EAGER.items():
         entry = headline(entries, HEAD, mode)
-        what = f"PSPNet's head, pooling to bottleneck, {mode}, times eager"
+        what = f"PSPNet's head, pooling to bottleneck, {MODES[mode]}, times eager"
         ratio = results.speedup(entry, "eager") if entry else None
         measured = "" if ratio is None else f"{ratio:.2f}x"
         met = None if ratio is None else ratio >= asked

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,14 @@ import torch
 from torch import nn
 
 from benchmarks import compare, cuda, floors, measure, memory, peers, results, yardstick
-from benchmarks.family import GROWTH
+from benchmarks.family import GROWTH, Family
 from benchmarks.floors import Floor, Shape
 from benchmarks.inputs import LAYERS, Size, inputs
+from benchmarks.test_networks import NETWORKS
 from stripctx import StripPooling, functional
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FAMILY_FILES = [
-    REPOSITORY / "benchmarks" / f"test_{name}.py"
-    for name in ("strip", "pyramid", "upsample", "height", "encoding")
-]
+FAMILY_FILES = [REPOSITORY / "benchmarks" / f"test_{name}.py" for name in results.FAMILIES]
 MIB = 2**20
 needs_high_water_mark = pytest.mark.skipif(
     not memory.reset_high_water_mark(), reason="the system has no resettable high-water mark"
@@ -330,6 +329,12 @@ def test_runs_of_several_calls_are_divided() -> None:
     assert 0.001 <= times["a"].median < 0.005
 
 
+def test_a_gpu_gets_larger_batches() -> None:
+    family = Family({"strip_pool": ((1, 512, 60, 60), (2, 64, 9, 9))})
+    one, eight = list(family.cases()), list(family.cases(batch=8))
+    assert [replace(case, shape=(case.shape[0] * 8, *case.shape[1:])) for case in one] == eight
+
+
 # Clocks and meters.
 
 
@@ -411,11 +416,13 @@ def test_quick_run_writes_every_case(tmp_path: Path) -> None:
         [*command, "-q", "-p", "no:cacheprovider"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stdout
-    operators = set()
-    for path in tmp_path.glob("*.json"):
-        result = results.read(path)
+    found = {path.stem: results.read(path) for path in tmp_path.glob("*.json")}
+    assert set(found) == {*results.FAMILIES, "networks"}
+    for result in found.values():
         assert all(word not in json.dumps(result) for word in ("/home", "/root", "/work", "node"))
-        operators |= {entry["operator"] for entry in result["entries"]}
-        assert all(entry["floor"]["samples_ms"] for entry in result["entries"])
         assert all(set(e["candidates"]) == {"fused", "eager"} for e in result["entries"])
-    assert operators == set(functional.__all__) | set(LAYERS)
+    networks = {entry["operator"] for entry in found.pop("networks")["entries"]}
+    assert networks == {f"{name} resnet18" for name in NETWORKS}
+    entries = [entry for result in found.values() for entry in result["entries"]]
+    assert {entry["operator"] for entry in entries} == {*functional.__all__, *LAYERS}
+    assert all(entry["floor"]["samples_ms"] for entry in entries)

@@ -166,7 +166,7 @@ def test_the_slowest_case_is_named() -> None:
         entry("fwd", fused=(9, 0), eager=(1, 0), axis="N"),
     ]
     row = cells(requirements([*complete(3, 3, 0), slow, *others]), "the slowest case in float32")
-    case = "0.75x (`MixedPooling`, fwd, 1 x 2 x 3 x 4, channels_last)"
+    case = "0.75x (`MixedPooling`, forward, 1 x 2 x 3 x 4, channels_last)"
     assert row[1:] == ["1.0x", case, "**missed**"]
 
 
