@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import randomise
-from networks import Tiny, make
+from networks import Tiny
 from torch import Tensor
 
 from stripctx import models
@@ -23,7 +23,10 @@ def plain_hanet(network: models.SegmentationNetwork, x: Tensor, pos: Tensor | No
         return F.interpolate(y, like.shape[2:], mode="bilinear", align_corners=True)
 
     def gate(slot: int, source: Tensor, out: Tensor) -> Tensor:
-        _, attention = getattr(head, f"hanet{slot}")(source, out, pos, return_attention=True)
+        layer = getattr(head, f"hanet{slot}")
+        if layer is None:
+            return out
+        _, attention = layer(source, out, pos, return_attention=True)
         return out * attention[..., None]
 
     head = network.head
@@ -39,15 +42,21 @@ def plain_hanet(network: models.SegmentationNetwork, x: Tensor, pos: Tensor | No
     return up(gate(4, final, head.final2(final)), x)
 
 
+SLOTS = [(True,) * 5, (True, False, False, True, False), (False,) * 5]
+
+
 @pytest.mark.parametrize("with_pos", [True, False])
-def test_hanet_is_plain(with_pos: bool) -> None:
-    network = randomise(make("deeplabv3plus_hanet")).double().eval()
+@pytest.mark.parametrize("slots", SLOTS)
+def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
+    """Without attention, this is DeepLabv3+."""
+    network = models.deeplabv3plus_hanet(5, Tiny(), slots=slots)
+    randomise(network).double().eval()
     x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
     heights = torch.arange(65).mul(128).div(65, rounding_mode="floor").expand(2, 65)
     pos = heights.to(torch.uint8)[:, :, None].expand(2, 65, 49) if with_pos else None
     got = network(x, pos)["out"]
     assert battery.relative_error(got, plain_hanet(network, x, pos)) < 1e-12
-    assert torch.equal(network(x, heights)["out"], got) == with_pos
+    assert torch.equal(network(x, heights)["out"], got) == (with_pos or not any(slots))
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ def plain_mixed(layer: MixedPooling, x: Tensor) -> Tensor:
         paths.append(layer.conv2_5(F.relu(total)))
     if layer.arms != "short":
         z = layer.conv1_2(x)
-        cols = up(layer.conv2_3(F.adaptive_avg_pool2d(z, (1, None))))
-        rows = up(layer.conv2_4(F.adaptive_avg_pool2d(z, (None, 1))))
+        strips = layer.pooling == "strip"
+        cols = up(layer.conv2_3(F.adaptive_avg_pool2d(z, (1, None) if strips else 1)))
+        rows = up(layer.conv2_4(F.adaptive_avg_pool2d(z, (None, 1) if strips else 1)))
         paths.append(layer.conv2_6(F.relu(cols + rows)))
     return F.relu(x + layer.conv3(torch.cat(paths, 1)))
 
@@ -72,6 +73,7 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "mixed": lambda: MixedPooling(8, (5, 3)),
     "mixed-short": lambda: MixedPooling(8, (5, (3, 2)), arms="short", align_corners=False),
     "mixed-long": lambda: MixedPooling(8, arms="long"),
+    "mixed-global": lambda: MixedPooling(8, (5, 3), pooling="global"),
 }
 LAYERS = ("smp", "conv", "mixed")
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -206,6 +208,17 @@ def test_parameter_counts() -> None:
 # A batch of one.
 
 
+def test_batch_of_one_under_global_pooling() -> None:
+    x = torch.randn(1, 8, 9, 7, device=DEVICE)
+    layer = MixedPooling(8, pooling="global").to(DEVICE)
+    words = 'got 1; with pooling="strip" there is no such map'
+    battery.raises(ValueError, words, lambda: layer(x))
+    assert layer.eval()(x).isfinite().all()
+    assert MixedPooling(8).to(DEVICE)(x).isfinite().all()
+    grouped = MixedPooling(8, pooling="global", norm_layer=group_norm).to(DEVICE)
+    assert grouped(x).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", [PyramidPooling, lambda c, **o: PyramidPoolingConv(c, 3, **o)])
 def test_batch_of_one(kind: Callable[..., nn.Module]) -> None:
     x = torch.randn(1, 8, 9, 7, device=DEVICE)
@@ -321,6 +334,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: MixedPooling(3), "in_channels must be at least 4, got 3"),
     (lambda: MixedPooling(8, (20, 12, 6)), "pool_sizes must be two positive integers"),
     (lambda: MixedPooling(8, arms="all"), "arms must be one of both, short, long, got 'all'"),
+    (lambda: MixedPooling(8, pooling="max"), "pooling must be one of strip, global, got 'max'"),
     (lambda: MixedPooling(8)(torch.zeros(8, 5, 5)), "(N, 8, H, W), got (8, 5, 5)"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import randomise
-from networks import Tiny
+from networks import Tiny, undropped
 from torch import nn
 
 from stripctx import models
@@ -38,14 +39,56 @@ def test_pspnet_is_plain() -> None:
     assert battery.relative_error(network(x)["out"], want) < 1e-12
 
 
-def test_pspnet_trains_on_one_image() -> None:
-    network = models.pspnet(5, Tiny(), head_channels=16, global_norm=False)
+def test_aspp_is_plain() -> None:
+    """The concatenation built, the mean enlarged; in training, so that gradients are compared."""
+    network = models.pspnet(5, Tiny(), head_channels=16, context="aspp", rates=(1, 2, 5))
+    network = undropped(randomise(network)).double()
+    other = copy.deepcopy(network)
+    x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
+    y = other.backbone(x)[-1]
+    (aspp, conv), *rest = other.head[0].children(), *other.head[1:]
+    parts = [aspp.img_conv(F.adaptive_avg_pool2d(y, 1)).expand(-1, -1, *y.shape[2:])]
+    parts += [feature(y) for feature in aspp.features]
+    logits = nn.Sequential(*rest)(conv(torch.cat(parts, 1)))
+    want = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
+    got = network(x)["out"]
+    assert battery.relative_error(got, want) < 1e-12
+    got.square().sum().backward()
+    want.square().sum().backward()
+    for (key, a), b in zip(network.head.named_parameters(), other.head.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=key, rtol=1e-9, atol=1e-9)
+
+
+def test_aspp_exports() -> None:
+    network = models.pspnet(5, Tiny(), head_channels=16, context="aspp", rates=(1, 2, 5)).eval()
+    sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        x = torch.randn(2, 3, 64, 96)
+        program = torch.export.export(network, (x,), dynamic_shapes=(sizes,)).module()
+        for size in ((64, 96), (65, 77)):
+            x = torch.randn(2, 3, *size)
+            torch.testing.assert_close(program(x)["out"], network(x)["out"])
+
+
+def test_aspp_rates() -> None:
+    with torch.device("meta"):
+        network = models.pspnet(5, "resnet18", context="aspp", output_stride=16)
+    features = network.head[0].aspp.features
+    assert [f[0].dilation[0] for f in features] == [1, 6, 12, 18]
+    assert network.head[0].conv.weight.shape == (512, 1280, 3, 3)
+
+
+@pytest.mark.parametrize("context", ["pyramid", "aspp"])
+def test_pspnet_trains_on_one_image(context: str) -> None:
+    network = models.pspnet(5, Tiny(), head_channels=16, context=context, global_norm=False)
     network(torch.randn(1, 3, 32, 32))["out"].sum().backward()
     assert all(p.grad.isfinite().all() for p in network.head.parameters())
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: models.pspnet(0, Tiny()), "pspnet: num_classes must be positive, got 0"),
+    (lambda: models.pspnet(3, Tiny(), context="psp"), 'context must be "pyramid" or "aspp"'),
+    (lambda: models.pspnet(3, Tiny(), context="aspp", rates=(1, 2)), "pspnet: rates must be three"),
     (lambda: models.pspnet(3, Tiny(), zoom_factor=3), "zoom_factor must be 1, 2, 4 or 8, got 3"),
 ]
 

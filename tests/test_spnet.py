@@ -24,9 +24,22 @@ def test_spnet_variants() -> None:
         plain = models.spnet(5, "resnet50s", strip_pooling=False)
         assert not any(isinstance(m, StripPooling) for m in plain.modules())
     assert len(models.spnet(5, Tiny(), mixed=0).head.mixed) == 0
-    one = models.spnet(5, Tiny(), mixed=1, arms="long", pool_sizes=((3, 2), 5)).eval()
-    assert [m.arms for m in one.head.mixed] == ["long"]
+    options = {"mixed": 1, "arms": "long", "pooling": "global", "pool_sizes": ((3, 2), 5)}
+    one = models.spnet(5, Tiny(), **options).eval()
+    assert [(m.arms, m.pooling) for m in one.head.mixed] == [("long", "global")]
     assert one(torch.randn(1, 3, 32, 40))["out"].shape == (1, 5, 32, 40)
+
+
+def test_every_parameter_trains() -> None:
+    """Those of the strip pooling modules in the backbone, too."""
+    network = models.spnet(5, "resnet50s", pool_sizes=(3, 2))
+    network(torch.randn(2, 3, 33, 41))["out"].square().sum().backward()
+    for key, parameter in network.named_parameters():
+        if not key.startswith("aux_head"):
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+            assert key.endswith("bias") or parameter.grad.any(), key
+        else:
+            assert parameter.grad is None
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [

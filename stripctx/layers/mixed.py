@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.layers.pyramid import NormLayer
+from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one
 
 ARMS = ("both", "short", "long")
+POOLINGS = ("strip", "global")
 
 
 class MixedPooling(nn.Module):
@@ -33,6 +34,9 @@ class MixedPooling(nn.Module):
         pool_sizes: the two grids of the pyramid, each (h, w) or b for (b, b).
         arms: "both"; "short" or "long" for one of the paths alone, where conv3 has half as many
             inputs and the other path's modules do not exist. Upstream has both only.
+        pooling: of the long path: "strip"; or "global", where both means are of the whole map, the
+            paper's comparison. The parameters are the same, though of conv2_3 and conv2_4 only the
+            middle tap counts then, and batch normalisation cannot train on one image.
         norm_layer: makes the normalisations, called with the number of channels.
         align_corners: of the pyramid's bilinear interpolation. Strips are broadcast.
 
@@ -50,6 +54,7 @@ class MixedPooling(nn.Module):
         pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]] = (20, 12),
         *,
         arms: str = "both",
+        pooling: str = "strip",
         norm_layer: NormLayer = nn.BatchNorm2d,
         align_corners: bool = True,
     ) -> None:
@@ -66,9 +71,14 @@ class MixedPooling(nn.Module):
             )
         if arms not in ARMS:
             raise ValueError(f"MixedPooling: arms must be one of {', '.join(ARMS)}, got {arms!r}")
+        if pooling not in POOLINGS:
+            raise ValueError(
+                f"MixedPooling: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}"
+            )
         self.in_channels = in_channels
         self.pool_sizes = tuple((grid[0], grid[1]) for grid in grids)
         self.arms = arms
+        self.pooling = pooling
         self.align_corners = align_corners
         width = in_channels // 4
 
@@ -115,11 +125,22 @@ class MixedPooling(nn.Module):
         )
 
     def _long(self, z: Tensor) -> Tensor:
-        rows, cols = functional.strip_pool(z)
-        return self.conv2_6(functional.strip_add_relu(self.conv2_4(rows), self.conv2_3(cols)))
+        if self.pooling == "strip":
+            rows, cols = functional.strip_pool(z)
+            rows, cols = self.conv2_4(rows), self.conv2_3(cols)
+        else:
+            if self.training and z.shape[0] == 1:
+                for unit in (self.conv2_3, self.conv2_4):
+                    refuse_batch_of_one(
+                        "MixedPooling", unit, 'pooling="strip" there is no such map'
+                    )
+            mean = functional.pyramid_pool(z, (1,))[0]
+            rows = self.conv2_4(mean).expand(-1, -1, z.shape[2], -1)
+            cols = self.conv2_3(mean).expand(-1, -1, -1, z.shape[3])
+        return self.conv2_6(functional.strip_add_relu(rows, cols))
 
     def extra_repr(self) -> str:
         return (
             f"in_channels={self.in_channels}, pool_sizes={self.pool_sizes}, arms={self.arms!r}, "
-            f"align_corners={self.align_corners}"
+            f"pooling={self.pooling!r}, align_corners={self.align_corners}"
         )

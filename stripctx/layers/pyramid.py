@@ -72,13 +72,14 @@ class _Pyramid(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        bins: Bins,
-        branch_channels: int | None,
-        mode: str,
-        align_corners: bool,
-        x_first: bool,
-        global_norm: bool,
-        norm_layer: NormLayer | None,
+        bins: Bins = (1, 2, 3, 6),
+        *,
+        branch_channels: int | None = None,
+        mode: str = "mean",
+        align_corners: bool = True,
+        x_first: bool = True,
+        global_norm: bool = True,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -136,7 +137,11 @@ class _Pyramid(nn.Module):
         )
 
 
-def refuse_batch_of_one(name: str, branch: nn.Module) -> None:
+def refuse_batch_of_one(
+    name: str,
+    branch: nn.Module,
+    way_out: str = "global_norm=False that branch has a bias and no norm",
+) -> None:
     """Batch statistics of one image's 1x1 map are those of a single value: torch refuses them with
     a message that names neither the layer nor the way out."""
     for norm in branch.modules():
@@ -146,7 +151,7 @@ def refuse_batch_of_one(name: str, branch: nn.Module) -> None:
         if alone:
             raise ValueError(
                 f"{name}: batch normalisation of the 1x1 map in training needs a batch of two or "
-                "more, got 1; with global_norm=False that branch has a bias and no norm"
+                f"more, got 1; with {way_out}"
             )
 
 
@@ -185,29 +190,9 @@ class PyramidPooling(_Pyramid):
         torch.Size([2, 128, 30, 40])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        bins: Bins = (1, 2, 3, 6),
-        *,
-        branch_channels: int | None = None,
-        mode: str = "mean",
-        align_corners: bool = True,
-        x_first: bool = True,
-        global_norm: bool = True,
-        norm_layer: NormLayer | None = nn.BatchNorm2d,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            bins,
-            branch_channels,
-            mode,
-            align_corners,
-            x_first,
-            global_norm,
-            norm_layer,
-        )
-        self.out_channels = in_channels + len(self.bins) * self.branch_channels
+    @property
+    def out_channels(self) -> int:
+        return self.in_channels + len(self.bins) * self.branch_channels
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.pyramid_concat(
@@ -264,12 +249,12 @@ class PyramidPoolingConv(_Pyramid):
         super().__init__(
             in_channels,
             bins,
-            branch_channels,
-            mode,
-            align_corners,
-            x_first,
-            global_norm,
-            norm_layer,
+            branch_channels=branch_channels,
+            mode=mode,
+            align_corners=align_corners,
+            x_first=x_first,
+            global_norm=global_norm,
+            norm_layer=norm_layer,
         )
         if out_channels < 1:
             raise ValueError(

@@ -4,58 +4,23 @@ between its layers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from stripctx import functional, upstream
 from stripctx.layers import HeightAttention
-from stripctx.layers.pyramid import refuse_batch_of_one
+from stripctx.models.aspp import ASPP, choose_rates
 from stripctx.models.assembly import assemble
 from stripctx.models.backbones import Weights
 from stripctx.models.heads import conv_unit
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
 
-RATES = {4: (24, 48, 72), 8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
-ASPP_CHANNELS = 256
+COARSE_CHANNELS = 256
 FINE_CHANNELS = 48
 
 _OWN = r"(aspp|bot_fine|bot_aspp|final1|final2|hanet\d)\."
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the whole map's mean, a 1x1 and three dilated 3x3
-    convolutions, each of 256 channels, side by side in this order.
-
-    Shape:
-        (N, C, H, W) to (N, 1280, H, W).
-    """
-
-    def __init__(
-        self, in_channels: int, rates: Sequence[int], global_norm: bool, norm_layer: NormLayer
-    ) -> None:
-        super().__init__()
-        width = ASPP_CHANNELS
-        self.features = nn.ModuleList(
-            [
-                conv_unit(in_channels, width, 1, norm_layer),
-                *(conv_unit(in_channels, width, 3, norm_layer, dilation=rate) for rate in rates),
-            ]
-        )
-        self.img_conv = (
-            conv_unit(in_channels, width, 1, norm_layer)
-            if global_norm
-            else nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[0] == 1:
-            refuse_batch_of_one("deeplabv3plus_hanet", self.img_conv)
-        image = self.img_conv(functional.pyramid_pool(x, (1,))[0])
-        parts = [feature(x) for feature in self.features]
-        return torch.cat([image.expand_as(parts[0]), *parts], 1)
 
 
 class HANetHead(nn.Module):
@@ -80,9 +45,11 @@ class HANetHead(nn.Module):
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
-        width, together = ASPP_CHANNELS, 5 * ASPP_CHANNELS
-        decoder = FINE_CHANNELS + width
-        self.aspp = ASPP(channels[3], rates, global_norm, norm_layer)
+        width, decoder = COARSE_CHANNELS, FINE_CHANNELS + COARSE_CHANNELS
+        self.aspp = ASPP(
+            channels[3], rates, width=width, global_norm=global_norm, norm_layer=norm_layer
+        )
+        together = self.aspp.out_channels
         self.bot_fine = conv_unit(channels[0], FINE_CHANNELS, 1, norm_layer)
         self.bot_aspp = conv_unit(together, width, 1, norm_layer)
         self.final1 = nn.Sequential(
@@ -106,13 +73,20 @@ class HANetHead(nn.Module):
     def forward(self, features: tuple[Tensor, ...], pos: Tensor | None) -> Tensor:
         first, _, third, fourth = features
         fourth = _gate(self.hanet0, third, fourth, pos)
-        together = _gate(self.hanet1, fourth, self.aspp(fourth), pos)
-        coarse = _gate(self.hanet2, together, self.bot_aspp(together), pos)
+        coarse = self._coarse(fourth, pos)
         decoder = functional.pyramid_concat(
             self.bot_fine(first), [coarse], align_corners=self.align_corners
         )
         final = _gate(self.hanet3, decoder, self.final1(decoder), pos)
         return _gate(self.hanet4, final, self.final2(final), pos)
+
+    def _coarse(self, fourth: Tensor, pos: Tensor | None) -> Tensor:
+        """ASPP and its projection, with the attentions that see what is between them."""
+        if self.hanet1 is None and self.hanet2 is None:
+            conv, norm, relu = self.bot_aspp
+            return relu(norm(self.aspp.before(cast(nn.Conv2d, conv), fourth)))
+        together = _gate(self.hanet1, fourth, self.aspp(fourth), pos)
+        return _gate(self.hanet2, together, self.bot_aspp(together), pos)
 
 
 def _gate(layer: nn.Module | None, x: Tensor, out: Tensor, pos: Tensor | None) -> Tensor:
@@ -200,9 +174,7 @@ def deeplabv3plus_hanet(
     """
     if len(slots) != 5:
         raise ValueError(f"deeplabv3plus_hanet: slots must be five booleans, got {slots}")
-    chosen = RATES.get(output_stride, ()) if rates is None else tuple(rates)
-    if len(chosen) != 3 or not all(rate > 0 for rate in chosen):
-        raise ValueError(f"deeplabv3plus_hanet: rates must be three positive integers, got {rates}")
+    chosen = choose_rates("deeplabv3plus_hanet", rates, output_stride)
     attention: dict[str, Any] = {
         "kernel_size": kernel_size,
         "reduction": reduction,

@@ -1,14 +1,16 @@
-"""PSPNet (Zhao et al., CVPR 2017): pyramid pooling on a dilated backbone."""
+"""PSPNet (Zhao et al., CVPR 2017): pyramid pooling, or ASPP, on a dilated backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from stripctx import upstream
 from stripctx.layers import PyramidPoolingConv
+from stripctx.models.aspp import ASPPConv, choose_rates
 from stripctx.models.assembly import assemble
 from stripctx.models.backbones import Weights
 from stripctx.models.heads import classifier
@@ -65,7 +67,9 @@ def pspnet(
     *,
     backbone_weights: Weights | None = None,
     aux: bool = True,
+    context: str = "pyramid",
     bins: Sequence[int | tuple[int, int]] = (1, 2, 3, 6),
+    rates: Sequence[int] | None = None,
     zoom_factor: int = 8,
     output_stride: int = 8,
     dilation: str = "uniform",
@@ -90,7 +94,9 @@ def pspnet(
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
         aux: whether there is an auxiliary head on the third stage. semseg always has one.
+        context: "pyramid"; or "aspp" for atrous spatial pyramid pooling (see `ASPP`) in its place.
         bins: of the pyramid.
+        rates: of ASPP; by default (24, 48, 72) at output stride 4, half of that at 8, and so on.
         zoom_factor: the outputs have (H - 1) * zoom_factor // 8 + 1 rows, columns likewise: 8 gives
             the image's size, 1 that of the features. 1, 2, 4 or 8.
         output_stride: of the backbone.
@@ -98,7 +104,8 @@ def pspnet(
         head_channels: the width before the classifier.
         dropout: before both classifiers, on whole channels.
         align_corners: of the pyramid and of the last resize.
-        global_norm: False gives the 1x1 bin a bias and no norm, so that batch 1 trains.
+        global_norm: False gives the 1x1 bin, or ASPP's mean of the whole map, a bias and no norm,
+            so that batch 1 trains.
         norm_layer: makes every normalisation.
 
     Shape:
@@ -109,17 +116,21 @@ def pspnet(
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
     """
+    if context not in ("pyramid", "aspp"):
+        raise ValueError(f'pspnet: context must be "pyramid" or "aspp", got {context!r}')
+
+    def make_context(in_channels: int) -> nn.Module:
+        norms: dict[str, Any] = {"global_norm": global_norm, "norm_layer": norm_layer}
+        if context == "aspp":
+            chosen = choose_rates("pspnet", rates, output_stride)
+            return ASPPConv(in_channels, head_channels, chosen, **norms)
+        return PyramidPoolingConv(
+            in_channels, head_channels, bins, align_corners=align_corners, **norms
+        )
 
     def make_head(channels: Channels) -> nn.Module:
         return nn.Sequential(
-            PyramidPoolingConv(
-                channels[3],
-                head_channels,
-                bins,
-                align_corners=align_corners,
-                global_norm=global_norm,
-                norm_layer=norm_layer,
-            ),
+            make_context(channels[3]),
             norm_layer(head_channels),
             nn.ReLU(inplace=True),
             *classifier(head_channels, num_classes, dropout=dropout, channel_dropout=True),

@@ -26,6 +26,7 @@ class SPHead(nn.Module):
         *,
         mixed: int,
         arms: str,
+        pooling: str,
         pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]],
         dropout: float,
         align_corners: bool,
@@ -40,6 +41,7 @@ class SPHead(nn.Module):
                     width,
                     pool_sizes,
                     arms=arms,
+                    pooling=pooling,
                     norm_layer=norm_layer,
                     align_corners=align_corners,
                 )
@@ -81,6 +83,7 @@ def spnet(
     strip_pooling: bool = True,
     mixed: int = 2,
     arms: str = "both",
+    pooling: str = "strip",
     pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]] = (20, 12),
     output_stride: int = 8,
     dilation: str = "multi_grid",
@@ -106,6 +109,7 @@ def spnet(
             deeper.
         mixed: how many mixed pooling modules (MPM) the head has, one after another; 0 to 8.
         arms: of each: "both", "short" or "long"; see `MixedPooling`.
+        pooling: of each long arm: "strip" or "global".
         pool_sizes: of each.
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme; upstream's is "multi_grid".
@@ -130,6 +134,7 @@ def spnet(
             num_classes,
             mixed=mixed,
             arms=arms,
+            pooling=pooling,
             pool_sizes=pool_sizes,
             dropout=dropout,
             align_corners=align_corners,

@@ -1,0 +1,110 @@
+"""Atrous spatial pyramid pooling (Chen et al., Rethinking Atrous Convolution, 2017): a map seen at
+several dilations, and its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stripctx import functional
+from stripctx.layers.pyramid import refuse_batch_of_one
+from stripctx.models.heads import conv_unit
+from stripctx.models.network import NormLayer
+
+RATES = {4: (24, 48, 72), 8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+
+
+class ASPP(nn.Module):
+    """The whole map's mean, a 1x1 and three dilated 3x3 convolutions, each of `width` channels,
+    side by side in this order. HANet's names.
+
+    Args:
+        in_channels: C.
+        rates: the dilations of the 3x3 convolutions.
+        width: of each of the five.
+        global_norm: False gives the branch of the mean a bias and no norm, so that batch 1 trains.
+        norm_layer: makes the norms.
+
+    Shape:
+        (N, C, H, W) to (N, 5 * width, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        rates: Sequence[int],
+        *,
+        width: int = 256,
+        global_norm: bool,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        self.out_channels = 5 * width
+        self.features = nn.ModuleList(
+            [
+                conv_unit(in_channels, width, 1, norm_layer),
+                *(conv_unit(in_channels, width, 3, norm_layer, dilation=rate) for rate in rates),
+            ]
+        )
+        self.img_conv = (
+            conv_unit(in_channels, width, 1, norm_layer)
+            if global_norm
+            else nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        image, parts = self._branches(x)
+        return torch.cat([image.expand_as(parts[0]), *parts], 1)
+
+    def before(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """`conv(self(x))`, where the mean, a map of one pixel, is never enlarged."""
+        image, parts = self._branches(x)
+        return functional.pyramid_conv(
+            torch.cat(parts, 1),
+            [image],
+            conv.weight,
+            conv.bias,
+            padding=conv.kernel_size[0] // 2,
+            align_corners=True,
+            x_first=False,
+        )
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if self.training and x.shape[0] == 1:
+            refuse_batch_of_one("ASPP", self.img_conv)
+        image = self.img_conv(functional.pyramid_pool(x, (1,))[0])
+        return image, [feature(x) for feature in self.features]
+
+
+class ASPPConv(nn.Module):
+    """ASPP and a 3x3 convolution of what it gives, without a bias.
+
+    Shape:
+        (N, C, H, W) to (N, out_channels, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        rates: Sequence[int],
+        *,
+        global_norm: bool,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        self.aspp = ASPP(in_channels, rates, global_norm=global_norm, norm_layer=norm_layer)
+        self.conv = nn.Conv2d(self.aspp.out_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.aspp.before(self.conv, x)
+
+
+def choose_rates(name: str, rates: Sequence[int] | None, output_stride: int) -> tuple[int, ...]:
+    """`rates`, or those that suit the output stride of the backbone."""
+    chosen = RATES.get(output_stride, ()) if rates is None else tuple(rates)
+    if len(chosen) != 3 or not all(rate > 0 for rate in chosen):
+        raise ValueError(f"{name}: rates must be three positive integers, got {rates}")
+    return chosen
