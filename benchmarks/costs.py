@@ -10,11 +10,11 @@ A page says where a table goes by a pair of comments, between which everything i
     <!-- cost:StripPooling -->                    the layer at its paper's sizes, step by step
     <!-- /cost -->
 
-A layer is run on meta tensors, which have sizes and no values, forward and backward, under a mode
-that sees every operator, torch's as well as ours. Each counts as reading its operands once and
-writing its results once: the least that it can move. tests/test_docs.py holds this count, for our
-own operators, to their floors. The same layer with `benchmarks.peers` in place of its functions
-gives the line of plain PyTorch.
+    <!-- cost:all -->                            one line a layer
+    <!-- /cost -->
+
+benchmarks/traffic.py counts, forward and backward. The same layer with `benchmarks.peers` in place
+of its functions gives the line of plain PyTorch.
 """
 
 from __future__ import annotations
@@ -22,21 +22,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import stripctx
-from benchmarks import floors, peers
+from benchmarks import floors, peers, traffic
 from benchmarks.report import REPOSITORY
 from benchmarks.tables import markdown, shape_text
+from benchmarks.traffic import Traffic
 
 PAGES = REPOSITORY / "docs"
+COUNTED = "../README.md#how-to-read-the-tables"
 BLOCK = re.compile(
     r"(?P<open><!-- (?P<kind>floors|cost):(?P<names>[\w,]+) -->\n)"
     r".*?(?P<close><!-- /(?P=kind) -->)",
@@ -55,8 +53,6 @@ MAPS = (
     (("row",), HEIGHT_MAP),
     (("encode", "channel"), ENCODING_MAP),
 )
-
-FREE = ("_unsafe_view", "detach", "empty", "new_empty")  # beside what torch itself calls views
 
 
 @dataclass(frozen=True)
@@ -79,123 +75,87 @@ CASES = {
 }
 
 
-@dataclass
-class Traffic:
-    """Bytes read and written, and multiply-adds of products, by the kind of operator."""
+@dataclass(frozen=True)
+class Cost:
+    """Of a layer at its paper's sizes. `unit` is the bytes of the last map that it takes."""
 
-    bytes: dict[str, int] = field(default_factory=dict)
-    multiply_adds: dict[str, int] = field(default_factory=dict)
-
-    def add(self, kind: str, bytes: int, multiply_adds: int) -> None:
-        self.bytes[kind] = self.bytes.get(kind, 0) + bytes
-        self.multiply_adds[kind] = self.multiply_adds.get(kind, 0) + multiply_adds
-
-
-class Counting(TorchDispatchMode):
-    """Adds what every operator moves to `traffic`. Views, and memory not yet written, are free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.traffic = Traffic()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith(FREE):
-            moved = moved_bytes(args) + moved_bytes(result)
-            self.traffic.add(kind_of(func), moved, products(func, args, kwargs or {}, result))
-        return result
+    written: str
+    parameters: int
+    unit: int
+    forward: Traffic
+    backward: Traffic
+    plain_forward: Traffic
+    plain_backward: Traffic
 
 
-def kind_of(func: Any) -> str:
-    name: str = func.overloadpacket.__name__
-    if func.namespace == "stripctx":
-        return f"`{name.removesuffix('_backward')}`"
-    if func.overloadpacket in flop_registry:
-        return "convolutions, products"
-    return "norms" if "batch_norm" in name else "additions, activations, copies"
-
-
-def products(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Multiply-adds of convolutions, of products of matrices, and of ours of codewords."""
-    if func.overloadpacket in flop_registry:
-        count: int = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
-        return count
-    if func.namespace == "stripctx" and func.overloadpacket.__name__ == "encode":
-        return floors.floor("encode", floors.Shape(*args[0].shape)).operations // 2
-    return 0
-
-
-def moved_bytes(value: Any) -> int:
-    """Of all tensors in nested arguments; an expanded axis lies in memory once."""
-    return sum(
-        tensor.element_size() * elements(tensor.shape, tensor.stride()) for tensor in flat(value)
-    )
-
-
-def elements(sizes: Iterable[int], strides: Iterable[int]) -> int:
-    count = 1
-    for size, stride in zip(sizes, strides, strict=True):
-        count *= size if stride else 1
-    return count
-
-
-def flat(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from flat(each)
-
-
-def count(layer: nn.Module, maps: list[Tensor]) -> tuple[Traffic, Traffic]:
-    """Forward and backward in training, with gradients of all maps and parameters."""
-    wanted = [*maps, *(p for p in layer.parameters() if p.requires_grad)]
-    with Counting() as forward:
-        results = list(flat(layer(*maps)))
-    gradients = [torch.empty_like(each) for each in results]
-    with Counting() as backward:
-        torch.autograd.grad(results, wanted, gradients, allow_unused=True)
-    return forward.traffic, backward.traffic
-
-
-def layer_table(name: str) -> str:
-    """One line a kind of operator, all together, and all together in plain PyTorch."""
+def cost(name: str) -> Cost:
     case = CASES[name]
     with torch.device("meta"):
         layer = getattr(stripctx, name)(*case.arguments)
         maps = [torch.empty(size, requires_grad=True) for size in case.sizes]
-    forward, backward = count(layer, maps)
+    ours = traffic.count(layer, maps)
     with peers.installed():
-        plain_forward, plain_backward = count(layer, maps)
-    unit = moved_bytes(maps[-1])
-    kinds = sorted(dict.fromkeys([*forward.bytes, *backward.bytes]), key=lambda k: k[0] != "`")
+        plain = traffic.count(layer, maps)
+    written = f"{name}({', '.join(map(str, case.arguments))})"
+    parameters = sum(p.numel() for p in layer.parameters())
+    return Cost(written, parameters, traffic.moved_bytes(maps[-1]), *ours, *plain)
+
+
+def layer_table(name: str) -> str:
+    """One line a kind of operator, all together, and all together in plain PyTorch."""
+    case, of = CASES[name], cost(name)
+    kinds = dict.fromkeys([*of.forward.bytes, *of.backward.bytes])
     rows = [
         [
             kind,
-            magnitude(forward.multiply_adds.get(kind, 0)),
-            share(forward.bytes.get(kind, 0), unit),
-            share(backward.bytes.get(kind, 0), unit),
+            magnitude(of.forward.multiply_adds.get(kind, 0)),
+            share(of.forward.bytes.get(kind, 0), of.unit),
+            share(of.backward.bytes.get(kind, 0), of.unit),
         ]
-        for kind in kinds
+        for kind in sorted(kinds, key=lambda kind: kind[0] != "`")  # ours first
     ]
     for label, there, back in (
-        ("**together**", forward, backward),
-        ("the same in plain PyTorch", plain_forward, plain_backward),
+        ("**together**", of.forward, of.backward),
+        ("the same in plain PyTorch", of.plain_forward, of.plain_backward),
     ):
-        sums = sum(there.bytes.values()), sum(back.bytes.values())
-        products = magnitude(sum(there.multiply_adds.values()))
-        rows.append([label, products, *(share(bytes, unit) for bytes in sums)])
-    parameters = f"{sum(p.numel() for p in layer.parameters()):,}".replace(",", " ")
-    written = f"{name}({', '.join(map(str, case.arguments))})"
-    of = " and ".join(shape_text(size) for size in case.sizes)
-    return (
-        f"`{written}`: {parameters} parameters. For maps of {of}, training, in units of "
-        f"`{case.unit}` ({unit / 2**20:.1f} MiB in float32):\n\n"
-        + markdown(["", "multiply-adds, forward", "moved forward", "moved backward"], rows, left=1)
+        moved = (share(each.total, of.unit) for each in (there, back))
+        rows.append([label, magnitude(there.products), *moved])
+    sizes = " and ".join(shape_text(size) for size in case.sizes)
+    unit = f"`{case.unit}`, {of.unit / 2**20:.1f} MiB in float32"
+    title = (
+        f"`{of.written}`: {spaced(of.parameters)} parameters. For maps of {sizes}, training, in "
+        f"units of {unit} ([how this is counted]({COUNTED})):"
     )
+    headers = ["", "multiply-adds, forward", "moved forward", "moved backward"]
+    return f"{title}\n\n{markdown(headers, rows, left=1)}"
+
+
+def all_table() -> str:
+    """One line a layer, forward and backward together."""
+    rows = []
+    for name, case in CASES.items():
+        of = cost(name)
+        plain = of.plain_forward.total + of.plain_backward.total
+        rows.append(
+            [
+                f"`{of.written}`",
+                shape_text(case.sizes[-1]),
+                spaced(of.parameters),
+                magnitude(of.forward.products),
+                share(of.forward.total + of.backward.total, of.unit),
+                magnitude(of.plain_forward.products),
+                share(plain, of.unit),
+            ]
+        )
+    headers = [
+        "layer",
+        "one unit",
+        "parameters",
+        "multiply-adds",
+        "moved",
+        "plain PyTorch: multiply-adds",
+    ]
+    return markdown([*headers, "moved"], rows, left=2)
 
 
 def floors_table(names: list[str]) -> str:
@@ -227,6 +187,10 @@ def share(bytes: int, unit: int) -> str:
     return f"{bytes / unit:.2f}" if bytes else ""
 
 
+def spaced(count: int) -> str:
+    return f"{count:,}".replace(",", " ")
+
+
 def magnitude(count: int) -> str:
     """Three digits with a unit: 14 745 600 is 14.7 M."""
     for size, letter in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
@@ -239,7 +203,7 @@ def update(text: str) -> str:
     """`text` with every block made anew."""
     tables: dict[str, Callable[[str], str]] = {
         "floors": lambda names: floors_table(names.split(",")),
-        "cost": layer_table,
+        "cost": lambda name: all_table() if name == "all" else layer_table(name),
     }
 
     def render(match: re.Match[str]) -> str:

@@ -23,7 +23,8 @@ MANY = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0000
 MARKERS = "os^Dv"
 LONGEST = 2.0  # times eager
 STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first that the reader has
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

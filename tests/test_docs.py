@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import stripctx
-from benchmarks import costs, floors
+from benchmarks import costs, floors, traffic
 from benchmarks.operators import OPERATORS, Sample, call
 from docs.draw.__main__ import FIGURES, draw
 from stripctx import functional, models
@@ -33,9 +33,17 @@ def named(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_resolve(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
-    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
-    assert not missing
+    links = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text())
+    for target, heading in links:
+        if "://" not in target:
+            path = (page.parent / target) if target else page
+            assert path.exists(), f"{target} does not"
+            assert not heading or heading in anchors(path), f"{target} has no heading {heading}"
+
+
+def anchors(page: Path) -> list[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 
 def code_blocks(page: Path) -> list[str]:
@@ -135,14 +143,14 @@ def test_counted_bytes_are_the_floor(operator: str) -> None:
     """What the layers' tables count for an operator is what its floor says."""
     make = Sample((2, 16, 12, 18), torch.float32, "contiguous", "meta")
     arguments = OPERATORS[operator](make)
-    moved = costs.moved_bytes(arguments) + costs.moved_bytes(call(operator, arguments))
+    moved = traffic.moved_bytes(arguments) + traffic.moved_bytes(call(operator, arguments))
     assert moved == floors.floor(operator, make.shape).bytes
 
 
 def test_plain_pytorch_is_counted() -> None:
     """A sum over a broadcast operand, by hand: 6 + 2 elements read, 6 written; a view is free."""
     x, y = torch.empty(2, 3, device="meta"), torch.empty(2, 1, device="meta")
-    with costs.Counting() as counting:
+    with traffic.Counting() as counting:
         (x + y.expand(2, 3)).view(3, 2)
     assert list(counting.traffic.bytes.values()) == [4 * 14]
 

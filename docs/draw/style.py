@@ -22,8 +22,6 @@ INK, FAINT, PALE = "#222222", "#7A7A7A", "#D9D9D9"
 WIDTH = 8.0  # inches, of every figure
 
 STYLE = plots.STYLE | {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first that the reader has
     "font.size": 8.5,
     "axes.titlesize": 8.5,
     "axes.titlepad": 5,
