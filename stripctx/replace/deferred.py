@@ -23,7 +23,7 @@ from stripctx import functional
 
 
 class Deferred:
-    """A tensor to be. Its parts must not be changed in place before it is made or met."""
+    """A tensor to be."""
 
     def __init__(self) -> None:
         self.made: Tensor | None = None
@@ -82,11 +82,26 @@ class Pyramid(Deferred):
     ) -> None:
         super().__init__()
         self.x = x
+        self.version = _version(x)
         self.levels = levels
         self.how = {"align_corners": align_corners, "x_first": x_first}
 
     def make(self) -> Tensor:
+        self.check()
         return functional.pyramid_concat(self.x, self.levels, **self.how)
+
+    def conv(self, weight: Any, bias: Any, padding: Any, dilation: Any) -> Tensor:
+        self.check()
+        return functional.pyramid_conv(
+            self.x, self.levels, weight, bias, padding=padding, dilation=dilation, **self.how
+        )
+
+    def check(self) -> None:
+        if _version(self.x) != self.version:
+            raise RuntimeError(
+                "fuse: the map that a pyramid was given must not change in place before the "
+                "convolution behind the pyramid has run; unfuse the module that holds both"
+            )
 
 
 class Gate(Deferred):
@@ -112,9 +127,12 @@ def _conv2d(
     waits = isinstance(input, Pyramid) and input.made is None and not isinstance(weight, Deferred)
     if not waits or groups != 1 or stride not in (1, (1, 1), [1, 1]) or isinstance(padding, str):
         return NotImplemented
-    return functional.pyramid_conv(
-        input.x, input.levels, weight, bias, padding=padding, dilation=dilation, **input.how
-    )
+    return input.conv(weight, bias, padding, dilation)
+
+
+def _version(x: Tensor) -> int:
+    """How often x was changed in place, where that is counted."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
