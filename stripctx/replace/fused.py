@@ -53,9 +53,10 @@ class Fused(nn.Module):
         raise NotImplementedError
 
     def steps_aside(self) -> bool:
-        """Whether the module's own forward has to run: also where ONNX is written, which does not
-        know our operators."""
-        return torch.onnx.is_in_onnx_export() or not self.unnoticed()
+        """Whether the module's own forward has to run: also where what becomes of it does not know
+        our operators, ONNX and TorchScript."""
+        foreign = torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+        return foreign or not self.unnoticed()
 
     def extra_repr(self) -> str:
         said = super().extra_repr()
