@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -731,3 +732,7 @@ def test_attention_is_still_given() -> None:
     close(layer(x, out, None, True), want)
     close(layer(x, out, attention_loss=True)[0], want[0])
     close(layer(x, out, return_attention=False), want[0])
+
+
+def test_examples_run() -> None:
+    assert doctest.testmod(stripctx.replace).failed == 0
