@@ -55,8 +55,8 @@ class Fused(nn.Module):
     def steps_aside(self) -> bool:
         """Whether the module's own forward has to run: also where what becomes of it does not know
         our operators, ONNX and TorchScript."""
-        foreign = torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
-        return foreign or not self.unnoticed()
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        return tracing or torch.onnx.is_in_onnx_export() or not self.unnoticed()
 
     def extra_repr(self) -> str:
         said = super().extra_repr()

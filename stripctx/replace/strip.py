@@ -71,6 +71,7 @@ class StripPoolingRecipe(Fused):
     upstream = "SPNet"
     functions = "pyramid_pool, pyramid_add_relu, strip_pool, strip_add_relu"
 
+    pooling = "strip"  # of the ways of MixedPooling, this one
     _short: Any = MixedPooling._short
     _long: Any = MixedPooling._long
 
