@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.protocols import Protocol, Windows
+from examples.data.augment import HEIGHTS, Augmentation, heights, normalise, to_tensor
+from examples.protocols import Protocol, WholeImage, Windows
+from examples.training.networks import takes_heights
 
-HEIGHTS = 128  # of an image, as HANet counts them; 128 itself marks rows that are padding
+
+@dataclass(frozen=True)
+class View:
+    """How a network looks at an image as it was read.
+
+    settings: how images were normalised in training. precision: of autocast, by name. batch: how
+    many windows the network sees at once.
+    """
+
+    settings: Augmentation
+    protocol: Protocol = WholeImage()  # noqa: RUF009
+    precision: str = "float32"
+    batch: int = 4
+
+    def classes(self, network: nn.Module, image: np.ndarray) -> Tensor:
+        """The class of every pixel of an image uint8 (H, W, 3): int64 (H, W), on the network's
+        device."""
+        device, dtype = next(network.parameters()).device, getattr(torch, self.precision)
+        seen = normalise(to_tensor(image), self.settings).to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            return infer(network, seen, self.protocol, batch=self.batch).argmax(0)
 
 
 @torch.no_grad()
@@ -103,11 +125,13 @@ def _look(
 ) -> Tensor:
     """(N, K, h, w): the scores of some windows."""
     crops = torch.stack([_crop(image, windows, corner, protocol.padding) for corner in corners])
-    heights = torch.stack([_heights(windows, top, image.shape[1]) for top, _ in corners])
     if protocol.flip:
-        crops, heights = torch.cat([crops, crops.flip(3)]), heights.repeat(2, 1)
-    takes_heights = "pos" in inspect.signature(network.forward).parameters
-    outputs = network(crops, heights.to(crops.device)) if takes_heights else network(crops)
+        crops = torch.cat([crops, crops.flip(3)])
+    if takes_heights(network):
+        rows = torch.stack([_heights(windows, top, image.shape[1]) for top, _ in corners])
+        outputs = network(crops, rows.repeat(len(crops) // len(rows), 1).to(crops.device))
+    else:
+        outputs = network(crops)
     logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
     logits = logits if logits.dtype is torch.float64 else logits.float()
     straight, mirrored = logits[: len(corners)], logits[len(corners) :]
@@ -128,10 +152,10 @@ def _crop(
 
 
 def _heights(windows: Windows, top: int, height: int) -> Tensor:
-    """(h,): where in the image each row of a window lies, 0 at the top to 127; 128 outside."""
-    rows = torch.arange(top, top + windows.height)
-    inside = (rows >= 0) & (rows < height)
-    return torch.where(inside, rows * HEIGHTS // height, HEIGHTS)
+    """(h,): where in the image each row of a window lies, and HEIGHTS outside."""
+    above, below = max(-top, 0), max(top + windows.height - height, 0)
+    rows = F.pad(heights(height, 1)[:, 0], (above, below), value=HEIGHTS)
+    return rows[top + above :][: windows.height]
 
 
 def _resized(x: Tensor, size: tuple[int, int], align_corners: bool, antialias: bool) -> Tensor:

@@ -68,6 +68,7 @@ class Protocol:
     mirrors: ClassVar[str] = "windows"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"{type(self).__name__}: scales must be positive, got {self.scales}")
         for name in ("crop", "base_size"):

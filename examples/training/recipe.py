@@ -83,9 +83,9 @@ class Train:
     """batch: scenes a step, of all processes together. epochs, or if positive, steps: how long.
     precision: of autocast; float16 scales the loss. norms: `sync` over the processes of GPUs,
     `own`, or `frozen` at their statistics. validate_every: epochs between validations, the last
-    epoch always; 0 is never. save_every: steps between checkpoints, besides one an epoch; 0 is
-    none. log_every: steps a line of the log. workers: processes that read scenes, for each that
-    trains."""
+    epoch always; 0 is never. validate_scale: that of the images then, seen whole. save_every: steps
+    between checkpoints, besides one an epoch; 0 is none. log_every: steps a line of the log.
+    workers: processes that read scenes, for each that trains."""
 
     batch: int = 16
     epochs: int = 100
@@ -97,6 +97,7 @@ class Train:
     norms: str = "sync"
     workers: int = 4
     validate_every: int = 1
+    validate_scale: float = 1.0
     save_every: int = 500
     log_every: int = 10
 

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from examples.data import catalogue
 from examples.data.augment import Augmented, Example
-from examples.data.pairs import Scenes
+from examples.inference import View
+from examples.metrics import Scores
+from examples.protocols import WholeImage
+from examples.scoring import score
 from examples.training import batches, checkpoint, networks, objective, recipe
 from examples.training.log import Log
 from examples.training.processes import Processes, set_training
 from examples.training.progress import Display
 from examples.training.recipe import Recipe, RecipeError
-from examples.training.validation import validate
 
 # What may differ from the recipe of the run that goes on: where and how, not what, is computed.
 _FREE = {
@@ -179,7 +181,7 @@ class Trainer:
         display.step(self.step, loss)
         due = last or (within == 0 and epoch % max(1, train.validate_every) == 0)
         if due and self.validation is not None:
-            self._validate(self.validation, log, display)
+            self._validate(log, display)
         elif last or within == 0 or (train.save_every and self.step % train.save_every == 0):
             self._save()
         # processes agree where they meet anyway
@@ -200,14 +202,17 @@ class Trainer:
             )  # fmt: skip
         return loss
 
-    def _validate(self, scenes: Scenes, log: Log | None, display: Display) -> None:
-        scores = validate(
-            self.network.eval(),
-            scenes,
-            self.recipe.augmentation,
-            precision=self.recipe.train.precision,
-            processes=self.processes,
-        )
+    def validate(self) -> Scores:
+        """How good the network is now, on whole images of the validation split."""
+        if self.validation is None:
+            raise RecipeError("train.validate_every: is 0, so there is nothing to validate on")
+        train = self.recipe.train
+        look = WholeImage((train.validate_scale,))
+        view = View(self.recipe.augmentation, look, train.precision)
+        return score(self.network.eval(), self.validation, view, processes=self.processes)
+
+    def _validate(self, log: Log | None, display: Display) -> None:
+        scores = self.validate()
         self.scores = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
         better = scores.miou > self.best
         self.best = max(scores.miou, self.best)

@@ -1,0 +1,111 @@
+"""What evaluate.py and predict.py are told in the same words: which network, how it looks at an
+image, on which device."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from examples import protocols
+from examples.data import catalogue
+from examples.data.labels import Labelling
+from examples.inference import View
+from examples.protocols import Protocol
+from examples.training import checkpoint, networks, recipe
+from examples.training.checkpoint import CheckpointError
+from examples.training.recipe import Recipe, RecipeError
+from stripctx import upstream
+
+
+@dataclass
+class Subject:
+    """A network, in eval mode, and how it is asked."""
+
+    network: nn.Module
+    recipe: Recipe
+    labelling: Labelling
+    view: View
+
+
+def add(parser: argparse.ArgumentParser, *, inputs: bool = False) -> None:
+    """The arguments that `subject` reads; `inputs`: what to segment follows the network."""
+    parser.add_argument(
+        "network",
+        type=Path,
+        help="a checkpoint of train.py, best.pt say; or a recipe, a YAML file, with --weights",
+    )
+    if inputs:
+        parser.add_argument("input", type=Path, help="an image, a video, or a folder of them")
+    parser.add_argument("changes", nargs="*", help="settings to replace, like data.root=~/camvid")
+    parser.add_argument("--weights", type=Path, help="a published checkpoint for the recipe")
+    look = parser.add_argument_group("protocol", "as the recipe says, unless given")
+    look.add_argument("--protocol", choices=protocols.PROTOCOLS)
+    look.add_argument("--scales", type=float, nargs="+", help="0.5 0.75 1 1.25 1.5 1.75, say")
+    look.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror images too")
+    look.add_argument("--crop", type=int, help="the side of sliding windows, in pixels")
+    look.add_argument("--base-size", type=int, help="the long side at scale 1; else the image's")
+    parser.add_argument("--batch", type=int, default=4, help="windows at once")
+    parser.add_argument("--precision", choices=recipe.PRECISIONS, default="float32")
+    parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
+
+
+def subject(options: argparse.Namespace, device: torch.device) -> Subject:
+    """The network and the protocol that the arguments name.
+
+    Raises:
+        RecipeError, CheckpointError, DataError, ValueError: an argument cannot be.
+    """
+    if options.weights:
+        settings = recipe.load(options.network, options.changes)
+        network = _published(settings, options.weights).to(device).eval()
+    else:
+        trained = checkpoint.load_network(options.network, device)
+        settings = recipe.from_dict(recipe.to_dict(trained.recipe), options.changes)
+        _check(options.network, trained.recipe, settings)
+        network = trained.network
+    return Subject(
+        network,
+        settings,
+        catalogue.labelling(settings.data),
+        View(settings.augmentation, _protocol(options, settings), options.precision, options.batch),
+    )
+
+
+def _check(path: Path, trained: Recipe, settings: Recipe) -> None:
+    """That the changes leave the trained network what it is."""
+    if settings.network != trained.network:
+        raise RecipeError(f"network: is what {path} holds, and cannot be replaced")
+    known, asked = (len(catalogue.labelling(each.data).classes) for each in (trained, settings))
+    if known != asked:
+        raise RecipeError(
+            f"data.name: must have the {known} classes of {path}, "
+            f"but {settings.data.name} has {asked}"
+        )
+
+
+def _published(settings: Recipe, path: Path) -> nn.Module:
+    """A network of a recipe with weights in its own or in a published layout."""
+    classes = len(catalogue.labelling(settings.data).classes)
+    network = networks.build(settings.network, classes, pretrained=False)
+    try:
+        network.load_state_dict(upstream.read(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{path}: does not fit the recipe ({reason})") from None
+    return network
+
+
+def _protocol(options: argparse.Namespace, settings: Recipe) -> Protocol:
+    """What the arguments leave out is as in the recipe, where that has the same protocol."""
+    written = settings.evaluation
+    name = options.protocol or written.protocol
+    known = written.options if name == written.protocol else {}
+    given = {key: getattr(options, key) for key in ("scales", "flip", "crop", "base_size")}
+    changed = {key: value for key, value in given.items() if value is not None}
+    return protocols.create(name, **{**known, **changed})

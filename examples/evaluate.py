@@ -1,0 +1,123 @@
+"""Scores a network on labelled images:
+
+    python examples/evaluate.py runs/camvid/best.pt data.root=~/camvid
+    python examples/evaluate.py runs/camvid/best.pt --protocol semseg --crop 473 --flip \\
+        --scales 0.5 0.75 1 1.25 1.5 1.75
+    python examples/evaluate.py examples/recipes/ade20k_pspnet50.yaml --weights pspnet50.pth
+    torchrun --nproc-per-node 8 examples/evaluate.py ...
+
+Prints mIoU, pixel accuracy and the IoU of every class, and writes them, with the counts they come
+from, to scores.json, and a picture of the confusion matrix to confusion.png. The protocols are the
+papers'; see protocols.py.
+
+Exit status: 0; 2 for an argument, a file or a recipe that cannot be: the message names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from examples import arguments, figures  # noqa: E402
+from examples.data import catalogue  # noqa: E402
+from examples.data.labels import DataError  # noqa: E402
+from examples.data.pairs import Scene  # noqa: E402
+from examples.metrics import Scores  # noqa: E402
+from examples.scoring import score  # noqa: E402
+from examples.training import processes  # noqa: E402
+from examples.training.checkpoint import CheckpointError  # noqa: E402
+from examples.training.recipe import RecipeError  # noqa: E402
+
+
+def main(given: list[str] | None = None) -> int:
+    options = parse(given)
+    here = processes.join(options.device)
+    console = Console()
+    try:
+        subject = arguments.subject(options, here.device)
+        scenes = catalogue.open_split(subject.recipe.data, options.split)
+        scores = score(
+            subject.network,
+            scenes,
+            subject.view,
+            processes=here,
+            readers=options.readers,
+            watch=functools.partial(_watch, shown=here.first),
+        )
+        if here.first:
+            console.print(table(subject.labelling.names, scores))
+            write(options.output, subject, scores)
+            console.print(f"[bold]Wrote scores.json and confusion.png in {options.output}[/]")
+    except (RecipeError, CheckpointError, DataError, ValueError, OSError) as refusal:
+        print(f"evaluate: {refusal}", file=sys.stderr)
+        return 2
+    finally:
+        processes.leave()
+    return 0
+
+
+def parse(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Scores a network on labelled images.")
+    arguments.add(parser)
+    parser.add_argument("--split", default="val", choices=catalogue.SPLITS)
+    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder to write")
+    parser.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
+    return parser.parse_intermixed_args(given)
+
+
+def _watch(scenes: Iterable[Scene], count: int, *, shown: bool) -> Iterable[Scene]:
+    return track(scenes, "scoring", count, disable=not shown)
+
+
+def table(names: list[str], scores: Scores) -> Table:
+    """A row a class; the mean and the pixel accuracy below."""
+    shown = Table()
+    shown.add_column("class")
+    for heading in ("IoU", "labelled", "predicted"):
+        shown.add_column(heading, justify="right")
+    total = scores.confusion.sum().item()
+    for k, name in enumerate(names):
+        iou = scores.iou[k].item()
+        shown.add_row(
+            name,
+            "-" if iou != iou else f"{iou:.2%}",
+            f"{scores.confusion[k].sum().item() / total:.1%}",
+            f"{scores.confusion[:, k].sum().item() / total:.1%}",
+        )
+    shown.add_section()
+    shown.add_row("[bold]mIoU[/]", f"[bold]{scores.miou:.2%}[/]")
+    shown.add_row("pixel accuracy", f"{scores.pixel_accuracy:.2%}")
+    return shown
+
+
+def write(folder: Path, subject: arguments.Subject, scores: Scores) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names, look = subject.labelling.names, subject.view.protocol
+    ious = [None if iou != iou else iou for iou in scores.iou.tolist()]
+    found = {
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "iou": dict(zip(names, ious, strict=True)),
+        "protocol": {"name": type(look).__name__, **asdict(look)},
+        "network": subject.recipe.network.name,
+        "data": subject.recipe.data.name,
+        "confusion": scores.confusion.tolist(),
+    }
+    (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    figures.confusion(names, scores, folder / "confusion.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

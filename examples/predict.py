@@ -1,0 +1,151 @@
+"""Segments pictures and videos:
+
+    python examples/predict.py runs/camvid/best.pt street.jpg
+    python examples/predict.py runs/camvid/best.pt photographs/ --output predicted
+    python examples/predict.py runs/camvid/best.pt drive.mp4 --protocol semseg --crop 480
+
+For street.jpg it writes street_labels.png, the classes' numbers in the dataset's colours,
+street_overlay.png, the picture under them, and street_legend.png, the classes that were found. A
+folder gives these for every image in it. A video gives drive_overlay.mp4, a folder drive_labels
+with a picture a frame, and one legend. Animated GIF and WebP need nothing more, other videos
+`pip install stripctx[video]`.
+
+Exit status: 0; 2 for an argument or a file that cannot be: the message names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from examples import arguments, figures, videos  # noqa: E402
+from examples.data.labels import IGNORE, DataError  # noqa: E402
+from examples.data.layouts import SUFFIXES  # noqa: E402
+from examples.data.pairs import read_image  # noqa: E402
+from examples.training import processes  # noqa: E402
+from examples.training.checkpoint import CheckpointError  # noqa: E402
+from examples.training.recipe import RecipeError  # noqa: E402
+
+
+def main(given: list[str] | None = None) -> int:
+    options = parse(given)
+    console = Console()
+    try:
+        inputs = listed(options.input)
+        subject = arguments.subject(options, processes.join(options.device).device)
+        writer = Writer(subject, options.output, options.share, options.dataset_values)
+        options.output.mkdir(parents=True, exist_ok=True)
+        for path in track(inputs, "segmenting", console=console, disable=len(inputs) == 1):
+            if videos.is_video(path):
+                writer.video(path, console)
+            else:
+                writer.picture(path)
+    except (RecipeError, CheckpointError, DataError, ValueError, OSError) as refusal:
+        print(f"predict: {refusal}", file=sys.stderr)
+        return 2
+    console.print(f"[bold]Wrote {options.output}[/]")
+    return 0
+
+
+def parse(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Segments pictures and videos.")
+    arguments.add(parser, inputs=True)
+    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder to write")
+    parser.add_argument("--share", type=float, default=0.55, help="of the colours in overlays")
+    parser.add_argument(
+        "--dataset-values",
+        action="store_true",
+        help="label maps hold the values of the dataset's files, as its server takes them",
+    )
+    options = parser.parse_intermixed_args(given)
+    if not 0 <= options.share <= 1:
+        parser.error(f"--share must be 0 to 1, got {options.share}")
+    return options
+
+
+def listed(path: Path) -> list[Path]:
+    """The path itself, or every picture and video of a folder."""
+    if not path.exists():
+        raise DataError(f"{path}: there is no such image, video or folder")
+    if not path.is_dir():
+        return [path]
+    known = SUFFIXES | videos.SUFFIXES
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known)
+    if not found:
+        raise DataError(f"{path}: holds no images and no videos")
+    return found
+
+
+class Writer:
+    """Segments and writes into a folder.
+
+    Args:
+        subject: the network and its protocol.
+        folder: where to.
+        share: of the classes' colours in overlays.
+        dataset_values: whether label maps hold the dataset's values, without colours, rather than
+            the classes' numbers.
+    """
+
+    def __init__(
+        self, subject: arguments.Subject, folder: Path, share: float, dataset_values: bool
+    ) -> None:
+        self.subject, self.folder = subject, folder
+        self.share, self.dataset_values = share, dataset_values
+        self.palette = subject.labelling.palette
+
+    def picture(self, path: Path) -> None:
+        image = read_image(path)
+        labels = self._labels(image)
+        self._map(labels).save(self.folder / f"{path.stem}_labels.png")
+        mixed = figures.overlay(image, labels, self.palette, self.share)
+        Image.fromarray(mixed).save(self.folder / f"{path.stem}_overlay.png")
+        self._legend(path, np.bincount(labels.ravel(), minlength=IGNORE))
+
+    def video(self, path: Path, console: Console) -> None:
+        """Frame by frame, holding one at a time."""
+        source = videos.Source(path)
+        maps = self.folder / f"{path.stem}_labels"
+        maps.mkdir(exist_ok=True)
+        counts = np.zeros(IGNORE, np.int64)
+
+        def mixed() -> Iterator[np.ndarray]:
+            frames = track(source, path.name, source.length, console=console)
+            for number, image in enumerate(frames):
+                labels = self._labels(image)
+                counts[:] += np.bincount(labels.ravel(), minlength=IGNORE)
+                self._map(labels).save(maps / f"{number:06}.png")
+                yield figures.overlay(image, labels, self.palette, self.share)
+
+        videos.write(self.folder / f"{path.stem}_overlay{path.suffix}", mixed(), source.rate)
+        self._legend(path, counts)
+
+    def _labels(self, image: np.ndarray) -> np.ndarray:
+        return self.subject.view.classes(self.subject.network, image).cpu().numpy()
+
+    def _map(self, labels: np.ndarray) -> Image.Image:
+        if self.dataset_values:
+            return Image.fromarray(self.subject.labelling.encode(labels))
+        return figures.label_map(labels, self.palette)
+
+    def _legend(self, path: Path, counts: np.ndarray) -> None:
+        """The classes that were found, the most frequent first."""
+        classes = self.subject.labelling.classes
+        shares = counts / counts.sum()
+        found = [k for k in np.argsort(-counts, kind="stable")[: len(classes)] if counts[k]]
+        drawn = figures.legend([classes[k] for k in found], [float(shares[k]) for k in found])
+        drawn.save(self.folder / f"{path.stem}_legend.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

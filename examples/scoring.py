@@ -1,0 +1,59 @@
+"""Scores a network on labelled scenes, while it is trained and afterwards."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from examples.data.pairs import Scene, Scenes
+from examples.inference import View
+from examples.metrics import Scores, SegmentationScores
+from examples.training.processes import Processes
+
+Watch = Callable[[Iterable[Scene], int], Iterable[Scene]]
+
+
+def score(
+    network: nn.Module,
+    scenes: Scenes,
+    view: View,
+    *,
+    processes: Processes,
+    readers: int = 2,
+    watch: Watch | None = None,
+) -> Scores:
+    """The scores over all scenes, which the processes share out.
+
+    Args:
+        network: in eval mode, on the device of the processes.
+        view: how it looks at a scene.
+        readers: threads that read scenes ahead.
+        watch: is given this process's scenes and their number, and hands them on: to show how far
+            it has come.
+
+    Raises:
+        DataError: a scene cannot be read; the message names the file.
+    """
+    own = range(processes.rank, len(scenes), processes.size)
+    ahead: Iterable[Scene] = _read_ahead(scenes, own, readers)
+    scores = SegmentationScores(len(scenes.labelling.classes), device=processes.device)
+    for scene in watch(ahead, len(own)) if watch else ahead:
+        target = torch.from_numpy(scene.labels).to(processes.device)
+        scores.update(view.classes(network, scene.image), target)
+    return scores.compute()
+
+
+def _read_ahead(scenes: Scenes, indices: Iterable[int], readers: int) -> Iterator[Scene]:
+    """In order, at most twice as many at once as there are readers."""
+    with ThreadPoolExecutor(max(1, readers)) as pool:
+        waiting: deque[Future[Scene]] = deque()
+        for index in indices:
+            waiting.append(pool.submit(scenes.__getitem__, index))
+            if len(waiting) >= 2 * max(1, readers):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
