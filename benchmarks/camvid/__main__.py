@@ -1,0 +1,121 @@
+"""Does context help? Five networks with one backbone, from random weights, on real road scenes:
+
+    python -m benchmarks.camvid --data PATH                      three seeds to convergence, a GPU
+    python -m benchmarks.camvid --data PATH --budget short       one seed, a CPU
+
+PATH holds CamVid with SegNet's split: train/images, train/labels, val/images, val/labels. All
+networks have the same recipe, seeds and number of steps; no result picks a checkpoint. Killed at
+any moment, the same command goes on. When all runs are complete, the table, the curves and every
+number are written to benchmarks/results/camvid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from benchmarks import machine, results
+from benchmarks.camvid import report
+from examples.data.labels import DataError
+from examples.training import log, processes, recipe
+from examples.training.trainer import StoppedError, Trainer
+
+HERE = Path(__file__).resolve().parent
+# resnet18 has no bottlenecks for strip pooling: what is compared of SPNet is its mixed pooling
+NETWORKS: dict[str, dict[str, Any]] = {
+    "fcn": {},
+    "pspnet": {},
+    "spnet": {"strip_pooling": False},
+    "deeplabv3plus_hanet": {},
+    "encnet": {},
+}
+
+
+class Run(NamedTuple):
+    network: str
+    seed: int
+
+    def settings(self, budget: str, data: Path) -> recipe.Recipe:
+        """The budget's recipe for this network and seed."""
+        options = [
+            f"network.options.{key}={value}" for key, value in NETWORKS[self.network].items()
+        ]
+        changes = [f"network.name={self.network}", f"train.seed={self.seed}", f"data.root={data}"]
+        return recipe.load(HERE / f"{budget}.yaml", [*changes, *options])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console()
+    here = processes.join(options.device)
+    entries = []
+    for run in [Run(name, seed) for seed in options.seeds for name in options.networks]:
+        console.print(f"[bold]{run.network}[/], seed {run.seed}", highlight=False)
+        folder = options.runs / options.budget / f"{run.network}-{run.seed}"
+        try:
+            trainer = Trainer(run.settings(options.budget, options.data), folder, here, console)
+            trainer.run()
+        except (recipe.RecipeError, DataError) as refusal:
+            print(f"camvid: {refusal}", file=sys.stderr)
+            return 2
+        except StoppedError as stop:
+            console.print(f"{stop}; the same command goes on", highlight=False)
+            return 3
+        entries.append(entry(run, trainer))
+    console.print(report.table(entries))
+    if set(options.networks) == set(NETWORKS):
+        path = results.FOLDER / "camvid" / f"{options.budget}.json"
+        facts = machine.describe(here.device.type)
+        results.write(path, {**facts, "recipe": shared(options.budget)}, entries)
+        report.draw(results.read(path), path.with_suffix(".svg"))
+        console.print(f"[bold]Wrote {path} and {path.with_suffix('.svg').name}[/]")
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.camvid", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
+    parser.add_argument("--budget", choices=("short", "long"), default="long")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2; 0 for the short budget")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "camvid", help="checkpoints")
+    parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
+    options = parser.parse_args(arguments)
+    options.seeds = options.seeds or ([0] if options.budget == "short" else [0, 1, 2])
+    return options
+
+
+def shared(budget: str) -> dict[str, Any]:
+    """What all networks of a budget have in common; no paths."""
+    settings = recipe.to_dict(recipe.load(HERE / f"{budget}.yaml"))
+    return {name: settings[name] for name in ("augmentation", "loss", "optimizer", "train")}
+
+
+def entry(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """What a complete run found: its curves, and the scores of its last weights."""
+    path = trainer.folder / "log.csv"
+    scores = trainer.validate()
+    names = trainer.labelling.names
+    steps, losses = log.curve(path, "out")
+    validated, mious = log.curve(path, "miou")
+    _, seconds = log.curve(path, "seconds")
+    return {
+        "network": run.network,
+        "seed": run.seed,
+        "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+        "miou": round(scores.miou, 5),
+        "pixel_accuracy": round(scores.pixel_accuracy, 5),
+        "iou": {n: round(v, 5) for n, v in zip(names, scores.iou.tolist(), strict=True)},
+        "loss": {"steps": steps, "cross_entropy": [round(loss, 4) for loss in losses]},
+        "validation": {"steps": validated, "miou": [round(miou, 5) for miou in mious]},
+        "seconds": round(seconds[-1], 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
