@@ -66,28 +66,6 @@ def test_examples_run(
         exec(compile(block, page.name, "exec"), names)
 
 
-def replacements(page: Path) -> list[str]:
-    """What a page says to write instead of upstream's lines."""
-    rows = re.findall(r"^\| (`from .+`) \| (`from .+`) \|$", page.read_text(), re.MULTILINE)
-    return ["\n".join(re.findall(r"`([^`]+)`", here)) for _, here in rows]
-
-
-@pytest.mark.parametrize("page", LAYERS, ids=named)
-def test_replacements_run(page: Path) -> None:
-    assert replacements(page)
-    channels = 256 if page.stem == "height_attention" else 512
-    for code in replacements(page):
-        names = {
-            "nn": nn,
-            "norm_layer": nn.BatchNorm2d,
-            "out": torch.randn(2, 512, 5, 6),
-            "pos_h": torch.zeros(2, 5, 6, dtype=torch.uint8),
-            "rest": [nn.ReLU()],
-            "x": torch.randn(2, channels, 5, 6),
-        }
-        exec(compile(code, page.name, "exec"), names)
-
-
 def test_networks_of_published_checkpoints_can_be_made() -> None:
     codes = re.findall(r"^\| .+ \| `(models\..+)` \|$", (DOCS / "networks.md").read_text(), re.M)
     assert len(codes) > 8

@@ -1,0 +1,122 @@
+"""What the pages of docs/layers say to write instead of upstream's lines computes what those do:
+both columns are executed, on upstream's parameters. mmseg and smp run where they are installed;
+for the others stand the doubles of tests/doubles.py."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import doubles
+import oracles
+import pytest
+import torch
+from checkpoints import randomise
+from torch import nn
+
+LAYERS = sorted((Path(__file__).resolve().parent.parent / "docs" / "layers").glob("*.md"))
+
+# Upstreams that cannot be installed, as tests/doubles.py has them; norms are BatchNorm2d there.
+UPSTREAMS: dict[str, dict[str, Any]] = {
+    "models.resnet": {"SPBlock": doubles.SPBlock},
+    "models.customize": {
+        "StripPooling": lambda channels, sizes, _, up: doubles.StripPooling(channels, sizes, up)
+    },
+    "network.HANet": {"HANet_Conv": doubles.HANet_Conv},
+    "model.pspnet": {"PPM": doubles.PPM},
+    "encoding.nn": {
+        "Encoding": doubles.Encoding,
+        "PyramidPooling": lambda channels, _, up: doubles.PyramidPooling(channels, up),
+    },
+    "encoding.models.sseg.encnet": {
+        "EncModule": lambda channels, classes, ncodes, norm_layer: doubles.EncModule(
+            channels, classes, ncodes
+        )
+    },
+}
+RESULTS = ("encoded", "features", "logits", "out", "x", "y")
+
+
+def replacements() -> list[tuple[Path, list[str], list[str]]]:
+    """Page, upstream's lines, and those to write instead."""
+    rows = []
+    for page in LAYERS:
+        found = re.findall(r"^\| (`from .+`) \| (`from .+`) \|$", page.read_text(), re.MULTILINE)
+        assert found, f"{page.name} has no replacement"
+        rows += [(page, *(re.findall(r"`([^`]+)`", cell) for cell in row)) for row in found]
+    return rows
+
+
+def run(lines: list[str], names: dict[str, Any], *, results: bool) -> None:
+    """Those lines that make modules, or those that make results."""
+    for line in lines:
+        if (re.split(r"\W", line)[0] in RESULTS) == results:
+            exec(line, names)
+
+
+def made(lines: list[str], names: dict[str, Any]) -> dict[str, nn.Module]:
+    """The modules that the lines make, in evaluation and in float64."""
+    run(lines, names, results=False)
+    modules = {name: value for name, value in names.items() if isinstance(value, nn.Module)}
+    return {name: module.eval().double() for name, module in modules.items()}
+
+
+def load(here: dict[str, nn.Module], upstream: dict[str, nn.Module]) -> None:
+    """Upstream's parameters, the keys of a second module after its name. Where ours is a
+    convolution and the norm behind it, as for UPerNet, each gets its own."""
+    main, *beside = upstream
+    state = dict(randomise(upstream[main]).state_dict())
+    for name in beside:
+        state |= {f"{name}.{key}": value for key, value in upstream[name].state_dict().items()}
+    first = next(iter(here))
+    if first != main:
+        keys = [key for key in state if key.startswith("out_conv.1.")]
+        norm = {key.removeprefix("out_conv.1."): state.pop(key) for key in keys}
+        here[main][1].load_state_dict(norm)
+    here[first].load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("page", "before", "after"), replacements(), ids=[row[1][0] for row in replacements()]
+)
+def test_replacements_compute_the_same(
+    page: Path, before: list[str], after: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With upstream's parameters, loaded strictly, the lines on the right give what those on the
+    left give."""
+    for name, contents in UPSTREAMS.items():
+        module = ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    if "mmseg" in before[0]:
+        oracles.mmseg()
+    if "segmentation_models_pytorch" in before[0]:
+        oracles.smp()
+    channels = {"encoding_layer": 128, "height_attention": 256, "mixed_pooling": 1024}
+    given = {
+        "act_cfg": {"type": "ReLU"},
+        "conv_cfg": None,
+        "nn": nn,
+        "norm_cfg": {"type": "BN"},
+        "norm_layer": nn.BatchNorm2d,
+        "out": torch.randn(2, 512, 5, 6).double(),
+        "pos_h": torch.randint(128, (2, 5, 6)),
+        "pos_w": None,
+        "rest": [nn.ReLU()],
+        "torch": torch,
+        "up_kwargs": {"mode": "bilinear", "align_corners": True},
+        "x": torch.randn(2, channels.get(page.stem, 512), 5, 6).double(),
+    }
+    theirs, ours = dict(given), dict(given)
+    upstream, here = made(before, theirs), made(after, ours)
+    load(here, upstream)
+    run(before, theirs, results=True)
+    run(after, ours, results=True)
+    changed = [name for name in RESULTS if ours.get(name) is not given.get(name)]
+    pairs = [(ours[name], theirs[name]) for name in changed]
+    main = next(iter(upstream))
+    for got, want in pairs or [(here[main](given["x"]), upstream[main](given["x"]))]:
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
