@@ -35,6 +35,13 @@ struct View {
   STRIPCTX_HOST_DEVICE bool channels_last() const { return stride[1] == 1 && size[1] > 1; }
 };
 
+// Where element (n, c, h, w) is, in memory that the host may touch.
+template <class T>
+T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +
+         w * view.stride[3];
+}
+
 STRIPCTX_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

@@ -28,11 +28,6 @@ int64_t pixel_runs(const View& x) {
   return std::clamp<int64_t>(x.size[3] / kFewestPixels, 1, wanted);
 }
 
-template <class T>
-T* at(const View& view, int64_t n, int64_t c, int64_t i) {
-  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + i * view.stride[3];
-}
-
 template <class A>
 Vec<A> rectified(const Vec<A>& value) {
   return value < 0 ? Vec<A>{} : value;  // NaN stays
@@ -47,9 +42,9 @@ Vec<A> passed(const Vec<A>& grad, const Vec<A>& x, const G& gate) {
 template <class T>
 void gate_plane(const ChannelGate& op, int64_t n, int64_t c) {
   using A = Accumulate<T>;
-  const A gate = load(at<const T>(op.gate, n, c, 0), 1)[0];
-  const T* x = at<const T>(op.x, n, c, 0);
-  T* out = at<T>(op.out, n, c, 0);
+  const A gate = load(at<const T>(op.gate, n, c, 0, 0), 1)[0];
+  const T* x = at<const T>(op.x, n, c, 0, 0);
+  T* out = at<T>(op.out, n, c, 0, 0);
   for_vectors<A>(op.x.size[3], [&](int64_t i, auto load_some, auto store_some) {
     const Vec<A> value = load_some(x + i);
     store_some(out + i, rectified<A>(value + value * gate));
@@ -59,9 +54,9 @@ void gate_plane(const ChannelGate& op, int64_t n, int64_t c) {
 template <class T>
 void gate_pixel(const ChannelGate& op, int64_t n, int64_t i) {
   using A = Accumulate<T>;
-  const T* gate = at<const T>(op.gate, n, 0, 0);
-  const T* x = at<const T>(op.x, n, 0, i);
-  T* out = at<T>(op.out, n, 0, i);
+  const T* gate = at<const T>(op.gate, n, 0, 0, 0);
+  const T* x = at<const T>(op.x, n, 0, 0, i);
+  T* out = at<T>(op.out, n, 0, 0, i);
   for_vectors<A>(op.x.size[1], [&](int64_t c, auto load_some, auto store_some) {
     const Vec<A> value = load_some(x + c);
     store_some(out + c, rectified<A>(value + value * load_some(gate + c)));
@@ -71,10 +66,10 @@ void gate_pixel(const ChannelGate& op, int64_t n, int64_t i) {
 template <class T>
 void gate_backward_plane(const ChannelGateBackward& op, int64_t n, int64_t c) {
   using A = Accumulate<T>;
-  const A gate = load(at<const T>(op.gate, n, c, 0), 1)[0];
-  const T* grad = at<const T>(op.grad, n, c, 0);
-  const T* x = at<const T>(op.x, n, c, 0);
-  T* grad_x = at<T>(op.grad_x, n, c, 0);
+  const A gate = load(at<const T>(op.gate, n, c, 0, 0), 1)[0];
+  const T* grad = at<const T>(op.grad, n, c, 0, 0);
+  const T* x = at<const T>(op.x, n, c, 0, 0);
+  T* grad_x = at<T>(op.grad_x, n, c, 0, 0);
   Vec<A> sum{};
   for_vectors<A>(op.x.size[3], [&](int64_t i, auto load_some, auto store_some) {
     const Vec<A> value = load_some(x + i);
@@ -88,10 +83,10 @@ void gate_backward_plane(const ChannelGateBackward& op, int64_t n, int64_t c) {
 template <class T>
 void gate_backward_pixel(const ChannelGateBackward& op, int64_t n, int64_t i, Accumulate<T>* sums) {
   using A = Accumulate<T>;
-  const T* gate = at<const T>(op.gate, n, 0, 0);
-  const T* grad = at<const T>(op.grad, n, 0, i);
-  const T* x = at<const T>(op.x, n, 0, i);
-  T* grad_x = at<T>(op.grad_x, n, 0, i);
+  const T* gate = at<const T>(op.gate, n, 0, 0, 0);
+  const T* grad = at<const T>(op.grad, n, 0, 0, i);
+  const T* x = at<const T>(op.x, n, 0, 0, i);
+  T* grad_x = at<T>(op.grad_x, n, 0, 0, i);
   for_vectors<A>(op.x.size[1], [&](int64_t c, auto load_some, auto store_some) {
     const Vec<A> value = load_some(x + c), factor = load_some(gate + c);
     const Vec<A> through = passed<A>(load_some(grad + c), value, factor);

@@ -58,9 +58,10 @@ struct TileChunks {
 };
 
 inline TileChunks tile_chunks(const View& x) {
-  constexpr int64_t kItems = 64, kFewestTiles = 4;
+  constexpr int64_t kItems = 64;
   const int64_t tiles = ceil_div(x.size[3], TileChunks::kPositions);
-  const int64_t most = std::max<int64_t>(1, tiles / kFewestTiles);
+  const int64_t fewest = tiles < 16 ? 2 : 4;  // tiles of a run
+  const int64_t most = std::max<int64_t>(1, tiles / fewest);
   int64_t chunks = 1;
   while (chunks * x.size[0] < kItems && chunks * 2 <= most) chunks *= 2;
   return {tiles, chunks};

@@ -62,7 +62,7 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
     return pool_channels<T, Sums<A>>(
         op.x, op.levels, begin, end,
         [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, const Sums<A>& sums) {
-          T* out = row_of<T>(op.levels[k], n, c, i);
+          T* out = at<T>(op.levels[k], n, c, i, 0);
           for (int64_t j = 0; j < op.levels[k].size[3]; ++j, out += op.levels[k].stride[3]) {
             const A divisor = positions(k, i, j);
             for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
@@ -83,7 +83,7 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
           transpose(square);
           for (int64_t p = 0; p < count; ++p) {
             const int64_t n = (plane + p) / level.size[1], c = (plane + p) % level.size[1];
-            store_some(row_of<T>(level, n, c, i) + j, square[p]);
+            store_some(at<T>(level, n, c, i, 0) + j, square[p]);
           }
         });
       });

@@ -67,11 +67,6 @@ std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int
   return result;
 }
 
-template <class T>
-T* row_of(const View& view, int64_t n, int64_t c, int64_t h) {
-  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2];
-}
-
 // From a row of cells to the bins of all levels, for kWidth channels side by side.
 template <class A, class Row, int64_t kWidth>
 class Pooler {
@@ -126,6 +121,48 @@ class Pooler {
   std::vector<Level> levels_;
 };
 
+// Shortens a row of positions before it is turned over: the whole vectors of a cell become one, and
+// what is left of the cell follows it.
+template <class A>
+class Shortening {
+ public:
+  int64_t length = 0;       // of a shortened row
+  std::vector<Span> cells;  // in it
+
+  explicit Shortening(const Cells& columns) {
+    for (int64_t k = 0; k < columns.count(); ++k) {
+      const Span cell = columns[k];
+      const int64_t vectors = std::max<int64_t>(1, cell.size() / kLanes<A>);
+      const int64_t rest = std::max<int64_t>(0, cell.size() - vectors * kLanes<A>);
+      pieces_.push_back({cell.begin, vectors, rest});
+      cells.push_back({length, length + std::min<int64_t>(cell.size(), kLanes<A>) + rest});
+      length = cells.back().end;
+    }
+  }
+
+  // Writes up to a vector beyond the row's end.
+  template <class Row>
+  void operator()(const Row& positions, Row& shortened, int64_t to) const {
+    for (size_t k = 0; k < pieces_.size(); ++k) {
+      const Piece& piece = pieces_[k];
+      auto lanes = positions.load(piece.first);
+      for (int64_t v = 1; v < piece.vectors; ++v) {
+        lanes = merge(lanes, positions.load(piece.first + v * kLanes<A>));
+      }
+      shortened.store(to + cells[k].begin, lanes);
+      if (piece.rest == 0) continue;
+      shortened.store(to + cells[k].begin + kLanes<A>,
+                      positions.load(piece.first + piece.vectors * kLanes<A>));
+    }
+  }
+
+ private:
+  struct Piece {
+    int64_t first, vectors, rest;
+  };
+  std::vector<Piece> pieces_;
+};
+
 // Row cells of several planes that are worked on at a time, so that a plane is read or written in
 // long runs while `elements_each` numbers a row cell stay in the cache.
 inline int64_t row_cells_at_a_time(int64_t elements_each) {
@@ -137,13 +174,17 @@ template <class T, class Row, class Finish>
 void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
   using A = Accumulate<T>;
   constexpr int64_t kPlanes = kLanes<A>;
-  const int64_t C = x.size[1], W = x.size[3], pitch = ceil_div(W, kPlanes) * kPlanes;
+  const int64_t C = x.size[1], W = x.size[3];
   Pooler<A, Row, kPlanes> pooler(x, levels);
-  const Cells &rows = pooler.grid.rows, &columns = pooler.grid.columns;
+  const Cells& rows = pooler.grid.rows;
+  const Shortening<A> shorten(pooler.grid.columns);
+  const bool shortens = shorten.length < W;
+  const int64_t length = ceil_div(shorten.length, kPlanes) * kPlanes;
+  const int64_t pitch = length + (shortens ? kPlanes : 0);
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
-  Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * pitch);
+  Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
 
-  const auto take_cell = [&](const T* map, const Span& span, int64_t to) {
+  const auto take_cell = [&](const T* map, const Span& span, Row& positions, int64_t to) {
     for (int64_t w = 0; w < W; w += kPlanes) {
       positions.store(to + w, Row::nothing(Row::along(W, span.begin, w)));
     }
@@ -168,18 +209,21 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
     for (int64_t first = 0; first < rows.count(); first += at_a_time) {
       const int64_t last = std::min(first + at_a_time, rows.count());
       for (int64_t p = 0; p < count; ++p) {
-        const T* map = row_of<const T>(x, (plane + p) / C, (plane + p) % C, 0);
+        const T* map = at<const T>(x, (plane + p) / C, (plane + p) % C, 0, 0);
         for (int64_t r = first; r < last; ++r) {
-          take_cell(map, rows[r], ((r - first) * kPlanes + p) * pitch);
+          const int64_t to = ((r - first) * kPlanes + p) * pitch;
+          take_cell(map, rows[r], shortens ? line : positions, shortens ? 0 : to);
+          if (shortens) shorten(line, positions, to);
         }
       }
       for (int64_t r = first; r < last; ++r) {
-        for (int64_t w = 0; w < W; w += kPlanes) {
+        for (int64_t w = 0; w < length; w += kPlanes) {
           turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);
         }
-        for (int64_t k = 0; k < columns.count(); ++k) {
-          auto lanes = turned.load(columns[k].begin * kPlanes);
-          for (int64_t w = columns[k].begin + 1; w < columns[k].end; ++w) {
+        for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
+          const Span cell = shorten.cells[k];
+          auto lanes = turned.load(cell.begin * kPlanes);
+          for (int64_t w = cell.begin + 1; w < cell.end; ++w) {
             lanes = merge(lanes, turned.load(w * kPlanes));
           }
           pooler.cells.store(k * kPlanes, lanes);
@@ -215,7 +259,7 @@ void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t e
       for (int64_t h = rows.begin; h < rows.end; ++h) {
         for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
           const auto take_pixels = [&]<int kPixels>(int64_t w) {
-            const T* pixel = row_of<const T>(x, n, c, h) + w * x.stride[3];
+            const T* pixel = at<const T>(x, n, c, h, 0) + w * x.stride[3];
             for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
               auto lanes = pooler.cells.load(k * kPoolChannels + i);
               for (int s = 0; s < kPixels; ++s) {

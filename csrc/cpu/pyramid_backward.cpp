@@ -115,6 +115,20 @@ class Expansion {
   std::vector<Step> steps_;
 };
 
+// Whole vectors, the last of which overlaps the one before it: a row is too short for memcpy.
+template <class T>
+void copy_row(const T* row, int64_t count, T* out) {
+  constexpr int64_t kElements = kVectorBytes / sizeof(T);
+  if (count < kElements) {
+    std::memcpy(out, row, count * sizeof(T));
+    return;
+  }
+  for (int64_t i = 0; i < count; i += kElements) {
+    const int64_t from = std::min(i, count - kElements);
+    std::memcpy(out + from, row + from, kVectorBytes);
+  }
+}
+
 template <class T>
 void spread_planes(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -135,7 +149,7 @@ void spread_planes(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
       for (int64_t r = first; r < last; ++r) {
         spreader.compute(r, [&](int k, int64_t i, A* bins) {
           const auto bin_row = [&](int64_t p) {
-            return row_of<const T>(op.grads[k], (plane + p) / C, (plane + p) % C, i);
+            return at<const T>(op.grads[k], (plane + p) / C, (plane + p) % C, i, 0);
           };
           read_turned<T>(count, op.grads[k].size[3], bin_row, bins);
         });
@@ -153,8 +167,8 @@ void spread_planes(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
         for (int64_t r = first; r < last; ++r) {
           expand(cells.data() + ((r - first) * kPlanes + p) * pitch, row.data());
           for (int64_t h = rows[r].begin; h < rows[r].end; ++h) {
-            T* out = row_of<T>(op.grad_x, (plane + p) / C, (plane + p) % C, h);
-            std::memcpy(out, row.data(), W * sizeof(T));
+            T* out = at<T>(op.grad_x, (plane + p) / C, (plane + p) % C, h, 0);
+            copy_row(row.data(), W, out);
           }
         }
       }
@@ -180,7 +194,7 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
       if (r < 0 || h == rows[r].end) {
         r = rows.holding(h);
         spreader.compute(r, [&](int k, int64_t i, A* bins) {
-          const T* bin = row_of<const T>(op.grads[k], n, c, i);
+          const T* bin = at<const T>(op.grads[k], n, c, i, 0);
           for (int64_t j = 0; j < op.grads[k].size[3]; ++j, bin += op.grads[k].stride[3]) {
             for_vectors<A>(count, [&](int64_t b, auto load_some, auto) {
               store(bins + j * kSpreadChannels + b, load_some(bin + b));
@@ -188,7 +202,7 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
           }
         });
       }
-      T* pixel = row_of<T>(op.grad_x, n, c, h);
+      T* pixel = at<T>(op.grad_x, n, c, h, 0);
       for (int64_t cell = 0; cell < columns.count(); ++cell) {
         const A* value = spreader.cells.data() + cell * kSpreadChannels;
         for (int64_t w = columns[cell].begin; w < columns[cell].end; ++w) {

@@ -105,8 +105,8 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
         [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, const Bests<A>& bests) {
           const View &level = op.levels[k], &indices = op.indices[k];
           for (int64_t j = 0; j < level.size[3]; ++j) {
-            T* out = row_of<T>(level, n, c, i) + j * level.stride[3];
-            int64_t* index = row_of<int64_t>(indices, n, c, i) + j * indices.stride[3];
+            T* out = at<T>(level, n, c, i, 0) + j * level.stride[3];
+            int64_t* index = at<int64_t>(indices, n, c, i, 0) + j * indices.stride[3];
             for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
               const auto best = bests.load(j * kPoolChannels + b);
               store_some(out + b, best.value);
@@ -125,8 +125,8 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
           for (int64_t p = 0; p < count; ++p) {
             const int64_t n = (plane + p) / level.size[1], c = (plane + p) % level.size[1];
             const auto best = turned.load(p * kWide);
-            store_some(row_of<T>(level, n, c, i) + j, best.value);
-            int64_t* index = row_of<int64_t>(indices, n, c, i) + j;
+            store_some(at<T>(level, n, c, i, 0) + j, best.value);
+            int64_t* index = at<int64_t>(indices, n, c, i, 0) + j;
             for (int64_t q = 0; q < kWide && j + q < level.size[3]; ++q) index[q] = best.index[q];
           }
         });
@@ -184,8 +184,8 @@ void add_back(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
         const int64_t top = bins_at(some.begin / W, grad.size[2], H).begin;
         const int64_t bottom = bins_at((some.end - 1) / W, grad.size[2], H).end;
         for (int64_t i = top; i < bottom; ++i) {
-          const T* value = row_of<const T>(grad, n, c, i);
-          const int64_t* index = row_of<const int64_t>(indices, n, c, i);
+          const T* value = at<const T>(grad, n, c, i, 0);
+          const int64_t* index = at<const int64_t>(indices, n, c, i, 0);
           for (const Span& columns : windows_across[k]) {
             add_bin<T, kChannels>(value, index, count, W, windows_down[k][i], columns, some,
                                   sums.data());
@@ -194,7 +194,7 @@ void add_back(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
           }
         }
       }
-      T* out = row_of<T>(op.grad_x, n, c, 0);
+      T* out = at<T>(op.grad_x, n, c, 0, 0);
       if constexpr (kPixels) {
         for (int64_t p = some.begin; p < some.end; ++p) {
           for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {

@@ -48,26 +48,51 @@ void gate_planes(const RowGate& op, int64_t begin, int64_t end) {
   }
 }
 
+// Gates of all channels, of the two neighbouring rows of logits that rows of the map lie between:
+// one has an even number, the other an odd one.
+template <class T>
+class HeldGates {
+  using A = Accumulate<T>;
+
+ public:
+  explicit HeldGates(const View& logits)
+      : logits_(logits), gates_{std::vector<A>(padded<A>(logits.size[1])), gates_[0]} {}
+
+  const A* row(int64_t n, int64_t l) {
+    std::vector<A>& held = gates_[l & 1];
+    const int64_t wanted = n * logits_.size[2] + l;
+    if (held_[l & 1] != wanted) {
+      gates(at<const T>(logits_, n, 0, l, 0), logits_.stride[1], logits_.size[1], held);
+      held_[l & 1] = wanted;
+    }
+    return held.data();
+  }
+
+ private:
+  const View& logits_;
+  std::vector<A> gates_[2];
+  int64_t held_[2] = {-1, -1};
+};
+
 template <class T>
 void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
   const auto samples = row_samples<A>(op.x, op.logits);
-  std::vector<A> low(padded<A>(C)), high(padded<A>(C));
+  HeldGates<T> held(op.logits);
+  std::vector<A> gate(padded<A>(C));
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / H, h = item % H;
     const Sample<A>& s = samples[h];
-    gates(at<const T>(op.logits, n, 0, s.first, 0), op.logits.stride[1], C, low);
-    gates(at<const T>(op.logits, n, 0, s.second, 0), op.logits.stride[1], C, high);
+    const A *low = held.row(n, s.first), *high = held.row(n, s.second);
     for_vectors<A>(C, [&](int64_t c, auto, auto) {
-      store(low.data() + c,
-            s.first_weight * load(low.data() + c) + s.second_weight * load(high.data() + c));
+      store(gate.data() + c, s.first_weight * load(low + c) + s.second_weight * load(high + c));
     });
     for (int64_t w = 0; w < W; ++w) {
       const T* x = at<const T>(op.x, n, 0, h, w);
       T* out = at<T>(op.out, n, 0, h, w);
       for_vectors<A>(C, [&](int64_t c, auto load_some, auto store_some) {
-        store_some(out + c, load_some(x + c) * load(low.data() + c));
+        store_some(out + c, load_some(x + c) * load(gate.data() + c));
       });
     }
   }
@@ -138,16 +163,23 @@ void gate_backward_channel_blocks(const RowGateBackward& op, int64_t begin, int6
         store(factor + k, s.first_weight * load(gate.data() + low + k) +
                               s.second_weight * load(gate.data() + high + k));
       });
-      for (int64_t w = 0; w < W; ++w) {
-        const T* grad = at<const T>(op.grad, n, c, h, w);
-        const T* x = at<const T>(op.x, n, c, h, w);
-        T* grad_x = at<T>(op.grad_x, n, c, h, w);
-        for_vectors<A>(count, [&](int64_t k, auto load_some, auto store_some) {
-          const Vec<A> g = load_some(grad + k);
-          store(row + k, load(row + k) + g * load_some(x + k));
-          store_some(grad_x + k, g * load(factor + k));
-        });
-      }
+      for_vector_groups<A, 4>(count, [&]<int kVectors>(int64_t k, auto load_some, auto store_some) {
+        const T* grad = at<const T>(op.grad, n, c + k, h, 0);
+        const T* x = at<const T>(op.x, n, c + k, h, 0);
+        T* grad_x = at<T>(op.grad_x, n, c + k, h, 0);
+        Vec<A> sum[kVectors]{};
+        for (int64_t w = 0; w < W; ++w) {
+          for (int v = 0; v < kVectors; ++v) {
+            const Vec<A> g = load_some(grad + v * kLanes<A>);
+            sum[v] += g * load_some(x + v * kLanes<A>);
+            store_some(grad_x + v * kLanes<A>, g * load(factor + k + v * kLanes<A>));
+          }
+          grad += op.grad.stride[3];
+          x += op.x.stride[3];
+          grad_x += op.grad_x.stride[3];
+        }
+        for (int v = 0; v < kVectors; ++v) store(row + k + v * kLanes<A>, sum[v]);
+      });
       for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
         A* sum = sums.data() + low + k;
         store(sum, load(sum) + s.first_weight * load(row + k));

@@ -214,6 +214,22 @@ inline void for_vectors(int64_t count, Body&& body) {
   }
 }
 
+// The same kTogether vectors at a time, for bodies that keep sums in registers over a loop of their
+// own: calls body.operator()<vectors>(i, load, store), with one vector for those left over.
+template <class A, int kTogether, class Body>
+inline void for_vector_groups(int64_t count, Body&& body) {
+  constexpr int64_t group = kTogether * kLanes<A>;
+  const int64_t grouped = count / group * group;
+  const auto load_full = [](const auto* p) { return load(p); };
+  const auto store_full = [](auto* p, const Vec<A>& value) { store(p, value); };
+  for (int64_t i = 0; i < grouped; i += group) {
+    body.template operator()<kTogether>(i, load_full, store_full);
+  }
+  for_vectors<A>(count - grouped, [&](int64_t i, auto load_some, auto store_some) {
+    body.template operator()<1>(grouped + i, load_some, store_some);
+  });
+}
+
 namespace detail {
 template <class V, int... Lane>
 inline auto fold_halves(const V& value, std::integer_sequence<int, Lane...>) {

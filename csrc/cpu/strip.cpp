@@ -12,14 +12,8 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kChannelBlock = 64;  // channels of one work item on the channels_last path
+constexpr int64_t kChannelBlock = 32;  // channels of one work item on the channels_last path
 constexpr int kRowBlock = 4;           // rows that share one pass over the column sums
-
-template <class T>
-T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +
-         w * view.stride[3];
-}
 
 template <class T>
 void write_scalar(T* p, Accumulate<T> value) {
@@ -89,6 +83,47 @@ void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
   }
 }
 
+// Adds `Rows` rows of pixels, `Vectors` vectors of channels from c on, to the column sums, which
+// lie kChannelBlock apart, and finishes their row sums. Sums over a row stay in registers.
+template <class T, bool kMasked, int Rows, int Vectors, class Load, class Store>
+void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
+                       const Load& load_some, const Store& store_some, Accumulate<T>* columns) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  const T* pixel = at<const T>(op.map, n, c, h, 0);
+  const T* mask = kMasked ? at<const T>(op.mask_cols, n, c, 0, 0) : nullptr;
+  Vec<A> row_sum[Rows][Vectors]{};
+  Vec<A> mask_row[Rows][Vectors]{};
+  if constexpr (kMasked) {
+    for (int r = 0; r < Rows; ++r) {
+      const T* rows = at<const T>(op.mask_rows, n, c, h + r, 0);
+      for (int v = 0; v < Vectors; ++v) mask_row[r][v] = load_some(rows + v * lanes);
+    }
+  }
+  for (int64_t w = 0; w < op.map.size[3]; ++w) {
+    for (int v = 0; v < Vectors; ++v) {
+      Vec<A> column = load(columns + v * lanes), mask_column{};
+      if constexpr (kMasked) mask_column = load_some(mask + v * lanes);
+      for (int r = 0; r < Rows; ++r) {
+        Vec<A> value = load_some(pixel + r * op.map.stride[2] + v * lanes);
+        if constexpr (kMasked) value = masked<A>(value, mask_row[r][v] + mask_column);
+        row_sum[r][v] += value;
+        column += value;
+      }
+      store(columns + v * lanes, column);
+    }
+    columns += kChannelBlock;
+    pixel += op.map.stride[3];
+    if constexpr (kMasked) mask += op.mask_cols.stride[3];
+  }
+  for (int r = 0; r < Rows; ++r) {
+    T* rows = at<T>(op.rows, n, c, h + r, 0);
+    for (int v = 0; v < Vectors; ++v) {
+      store_some(rows + v * lanes, row_sum[r][v] / A(op.row_divisor));
+    }
+  }
+}
+
 template <class T, bool kMasked>
 void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -99,32 +134,15 @@ void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end)
     const int64_t n = item / blocks, c = item % blocks * kChannelBlock;
     const int64_t count = std::min(kChannelBlock, C - c);
     std::fill(columns.begin(), columns.end(), A(0));
-    for (int64_t h = 0; h < H; ++h) {
-      A row[kChannelBlock]{}, mask_row[kChannelBlock]{};
-      if constexpr (kMasked) {
-        const T* rows = at<const T>(op.mask_rows, n, c, h, 0);
-        for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-          store(mask_row + i, load_some(rows + i));
-        });
-      }
-      for (int64_t w = 0; w < W; ++w) {
-        const T* pixel = at<const T>(op.map, n, c, h, w);
-        A* column = columns.data() + w * kChannelBlock;
-        for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-          Vec<A> value = load_some(pixel + i);
-          if constexpr (kMasked) {
-            const T* cols = at<const T>(op.mask_cols, n, c, 0, w);
-            value = masked<A>(value, load(mask_row + i) + load_some(cols + i));
-          }
-          store(row + i, load(row + i) + value);
-          store(column + i, load(column + i) + value);
-        });
-      }
-      T* rows = at<T>(op.rows, n, c, h, 0);
-      for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {
-        store_some(rows + i, load(row + i) / A(op.row_divisor));
+    const auto reduce_rows = [&]<int Rows>(int64_t h) {
+      for_vector_groups<A, 2>(count, [&]<int Vectors>(int64_t i, auto load_some, auto store_some) {
+        reduce_pixel_rows<T, kMasked, Rows, Vectors>(op, n, c + i, h, load_some, store_some,
+                                                     columns.data() + i);
       });
-    }
+    };
+    int64_t h = 0;
+    for (; h + kRowBlock <= H; h += kRowBlock) reduce_rows.template operator()<kRowBlock>(h);
+    for (; h < H; ++h) reduce_rows.template operator()<1>(h);
     for (int64_t w = 0; w < W; ++w) {
       T* cols = at<T>(op.cols, n, c, 0, w);
       for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {

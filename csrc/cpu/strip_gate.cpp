@@ -40,12 +40,6 @@ Runs runs(const View& first, const Views&... rest) {
 }
 
 template <class T>
-T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +
-         w * view.stride[3];
-}
-
-template <class T>
 void gate_planes(const SigmoidGate& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1];

@@ -9,12 +9,6 @@
 
 namespace stripctx::cpu {
 
-template <class T>
-T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +
-         w * view.stride[3];
-}
-
 // One tap along one axis: output i reads position i + offset. Outputs outside [begin, end) read
 // nothing.
 template <class A>
