@@ -49,6 +49,7 @@ def add(parser: argparse.ArgumentParser, *, inputs: bool = False) -> None:
     look.add_argument("--crop", type=int, help="the side of sliding windows, in pixels")
     look.add_argument("--base-size", type=int, help="the long side at scale 1; else the image's")
     parser.add_argument("--batch", type=int, default=4, help="windows at once")
+    parser.add_argument("--store", choices=("cpu",), help="keeps scores off the GPU: large images")
     parser.add_argument("--precision", choices=recipe.PRECISIONS, default="float32")
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
 
@@ -71,7 +72,13 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
         network,
         settings,
         catalogue.labelling(settings.data),
-        View(settings.augmentation, _protocol(options, settings), options.precision, options.batch),
+        View(
+            settings.augmentation,
+            _protocol(options, settings),
+            options.precision,
+            options.batch,
+            options.store,
+        ),
     )
 
 

@@ -18,14 +18,15 @@ from examples.training.networks import takes_heights
 class View:
     """How a network looks at an image as it was read.
 
-    settings: how images were normalised in training. precision: of autocast, by name. batch: how
-    many windows the network sees at once.
+    settings: how images were normalised in training. precision: of autocast, by name. batch, store:
+    of `infer`.
     """
 
     settings: Augmentation
     protocol: Protocol = WholeImage()  # noqa: RUF009
     precision: str = "float32"
     batch: int = 4
+    store: str | None = None
 
     def classes(self, network: nn.Module, image: np.ndarray) -> Tensor:
         """The class of every pixel of an image uint8 (H, W, 3): int64 (H, W), on the network's
@@ -33,7 +34,8 @@ class View:
         device, dtype = next(network.parameters()).device, getattr(torch, self.precision)
         seen = normalise(to_tensor(image), self.settings).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            return infer(network, seen, self.protocol, batch=self.batch).argmax(0)
+            scores = infer(network, seen, self.protocol, batch=self.batch, store=self.store)
+        return scores.argmax(0).to(device)
 
 
 @torch.no_grad()

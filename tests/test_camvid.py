@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def test_the_study_writes_numbers_and_curves(
     path = tmp_path / "results" / "camvid" / "short.json"
     found = results.read(path)
     assert [(each["network"], each["seed"]) for each in found["entries"]] == [
-        (name, seed) for seed in (0, 1) for name in camvid.NETWORKS
+        (name, seed) for name in camvid.NETWORKS for seed in (0, 1)
     ]
     assert found["machine"]["recipe"]["train"]["batch"] == 2
     for entry in found["entries"]:
@@ -59,15 +58,26 @@ def test_the_study_writes_numbers_and_curves(
 
 
 def test_the_study_goes_on_where_it_was(study: list[str], tmp_path: Path) -> None:
-    """Runs that are complete are not trained again; a part of the networks writes no result."""
-    assert camvid.main([*study, "--networks", "fcn", "encnet"]) == 0
-    assert not (tmp_path / "results").exists()
+    """Runs that are complete are not trained again, and results of other runs are kept."""
+    path = tmp_path / "results" / "camvid" / "short.json"
+    assert camvid.main([*study, "--networks", "encnet"]) == 0
+    assert camvid.main([*study, "--networks", "fcn"]) == 0
+    assert [each["network"] for each in results.read(path)["entries"]] == ["fcn", "encnet"]
     logs = sorted((tmp_path / "runs").rglob("log.csv"))
     before = [each.read_text() for each in logs]
     assert len(before) == 2
     assert camvid.main(study) == 0
     assert [each.read_text() for each in logs] == before
-    assert len(json.loads((tmp_path / "results/camvid/short.json").read_text())["entries"]) == 5
+    assert [each["network"] for each in results.read(path)["entries"]] == list(camvid.NETWORKS)
+
+
+def test_results_of_another_recipe_are_not_kept(study: list[str], tmp_path: Path) -> None:
+    assert camvid.main([*study, "--networks", "encnet"]) == 0
+    (tmp_path / "short.yaml").write_text(SMALL.replace("batch: 2", "batch: 1"))
+    other = [*study, "--networks", "spnet", "--runs", str(tmp_path / "other")]
+    assert camvid.main(other) == 0
+    path = tmp_path / "results" / "camvid" / "short.json"
+    assert [each["network"] for each in results.read(path)["entries"]] == ["spnet"]
 
 
 def test_the_study_names_what_is_missing(

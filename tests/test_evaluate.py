@@ -87,7 +87,18 @@ def test_evaluate_shows_a_table_and_a_picture(
 
 
 def test_evaluate_by_a_protocol(run: Path, tmp_path: Path) -> None:
-    sliding = ("--protocol", "semseg", "--scales", "0.5", "1.5", "--crop", "10", "--flip")
+    sliding = (
+        "--store",
+        "cpu",
+        "--protocol",
+        "semseg",
+        "--scales",
+        "0.5",
+        "1.5",
+        "--crop",
+        "10",
+        "--flip",
+    )
     assert evaluated(run, tmp_path, *sliding) == 0
     protocol = json.loads((tmp_path / "scores.json").read_text())["protocol"]
     assert protocol["name"] == "SemsegSliding" and protocol["flip"] is True

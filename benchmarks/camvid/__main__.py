@@ -5,8 +5,8 @@
 
 PATH holds CamVid with SegNet's split: train/images, train/labels, val/images, val/labels. All
 networks have the same recipe, seeds and number of steps; no result picks a checkpoint. Killed at
-any moment, the same command goes on. When all runs are complete, the table, the curves and every
-number are written to benchmarks/results/camvid.
+any moment, the same command goes on. The table, the curves and every number are written to
+benchmarks/results/camvid; runs of other networks and seeds that stand there are kept.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"{stop}; the same command goes on", highlight=False)
             return 3
         entries.append(entry(run, trainer))
-    console.print(report.table(entries))
-    if set(options.networks) == set(NETWORKS):
-        path = results.FOLDER / "camvid" / f"{options.budget}.json"
-        facts = machine.describe(here.device.type)
-        results.write(path, {**facts, "recipe": shared(options.budget)}, entries)
-        report.draw(results.read(path), path.with_suffix(".svg"))
-        console.print(f"[bold]Wrote {path} and {path.with_suffix('.svg').name}[/]")
+    path = results.FOLDER / "camvid" / f"{options.budget}.json"
+    facts = {**machine.describe(here.device.type), "recipe": shared(options.budget)}
+    results.write(path, facts, together(path, facts["recipe"], entries))
+    found = results.read(path)
+    report.draw(found, path.with_suffix(".svg"))
+    console.print(report.table(found["entries"]))
+    console.print(f"[bold]Wrote {path} and {path.with_suffix('.svg').name}[/]")
     return 0
 
 
@@ -94,6 +94,17 @@ def shared(budget: str) -> dict[str, Any]:
     """What all networks of a budget have in common; no paths."""
     settings = recipe.to_dict(recipe.load(HERE / f"{budget}.yaml"))
     return {name: settings[name] for name in ("augmentation", "loss", "optimizer", "train")}
+
+
+def together(
+    path: Path, settings: dict[str, Any], entries: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The entries and those of other runs by the same recipe in the file, by network and seed."""
+    before = results.read(path) if path.exists() else {"machine": {}, "entries": []}
+    kept = before["entries"] if before["machine"].get("recipe") == settings else []
+    known = {(each["network"], each["seed"]): each for each in [*kept, *entries]}
+    order = list(NETWORKS)
+    return [known[key] for key in sorted(known, key=lambda key: (order.index(key[0]), key[1]))]
 
 
 def entry(run: Run, trainer: Trainer) -> dict[str, Any]:
