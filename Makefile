@@ -3,7 +3,7 @@
 # make lint        formatters and static checks
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
-# make demo        the five-minute tour: builds the kernels, fits a small network, draws demo.png
+# make demo        the five-minute tour: builds the kernels, trains small networks, draws demo.png
 # make bench       measures everything against plain PyTorch on this machine: tables and plots
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
 

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from examples import demo_network  # noqa: E402
+from examples.data.pairs import Scene  # noqa: E402
 from examples.street import scenes  # noqa: E402
+from examples.tour import segmenter, training  # noqa: E402
+from examples.training.trainer import Trainer  # noqa: E402
 
 
-def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_demo(
+    folder: Path, *arguments: str, training: str = "0"
+) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "STRIPCTX_BACKEND"}
-    command = [sys.executable, str(REPOSITORY / "examples" / "demo.py"), "--seconds", "1"]
+    command = [sys.executable, str(REPOSITORY / "examples" / "demo.py")]
+    command += ["--seconds", "1", "--training", training]
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
 
 
-def check_figure(path: Path) -> None:
-    """Several panels: wide, tall, much of it neither white nor one colour."""
+def check_figure(path: Path) -> int:
+    """Several panels: wide, tall, much of it neither white nor one colour. Its height."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[0] > 900 and pixels.shape[1] > 1500
@@ -35,13 +44,14 @@ def check_figure(path: Path) -> None:
     assert 0.1 < (pixels.min(2) < 250).mean() < 0.95
     corner = pixels[:20, :20]
     assert (corner == 255).all()
+    return len(pixels)
 
 
 def test_demo_draws_a_scene(tmp_path: Path) -> None:
     finished = run_demo(tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert os.listdir(tmp_path) == ["demo.png"]
-    check_figure(tmp_path / "demo.png")
+    assert check_figure(tmp_path / "demo.png") < 1500
     for words in ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory"):
         assert words in finished.stdout
 
@@ -82,6 +92,57 @@ def test_demo_refuses_an_output_that_cannot_be(tmp_path: Path) -> None:
     assert "no/such/folder.png" in finished.stderr
 
 
+# Training.
+
+
+def test_demo_ends_with_training(tmp_path: Path) -> None:
+    """The picture grows by the study; fused and plain lie on each other, and so it says."""
+    finished = run_demo(tmp_path, "--without-compile", training="1")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert check_figure(tmp_path / "demo.png") > 1700
+    said = " ".join(finished.stdout.split())
+    assert "The fused and the plain curve lie on each other" in said
+    assert "context module, forward and backward: stripctx" in said
+    scores = re.search(
+        r"mIoU on scenes not seen: without context [\d.]+%, pyramid pooling, fused [\d.]+%", said
+    )
+    assert scores
+
+
+def test_measuring_leaves_the_trained_network_alone(tmp_path: Path) -> None:
+    """Its norms would take in what they are measured on."""
+    trainer = Trainer(training._settings(training.FUSED, 1), tmp_path)
+    before = copy.deepcopy(trainer.network.state_dict())
+    found, shape = training._measure(trainer)
+    assert shape == (8, 96, 32, 64) and set(found.times) == {"fused", "eager"}
+    torch.testing.assert_close(trainer.network.state_dict(), before, rtol=0, atol=0)
+
+
+def test_curves_that_lie_apart_are_told(tmp_path: Path) -> None:
+    image, labels = scenes.scene(0, 32, 64)
+    found = training.Study(
+        scene=Scene(image, labels, "scene"),
+        palette=np.zeros((10, 3), np.uint8),
+        predictions={},
+        losses={},
+        scores={},
+        first_gap=1e-7,
+        mean_gap=0.01,
+        times={},
+        features="",
+    )
+    assert found.agrees
+    assert not dataclasses.replace(found, first_gap=1e-4).agrees
+    assert not dataclasses.replace(found, mean_gap=0.1).agrees
+    assert not dataclasses.replace(found, mean_gap=float("nan")).agrees
+
+
+def test_curves_are_means_of_the_last_steps() -> None:
+    losses = np.random.default_rng(0).random(35)
+    expected = [losses[max(0, i - training.AVERAGED + 1) : i + 1].mean() for i in range(35)]
+    np.testing.assert_allclose(training._averaged(losses), expected, rtol=1e-12)
+
+
 # Scenes.
 
 
@@ -118,5 +179,5 @@ def test_clusters_tell_colours_apart() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     image[:32, :, 2] = 220
     image[32:, :, 0] = 220
-    labels = demo_network.clusters(image, 2)
+    labels = segmenter.clusters(image, 2)
     assert (labels[:28] == 0).all() and (labels[36:] == 1).all()

@@ -21,7 +21,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from training_runs import small, train, train_in_processes  # noqa: E402
+from training_runs import small, stop_after, train, train_in_processes  # noqa: E402
 
 from examples.data.augment import Key  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
@@ -78,13 +78,7 @@ def test_run_stopped_at_any_step_goes_on(step: int, tmp_path: Path) -> None:
     settings = small(tmp_path, "train.log_every=4", "train.save_every=0", "train.workers=1")
     train(settings, tmp_path / "whole")
     stopped = Trainer(settings, tmp_path / "stopped")
-    learn = stopped._learn
-
-    def learn_and_stop(*arguments: object) -> None:
-        learn(*arguments)
-        stopped.stopping = stopped.step == step
-
-    stopped._learn = learn_and_stop
+    stop_after(stopped, step)
     with pytest.raises(StoppedError, match=f"after step {step} of 12"):
         stopped.run()
     train(settings, tmp_path / "stopped")
@@ -169,7 +163,8 @@ def write_scenes(root: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The same log and the same network to rounding, norms frozen, without dropout."""
+    """The same log and the same network to rounding, norms frozen, without dropout; though the two
+    were stopped in between, and only the first has the checkpoint."""
     write_scenes(tmp_path / "camvid")
     changes = (
         "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",

@@ -14,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from examples.training import recipe  # noqa: E402
 from examples.training.processes import Processes  # noqa: E402
-from examples.training.trainer import Trainer  # noqa: E402
+from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
 SMALL = """
 data: {name: scenes, height: 40, width: 64, train_count: 13, val_count: 2}
@@ -40,8 +40,20 @@ def train(settings: recipe.Recipe, folder: Path) -> Trainer:
     return trainer
 
 
+def stop_after(trainer: Trainer, step: int) -> None:
+    """Has the run end as a SIGTERM in that step would."""
+    learn = trainer._learn
+
+    def learn_and_stop(*arguments: object) -> None:
+        learn(*arguments)
+        trainer.stopping = trainer.step == step
+
+    trainer._learn = learn_and_stop
+
+
 def train_in_processes(rank: int, size: int, folder: str, changes: tuple[str, ...]) -> None:
-    """What each of `size` spawned processes does; the first writes into folder/many."""
+    """What each of `size` spawned processes does: the second is asked to stop after three steps,
+    then both go on. The first writes into folder/many."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -51,5 +63,14 @@ def train_in_processes(rank: int, size: int, folder: str, changes: tuple[str, ..
         timeout=datetime.timedelta(seconds=120),
     )
     settings = recipe.load(Path(folder) / "small.yaml", changes)
-    Trainer(settings, Path(folder) / "many", Processes(rank, size)).run()
+    own = Path(folder) / ("many" if rank == 0 else "elsewhere")
+    first = Trainer(settings, own, Processes(rank, size))
+    if rank == 1:
+        stop_after(first, 3)
+    try:
+        first.run()
+    except StoppedError:
+        second = Trainer(settings, own, Processes(rank, size))
+        assert second.step == 3
+        second.run()
     distributed.destroy_process_group()

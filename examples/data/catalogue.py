@@ -21,7 +21,7 @@ class Data:
 
     name: one of `names()`.
     root: the dataset's folder; see `examples.data.layouts`.
-    train_on_val: whether training sees the validation scenes too, as for a submission.
+    train_on_val: whether training sees the dataset's validation scenes too, as for a submission.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
     """
 

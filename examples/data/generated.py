@@ -1,14 +1,15 @@
-"""Street scenes as a dataset: drawn when first asked for, kept in memory."""
+"""Street scenes as a dataset: drawn when first asked for, the last ones kept in memory."""
 
 from __future__ import annotations
 
-import numpy as np
+import functools
 
 from examples.data.labels import Labelling
 from examples.data.pairs import Scene
 from examples.street import scenes
 
 VALIDATION_SEEDS = 1_000_000  # validation scenes are those from this seed on
+_drawn = functools.lru_cache(maxsize=512)(scenes.scene)  # of each process its own
 
 
 class GeneratedScenes:
@@ -18,17 +19,13 @@ class GeneratedScenes:
         split: train or val; no scene is in both.
         count: how many.
         height, width: of each, in pixels.
-        kept: keeps drawn scenes in memory, 4 bytes a pixel; each process its own.
     """
 
     labelling = Labelling(tuple(scenes.CLASSES), tuple(range(len(scenes.CLASSES))))
 
-    def __init__(
-        self, split: str, count: int, height: int, width: int, *, kept: bool = True
-    ) -> None:
+    def __init__(self, split: str, count: int, height: int, width: int) -> None:
         self.first = VALIDATION_SEEDS if split == "val" else 0
         self.count, self.height, self.width = count, height, width
-        self.drawn: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if kept else None
 
     def __len__(self) -> int:
         return self.count
@@ -37,9 +34,4 @@ class GeneratedScenes:
         if not 0 <= index < self.count:
             raise IndexError(f"GeneratedScenes: index must be below {self.count}, got {index}")
         seed = self.first + index
-        found = None if self.drawn is None else self.drawn.get(index)
-        if found is None:
-            found = scenes.scene(seed, self.height, self.width)
-            if self.drawn is not None:
-                self.drawn[index] = found
-        return Scene(*found, f"scene{seed:07}")
+        return Scene(*_drawn(seed, self.height, self.width), f"scene{seed:07}")

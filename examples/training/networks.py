@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -26,7 +27,8 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
         known = ", ".join(models.available())
         raise RecipeError(f"network.name: must be one of {known}, got {settings.name!r}")
     backbone = TinyBackbone() if settings.backbone == "tiny" else settings.backbone
-    weights = settings.weights if pretrained and settings.weights else None
+    named = pretrained and settings.weights
+    weights = Path(settings.weights).expanduser() if named else None
     try:
         network = models.create(
             settings.name,
@@ -53,10 +55,11 @@ def takes_heights(network: nn.Module) -> bool:
 
 
 class TinyBackbone(models.Backbone):
-    """Nine convolutions to 1/8 of the image's size, 0.26 M parameters: for demos and tests.
+    """Five convolutions to 1/4 of the image's size, for demos and tests: 0.03 M parameters. Each of
+    its features sees 15 x 15 pixels, so that what lies further away is left to the head.
 
     Shape:
-        (N, 3, H, W) to four maps, of 32, 48, 64 and 96 channels at 1/4, 1/8, 1/8 and 1/8.
+        (N, 3, H, W) to four maps at 1/4 of the size, of 32, 48, 64 and 96 channels.
     """
 
     channels = (32, 48, 64, 96)
@@ -64,11 +67,10 @@ class TinyBackbone(models.Backbone):
     def __init__(self) -> None:
         super().__init__()
         before = self.channels[0]
-        self.stem = _unit(3, before, stride=2)
+        self.stem = _unit(3, before, 3, stride=2)
         self.stages = nn.ModuleList()
-        for width, stride, rate in zip(self.channels, (2, 2, 1, 1), (1, 1, 2, 2), strict=True):
-            first = _unit(before, width, stride=stride, dilation=rate)
-            self.stages.append(nn.Sequential(first, _unit(width, width, dilation=rate)))
+        for width, kernel, stride in zip(self.channels, (3, 3, 1, 1), (2, 1, 1, 1), strict=True):
+            self.stages.append(_unit(before, width, kernel, stride=stride))
             before = width
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -80,9 +82,9 @@ class TinyBackbone(models.Backbone):
         return tuple(features)
 
 
-def _unit(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+def _unit(inputs: int, outputs: int, kernel: int, *, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -32,6 +33,14 @@ class Processes:
         if self.size > 1:
             distributed.all_reduce(value)
         return value
+
+    def share(self, value: Any) -> Any:
+        """What the first process has, to all: they may be on machines with other disks."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, device=self.device)
+        return box[0]
 
     def any(self, here: bool) -> bool:
         """Whether it holds in any process; all must ask. Waits for the device."""

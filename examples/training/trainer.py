@@ -53,6 +53,7 @@ class Trainer:
         folder: of the run; made where it is missing.
         processes: those that train together.
         console: where progress is shown; None shows nothing.
+        title: of the progress; that of network and data if empty.
 
     Raises:
         RecipeError: a setting does not fit the data, the network or the folder's checkpoint.
@@ -65,8 +66,10 @@ class Trainer:
         folder: Path,
         processes: Processes | None = None,
         console: Console | None = None,
+        title: str = "",
     ) -> None:
         self.recipe, self.folder = settings, folder
+        self.title = title or f"{settings.network.name} on {settings.data.name}"
         self.processes = processes or Processes()
         self.console = console if self.processes.first else None
         train = settings.train
@@ -114,10 +117,9 @@ class Trainer:
         if self.processes.first:
             (self.folder / "recipe.yaml").write_text(recipe.to_yaml(self.recipe))
         self.started = time.monotonic() - (log.seconds if log else 0.0)
-        name = f"{self.recipe.network.name} on {self.recipe.data.name}"
         try:
             with (
-                Display(self.console, name, self.step, self.steps) as display,
+                Display(self.console, self.title, self.step, self.steps) as display,
                 self._graceful(),
             ):
                 if self.step:
@@ -251,9 +253,10 @@ class Trainer:
     def _kept(self) -> dict[str, Any] | None:
         """The folder's checkpoint, where there is one of this recipe."""
         path = self.folder / checkpoint.LAST
-        if not path.exists():
+        readable = self.processes.first and path.exists()
+        state = self.processes.share(checkpoint.read(path) if readable else None)
+        if state is None:
             return None
-        state = checkpoint.read(path)
         for section, settings in recipe.to_dict(self.recipe).items():
             for name, value in settings.items():
                 before = state["recipe"][section].get(name)

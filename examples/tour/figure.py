@@ -1,4 +1,5 @@
-"""The demo's picture: the scene, the prediction, what strip pooling sees and learnt, the bars."""
+"""The demo's picture: the scene, the prediction, what strip pooling sees and learnt, the bars; and
+below, where there was time to train, what small networks learnt."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks import plots
+from examples.tour import study_figure
+from examples.tour.training import Study
 
 INK, FAINT, ROWS, COLUMNS = "#222222", "#8A8A8A", "#0072B2", "#D55E00"
 STYLE = plots.STYLE | {"text.color": INK, "axes.labelcolor": INK}
@@ -43,6 +46,7 @@ class Content:
     peaks: dict[str, float]
     measured: str
     footnote: str
+    study: Study | None = None
 
 
 def draw(content: Content, path: Path) -> None:
@@ -86,7 +90,8 @@ def compose(content: Content) -> Figure:
     second = MARGIN + half + GAP
     maps = TITLE + 0.3 + height + LEGEND + 0.45
     bars = maps + map_height + PROFILE + 0.65
-    page = Page(bars + BARS + 0.55)
+    lower = bars + BARS + 0.45
+    page = Page(lower + (study_figure.HEIGHT if content.study else 0) + 0.1)
     page.text(MARGIN, 0.22, "One picture through strip pooling", fontsize=15, weight="bold")
 
     _picture(page.axes(MARGIN, TITLE + 0.3, width, height), content.image, "The picture")
@@ -99,6 +104,8 @@ def compose(content: Content) -> Figure:
     if content.peaks:
         axes = page.axes(second + indent, bars, half - indent, BARS)
         plots.bars(axes, content.peaks, "MiB", f"Peak memory of {content.measured}")
+    if content.study:
+        study_figure.draw(page, MARGIN, lower, WIDTH - 2 * MARGIN, content.study)
     page.text(MARGIN, page.height - 0.3, content.footnote, fontsize=7.5, color=FAINT)
     return page.figure
 
