@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tests/test_height.py \
-	tests/test_encoding.py tests/test_encoding_layers.py
+	tests/test_encoding.py tests/test_encoding_layers.py tests/test_layers.py
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 

@@ -5,26 +5,10 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx.layers import (  # noqa: E402
-    ContextEncoding,
-    EncodingLayer,
-    HeightAttention,
-    MixedPooling,
-    PyramidPooling,
-    PyramidPoolingConv,
-    StripPooling,
-)
+from stripctx import layers  # noqa: E402
+from stripctx.layers import *  # noqa: E402, F403
 from stripctx.replace import fuse, unfuse  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = [
-    "ContextEncoding",
-    "EncodingLayer",
-    "HeightAttention",
-    "MixedPooling",
-    "PyramidPooling",
-    "PyramidPoolingConv",
-    "StripPooling",
-    "fuse",
-    "unfuse",
-]
+__all__ = ["fuse", "unfuse"]
+__all__ += layers.__all__

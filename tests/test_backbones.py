@@ -19,21 +19,18 @@ from checkpoints import (
     TO_SEMSEG_IMAGENET,
     TO_TORCHVISION,
     State,
+    count,
     randomise,
     renamed,
     same_state,
 )
+from networks import OPTIONS, every_network
 from torch import Tensor, nn
 
 from stripctx import models
 from stripctx.models.heads import FCNHead
 from stripctx.models.network import Backbone
 from stripctx.models.resnet import BLOCKS, ResNet, dilation_plan
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
 
 # torchvision's published counts less those of the classifier, 1001 * features.
 TORCHVISION_COUNTS = {
@@ -216,6 +213,15 @@ def test_backbone_weights_of_a_file(tmp_path: Path) -> None:
     same_state(source, models.create_backbone("resnet18", weights=wrapped))
     for path in (tmp_path / "weights.pth", str(tmp_path / "weights.pth")):
         same_state(source, models.create_backbone("resnet18", weights=path))
+
+
+@every_network
+def test_every_network_takes_weights(name: str, tmp_path: Path) -> None:
+    source = randomise(models.create_backbone("resnet18"))
+    torch.save(renamed(source.state_dict(), *TO_TORCHVISION), tmp_path / "weights.pth")
+    options = {**OPTIONS[name], "backbone_weights": tmp_path / "weights.pth"}
+    network = models.create(name, num_classes=5, backbone="resnet18", **options)
+    same_state(source, network.backbone)
 
 
 def test_strip_pooling_keeps_its_values_where_the_weights_lack_it() -> None:

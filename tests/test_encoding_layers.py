@@ -4,7 +4,6 @@ what modules go through."""
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import battery
@@ -258,48 +257,6 @@ def test_layers_train() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
-
-
-def test_layer_survives_conversions() -> None:
-    layer = nn.SyncBatchNorm.convert_sync_batchnorm(ContextEncoding(8, 3, 4)).to(DEVICE).eval()
-    assert isinstance(layer.norm, nn.SyncBatchNorm)
-    assert isinstance(layer.code_norm, nn.SyncBatchNorm)
-    x = torch.randn(2, 8, 5, 7, device=DEVICE)
-    expected = layer(x)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert all(torch.equal(a, b) for a, b in zip(other(x), expected, strict=True))
-        other.load_state_dict(PyTorchEncoding(8, 3, 4).state_dict(), strict=True)
-    state = dict(layer.named_parameters()) | dict(layer.named_buffers())
-    called = torch.func.functional_call(layer, state, (x,))
-    assert all(torch.equal(a, b) for a, b in zip(called, expected, strict=True))
-    grouped = ContextEncoding(8, 3, norm_layer=lambda channels: nn.GroupNorm(2, channels))
-    assert grouped.to(DEVICE)(x)[0].shape == x.shape
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_layer_compiles(training: bool) -> None:
-    torch._dynamo.reset()
-    layer = ContextEncoding(8, 3, 4).to(DEVICE).train(training)
-    compiled = torch.compile(
-        copy.deepcopy(layer), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for size in ((2, 8, 6, 7), (3, 8, 9, 5)):
-        x = torch.randn(size, device=DEVICE)
-        for a, b in zip(compiled(x), layer(x), strict=True):
-            torch.testing.assert_close(a, b)
-    torch.export.export(layer, (x,))
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        features, logits = compiled(x)
-        assert features.dtype == torch.float32
-        torch.testing.assert_close(features, layer(x)[0])
-        logits.sum().backward()
-
-
-def test_half_precision() -> None:
-    """A module cast to bfloat16 as a whole runs in it; its sums are float32."""
-    layer = ContextEncoding(8, 3, 4).to(DEVICE).bfloat16().eval()
-    features, logits = layer(torch.randn(2, 8, 5, 7, device=DEVICE).bfloat16())
-    assert features.dtype == logits.dtype == torch.bfloat16
 
 
 def test_layer_refuses() -> None:

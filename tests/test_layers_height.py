@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import doctest
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -264,59 +263,6 @@ def test_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-def test_survives_conversions() -> None:
-    layer, (x, out), pos = make("hanet").eval(), maps(torch.float32), positions(3)
-    expected = layer(x, out, pos)
-    assert torch.equal(copy.deepcopy(layer)(x, out, pos), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(layer))(x, out, pos), expected)
-    state = dict(layer.named_parameters()) | dict(layer.named_buffers())
-    assert torch.equal(torch.func.functional_call(layer, state, (x, out, pos)), expected)
-    last = layer(*(y.contiguous(memory_format=torch.channels_last) for y in (x, out)), pos)
-    assert last.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(last, expected)
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
-    assert isinstance(synced.attention_first[1], nn.SyncBatchNorm)
-    torch.testing.assert_close(synced(x, out, pos), expected)
-
-
-def test_compiles() -> None:
-    torch._dynamo.reset()
-    layer = make("hanet")
-    compiled = torch.compile(
-        copy.deepcopy(layer), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for batch, height in ((3, 20), (2, 29)):
-        x = torch.randn(batch, 8, height, 5, device=DEVICE)
-        out, pos = torch.randn(batch, 6, height + 2, 7, device=DEVICE), positions(batch)
-        got = compiled(x, out, pos)
-        torch.testing.assert_close(got, layer(x, out, pos), rtol=1e-4, atol=1e-5)
-    got.sum().backward()
-
-
-def test_exports() -> None:
-    """For any size of maps and of positions."""
-    layer = make("hanet").eval()
-    dynamic = torch.export.Dim.DYNAMIC
-    sizes = {0: dynamic, 2: dynamic, 3: dynamic}
-    x, out = maps(torch.float32)
-    shapes = (sizes, sizes, {0: dynamic, 1: dynamic, 2: dynamic})
-    program = torch.export.export(layer, (x, out, positions(3)), dynamic_shapes=shapes)
-    x, out, pos = x[:2, :, :17], out[:2, :, :9, :5], positions(2)[:, 3:30, :2]
-    torch.testing.assert_close(program.module()(x, out, pos), layer(x, out, pos))
-
-
-def test_autocast() -> None:
-    layer, (x, out), pos = make("hanet"), maps(torch.float32), positions(3)
-    want = layer(x, out, pos)
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        got, attention = layer(x.requires_grad_(), out, pos, return_attention=True)
-    assert got.dtype == torch.float32 and battery.relative_error(got, want) < 0.03
-    (got.sum() + attention.float().sum()).backward()
-    assert x.grad.isfinite().all() and x.grad.any()
-    half = layer.bfloat16()(x.detach().bfloat16(), out.bfloat16(), pos)
-    assert half.dtype == torch.bfloat16 and battery.relative_error(half, want) < 0.05
 
 
 def call(*sizes: tuple[int, ...], pos: Tensor | None = None) -> Callable[[], Any]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import doctest
 import importlib
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -257,69 +256,6 @@ def test_trains(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
-
-
-@every_layer
-def test_survives_conversions(name: str) -> None:
-    layer = make(name).eval()
-    x = torch.randn(2, 8, 9, 7, device=DEVICE)
-    expected = layer(x)
-    assert torch.equal(copy.deepcopy(layer)(x), expected)
-    reloaded = pickle.loads(pickle.dumps(layer))
-    assert torch.equal(reloaded(x), expected)
-    reloaded.load_state_dict(layer.state_dict(), strict=True)
-    state = dict(layer.named_parameters()) | dict(layer.named_buffers())
-    assert torch.equal(torch.func.functional_call(layer, state, (x,)), expected)
-    last = layer.to(memory_format=torch.channels_last)(
-        x.contiguous(memory_format=torch.channels_last)
-    )
-    assert last.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(layer))
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in synced.modules())
-    torch.testing.assert_close(synced(x), expected, rtol=1e-4, atol=1e-5)
-
-
-@every_layer
-def test_compiles(name: str) -> None:
-    torch._dynamo.reset()
-    layer = make(name)
-    compiled = torch.compile(
-        copy.deepcopy(layer), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for size in ((2, 8, 16, 17), (3, 8, 19, 15)):
-        x = torch.randn(size, device=DEVICE)
-        got, want = compiled(x), layer(x)
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    got.sum().backward()
-
-
-@every_layer
-def test_exports(name: str) -> None:
-    """For any size of map."""
-    layer = make(name).eval()
-    dynamic = torch.export.Dim.DYNAMIC
-    sizes = ({0: dynamic, 2: dynamic, 3: dynamic},)
-    x = torch.randn(2, 8, 16, 17, device=DEVICE)
-    program = torch.export.export(layer, (x,), dynamic_shapes=sizes)
-    for size in ((2, 8, 16, 17), (3, 8, 5, 7)):
-        x = torch.randn(size, device=DEVICE)
-        torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-4, atol=1e-5)
-
-
-@every_layer
-def test_autocast(name: str) -> None:
-    layer = make(name)
-    x = torch.randn(2, 8, 9, 7, device=DEVICE, requires_grad=True)
-    want = layer(x)
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        out = layer(x)
-    assert out.dtype == (torch.bfloat16 if name == "conv" else torch.float32)
-    assert battery.relative_error(out, want) < 0.05
-    out.float().square().sum().backward()
-    assert x.grad.isfinite().all()
-    half = layer.bfloat16()(x.detach().bfloat16())
-    assert half.dtype == torch.bfloat16 and battery.relative_error(half, want) < 0.05
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [

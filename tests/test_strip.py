@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import battery
@@ -251,34 +250,6 @@ def test_layer_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-
-
-def test_layer_survives_conversions() -> None:
-    layer = nn.SyncBatchNorm.convert_sync_batchnorm(StripPooling(8)).to(DEVICE).eval()
-    assert isinstance(layer.bn1, nn.SyncBatchNorm)
-    x = torch.randn(2, 8, 5, 7, device=DEVICE)
-    expected = layer(x)
-    assert torch.equal(copy.deepcopy(layer)(x), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
-    state = dict(layer.named_parameters()) | dict(layer.named_buffers())
-    assert torch.equal(torch.func.functional_call(layer, state, (x,)), expected)
-    grouped = StripPooling(8, norm_layer=lambda channels: nn.GroupNorm(2, channels))
-    assert grouped.to(DEVICE)(x).shape == x.shape
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_layer_compiles(training: bool) -> None:
-    torch._dynamo.reset()
-    layer = StripPooling(8).to(DEVICE).train(training)
-    compiled = torch.compile(
-        copy.deepcopy(layer), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for size in ((2, 8, 6, 7), (3, 8, 9, 5)):
-        x = torch.randn(size, device=DEVICE)
-        torch.testing.assert_close(compiled(x), layer(x))
-    torch.export.export(layer, (x,))
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        assert compiled(x).dtype == torch.float32
 
 
 def test_layer_refuses() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one
+from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one, size_pairs
 
 ARMS = ("both", "short", "long")
 POOLINGS = ("strip", "global")
@@ -61,14 +61,6 @@ class MixedPooling(nn.Module):
         super().__init__()
         if in_channels < 4:
             raise ValueError(f"MixedPooling: in_channels must be at least 4, got {in_channels}")
-        grids = [(b, b) if isinstance(b, int) else tuple(b) for b in pool_sizes]
-        if len(grids) != 2 or not all(
-            len(grid) == 2 and all(isinstance(b, int) and b > 0 for b in grid) for grid in grids
-        ):
-            raise ValueError(
-                "MixedPooling: pool_sizes must be two positive integers or pairs of them, "
-                f"got {pool_sizes}"
-            )
         if arms not in ARMS:
             raise ValueError(f"MixedPooling: arms must be one of {', '.join(ARMS)}, got {arms!r}")
         if pooling not in POOLINGS:
@@ -76,7 +68,7 @@ class MixedPooling(nn.Module):
                 f"MixedPooling: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}"
             )
         self.in_channels = in_channels
-        self.pool_sizes = tuple((grid[0], grid[1]) for grid in grids)
+        self.pool_sizes = size_pairs("MixedPooling", "pool_sizes", pool_sizes, (2,), "two")
         self.arms = arms
         self.pooling = pooling
         self.align_corners = align_corners

@@ -4,7 +4,7 @@ alone and with the convolution that follows it. SPNet's mixed pooling is in stri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -85,15 +85,8 @@ class _Pyramid(nn.Module):
         name = type(self).__name__
         if in_channels < 1:
             raise ValueError(f"{name}: in_channels must be positive, got {in_channels}")
-        pairs = [(b, b) if isinstance(b, int) else tuple(b) for b in bins]
-        if not 1 <= len(pairs) <= 8 or not all(
-            len(pair) == 2 and all(isinstance(size, int) and size > 0 for size in pair)
-            for pair in pairs
-        ):
-            raise ValueError(
-                f"{name}: bins must be one to eight positive integers or pairs of them, got {bins}"
-            )
-        width = in_channels // len(pairs) if branch_channels is None else branch_channels
+        self.bins = size_pairs(name, "bins", bins, range(1, 9), "one to eight")
+        width = in_channels // len(self.bins) if branch_channels is None else branch_channels
         if width < 1:
             raise ValueError(
                 f"{name}: branch_channels must be positive, got {width}"
@@ -103,7 +96,6 @@ class _Pyramid(nn.Module):
             raise ValueError(f'{name}: mode must be "mean" or "max", got {mode!r}')
         self.in_channels = in_channels
         self.branch_channels = width
-        self.bins = tuple((pair[0], pair[1]) for pair in pairs)
         self.mode = mode
         self.align_corners = align_corners
         self.x_first = x_first
@@ -135,6 +127,21 @@ class _Pyramid(nn.Module):
             f"in_channels={self.in_channels}, bins={self.bins}, mode={self.mode!r}, "
             f"align_corners={self.align_corners}, x_first={self.x_first}"
         )
+
+
+def size_pairs(
+    name: str, argument: str, sizes: Bins, counts: Container[int], count: str
+) -> tuple[tuple[int, int], ...]:
+    """Grids as (h, w), b standing for (b, b); `counts` is how many there may be, `count` that in
+    words."""
+    pairs = [(b, b) if isinstance(b, int) else tuple(b) for b in sizes]
+    if len(pairs) not in counts or not all(
+        len(pair) == 2 and all(isinstance(b, int) and b > 0 for b in pair) for pair in pairs
+    ):
+        raise ValueError(
+            f"{name}: {argument} must be {count} positive integers or pairs of them, got {sizes}"
+        )
+    return tuple((pair[0], pair[1]) for pair in pairs)
 
 
 def refuse_batch_of_one(
