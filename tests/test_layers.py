@@ -37,7 +37,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "EncodingLayer-dropout": lambda: EncodingLayer(8, 4, scale_dropout=True),
     "ContextEncoding": lambda: ContextEncoding(8, 3, 4),
 }
-# What keeps x's dtype under autocast does not compute in float32 either.
+# Under autocast a convolution's result is bfloat16; everything else ends in x's dtype.
 HALF_UNDER_AUTOCAST = ("PyramidPoolingConv",)
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -142,11 +142,10 @@ def test_half(name: str, training: bool) -> None:
 
 
 @every_layer
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles(name: str, training: bool) -> None:
-    """Whole, for any size, forward and backward."""
+def test_compiles(name: str) -> None:
+    """Whole, for any size, forward and backward, in training."""
     torch._dynamo.reset()
-    layer = make(name).train(training)
+    layer = make(name)
     other = copy.deepcopy(layer)
     compiled = torch.compile(other, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ((2, 16, 17), (3, 19, 15)):
