@@ -440,6 +440,24 @@ def test_parametrised_children() -> None:
     assert got.shape == network(image()).shape
 
 
+def test_children_that_become_something_else() -> None:
+    """The module's own forward then runs."""
+    plain = make("semseg PSPNet", training=False)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    for root in (plain, fused):
+        root.ppm.features[0] = nn.Conv2d(8, 2, 3, 1, 1).to(DEVICE).double().requires_grad_(False)
+        nn.init.constant_(root.ppm.features[0].weight, 0.1)
+        nn.init.zeros_(root.ppm.features[0].bias)
+    x = image()
+    close(fused(x), plain(x))
+    head = make("PyTorch-Encoding PSPHead", training=False)[1]
+    fuse(head)
+    y = torch.randn(2, 8, 9, 7, dtype=torch.float64, device=DEVICE)
+    pyramid, rest = head.conv5[0], head.conv5[1:]
+    close(rest(pyramid(y)), head(y))
+
+
 def test_synchronised_norms() -> None:
     network = make("mmseg PSPHead", training=False)
     x = image()
@@ -594,6 +612,11 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "order": (lambda: ppm(OtherPPM), "in evaluation its own forward gives something else"),
     "dropout": (lambda: ppm(DroppingPPM), "in training its own forward gives something else"),
+    "empty": (lambda: changed(ppm(), features__1=nn.Sequential()), "features.1 is empty"),
+    "not made yet": (
+        lambda: changed(ppm(), features__0__1=nn.LazyConv2d(2, 1)),
+        "it cannot be copied for a trial",
+    ),
     "bins": (lambda: doubles.PPM(8, 2, tuple(range(1, 10))), "9 branches, not one to eight"),
     "forward": (lambda: changed(ppm(), forward=plain_forward), "has a forward of its own"),
     "groups": (

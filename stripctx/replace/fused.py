@@ -56,7 +56,12 @@ class Fused(nn.Module):
         """Whether the module's own forward has to run: also where what becomes of it does not know
         our operators, ONNX and TorchScript."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-        return tracing or torch.onnx.is_in_onnx_export() or not self.unnoticed()
+        if tracing or torch.onnx.is_in_onnx_export():
+            return True
+        try:
+            return not self.unnoticed()
+        except UnknownModuleError:  # a child has become something else since
+            return True
 
     def extra_repr(self) -> str:
         said = super().extra_repr()

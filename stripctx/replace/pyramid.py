@@ -203,7 +203,10 @@ class FixedWindows(Fused):
 
 def _sequence(path: str, branch: nn.Module, *around: nn.Module) -> Branch:
     """A branch in one Sequential."""
-    pool, *rest = of_kind(branch, path, nn.Sequential)
+    modules = list(of_kind(branch, path, nn.Sequential))
+    if not modules:
+        raise UnknownModuleError(f"{path} is empty")
+    pool, *rest = modules
     return Branch(path, pool, rest, (branch, *around))
 
 

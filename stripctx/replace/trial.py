@@ -68,27 +68,25 @@ def _run(twin: nn.Module, example: tuple[Any, ...]) -> Any:
 def _random_copy(module: nn.Module, device: torch.device) -> nn.Module:
     try:
         twin = copy.deepcopy(module)
-        if any(tensor.is_meta for tensor in _state(twin)):
+        meta = any(tensor.is_meta for tensor in _state(twin))
+        if meta:
             twin.to_empty(device=device)
         twin.to(device, torch.float64)
+        for value in _state(twin):
+            if value.is_floating_point() and value.dim() > 1:
+                value.normal_(std=max(value[0].numel(), 1) ** -0.5)
+            elif value.is_floating_point():
+                value.uniform_(0.5, 1.5)  # variances and factors: nothing vanishes
+            elif meta:
+                value.zero_()
     except Exception as error:
         raise UnknownModuleError(f"it cannot be copied for a trial: {_line(error)}") from error
     for one in twin.modules():
-        for hooks in (one._forward_hooks, one._forward_pre_hooks):
-            hooks.clear()
+        one._forward_hooks.clear()
+        one._forward_pre_hooks.clear()
         one._backward_hooks.clear()
         one._backward_pre_hooks.clear()
-    for name, value in (*twin.named_parameters(), *twin.named_buffers()):
-        if value.is_floating_point():
-            # positive means and variances near 1, so that nothing saturates or vanishes
-            value.uniform_(0.5, 1.5) if value.dim() == 1 else value.normal_(std=_spread(value))
-        else:
-            value.zero_() if "num_batches" in name else None
     return twin
-
-
-def _spread(weight: Tensor) -> float:
-    return float(weight[0].numel()) ** -0.5 if weight.numel() else 1.0
 
 
 def _state(module: nn.Module) -> Iterator[Tensor]:
