@@ -75,16 +75,20 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
       op.x, op.levels, begin, end,
       [&](int k, int64_t plane, int64_t count, int64_t i, const Sums<A>& sums) {
         const View& level = op.levels[k];
+        if (level.size[3] == 1) {
+          const Vec<A> means = sums.load(0).value / positions(k, i, 0);
+          for_planes<T>(level, plane, count, i,
+                        [&](int64_t p, T* row) { store(row, splat<A>(means[p]), 1); });
+          return;
+        }
         for_vectors<A>(level.size[3], [&](int64_t j, auto, auto store_some) {
           Vec<A> square[kLanes<A>]{};
           for (int64_t q = 0; q < kLanes<A> && j + q < level.size[3]; ++q) {
             square[q] = sums.load((j + q) * kLanes<A>).value / positions(k, i, j + q);
           }
           transpose(square);
-          for (int64_t p = 0; p < count; ++p) {
-            const int64_t n = (plane + p) / level.size[1], c = (plane + p) % level.size[1];
-            store_some(at<T>(level, n, c, i, 0) + j, square[p]);
-          }
+          for_planes<T>(level, plane, count, i,
+                        [&](int64_t p, T* row) { store_some(row + j, square[p]); });
         });
       });
 }

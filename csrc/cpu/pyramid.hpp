@@ -15,6 +15,7 @@
 
 #include "core/pyramid.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/planes.hpp"
 #include "cpu/simd.hpp"
 
 namespace stripctx::cpu {
@@ -121,54 +122,6 @@ class Pooler {
   std::vector<Level> levels_;
 };
 
-// Shortens a row of positions before it is turned over: the whole vectors of a cell become one, and
-// what is left of the cell follows it.
-template <class A>
-class Shortening {
- public:
-  int64_t length = 0;       // of a shortened row
-  std::vector<Span> cells;  // in it
-
-  explicit Shortening(const Cells& columns) {
-    for (int64_t k = 0; k < columns.count(); ++k) {
-      const Span cell = columns[k];
-      const int64_t vectors = std::max<int64_t>(1, cell.size() / kLanes<A>);
-      const int64_t rest = std::max<int64_t>(0, cell.size() - vectors * kLanes<A>);
-      pieces_.push_back({cell.begin, vectors, rest});
-      cells.push_back({length, length + std::min<int64_t>(cell.size(), kLanes<A>) + rest});
-      length = cells.back().end;
-    }
-  }
-
-  // Writes up to a vector beyond the row's end.
-  template <class Row>
-  void operator()(const Row& positions, Row& shortened, int64_t to) const {
-    for (size_t k = 0; k < pieces_.size(); ++k) {
-      const Piece& piece = pieces_[k];
-      auto lanes = positions.load(piece.first);
-      for (int64_t v = 1; v < piece.vectors; ++v) {
-        lanes = merge(lanes, positions.load(piece.first + v * kLanes<A>));
-      }
-      shortened.store(to + cells[k].begin, lanes);
-      if (piece.rest == 0) continue;
-      shortened.store(to + cells[k].begin + kLanes<A>,
-                      positions.load(piece.first + piece.vectors * kLanes<A>));
-    }
-  }
-
- private:
-  struct Piece {
-    int64_t first, vectors, rest;
-  };
-  std::vector<Piece> pieces_;
-};
-
-// Row cells of several planes that are worked on at a time, so that a plane is read or written in
-// long runs while `elements_each` numbers a row cell stay in the cache.
-inline int64_t row_cells_at_a_time(int64_t elements_each) {
-  return std::max<int64_t>(1, 65536 / elements_each);
-}
-
 // finish(level, plane, count, i, results): lane p of results[j] is bin (i, j) of plane + p.
 template <class T, class Row, class Finish>
 void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
@@ -184,38 +137,48 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
   Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
 
+  // The first rows of a cell, as many as leave whole groups, start the running results.
   const auto take_cell = [&](const T* map, const Span& span, Row& positions, int64_t to) {
-    for (int64_t w = 0; w < W; w += kPlanes) {
-      positions.store(to + w, Row::nothing(Row::along(W, span.begin, w)));
-    }
-    const auto take_rows = [&]<int kRows>(int64_t h) {
+    const auto take_rows = [&]<int kRows, bool kFirst>(int64_t h) {
       for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
-        auto lanes = positions.load(to + w);
+        auto lanes = kFirst ? Row::nothing(Row::along(W, h, w)) : positions.load(to + w);
         for (int s = 0; s < kRows; ++s) {
           lanes.take(load_some(map + (h + s) * x.stride[2] + w), Row::along(W, h + s, w));
         }
         positions.store(to + w, lanes);
       });
     };
+    static_assert(kPoolTogether == 4);
     int64_t h = span.begin;
-    for (; h + kPoolTogether <= span.end; h += kPoolTogether) {
-      take_rows.template operator()<kPoolTogether>(h);
+    switch (span.size() % kPoolTogether) {
+      case 1:
+        take_rows.template operator()<1, true>(h);
+        break;
+      case 2:
+        take_rows.template operator()<2, true>(h);
+        break;
+      case 3:
+        take_rows.template operator()<3, true>(h);
+        break;
+      default:
+        take_rows.template operator()<kPoolTogether, true>(h);
     }
-    for (; h < span.end; ++h) take_rows.template operator()<1>(h);
+    for (h += (span.size() - 1) % kPoolTogether + 1; h < span.end; h += kPoolTogether) {
+      take_rows.template operator()<kPoolTogether, false>(h);
+    }
   };
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
     for (int64_t first = 0; first < rows.count(); first += at_a_time) {
       const int64_t last = std::min(first + at_a_time, rows.count());
-      for (int64_t p = 0; p < count; ++p) {
-        const T* map = at<const T>(x, (plane + p) / C, (plane + p) % C, 0, 0);
+      for_planes<const T>(x, plane, count, 0, [&](int64_t p, const T* map) {
         for (int64_t r = first; r < last; ++r) {
           const int64_t to = ((r - first) * kPlanes + p) * pitch;
           take_cell(map, rows[r], shortens ? line : positions, shortens ? 0 : to);
           if (shortens) shorten(line, positions, to);
         }
-      }
+      });
       for (int64_t r = first; r < last; ++r) {
         for (int64_t w = 0; w < length; w += kPlanes) {
           turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);

@@ -163,15 +163,14 @@ void spread_planes(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
           for (int p = 0; p < kPlanes; ++p) store(turned + p * pitch + cell, square[p]);
         }
       }
-      for (int64_t p = 0; p < count; ++p) {
+      for_planes<T>(op.grad_x, plane, count, 0, [&](int64_t p, T* map) {
         for (int64_t r = first; r < last; ++r) {
           expand(cells.data() + ((r - first) * kPlanes + p) * pitch, row.data());
           for (int64_t h = rows[r].begin; h < rows[r].end; ++h) {
-            T* out = at<T>(op.grad_x, (plane + p) / C, (plane + p) % C, h, 0);
-            copy_row(row.data(), W, out);
+            copy_row(row.data(), W, map + h * op.grad_x.stride[2]);
           }
         }
-      }
+      });
     }
   }
 }

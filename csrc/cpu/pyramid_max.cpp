@@ -122,13 +122,13 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
         const View &level = op.levels[k], &indices = op.indices[k];
         for_vectors<A>(level.size[3], [&](int64_t j, auto, auto store_some) {
           turned.turn(0, bests, j * kWide, kWide);
-          for (int64_t p = 0; p < count; ++p) {
-            const int64_t n = (plane + p) / level.size[1], c = (plane + p) % level.size[1];
-            const auto best = turned.load(p * kWide);
-            store_some(at<T>(level, n, c, i, 0) + j, best.value);
-            int64_t* index = at<int64_t>(indices, n, c, i, 0) + j;
-            for (int64_t q = 0; q < kWide && j + q < level.size[3]; ++q) index[q] = best.index[q];
-          }
+          for_planes<T>(level, plane, count, i, [&](int64_t p, T* row) {
+            store_some(row + j, turned.load(p * kWide).value);
+          });
+          for_planes<int64_t>(indices, plane, count, i, [&](int64_t p, int64_t* row) {
+            const auto index = turned.load(p * kWide).index;
+            for (int64_t q = 0; q < kWide && j + q < level.size[3]; ++q) row[j + q] = index[q];
+          });
         });
       });
 }

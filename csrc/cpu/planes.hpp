@@ -1,0 +1,72 @@
+// Pooling's walk over a contiguous map on the CPU: as many planes at a time as a vector has lanes,
+// a row of cells of each turned over (transpose.hpp) so that a lane is a plane.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/bins.hpp"
+#include "core/view.hpp"
+#include "cpu/simd.hpp"
+
+namespace stripctx::cpu {
+
+// Calls body(p, row h of plane `plane` + p) for `count` planes; a plane's number is n * C + c.
+template <class T, class Body>
+inline void for_planes(const View& map, int64_t plane, int64_t count, int64_t h, Body&& body) {
+  int64_t n = plane / map.size[1], c = plane % map.size[1];
+  for (int64_t p = 0; p < count; ++p) {
+    body(p, at<T>(map, n, c, h, 0));
+    if (++c == map.size[1]) ++n, c = 0;
+  }
+}
+
+// Row cells of several planes that are worked on at a time, so that a plane is read or written in
+// long runs while `elements_each` numbers a row cell stay in the cache.
+inline int64_t row_cells_at_a_time(int64_t elements_each) {
+  return std::max<int64_t>(1, 65536 / elements_each);
+}
+
+// Shortens a row of positions before it is turned over: the whole vectors of a cell become one, and
+// what is left of the cell follows it.
+template <class A>
+class Shortening {
+ public:
+  int64_t length = 0;       // of a shortened row
+  std::vector<Span> cells;  // in it
+
+  explicit Shortening(const Cells& columns) {
+    for (int64_t k = 0; k < columns.count(); ++k) {
+      const Span cell = columns[k];
+      const int64_t vectors = std::max<int64_t>(1, cell.size() / kLanes<A>);
+      const int64_t rest = std::max<int64_t>(0, cell.size() - vectors * kLanes<A>);
+      pieces_.push_back({cell.begin, vectors, rest});
+      cells.push_back({length, length + std::min<int64_t>(cell.size(), kLanes<A>) + rest});
+      length = cells.back().end;
+    }
+  }
+
+  // Writes up to a vector beyond the row's end.
+  template <class Row>
+  void operator()(const Row& positions, Row& shortened, int64_t to) const {
+    for (size_t k = 0; k < pieces_.size(); ++k) {
+      const Piece& piece = pieces_[k];
+      auto lanes = positions.load(piece.first);
+      for (int64_t v = 1; v < piece.vectors; ++v) {
+        lanes = merge(lanes, positions.load(piece.first + v * kLanes<A>));
+      }
+      shortened.store(to + cells[k].begin, lanes);
+      if (piece.rest == 0) continue;
+      shortened.store(to + cells[k].begin + kLanes<A>,
+                      positions.load(piece.first + piece.vectors * kLanes<A>));
+    }
+  }
+
+ private:
+  struct Piece {
+    int64_t first, vectors, rest;
+  };
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace stripctx::cpu
