@@ -123,6 +123,21 @@ def test_zero_and_extreme_scales() -> None:
             assert battery.relative_error(value, want) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("codes", [4, 40])
+def test_logits_whose_rounding_exceeds_the_range_of_exp(codes: int, dtype: torch.dtype) -> None:
+    """Features so far from all codewords that a unit in a logit's last place is thousands. Which
+    codeword wins is then a matter of rounding; the sum over all of them is not."""
+    x = (noise(2, 6, 5, 7, offset=10.0).double() * (1e5 if dtype is torch.float32 else 1e12)).to(
+        dtype
+    )
+    arguments = (x, noise(codes, 6).to(dtype), -torch.rand(codes).to(DEVICE, dtype))
+    value, *gradients = battery.run(functional.encode, arguments, (noise(2, codes, 6),))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    expected = plain_encode(*(a.double() for a in arguments))
+    assert battery.relative_error(value.sum(1), expected.sum(1)) < 1e-5
+
+
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> None:

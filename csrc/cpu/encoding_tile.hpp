@@ -203,20 +203,23 @@ inline void add(A* to, const Vec<A>& value) {
   store(to, Vec<A>(load(to) + value));
 }
 
-// Softmax over k of scale[k] * distances[k][i] into assignments, positions in lanes.
+// Softmax over k of scale[k] * distances[k][i] into assignments, positions in lanes. The logits
+// pass through memory: a product fused with the subtraction is not the rounded one that is the
+// largest.
 template <class A>
 void assign(const A* distances, const A* scale, int64_t K, A* assignments) {
   for (int v = 0; v < kTile<A>; v += kLanes<A>) {
     Vec<A> largest = load(distances + v) * scale[0];
-    for (int64_t k = 1; k < K; ++k) {
+    for (int64_t k = 0; k < K; ++k) {
       const Vec<A> logit = load(distances + k * kTile<A> + v) * scale[k];
+      store(assignments + k * kTile<A> + v, logit);
       largest = logit > largest ? logit : largest;
     }
     Vec<A> total{};
     for (int64_t k = 0; k < K; ++k) {
-      const Vec<A> logit = load(distances + k * kTile<A> + v) * scale[k];
-      const Vec<A> e = exp_nonpositive(Vec<A>(logit - largest));
-      store(assignments + k * kTile<A> + v, e);
+      A* a = assignments + k * kTile<A> + v;
+      const Vec<A> e = exp_nonpositive(Vec<A>(load(a) - largest));
+      store(a, e);
       total += e;
     }
     for (int64_t k = 0; k < K; ++k) {

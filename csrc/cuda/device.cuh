@@ -59,6 +59,14 @@ STRIPCTX_HOST_DEVICE inline T from_accumulate(Accumulate<T> value) {
   }
 }
 
+// a * b, rounded: never fused with what is added to it.
+__device__ inline float rounded_product(float a, float b) {
+  return __fmul_rn(a, b);
+}
+__device__ inline double rounded_product(double a, double b) {
+  return __dmul_rn(a, b);
+}
+
 // A block's threads in one row, x fastest; each 32 of them are a warp.
 __device__ inline unsigned thread_rank() {
   return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);

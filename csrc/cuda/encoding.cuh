@@ -184,7 +184,7 @@ struct EncodeTile {
 
   // Softmax over the codewords, lane k holding codeword k; 0 for lanes beyond K.
   __device__ float assignment(float distance, int k) const {
-    const float logit = distance * scale[k];
+    const float logit = rounded_product(distance, scale[k]);
     float largest = k < codes ? logit : -INFINITY;
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {

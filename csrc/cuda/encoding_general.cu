@@ -68,6 +68,10 @@ struct GeneralTile {
     }
   }
 
+  __device__ A logit(A distance, int64_t k) const {
+    return rounded_product(distance, scale.load(k));
+  }
+
   // The softmax's largest logit and sum, of this thread's position.
   struct Softmax {
     A largest, total;
@@ -75,17 +79,17 @@ struct GeneralTile {
   __device__ Softmax softmax() const {
     A largest = -INFINITY;
     for (int64_t k = threadIdx.y; k < codes; k += kSlots) {
-      largest = max(largest, rows.load(row(k) + threadIdx.x) * scale.load(k));
+      largest = max(largest, logit(rows.load(row(k) + threadIdx.x), k));
     }
     largest = combine(largest, [](A a, A b) { return max(a, b); });
     A total = 0;
     for (int64_t k = threadIdx.y; k < codes; k += kSlots) {
-      total += exp(rows.load(row(k) + threadIdx.x) * scale.load(k) - largest);
+      total += exp(logit(rows.load(row(k) + threadIdx.x), k) - largest);
     }
     return {largest, combine(total, [](A a, A b) { return a + b; })};
   }
   __device__ A assignment(const Softmax& softmax, int64_t k, A distance) const {
-    return exp(distance * scale.load(k) - softmax.largest) / softmax.total;
+    return exp(logit(distance, k) - softmax.largest) / softmax.total;
   }
 };
 

@@ -32,4 +32,14 @@ inline float __expf(float x) {
   return std::exp(x);
 }
 
+// Products that g++ may not fuse with what is added to them.
+inline float __fmul_rn(float a, float b) {
+  const volatile float product = a * b;
+  return product;
+}
+inline double __dmul_rn(double a, double b) {
+  const volatile double product = a * b;
+  return product;
+}
+
 }  // namespace stripctx::cuda
