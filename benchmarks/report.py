@@ -6,7 +6,8 @@
 
 A document says where something goes by a pair of comments, between which everything is replaced:
 
-    <!-- benchmarks:strip -->       one line an operator and mode, at the first shape; two plots
+    <!-- benchmarks:strip -->       one line an operator and mode, at the first shape; two plots;
+                                    then the same on CUDA, if strip-cuda.json is there
     <!-- /benchmarks:strip -->
     <!-- benchmarks:strip all -->   every entry
     <!-- /benchmarks:strip -->
@@ -42,8 +43,11 @@ def update(text: str, folder: Path = results.FOLDER, figures: str = "") -> str:
         if match["name"] == "scorecard":
             body = scorecard_block(results.families(folder), figures)
         else:
-            path = folder / f"{match['name']}.json"
-            body = family_block(path, bool(match["all"]), figures) if path.is_file() else ""
+            paths = [folder / f"{match['name']}{device}.json" for device in ("", "-cuda")]
+            blocks = [
+                family_block(path, bool(match["all"]), figures) for path in paths if path.is_file()
+            ]
+            body = "\n".join(blocks)
         return f"{match['open']}{body}{match['close']}"
 
     return BLOCK.sub(render, text)

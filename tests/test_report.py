@@ -243,6 +243,15 @@ def test_plots_are_the_same_every_time(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_results_of_a_gpu_follow(tmp_path: Path) -> None:
+    results.write(tmp_path / "strip.json", MACHINE, RESULT["entries"])
+    results.write(tmp_path / "strip-cuda.json", MACHINE | {"gpu": "Loom"}, RESULT["entries"][:1])
+    block = "<!-- benchmarks:strip -->\n<!-- /benchmarks:strip -->\n"
+    text = report.update(block, tmp_path, "figures")
+    assert text.index("Abacus") < text.index("figures/benchmarks-strip.svg") < text.index("Loom")
+    assert "figures/benchmarks-strip-cuda.svg" in text and "growth-strip-cuda" not in text
+
+
 def test_every_entry(tmp_path: Path) -> None:
     results.write(tmp_path / "strip.json", MACHINE, RESULT["entries"])
     block = "<!-- benchmarks:strip all -->\n{}<!-- /benchmarks:strip -->\n"
