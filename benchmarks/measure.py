@@ -21,7 +21,8 @@ import torch
 Run = Callable[[], object]
 
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 5  # whatever the budget
+LEAST_LONG_ROUNDS, LONG = 3, 10.0  # where rounds have taken so many seconds
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def interleave(
         candidates: names to callables without arguments, already called once.
         device: "cpu" (perf_counter) or "cuda" (events).
         rounds: how many samples to take of each.
-        budget: seconds after which no further round starts, but for the first five.
+        budget: seconds after which no further round starts, but for LEAST_ROUNDS.
         calls_a_run: how many calls each candidate makes of what is timed.
     """
     clock = {"cpu": _cpu_seconds, "cuda": _cuda_seconds}[device]
@@ -71,7 +72,9 @@ def interleave(
     taken: dict[str, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
     for number in range(rounds):
-        if number >= LEAST_ROUNDS and time.perf_counter() - started > budget:
+        elapsed = time.perf_counter() - started
+        least = LEAST_LONG_ROUNDS if elapsed > LONG else LEAST_ROUNDS
+        if number >= least and elapsed > budget:
             break
         first = number % len(names)
         for name in names[first:] + names[:first]:

@@ -22,7 +22,7 @@ from stripctx.losses import SegmentationLoss
 
 CLASSES = 19  # Cityscapes
 NETWORKS = ("pspnet", "spnet", "deeplabv3plus_hanet", "encnet")
-SIDES = {"resnet18": 129, "resnet50": 129}  # of the image
+SIDES = {"resnet18": 129, "resnet50": 97}  # of the image
 IMAGES = {"inference": 1, "training": 2}
 QUICK_SIDE = 17
 OPTIONS = {("spnet", "resnet18"): {"strip_pooling": False}}  # its blocks are those of a ResNet-50

@@ -363,6 +363,12 @@ def test_interleave_repeats_short_calls_and_keeps_to_its_budget() -> None:
     assert calls > 100 * measure.LEAST_ROUNDS
 
 
+def test_interleave_takes_fewer_long_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "LONG", 0.02)
+    times = measure.interleave({"long": lambda: time.sleep(0.01)}, budget=0.0)
+    assert len(times["long"].seconds) == measure.LEAST_LONG_ROUNDS
+
+
 def test_percentiles() -> None:
     samples = measure.Samples((5.0, 1.0, 2.0, 4.0, 3.0, 6.0))
     assert (samples.p20, samples.median, samples.p80) == (2.0, 3.5, 5.0)
