@@ -37,53 +37,35 @@ void block_distances(const A* tile, const A* codewords, int64_t D, int64_t first
   }
 }
 
-// What the items of one call share, and the scratch they reuse.
 template <class T>
 class Encoder {
  public:
   using A = Accumulate<T>;
 
-  explicit Encoder(const Encode& op)
-      : op_(op),
-        K_(op.codes()),
-        D_(op.depth()),
-        stride_(whole_vectors<A>(K_)),
-        scale_(static_cast<const A*>(op.scale.data)),
-        codewords_(padded_rows<A>(op.codewords.data, K_, D_)),
-        code_columns_(D_ * stride_),
-        tile_(D_ * kTile<A>),
-        assignments_(ceil_div(K_, kCodeBlock) * kCodeBlock * kTile<A>),
-        weights_(kTile<A> * stride_),
-        sums_(D_ * stride_) {
-    transpose(codewords_.data(), D_, K_, D_, code_columns_.data(), stride_);
-  }
+  explicit Encoder(const Encode& op) : op_(op), work_(op) {}
 
   void run(int64_t item) {
-    const int64_t N = op_.x.size[0], n = item % N, chunk = item / N;
-    std::fill(sums_.begin(), sums_.end(), A(0));
+    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
+    std::fill(work_.sums.begin(), work_.sums.end(), A(0));
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
-      load_tile<T>(op_.x, n, first, count, tile_.data());
-      A* assignments = assignments_.data();
-      std::fill(assignments_.begin(), assignments_.end(), A(0));
-      for_blocks(K_, D_, [&](int64_t k, int64_t d, int64_t end) {
-        block_distances(tile_.data(), codewords_.data() + k * D_, D_, d, end,
+      load_tile<T>(op_.x, n, first, count, work_.tile.data());
+      A* assignments = work_.assignments.data();
+      std::fill(work_.assignments.begin(), work_.assignments.end(), A(0));
+      for_blocks(K, D, [&](int64_t k, int64_t d, int64_t end) {
+        block_distances(work_.tile.data(), work_.codewords.data() + k * D, D, d, end,
                         assignments + k * kTile<A>);
       });
-      assign(assignments, scale_, K_, assignments);
-      clear_tail(assignments, K_, count);
-      transpose(assignments, kTile<A>, K_, kTile<A>, weights_.data(), stride_);
-      weigh(tile_.data(), D_, code_columns_.data(), weights_.data(), stride_, count, sums_.data());
+      assign(assignments, work_.scale, K, assignments);
+      clear_tail(assignments, K, count);
+      work_.weigh_tile(assignments, count);
     });
-    A* encoded = static_cast<A*>(op_.partials.data) + item * K_ * D_;
-    transpose(sums_.data(), stride_, D_, K_, encoded, D_);
+    A* encoded = static_cast<A*>(op_.partials.data) + item * K * D;
+    transpose(work_.sums.data(), work_.stride, D, K, encoded, D);
   }
 
  private:
   const Encode& op_;
-  const int64_t K_, D_, stride_;
-  const A* scale_;
-  const Scratch<A> codewords_;
-  Scratch<A> code_columns_, tile_, assignments_, weights_, sums_;
+  TileWork<T> work_;
 };
 
 }  // namespace

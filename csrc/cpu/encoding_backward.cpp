@@ -110,84 +110,76 @@ class EncoderBackward {
 
   explicit EncoderBackward(const EncodeBackward& op)
       : op_(op),
-        K_(op.codes()),
-        D_(op.depth()),
-        stride_(whole_vectors<A>(K_)),
-        scale_(static_cast<const A*>(op.scale.data)),
-        codewords_(padded_rows<A>(op.codewords.data, K_, D_)),
-        code_columns_(D_ * stride_),
-        grad_columns_(D_ * stride_),
-        tile_(D_ * kTile<A>),
-        distances_(ceil_div(K_, kCodeBlock) * kCodeBlock * kTile<A>),
-        products_(distances_.size()),
-        assignments_(distances_.size()),
-        weights_(kTile<A> * stride_),
-        sums_(D_ * stride_),
-        masses_(K_ * kLanes<A>),
-        scale_sums_(masses_.size()) {
-    transpose(codewords_.data(), D_, K_, D_, code_columns_.data(), stride_);
-  }
+        work_(op),
+        grad_columns_(work_.D * work_.stride),
+        distances_(work_.assignments.size()),
+        products_(work_.assignments.size()),
+        masses_(work_.K * kLanes<A>),
+        scale_sums_(masses_.size()) {}
 
   void run(int64_t item) {
-    const int64_t N = op_.x.size[0], n = item % N, chunk = item / N;
-    grad_ = padded_rows<A>(static_cast<const A*>(op_.grad.data) + n * K_ * D_, K_, D_);
-    transpose(grad_.data(), D_, K_, D_, grad_columns_.data(), stride_);
-    for (auto* sums : {&sums_, &masses_, &scale_sums_}) {
+    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
+    grad_ = padded_rows<A>(static_cast<const A*>(op_.grad.data) + n * K * D, K, D);
+    transpose(grad_.data(), D, K, D, grad_columns_.data(), work_.stride);
+    for (auto* sums : {&work_.sums, &masses_, &scale_sums_}) {
       std::fill(sums->begin(), sums->end(), A(0));
     }
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
-      load_tile<T>(op_.x, n, first, count, tile_.data());
+      load_tile<T>(op_.x, n, first, count, work_.tile.data());
       assign_tile(count);
-      add_rows(assignments_.data(), K_, masses_.data());
-      transpose(products_.data(), kTile<A>, K_, kTile<A>, weights_.data(), stride_);
-      weigh(tile_.data(), D_, code_columns_.data(), weights_.data(), stride_, count, sums_.data());
+      add_rows(work_.assignments.data(), K, masses_.data());
+      work_.weigh_tile(products_.data(), count);
       spread();
-      store_tile<T>(tile_.data(), op_.grad_x, n, first, count);
+      store_tile<T>(work_.tile.data(), op_.grad_x, n, first, count);
     });
-    finish(static_cast<A*>(op_.codeword_partials.data) + item * K_ * D_,
-           static_cast<A*>(op_.scale_partials.data) + item * K_);
+    finish(static_cast<A*>(op_.codeword_partials.data) + item * K * D,
+           static_cast<A*>(op_.scale_partials.data) + item * K);
   }
 
  private:
   // Assignments, and in products_ the weights 2 q.
   void assign_tile(int64_t count) {
+    const int64_t K = work_.K, D = work_.D;
     std::fill(distances_.begin(), distances_.end(), A(0));
     std::fill(products_.begin(), products_.end(), A(0));
-    for_blocks(K_, D_, [&](int64_t k, int64_t d, int64_t end) {
+    for_blocks(K, D, [&](int64_t k, int64_t d, int64_t end) {
       for (int v = 0; v < kTile<A>; v += kHalf * kLanes<A>) {
-        block_products(tile_.data() + v, codewords_.data() + k * D_, grad_.data() + k * D_, D_, d,
-                       end, distances_.data() + k * kTile<A> + v,
+        block_products(work_.tile.data() + v, work_.codewords.data() + k * D, grad_.data() + k * D,
+                       D, d, end, distances_.data() + k * kTile<A> + v,
                        products_.data() + k * kTile<A> + v);
       }
     });
-    assign(distances_.data(), scale_, K_, assignments_.data());
-    clear_tail(assignments_.data(), K_, count);
-    weights_of(assignments_.data(), distances_.data(), scale_, K_, count, products_.data(),
+    A* assignments = work_.assignments.data();
+    assign(distances_.data(), work_.scale, K, assignments);
+    clear_tail(assignments, K, count);
+    weights_of(assignments, distances_.data(), work_.scale, K, count, products_.data(),
                scale_sums_.data());
   }
 
   // The tile becomes the gradient of x.
   void spread() {
+    const int64_t D = work_.D, stride = work_.stride;
     const auto block = [&]<int kDepth>(int64_t d) {
       for (int v = 0; v < kTile<A>; v += kSpread * kLanes<A>) {
-        spread_block<A, kDepth>(tile_.data() + d * kTile<A> + v, assignments_.data() + v,
-                                products_.data() + v, code_columns_.data() + d * stride_,
-                                grad_columns_.data() + d * stride_, K_, stride_);
+        spread_block<A, kDepth>(work_.tile.data() + d * kTile<A> + v, work_.assignments.data() + v,
+                                products_.data() + v, work_.code_columns.data() + d * stride,
+                                grad_columns_.data() + d * stride, work_.K, stride);
       }
     };
     int64_t d = 0;
-    for (; d + 2 <= D_; d += 2) block.template operator()<2>(d);
-    if (d < D_) block.template operator()<1>(d);
+    for (; d + 2 <= D; d += 2) block.template operator()<2>(d);
+    if (d < D) block.template operator()<1>(d);
   }
 
   // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k).
   void finish(A* codewords, A* scale) const {
-    transpose(sums_.data(), stride_, D_, K_, codewords, D_);
-    for (int64_t k = 0; k < K_; ++k) {
+    const int64_t D = work_.D;
+    transpose(work_.sums.data(), work_.stride, D, work_.K, codewords, D);
+    for (int64_t k = 0; k < work_.K; ++k) {
       const A mass = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
-      for_vectors<A>(D_, [&](int64_t d, auto load_some, auto store_some) {
-        A* to = codewords + k * D_ + d;
-        const Vec<A> grad = load_some(grad_.data() + k * D_ + d);
+      for_vectors<A>(D, [&](int64_t d, auto load_some, auto store_some) {
+        A* to = codewords + k * D + d;
+        const Vec<A> grad = load_some(grad_.data() + k * D + d);
         store_some(to, -load_some(to) - mass * grad);
       });
       scale[k] = sum_lanes<A>(load(scale_sums_.data() + k * kLanes<A>));
@@ -195,11 +187,8 @@ class EncoderBackward {
   }
 
   const EncodeBackward& op_;
-  const int64_t K_, D_, stride_;
-  const A* scale_;
-  const Scratch<A> codewords_;
-  Scratch<A> grad_, code_columns_, grad_columns_, tile_, distances_, products_, assignments_,
-      weights_, sums_, masses_, scale_sums_;
+  TileWork<T> work_;
+  Scratch<A> grad_, grad_columns_, distances_, products_, masses_, scale_sums_;
 };
 
 }  // namespace

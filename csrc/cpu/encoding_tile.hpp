@@ -14,6 +14,7 @@
 #include "core/encoding.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/simd.hpp"
+#include "cpu/transpose.hpp"
 
 namespace stripctx::cpu {
 
@@ -70,62 +71,6 @@ inline TileChunks tile_chunks(const View& x) {
 template <class A>
 int64_t whole_vectors(int64_t count) {
   return ceil_div(count, kLanes<A>) * kLanes<A>;
-}
-
-namespace detail {
-
-// One step of a transpose: of rows i and i + kDistance, exchanges the blocks of kDistance lanes off
-// the diagonal.
-template <int kDistance, class V, size_t... lane>
-inline void exchange(V& upper, V& lower, std::index_sequence<lane...>) {
-  constexpr int kCount = sizeof...(lane);
-  const V a = upper, b = lower;
-  upper = __builtin_shufflevector(
-      a, b, (lane & kDistance ? int(lane) - kDistance + kCount : int(lane))...);
-  lower = __builtin_shufflevector(
-      a, b, (lane & kDistance ? int(lane) + kCount : int(lane) + kDistance)...);
-}
-
-template <int kDistance, class A>
-inline void exchange_blocks(Vec<A>* rows) {
-  for (int i = 0; i < kLanes<A>; ++i) {
-    if (i & kDistance) continue;
-    exchange<kDistance>(rows[i], rows[i + kDistance], std::make_index_sequence<kLanes<A>>{});
-  }
-  if constexpr (kDistance > 1) exchange_blocks<kDistance / 2, A>(rows);
-}
-
-}  // namespace detail
-
-// Transposes a square of kLanes rows in place.
-template <class A>
-inline void transpose(Vec<A>* rows) {
-  detail::exchange_blocks<kLanes<A> / 2, A>(rows);
-}
-
-// to[j][i] = convert(i, j, from[i][j]) for i < rows and j < columns, by squares; reads zeros beyond
-// and writes whole vectors along i only as far as `rows`.
-template <class To, class From>
-void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns, To* to,
-               int64_t to_stride) {
-  using A = Accumulate<From>;
-  constexpr int64_t lanes = kLanes<A>;
-  for (int64_t i = 0; i < rows; i += lanes) {
-    const int height = static_cast<int>(std::min(lanes, rows - i));
-    for (int64_t j = 0; j < columns; j += lanes) {
-      const int width = static_cast<int>(std::min(lanes, columns - j));
-      Vec<A> square[lanes];
-      for (int r = 0; r < lanes; ++r) {
-        const From* row = from + (i + r) * from_stride + j;
-        square[r] = r >= height ? Vec<A>{} : width == lanes ? load(row) : load(row, width);
-      }
-      transpose<A>(square);
-      for (int r = 0; r < width; ++r) {
-        To* column = to + (j + r) * to_stride + i;
-        height == lanes ? store(column, square[r]) : store(column, square[r], height);
-      }
-    }
-  }
 }
 
 // Calls run(first, count) for the tiles of a chunk.
@@ -299,5 +244,43 @@ void weigh(const A* tile, int64_t D, const A* codewords, const A* weights, int64
   for (; k + 2 * kLanes<A> <= stride; k += 2 * kLanes<A>) blocks.template operator()<2>(k);
   if (k < stride) blocks.template operator()<1>(k);
 }
+
+// What the work items of one call share, forward or backward, and the scratch that they reuse.
+template <class T>
+struct TileWork {
+  using A = Accumulate<T>;
+
+  const int64_t N, K, D;
+  const int64_t stride;  // of arrays whose fastest dimension is K: whole vectors
+  const A* const scale;
+  const Scratch<A> codewords;  // (K, D), as padded_rows
+  Scratch<A> code_columns;     // (D, stride)
+  Scratch<A> tile;             // (D, kTile)
+  Scratch<A> assignments;      // (K, kTile), up to a whole block of codewords
+  Scratch<A> weights;          // (kTile, stride)
+  Scratch<A> sums;             // (D, stride)
+
+  template <class Op>
+  explicit TileWork(const Op& op)
+      : N(op.x.size[0]),
+        K(op.codes()),
+        D(op.depth()),
+        stride(whole_vectors<A>(K)),
+        scale(static_cast<const A*>(op.scale.data)),
+        codewords(padded_rows<A>(op.codewords.data, K, D)),
+        code_columns(D * stride),
+        tile(D * kTile<A>),
+        assignments(ceil_div(K, kCodeBlock) * kCodeBlock * kTile<A>),
+        weights(kTile<A> * stride),
+        sums(D * stride) {
+    transpose(codewords.data(), D, K, D, code_columns.data(), stride);
+  }
+
+  // sums += the tile's sums over its first `count` positions of rows[k][i] (x_id - c_kd).
+  void weigh_tile(const A* rows, int64_t count) {
+    transpose(rows, kTile<A>, K, kTile<A>, weights.data(), stride);
+    weigh(tile.data(), D, code_columns.data(), weights.data(), stride, count, sums.data());
+  }
+};
 
 }  // namespace stripctx::cpu

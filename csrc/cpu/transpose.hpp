@@ -29,4 +29,29 @@ inline void transpose(V (&rows)[kCount]) {
   }
 }
 
+// to[j][i] = from[i][j], converted, for i < rows and j < columns, by squares; reads zeros beyond
+// and writes whole vectors along i only as far as `rows`.
+template <class To, class From>
+void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns, To* to,
+               int64_t to_stride) {
+  using A = Accumulate<From>;
+  constexpr int64_t lanes = kLanes<A>;
+  for (int64_t i = 0; i < rows; i += lanes) {
+    const int height = static_cast<int>(std::min(lanes, rows - i));
+    for (int64_t j = 0; j < columns; j += lanes) {
+      const int width = static_cast<int>(std::min(lanes, columns - j));
+      Vec<A> square[lanes];
+      for (int r = 0; r < lanes; ++r) {
+        const From* row = from + (i + r) * from_stride + j;
+        square[r] = r >= height ? Vec<A>{} : width == lanes ? load(row) : load(row, width);
+      }
+      transpose(square);
+      for (int r = 0; r < width; ++r) {
+        To* column = to + (j + r) * to_stride + i;
+        height == lanes ? store(column, square[r]) : store(column, square[r], height);
+      }
+    }
+  }
+}
+
 }  // namespace stripctx::cpu
