@@ -59,7 +59,7 @@ class Processes:
         if norms == "sync" and self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, devices, broadcast_buffers=norms != "frozen")
+        return DistributedDataParallel(network, devices)
 
 
 def join(device: str = "") -> Processes:
