@@ -28,6 +28,8 @@ def test_spnet_variants() -> None:
     one = models.spnet(5, Tiny(), **options).eval()
     assert [(m.arms, m.pooling) for m in one.head.mixed] == [("long", "global")]
     assert one(torch.randn(1, 3, 32, 40))["out"].shape == (1, 5, 32, 40)
+    two = models.spnet(5, Tiny(), arms=("short", "both"), pooling=("strip", "global"))
+    assert [(m.arms, m.pooling) for m in two.head.mixed] == [("short", "strip"), ("both", "global")]
 
 
 def test_every_parameter_trains() -> None:
@@ -46,6 +48,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: models.spnet(3, Tiny(), mixed=9), "spnet: mixed must be from 0 to 8, got 9"),
     (lambda: models.spnet(3, "resnet18"), "strip_pooling needs a depth of 50 or more, got 18"),
     (lambda: models.spnet(3, Tiny(), arms="none"), "arms must be one of both, short, long"),
+    (
+        lambda: models.spnet(3, Tiny(), arms=("long",)),
+        "spnet: arms must be one value or one for each of 2 modules, got ('long',)",
+    ),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from stripctx import upstream
@@ -24,9 +26,8 @@ class SPHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        mixed: int,
-        arms: str,
-        pooling: str,
+        arms: Sequence[str],
+        pooling: Sequence[str],
         pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]],
         dropout: float,
         align_corners: bool,
@@ -40,12 +41,12 @@ class SPHead(nn.Module):
                 MixedPooling(
                     width,
                     pool_sizes,
-                    arms=arms,
-                    pooling=pooling,
+                    arms=arms_of_one,
+                    pooling=pooling_of_one,
                     norm_layer=norm_layer,
                     align_corners=align_corners,
                 )
-                for _ in range(mixed)
+                for arms_of_one, pooling_of_one in zip(arms, pooling, strict=True)
             )
         )
         self.classify = FCNHead(
@@ -73,6 +74,17 @@ class SPNet(SegmentationNetwork):
     )
 
 
+def _of_each(name: str, values: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """One value for each of `count` modules."""
+    if isinstance(values, str):
+        return (values,) * count
+    if len(values) != count:
+        raise ValueError(
+            f"spnet: {name} must be one value or one for each of {count} modules, got {values}"
+        )
+    return tuple(values)
+
+
 @register
 def spnet(
     num_classes: int,
@@ -82,8 +94,8 @@ def spnet(
     aux: bool = True,
     strip_pooling: bool = True,
     mixed: int = 2,
-    arms: str = "both",
-    pooling: str = "strip",
+    arms: str | Sequence[str] = "both",
+    pooling: str | Sequence[str] = "strip",
     pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]] = (20, 12),
     output_stride: int = 8,
     dilation: str = "multi_grid",
@@ -108,8 +120,8 @@ def spnet(
             three stages and in every block of the fourth. Needs bottlenecks, so `resnet50` or
             deeper.
         mixed: how many mixed pooling modules (MPM) the head has, one after another; 0 to 8.
-        arms: of each: "both", "short" or "long"; see `MixedPooling`.
-        pooling: of each long arm: "strip" or "global".
+        arms: of each, "both", "short" or "long", one for all or one for each; see `MixedPooling`.
+        pooling: of each long arm, "strip" or "global", likewise.
         pool_sizes: of each.
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme; upstream's is "multi_grid".
@@ -132,9 +144,8 @@ def spnet(
         return SPHead(
             channels[3],
             num_classes,
-            mixed=mixed,
-            arms=arms,
-            pooling=pooling,
+            arms=_of_each("arms", arms, mixed),
+            pooling=_of_each("pooling", pooling, mixed),
             pool_sizes=pool_sizes,
             dropout=dropout,
             align_corners=align_corners,
