@@ -27,10 +27,13 @@ $(VENV)/.ready: requirements-dev.txt requirements-oracles.txt pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracles.txt
 	@touch $@
 
+# Two processes take whole files, so that what a file prepares is prepared once.
+test: export OMP_WAIT_POLICY := passive
+test: PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
 test: setup
-	STRIPCTX_BACKEND=native $(RUN) -m pytest tests
-	STRIPCTX_BACKEND=reference $(RUN) -m pytest $(FAMILIES)
-	STRIPCTX_BACKEND=emulated $(RUN) -m pytest $(FAMILIES) $(EMULATED)
+	STRIPCTX_BACKEND=native $(PYTEST) tests
+	STRIPCTX_BACKEND=reference $(PYTEST) $(FAMILIES)
+	STRIPCTX_BACKEND=emulated $(PYTEST) $(FAMILIES) $(EMULATED)
 	$(MAKE) cuda-check ARCHITECTURES="80 90"
 
 sanitize: setup
