@@ -33,10 +33,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "deeplabv3plus_hanet": {},
     "encnet": {},
 }
-# SPNet's pools of 20 and 12 are for maps of 60 x 60; those of the short budget have 8 x 10.
-OF_THE_BUDGET: dict[tuple[str, str], dict[str, Any]] = {
-    ("short", "spnet"): {"pool_sizes": [3, 2]},
-}
 
 
 class Run(NamedTuple):
@@ -45,8 +41,9 @@ class Run(NamedTuple):
 
     def settings(self, budget: str, data: Path) -> recipe.Recipe:
         """The budget's recipe for this network and seed."""
-        chosen = NETWORKS[self.network] | OF_THE_BUDGET.get((budget, self.network), {})
-        options = [f"network.options.{key}={value}" for key, value in chosen.items()]
+        options = [
+            f"network.options.{key}={value}" for key, value in NETWORKS[self.network].items()
+        ]
         changes = [f"network.name={self.network}", f"train.seed={self.seed}", f"data.root={data}"]
         return recipe.load(HERE / f"{budget}.yaml", [*changes, *options])
 
