@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from examples.data.ahead import read_ahead
 from examples.data.pairs import Scene, Scenes
 from examples.inference import View
 from examples.metrics import Scores, SegmentationScores
@@ -39,21 +38,9 @@ def score(
         DataError: a scene cannot be read; the message names the file.
     """
     own = range(processes.rank, len(scenes), processes.size)
-    ahead: Iterable[Scene] = _read_ahead(scenes, own, readers)
+    ahead: Iterable[Scene] = read_ahead(scenes.__getitem__, own, readers)
     scores = SegmentationScores(len(scenes.labelling.classes), device=processes.device)
     for scene in watch(ahead, len(own)) if watch else ahead:
         target = torch.from_numpy(scene.labels).to(processes.device)
         scores.update(view.classes(network, scene.image), target)
     return scores.compute()
-
-
-def _read_ahead(scenes: Scenes, indices: Iterable[int], readers: int) -> Iterator[Scene]:
-    """In order, at most twice as many at once as there are readers."""
-    with ThreadPoolExecutor(max(1, readers)) as pool:
-        waiting: deque[Future[Scene]] = deque()
-        for index in indices:
-            waiting.append(pool.submit(scenes.__getitem__, index))
-            if len(waiting) >= 2 * max(1, readers):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if here.first:
             console.print(
                 f"{describe(trainer.network)}, {len(trainer.labelling.classes)} classes, "
-                f"{len(trainer.examples)} scenes, {trainer.steps} steps of {settings.train.batch}",
+                f"{trainer.scenes} scenes, {trainer.steps} steps of {settings.train.batch}",
                 highlight=False,
             )
         trainer.run()

@@ -105,3 +105,11 @@ def test_recipe_in_the_repository(path: Path) -> None:
     assert count == sum(parameter.requires_grad for parameter in network.parameters())
     objective.Objective(found.loss, classes, Processes())
     protocols.create(found.evaluation.protocol, **found.evaluation.options)
+
+
+def test_recipes_of_hanet_draw_half_of_their_crops_by_class() -> None:
+    hanet = [path for path in RECIPES if "hanet" in path.stem]
+    for path in hanet:
+        data = recipe.load(path).data
+        assert (data.class_uniform, data.tile) == (0.5, 1024)
+    assert len(hanet) >= 3

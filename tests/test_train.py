@@ -197,8 +197,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 def test_processes_share_out_every_batch() -> None:
     def steps(rank: int, size: int, start: int = 0) -> list[list[Key]]:
-        here = Processes(rank, size)
-        return list(batches.Batches(11, 4, start=start, steps=7, seed=1, processes=here))
+        here, order = Processes(rank, size), batches.EveryScene(11, seed=1)
+        return list(batches.Batches(order, 4, start=start, steps=7, processes=here))
 
     alone = steps(0, 1)
     assert [len(keys) for keys in alone] == [4] * 7

@@ -88,10 +88,13 @@ class Example(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Which scene, in which epoch: what decides how it is varied."""
+    """Which scene, in which epoch: what decides how it is varied. `turn` tells apart those of one
+    scene in one epoch; `centre`, a row and a column of the scene, is where its crop shall be."""
 
     epoch: int
     index: int
+    turn: int = 0
+    centre: tuple[int, int] | None = None
 
 
 class Augmented:
@@ -105,14 +108,21 @@ class Augmented:
         return len(self.scenes)
 
     def __getitem__(self, key: Key) -> Example:
-        rng = np.random.default_rng((self.seed, *key))
-        return augment(self.scenes[key[1]], self.settings, rng)
+        rng = np.random.default_rng((self.seed, key.epoch, key.index, key.turn))
+        return augment(self.scenes[key.index], self.settings, rng, key.centre)
 
 
-def augment(scene: Scene, settings: Augmentation, rng: np.random.Generator) -> Example:
-    """One random variation of a scene."""
+def augment(
+    scene: Scene,
+    settings: Augmentation,
+    rng: np.random.Generator,
+    centre: tuple[int, int] | None = None,
+) -> Example:
+    """One random variation of a scene; with a `centre`, a row and a column, one whose crop holds
+    that pixel, at any place in it, unless a rotation turns it out of the image."""
     height, width = scene.labels.shape
-    matrix = torch.from_numpy(_draw_matrix(height, width, settings, rng)[None, :2]).float()
+    drawn = _draw_matrix(height, width, settings, rng, centre)
+    matrix = torch.from_numpy(drawn[None, :2]).float()
     crop = (settings.crop[0], settings.crop[1])
 
     def warp(maps: Tensor, fill: Tensor | float, mode: str) -> Tensor:
@@ -148,7 +158,11 @@ def heights(height: int, width: int) -> Tensor:
 
 
 def _draw_matrix(
-    height: int, width: int, settings: Augmentation, rng: np.random.Generator
+    height: int,
+    width: int,
+    settings: Augmentation,
+    rng: np.random.Generator,
+    centre: tuple[int, int] | None,
 ) -> np.ndarray:
     """(3, 3): from the scene's pixels (x, y, 1), centres at whole numbers, to the crop's."""
     factor = rng.uniform(*settings.scale)
@@ -162,11 +176,20 @@ def _draw_matrix(
         matrix = _rotate(angle, (scaled_width - 1) / 2, (scaled_height - 1) / 2) @ matrix
     if rng.random() < settings.flip_chance:
         matrix = np.array([[-1.0, 0, scaled_width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
+    target = None if centre is None else matrix @ (centre[1], centre[0], 1)
     shifts = []
-    for size, crop in ((scaled_width, settings.crop[1]), (scaled_height, settings.crop[0])):
+    for axis, size, crop in (
+        (0, scaled_width, settings.crop[1]),
+        (1, scaled_height, settings.crop[0]),
+    ):
         missing = max(crop - size, 0)
         before = missing // 2 if settings.padded == "around" else 0
-        shifts.append(before - int(rng.integers(size + missing - crop + 1)))
+        last = size + missing - crop
+        if target is None:
+            start = int(rng.integers(last + 1))
+        else:
+            start = round(target[axis]) + before - int(rng.integers(crop))
+        shifts.append(before - min(max(start, 0), last))
     return np.array([[1.0, 0, shifts[0]], [0, 1, shifts[1]], [0, 0, 1]]) @ matrix
 
 

@@ -22,12 +22,19 @@ class Data:
     name: one of `names()`.
     root: the dataset's folder; see `examples.data.layouts`.
     train_on_val: whether training sees the dataset's validation scenes too, as for a submission.
+    class_uniform: the share of an epoch that is drawn class by class: a crop around a place of the
+        class, in whatever scene it lies; see `examples.data.places`. The rest are scenes as usual.
+    tile: the side of the squares in which each class has its place, in pixels.
+    coarse: the names of classes whose places in Cityscapes' coarse labels are drawn too.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
     """
 
     name: str = "scenes"
     root: str = ""
     train_on_val: bool = False
+    class_uniform: float = 0.0
+    tile: int = 1024
+    coarse: list[str] = field(default_factory=list)
     train_images: str = ""
     train_labels: str = ""
     val_images: str = ""
@@ -38,6 +45,18 @@ class Data:
     width: int = 512
     train_count: int = 200
     val_count: int = 40
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        if not 0 <= self.class_uniform <= 1:
+            raise ValueError(f"data.class_uniform: must be 0 to 1, got {self.class_uniform}")
+        if self.tile < 1:
+            raise ValueError(f"data.tile: must be positive, got {self.tile}")
+        if self.coarse and not (self.name == "cityscapes" and self.class_uniform):
+            raise ValueError(
+                "data.coarse: is for cityscapes with data.class_uniform, "
+                f"got {self.name} with {self.class_uniform}"
+            )
 
 
 class _Known(NamedTuple):
@@ -98,6 +117,26 @@ def open_split(data: Data, split: str) -> Scenes:
     if split == "train" and data.train_on_val:
         found += pairs(root, "val")
     return PairedFiles(found, classes, root)
+
+
+def open_training(data: Data) -> tuple[Scenes, int]:
+    """The scenes for training, and how many of them every epoch sees. Those after are Cityscapes'
+    coarse ones, for class-uniform sampling only, where `coarse` names classes.
+
+    Raises:
+        DataError: as `open_split`.
+    """
+    scenes = open_split(data, "train")
+    if not data.coarse:
+        return scenes, len(scenes)
+    for name in data.coarse:
+        if name not in scenes.labelling.names:
+            known = ", ".join(scenes.labelling.names)
+            raise DataError(f"data.coarse: must be among {known}, got {name}")
+    assert isinstance(scenes, PairedFiles)
+    root = _folder(data, "root")
+    together = scenes.pairs + layouts.cityscapes(root, "train_extra", "gtCoarse")
+    return PairedFiles(together, scenes.labelling, root), len(scenes)
 
 
 def _folder(data: Data, setting: str) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from examples.data.labels import Labelling
 from examples.data.pairs import Scene
 from examples.street import scenes
@@ -35,3 +37,9 @@ class GeneratedScenes:
             raise IndexError(f"GeneratedScenes: index must be below {self.count}, got {index}")
         seed = self.first + index
         return Scene(*_drawn(seed, self.height, self.width), f"scene{seed:07}")
+
+    def labels(self, index: int) -> np.ndarray:
+        return self[index].labels
+
+    def version(self) -> str:
+        return f"{self.first} {self.count} {self.height} {self.width}"

@@ -28,13 +28,14 @@ def folders(images: Path, labels: Path) -> list[Pair]:
     return [Pair(path, labels / f"{path.stem}.png") for path in _images(images)]
 
 
-def cityscapes(root: Path, split: str) -> list[Pair]:
-    """The labels are the original labelIds: no preparation is needed."""
+def cityscapes(root: Path, split: str, labels: str = "gtFine") -> list[Pair]:
+    """The labels are the original labelIds: no preparation is needed. gtCoarse has coarse ones, of
+    the split train_extra too."""
     kept = _existing(root / "leftImg8bit" / split)
     pairs = []
     for path in sorted(kept.glob("*/*_leftImg8bit.png")):
-        name = path.name.replace("_leftImg8bit", "_gtFine_labelIds")
-        pairs.append(Pair(path, root / "gtFine" / split / path.parent.name / name))
+        name = path.name.replace("_leftImg8bit", f"_{labels}_labelIds")
+        pairs.append(Pair(path, root / labels / split / path.parent.name / name))
     return pairs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,6 +33,14 @@ class Scenes(Protocol):
 
     def __getitem__(self, index: int) -> Scene: ...
 
+    def labels(self, index: int) -> np.ndarray:
+        """Those of a scene, without its image."""
+        ...
+
+    def version(self) -> str:
+        """Another one where the labels are others."""
+        ...
+
 
 class Pair(NamedTuple):
     image: Path
@@ -59,14 +68,26 @@ class PairedFiles:
 
     def __getitem__(self, index: int) -> Scene:
         pair = self.pairs[index]
-        image = read_image(pair.image)
-        labels = self.labelling.decode(read_values(pair.labels), pair.labels)
+        image, labels = read_image(pair.image), self.labels(index)
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"{pair.labels}: must be as large as {pair.image}, "
                 f"{_size(image)}, got {_size(labels)}"
             )
         return Scene(image, labels, pair.image.stem)
+
+    def labels(self, index: int) -> np.ndarray:
+        path = self.pairs[index].labels
+        return self.labelling.decode(read_values(path), path)
+
+    def version(self) -> str:
+        """By the names, sizes and times of the label files."""
+        meaning = (self.labelling.values, sorted(self.labelling.ignored))
+        known = hashlib.sha256(repr(meaning).encode())
+        for pair in self.pairs:
+            facts = pair.labels.stat()
+            known.update(f"{pair.labels.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        return known.hexdigest()
 
 
 def read_image(path: Path) -> np.ndarray:

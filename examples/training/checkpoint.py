@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 from torch import nn
 
 from examples.data import catalogue
+from examples.data.files import replaced
 from examples.data.labels import Labelling
 from examples.training import networks, recipe
 from examples.training.recipe import Recipe
 
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 1
-_TEMPORARY = ".partial"
 
 
 class CheckpointError(Exception):
@@ -37,13 +36,8 @@ class Trained:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Replaces `path` in one step: a kill at any time leaves the old file or the new one."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with temporary.open("wb") as file:
+    with replaced(path) as file:
         torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -77,14 +71,3 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> Traine
     network = networks.build(made_by.network, len(labelling.classes), pretrained=False)
     network.load_state_dict(state["network"])
     return Trained(network.to(device).eval(), made_by, labelling, state["step"], state["scores"])
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name too must outlive a power cut."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

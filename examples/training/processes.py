@@ -42,6 +42,14 @@ class Processes:
         distributed.broadcast_object_list(box, device=self.device)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, to all, in the order of the processes."""
+        if self.size == 1:
+            return [value]
+        everyone = [None] * self.size
+        distributed.all_gather_object(everyone, value)
+        return everyone
+
     def any(self, here: bool) -> bool:
         """Whether it holds in any process; all must ask. Waits for the device."""
         if self.size == 1:

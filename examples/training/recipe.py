@@ -184,6 +184,7 @@ def _merge(source: str, written: Any, changes: Sequence[str]) -> Recipe:
 
 def _check(recipe: Recipe) -> None:
     try:
+        recipe.data.check()
         recipe.augmentation.check()
     except ValueError as error:
         raise RecipeError(str(error)) from None

@@ -30,6 +30,7 @@ from examples.training.log import Log
 from examples.training.processes import Processes, set_training
 from examples.training.progress import Display
 from examples.training.recipe import Recipe, RecipeError
+from examples.training.survey import survey
 
 # What may differ from the recipe of the run that goes on: where and how, not what, is computed.
 _FREE = {
@@ -73,7 +74,7 @@ class Trainer:
         self.processes = processes or Processes()
         self.console = console if self.processes.first else None
         train = settings.train
-        scenes = catalogue.open_split(settings.data, "train")
+        scenes, self.scenes = catalogue.open_training(settings.data)
         self.validation = (
             catalogue.open_split(settings.data, "val") if train.validate_every else None
         )
@@ -83,9 +84,9 @@ class Trainer:
             raise RecipeError(
                 f"train.batch: must divide among {self.processes.size} processes, got {train.batch}"
             )
-        self.steps_per_epoch = len(scenes) // train.batch
+        self.steps_per_epoch = self.scenes // train.batch
         if self.steps_per_epoch == 0:
-            raise RecipeError(f"train.batch: {len(scenes)} scenes are too few for {train.batch}")
+            raise RecipeError(f"train.batch: {self.scenes} scenes are too few for {train.batch}")
         self.steps = train.steps or train.epochs * self.steps_per_epoch
         device = self.processes.device
         torch.manual_seed(train.seed)
@@ -116,6 +117,7 @@ class Trainer:
         log = Log(self.folder / "log.csv", self.step) if self.processes.first else None
         if self.processes.first:
             (self.folder / "recipe.yaml").write_text(recipe.to_yaml(self.recipe))
+        order = self._order()
         self.started = time.monotonic() - (log.seconds if log else 0.0)
         try:
             with (
@@ -124,25 +126,41 @@ class Trainer:
             ):
                 if self.step:
                     display.say(f"going on from step {self.step} in {self.folder}")
-                for example in self._examples():
+                for example in self._examples(order):
                     self._learn(example)
                     self._after(log, display)
         finally:
             if log:
                 log.close()
 
-    def _examples(self) -> Iterator[Example]:
+    def _order(self) -> batches.Order:
+        """Which scenes each epoch sees; may have to read every label file first."""
+        data, seed = self.recipe.data, self.recipe.train.seed
+        if not data.class_uniform or self.step == self.steps:
+            return batches.EveryScene(self.scenes, seed)
+        found = survey(
+            self.examples.scenes,
+            data.tile,
+            self.folder,
+            self.processes,
+            console=self.console,
+            readers=self.recipe.train.workers,
+        )
+        coarse = [self.labelling.names.index(name) for name in data.coarse]
+        found = found[(found[:, 0] < self.scenes) | np.isin(found[:, 1], coarse)]
+        return batches.ClassUniform(self.scenes, found, data.class_uniform, seed)
+
+    def _examples(self, order: batches.Order) -> Iterator[Example]:
         train = self.recipe.train
-        order = batches.Batches(
-            len(self.examples),
+        chosen = batches.Batches(
+            order,
             train.batch,
             start=self.step,
             steps=self.steps,
-            seed=train.seed,
             processes=self.processes,
         )
         device = self.processes.device
-        for image, labels, heights in batches.loader(self.examples, order, train.workers):
+        for image, labels, heights in batches.loader(self.examples, chosen, train.workers):
             yield Example(
                 image.to(device, memory_format=self.layout, non_blocking=True),
                 labels.to(device, non_blocking=True),
@@ -257,9 +275,10 @@ class Trainer:
         state = self.processes.share(checkpoint.read(path) if readable else None)
         if state is None:
             return None
+        trained = recipe.to_dict(recipe.from_dict(state["recipe"]))  # of before a setting came
         for section, settings in recipe.to_dict(self.recipe).items():
             for name, value in settings.items():
-                before = state["recipe"][section].get(name)
+                before = trained[section][name]
                 if before != value and name not in _FREE.get(section, ()):
                     raise RecipeError(
                         f"{section}.{name}: is {value}, but {path} was trained with {before}; "
