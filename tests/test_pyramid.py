@@ -53,7 +53,7 @@ def row_case(mode: str) -> Case:
 
 
 EVERY = tuple(pool_case(bins, mode) for mode in MODES for bins in BINS)
-PAIR = tuple(pool_case(bins, mode) for mode in MODES for bins in ((2, (3, 1)),))
+PAIR = tuple(pool_case((2, (3, 1)), mode) for mode in MODES)
 ROWS = tuple(row_case(mode) for mode in MODES)
 
 any_mode = pytest.mark.parametrize("mode", MODES)
