@@ -7,20 +7,25 @@ from benchmarks.floors.base import SIGMOID_OPERATIONS, Extra, Floor, FloorOf, La
 GATE_ROWS = 16  # row_pool's results and row_gate's logits a channel
 
 
+def gate_rows(shape: Shape) -> int:
+    """Elements of the pooled rows, or of the logits."""
+    return shape.batch * shape.channels * GATE_ROWS
+
+
 def row_pool(shape: Shape) -> Floor:
     """An addition an element and a division a result. Bands that do not divide H share rows."""
-    rows = shape.batch * shape.channels * GATE_ROWS
+    rows = gate_rows(shape)
     return shape.floor(read=shape.map, written=rows, operations=shape.map + rows)
 
 
 def row_pool_backward(shape: Shape) -> Floor:
     """A division and an addition a band."""
-    rows = shape.batch * shape.channels * GATE_ROWS
+    rows = gate_rows(shape)
     return shape.floor(read=rows, written=shape.map, operations=2 * rows)
 
 
 def row_gate(shape: Shape) -> Floor:
-    logits = shape.batch * shape.channels * GATE_ROWS
+    logits = gate_rows(shape)
     return shape.floor(
         read=shape.map + logits,
         written=shape.map,
@@ -30,7 +35,7 @@ def row_gate(shape: Shape) -> Floor:
 
 def row_gate_backward(shape: Shape) -> Floor:
     """Toward x a product, toward the gates a product and a sum."""
-    logits = shape.batch * shape.channels * GATE_ROWS
+    logits = gate_rows(shape)
     return shape.floor(
         read=2 * shape.map + logits,
         written=shape.map + logits,
@@ -40,14 +45,14 @@ def row_gate_backward(shape: Shape) -> Floor:
 
 def row_gate_extra(shape: Shape, launches: Launches) -> Floor:
     """Two logits for every row and channel, instead of each once."""
-    logits = shape.batch * shape.channels * GATE_ROWS
+    logits = gate_rows(shape)
     return shape.floor(read=2 * shape.rows - logits, written=0, operations=0)
 
 
 def row_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
     """The same; the sums over W, read by the two logits that each row lies between."""
     sums = shape.rows * shape.accumulate_size
-    logits = shape.batch * shape.channels * GATE_ROWS * shape.element_size
+    logits = gate_rows(shape) * shape.element_size
     return row_gate_extra(shape, launches) + Floor(read=2 * sums + logits, written=sums)
 
 
