@@ -5,7 +5,7 @@
 
 A page says where a table goes by a pair of comments, between which everything is replaced:
 
-    <!-- floors:strip_pool,strip_add_relu -->     from benchmarks/floors.py, one line an operator
+    <!-- floors:strip_pool,strip_add_relu -->     from benchmarks/floors, one line an operator
     <!-- /floors -->
     <!-- cost:StripPooling -->                    the layer at its paper's sizes, step by step
     <!-- /cost -->

@@ -1,6 +1,6 @@
 """One call of every native operator, for whatever has to run them all: the tests of the CUDA
 kernels' traffic and thread orders, compute-sanitizer and the profiler on a GPU. A new operator is
-one line of `OPERATORS`, under the name it has in benchmarks/floors.py.
+one line of `OPERATORS`, under the name it has in benchmarks/floors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every operator's CUDA kernels move what benchmarks/floors.py says and stay within 48 KB of shared
+"""Every operator's CUDA kernels move what benchmarks/floors says and stay within 48 KB of shared
 memory a block, counted at every load and store by the emulator."""
 
 from __future__ import annotations
