@@ -6,7 +6,7 @@
 
 A document says where something goes by a pair of comments, between which everything is replaced:
 
-    <!-- benchmarks:strip -->       one line an operator and mode, at the first shape; two plots;
+    <!-- benchmarks:strip -->       one line an operator and mode, its first shape; two plots;
                                     then the same on CUDA, if strip-cuda.json is there
     <!-- /benchmarks:strip -->
     <!-- benchmarks:strip all -->   every entry
@@ -58,7 +58,7 @@ def family_block(path: Path, every_entry: bool, figures: str) -> str:
     table = tables.full_table(result) if every_entry else tables.summary_table(result)
     growth = tables.growth_table(result)
     parts = [table, *([growth] if growth else []), tables.footnote(result)]
-    parts.append(image(figures, f"benchmarks-{path.stem}", "Time of each function and layer"))
+    parts.append(image(figures, f"benchmarks-{path.stem}", "These times, eager PyTorch = 1"))
     if growth:
         parts.append(image(figures, f"growth-{path.stem}", "Time against N, C and H = W"))
     return "\n\n".join(parts) + "\n"

@@ -92,16 +92,12 @@ def speedup_over_peers(entry: dict[str, Any]) -> float:
 
 
 def headline(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of each operator's first shape, dtype and layout that were measured."""
-    same = ("shape", "dtype", "layout")
-    first: dict[str, dict[str, Any]] = {}
+    """Each operator's first entry in each mode: its first shape, dtype and layout there."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in result["entries"]:
-        first.setdefault(entry["operator"], entry)
-    return [
-        entry
-        for entry in result["entries"]
-        if "axis" not in entry and all(entry[key] == first[entry["operator"]][key] for key in same)
-    ]
+        if "axis" not in entry:
+            first.setdefault((entry["operator"], entry["mode"]), entry)
+    return list(first.values())
 
 
 def three_digits(value: float) -> str:

@@ -16,17 +16,21 @@ MODES = {
 
 
 def summary_table(result: dict[str, Any]) -> str:
-    """Each operator's first shape, dtype and layout: times and peaks of all candidates."""
+    """Each operator's first shape, dtype and layout in each mode: times and peaks of all
+    candidates, the shortest time in bold. Columns of what nobody measured are left out."""
     headers = ["", "shape", "pass", "fused", "eager", "compile", "of the floor"]
     headers += ["peak memory: fused", "eager", "compile"]
     rows = []
     for entry in results.headline(result):
-        measured = [entry["candidates"].get(name) for name in ("fused", "eager", "compile")]
-        times = [time_text(each) for each in measured]
-        times[0] = f"**{times[0]}**"
-        peaks = [peak_text(each) for each in measured]
+        candidates = [entry["candidates"].get(name) for name in ("fused", "eager", "compile")]
+        shortest = time_text(min(filter(None, candidates), key=results.median_ms))
+        times = [time_text(each) for each in candidates]
+        times = [f"**{text}**" if text == shortest else text for text in times]
+        peaks = [peak_text(each) for each in candidates]
         names = [f"`{entry['operator']}`", shape_text(entry["shape"]), MODES[entry["mode"]]]
         rows.append([*names, *times, share_text(entry), *peaks])
+    columns = [column for column in zip(headers, *rows, strict=True) if any(column[1:])]
+    headers, *rows = zip(*columns, strict=True)
     return markdown(headers, rows, left=3)
 
 

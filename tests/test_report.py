@@ -48,7 +48,9 @@ RESULT = {
         entry("fwd", fused=(0.5, 1 * MIB), eager=(1.0, 3 * MIB), compile=(0.75, 2 * MIB)),
         entry("fwd+bwd", fused=(2.0, 1 * MIB), eager=(12.5, 3 * MIB)),
         entry("fwd", fused=(9.0, 0), eager=(9.0, 0), dtype="bfloat16"),
-        entry("fwd", "encode", fused=(1.0, 0), eager=(3.0, 0), shape=[5, 6, 7, 8]),
+        entry("fwd", "encode", fused=(1.0, 0), eager=(0.5, 0), shape=[5, 6, 7, 8]),
+        entry("fwd+bwd", "encode", fused=(3.0, 0), eager=(3.001, 0), shape=[9, 6, 7, 8]),
+        entry("fwd+bwd", "encode", fused=(5.0, 0), eager=(5.0, 0), shape=[5, 6, 7, 8]),
         *(
             entry("fwd+bwd", fused=(n**0.9, 0), eager=(n, 0), axis="N", shape=[n, 2, 3, 4],
                   floor={"by": "copy", "bytes": 96 * n, "operations": 8, "samples_ms": [0.1]})
@@ -63,16 +65,29 @@ SUMMARY = """\
 | 3.0 MiB | 2.0 MiB |
 | `strip_pool` | 1 x 2 x 3 x 4 | forward, backward | **2.00 ms** | 12.5 ms |  | 12% | 1.0 MiB \
 | 3.0 MiB |  |
-| `encode` | 5 x 6 x 7 x 8 | forward | **1.00 ms** | 3.00 ms |  | 25% | 0.0 MiB | 0.0 MiB |  |"""
+| `encode` | 5 x 6 x 7 x 8 | forward | 1.00 ms | **0.500 ms** |  | 25% | 0.0 MiB | 0.0 MiB |  |
+| `encode` | 9 x 6 x 7 x 8 | forward, backward | **3.00 ms** | **3.00 ms** |  | 8% | 0.0 MiB \
+| 0.0 MiB |  |"""
 
 
 def test_summary_table() -> None:
     assert tables.summary_table(RESULT) == SUMMARY
 
 
+def test_summary_table_of_a_part() -> None:
+    """Without torch.compile and floors it has no columns for them."""
+    one = entry("training", "pspnet", fused=(2.0, 0), eager=(1.0, MIB))
+    del one["floor"]
+    header, _, line = tables.summary_table({"entries": [one]}).splitlines()
+    assert header == "|  | shape | pass | fused | eager | peak memory: fused | eager |"
+    assert line == (
+        "| `pspnet` | 1 x 2 x 3 x 4 | training step | 2.00 ms | **1.00 ms** | 0.0 MiB | 1.0 MiB |"
+    )
+
+
 def test_full_table() -> None:
     lines = tables.full_table(RESULT).splitlines()
-    assert len(lines) == 2 + 4
+    assert len(lines) == 2 + 6
     assert lines[2] == (
         "| `strip_pool` | 1 x 2 x 3 x 4 | float32 | contiguous | forward "
         "| 0.500 ms (0.350 to 0.800) | 4.0 MB | 8.0 GB/s | 50% | 1.0 MiB | 2.00x | 1.50x |"
