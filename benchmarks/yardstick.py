@@ -2,7 +2,8 @@
 timed beside the candidates.
 
 A function's floor stands in benchmarks/floors. A layer's is counted: its arguments, parameters,
-results and gradients once each, and the operations of its products as torch's counter sees them.
+results and gradients once each, and the operations of its products as benchmarks/traffic.py has
+them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from benchmarks import measure
+from benchmarks import measure, traffic
 from benchmarks.floors import FLOORS, PRODUCTS, Floor, Product, Shape, multiply_adds
 from benchmarks.inputs import Size, tensors
 
@@ -54,12 +53,12 @@ def of_layer(
     device: str,
 ) -> Yardstick:
     """`run` is a call of the layer with these arguments that returns all results."""
-    with Counter() as counter:
+    with traffic.Counting() as counting:
         results = run()
     least = Floor(
         read=sum(value.nbytes for value in [*tensors(arguments), *layer.parameters()]),
         written=sum(value.nbytes for value in results),
-        operations=counter.operations,
+        operations=2 * counting.traffic.products,
     )
     if least.operations < OPERATIONS_A_BYTE * least.bytes:
         return _by_copy(least, device)
@@ -67,31 +66,6 @@ def of_layer(
     columns = round(least.operations / multiply_adds((shape.pixels, shape.channels, 1)))
     product = (shape.pixels, shape.channels, min(columns, shape.channels))
     return _by_product(least, product, results[0].dtype, device)
-
-
-class Counter(TorchDispatchMode):
-    """Adds up the operations of convolutions, products of matrices and encodings. torch's own
-    FlopCounterMode hooks modules, which torch.autograd.grad to their parameters does not allow."""
-
-    operations = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        packet = function._overloadpacket
-        if packet in flop_registry:
-            self.operations += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
-        elif packet in _ENCODE:
-            operator, position = _ENCODE[packet]
-            self.operations += FLOORS[operator](Shape(*args[position].shape)).operations
-        return result
-
-
-_ENCODE = {  # and which argument is x
-    torch.ops.stripctx.encode: ("encode", 0),
-    torch.ops.stripctx.encode_backward: ("encode_backward", 1),
-}
 
 
 def _by_copy(least: Floor, device: str) -> Yardstick:

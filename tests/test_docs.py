@@ -142,6 +142,15 @@ def test_plain_pytorch_is_counted() -> None:
     assert list(counting.traffic.bytes.values()) == [4 * 14]
 
 
+def test_products_of_codewords_are_counted() -> None:
+    """Forward and backward, as their floors have them."""
+    x = torch.empty(2, 6, 5, 4, requires_grad=True, device="meta")
+    with torch.device("meta"):
+        counted = traffic.count(stripctx.EncodingLayer(6, floors.CODES), [x])
+    for operator, found in zip(("encode", "encode_backward"), counted, strict=True):
+        assert 2 * found.products == floors.floor(operator, floors.Shape(*x.shape)).operations
+
+
 def words(figure: Path) -> list[str]:
     return ["".join(text.itertext()) for text in ElementTree.parse(figure).iter(f"{SVG}text")]
 
