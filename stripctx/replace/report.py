@@ -6,27 +6,34 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """A module that computes with our functions now. `path` is "" for the network itself."""
+class _Module:
+    """Where a module is, "" for the network itself, and the name of its class."""
 
     path: str
     name: str
-    functions: str
 
     def __str__(self) -> str:
-        return f"{self.path or '(the network)'}: {self.name}, by {self.functions}"
+        return f"{self.path or '(the network)'}: {self.name}"
 
 
 @dataclass(frozen=True)
-class Left:
+class Replaced(_Module):
+    """A module that computes with our functions now."""
+
+    functions: str
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, by {self.functions}"
+
+
+@dataclass(frozen=True)
+class Left(_Module):
     """A module whose class has a known name, and why it is as it was."""
 
-    path: str
-    name: str
     why: str
 
     def __str__(self) -> str:
-        return f"{self.path or '(the network)'}: {self.name}: {self.why}"
+        return f"{super().__str__()}: {self.why}"
 
 
 @dataclass(frozen=True)
