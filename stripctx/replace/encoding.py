@@ -7,13 +7,13 @@ mmseg's EncHead stays as it is: its encoding is in its EncModule.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.replace.fused import Fused, UnknownModuleError, example, part
+from stripctx.replace.fused import Fused, UnknownModuleError, example, flag, part
 
 
 class EncodingRecipe(Fused):
@@ -44,10 +44,21 @@ class EncodingRecipe(Fused):
 
 
 class ContextRecipe(Fused):
-    """An EncModule: encodes, and gates its input."""
+    """An EncModule: encodes, and gates its input. `projection` is the convolution in front."""
 
     names = ("EncModule",)
     functions = "channel_gate"
+    projection: ClassVar[str]
+
+    @classmethod
+    def check(cls, module: Any) -> None:
+        part(module, cls.projection, nn.Conv2d)
+        part(module, "encoding")
+        part(module, "fc")
+
+    @classmethod
+    def examples(cls, module: Any) -> list[tuple[Any, ...]]:
+        return [(example(module.get_submodule(cls.projection)),)]
 
     def unnoticed(self) -> bool:
         return True
@@ -55,19 +66,13 @@ class ContextRecipe(Fused):
 
 class EncodingEncModule(ContextRecipe):
     upstream = "PyTorch-Encoding"
+    projection = "encoding.0"
 
     @classmethod
     def check(cls, module: Any) -> None:
-        part(module, "encoding.0", nn.Conv2d)
-        part(module, "fc")
-        if not isinstance(getattr(module, "se_loss", None), bool):
-            raise UnknownModuleError("it does not say se_loss")
-        if module.se_loss:
+        super().check(module)
+        if flag(module, "se_loss"):
             part(module, "selayer")
-
-    @classmethod
-    def examples(cls, module: Any) -> list[tuple[Any, ...]]:
-        return [(example(module.encoding[0]),)]
 
     def forward(self, x: Tensor) -> Any:
         if self.steps_aside():
@@ -81,16 +86,7 @@ class MmsegEncModule(ContextRecipe):
     """It gives what it encoded first; its head has the layer for the logits."""
 
     upstream = "mmseg"
-
-    @classmethod
-    def check(cls, module: Any) -> None:
-        part(module, "encoding_project.conv", nn.Conv2d)
-        part(module, "encoding")
-        part(module, "fc")
-
-    @classmethod
-    def examples(cls, module: Any) -> list[tuple[Any, ...]]:
-        return [(example(module.encoding_project.conv),)]
+    projection = "encoding_project.conv"
 
     def forward(self, x: Tensor) -> Any:
         if self.steps_aside():

@@ -150,6 +150,22 @@ def convolution(module: nn.Module, path: str, **expected: Any) -> Any:
     return found
 
 
+def flag(module: Any, name: str) -> bool:
+    """An attribute, which must be True or False."""
+    value = getattr(module, name, None)
+    if not isinstance(value, bool):
+        raise UnknownModuleError(f"it does not say {name}")
+    return value
+
+
+def up_aligned(module: Any) -> bool:
+    """align_corners where PyTorch-Encoding's modules, and those made after them, keep it."""
+    value = getattr(module, "_up_kwargs", {}).get("align_corners")
+    if not isinstance(value, bool):
+        raise UnknownModuleError("it has no _up_kwargs that say align_corners")
+    return value
+
+
 def pair(size: Any) -> tuple[Any, Any]:
     """A pooling's output_size, as torch understands it."""
     return (size[0], size[1]) if isinstance(size, (tuple, list)) else (size, size)

@@ -19,10 +19,12 @@ from stripctx.replace.fused import (
     UnknownModuleError,
     convolution,
     example,
+    flag,
     idle,
     of_kind,
     pair,
     part,
+    up_aligned,
 )
 
 
@@ -37,15 +39,18 @@ class Branch(NamedTuple):
 
 
 class PyramidRecipe(Fused):
-    """A module that pools x to several bins and convolves each."""
+    """A module that pools x to several bins and convolves each. Where nothing else is said, the
+    branches are sequences in the ModuleList at `branches_at`."""
 
     functions = "pyramid_pool, pyramid_concat"
     deferring = False  # whether the concatenation may wait: see `handover`
     x_first: ClassVar[bool] = True
+    branches_at: ClassVar[str]
 
     @classmethod
     def branches(cls, module: Any) -> list[Branch]:
-        raise NotImplementedError
+        found = part(module, cls.branches_at, nn.ModuleList)
+        return [_sequence(f"{cls.branches_at}.{i}", branch) for i, branch in enumerate(found)]
 
     @classmethod
     def check(cls, module: Any) -> None:
@@ -98,11 +103,7 @@ class PyramidRecipe(Fused):
 class SemsegPPM(PyramidRecipe):
     names = ("PPM",)
     upstream = "semseg"
-
-    @classmethod
-    def branches(cls, module: Any) -> list[Branch]:
-        branches = part(module, "features", nn.ModuleList)
-        return [_sequence(f"features.{i}", branch) for i, branch in enumerate(branches)]
+    branches_at = "features"
 
 
 class EncodingPyramidPooling(PyramidRecipe):
@@ -113,15 +114,14 @@ class EncodingPyramidPooling(PyramidRecipe):
 
     @classmethod
     def branches(cls, module: Any) -> list[Branch]:
-        if not isinstance(getattr(module, "_up_kwargs", {}).get("align_corners"), bool):
-            raise UnknownModuleError("it has no _up_kwargs that say align_corners")
+        up_aligned(module)
         return [
             Branch(f"pool{i}", part(module, f"pool{i}"), [part(module, f"conv{i}")])
             for i in range(1, 5)
         ]
 
     def aligned(self) -> bool:
-        return bool(self._up_kwargs["align_corners"])
+        return up_aligned(self)
 
 
 class MmsegPPM(PyramidRecipe):
@@ -135,12 +135,11 @@ class MmsegPPM(PyramidRecipe):
     def branches(cls, module: Any) -> list[Branch]:
         if not isinstance(module, nn.ModuleList):
             raise UnknownModuleError("it is no ModuleList")
-        if not isinstance(getattr(module, "align_corners", None), bool):
-            raise UnknownModuleError("it does not say align_corners")
+        flag(module, "align_corners")
         return [_sequence(str(i), branch) for i, branch in enumerate(module)]
 
     def aligned(self) -> bool:
-        return bool(self.align_corners)
+        return flag(self, "align_corners")
 
     def forward(self, x: Tensor) -> Any:
         if self.steps_aside():
@@ -171,11 +170,7 @@ class UPerNetPSPModule(PyramidRecipe):
     names = ("PSPModule",)
     upstream = "smp's UPerNet"
     functions = "pyramid_pool, pyramid_conv"
-
-    @classmethod
-    def branches(cls, module: Any) -> list[Branch]:
-        branches = part(module, "blocks", nn.ModuleList)
-        return [_sequence(f"blocks.{i}", branch) for i, branch in enumerate(branches)]
+    branches_at = "blocks"
 
     @classmethod
     def check(cls, module: Any) -> None:

@@ -18,6 +18,7 @@ from stripctx.replace.fused import (
     idle,
     pair,
     part,
+    up_aligned,
 )
 
 
@@ -83,8 +84,7 @@ class StripPoolingRecipe(Fused):
             size = pair(part(module, f"pool{i}", nn.AdaptiveAvgPool2d).output_size)
             if (size[0] is None, size[1] is None) != (not height, not width):
                 raise UnknownModuleError(f"pool{i} pools to {size}")
-        if not isinstance(getattr(module, "_up_kwargs", {}).get("align_corners"), bool):
-            raise UnknownModuleError("it has no _up_kwargs that say align_corners")
+        up_aligned(module)
 
     @classmethod
     def examples(cls, module: Any) -> list[tuple[Any, ...]]:
@@ -96,7 +96,7 @@ class StripPoolingRecipe(Fused):
 
     @property
     def align_corners(self) -> bool:
-        return bool(self._up_kwargs["align_corners"])
+        return up_aligned(self)
 
     def unnoticed(self) -> bool:
         pools = (self.pool1, self.pool2, self.pool3, self.pool4)
