@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,6 @@ from stripctx import models  # noqa: E402
 CLASSES = 4
 IMAGES = [(23, 37), (37, 23), (9, 11), (40, 40)]
 SCALES = (0.5, 1.0, 1.75)
-Score = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 class Where(nn.Module):
