@@ -149,6 +149,29 @@ def test_a_changed_header_builds_anew(sandbox: Sandbox) -> None:
     assert (changed.cpu["origin"], changed.cpu["answer"]) == ("new build", 43)
 
 
+def test_a_build_removes_what_nobody_used_for_ninety_days(sandbox: Sandbox) -> None:
+    assert_built(sandbox)
+    (loaded,) = (path.parent for path in sandbox.cache.glob("*/stripctx_cpu.so"))
+    touched, read, unused = (sandbox.cache / f"stripctx_cpu-{digit * 20}" for digit in "abc")
+    failed, foreign = sandbox.cache / f"{unused.name}.failed", sandbox.cache / "stripctx_notes"
+    long_ago = time.time() - 91 * 24 * 3600
+    for folder in (touched, read, unused, failed, foreign):
+        shutil.copytree(loaded, folder)
+    for folder in (loaded, touched, read, unused, failed, foreign):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (long_ago, long_ago))
+    assert sandbox.load().cpu["origin"] == "cache"
+    for path in loaded.iterdir():  # not every file system keeps times of reading
+        os.utime(path, (long_ago, long_ago))
+    os.utime(touched)
+    os.utime(read / "stripctx_cpu.so", (time.time(), long_ago))
+
+    sandbox.write("csrc/core/answer.hpp", "constexpr int kAnswer = 43;\n")
+    new = Path(sandbox.load().cpu["path"]).parent
+    folders = {path for path in sandbox.cache.iterdir() if path.is_dir()}
+    assert folders == {loaded, touched, read, foreign, new}
+
+
 def test_a_failed_build_is_remembered_until_asked_again(sandbox: Sandbox) -> None:
     compiler = sandbox.compiler('test -z "$BREAK" || { echo "out of luck" >&2; exit 1; }')
     broken = {"CXX": compiler, "BREAK": "1"}

@@ -5,6 +5,10 @@
 <root>/stripctx_cpu-<hash>.failed/   build.log of the last attempt, where it failed
 <root>/stripctx_cpu-<hash>.corrupt/  a library that could not be loaded
 <root>/.stripctx_cpu-<hash>.<host>.<pid>  a build under way, or abandoned
+
+Whoever loads a library touches its folder; whoever has built one removes the folders that nobody
+used for ninety days. A process that was about to load what is gone builds it again; one that has
+loaded it keeps it, over NFS unless it has itself been running for ninety days.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import time
 from contextlib import suppress
@@ -22,6 +27,8 @@ from .report import RETRY, Progress, UnavailableError, say
 
 CHECKSUM = "checksum"
 A_DAY = 24 * 3600.0
+UNUSED = 90 * A_DAY
+OURS = re.compile(r"stripctx_[a-z]+-[0-9a-f]{20}(\.failed|\.corrupt)?")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ def find(target: build.Target, key: str) -> Cached | None:
     for root in locate.lookup_roots():
         path = os.path.join(root, key, target.filename)
         if intact(path):
+            with suppress(OSError):  # a cache that we may only read
+                os.utime(os.path.dirname(path))
             return Cached(path, os.path.join(root, key, ninja.LOG))
     return None
 
@@ -149,6 +158,7 @@ def build_and_publish(target: build.Target, root: str, key: str) -> Cached:
         if not publish(folder, home) and not intact(os.path.join(home, target.filename)):
             home = folder  # somebody was first, but theirs cannot be read here
         shutil.rmtree(failed, ignore_errors=True)
+        remove_unused(root)
         ok = True
     except UnavailableError as error:
         if error.log:
@@ -184,3 +194,20 @@ def sweep(root: str, key: str) -> None:
         with suppress(OSError):
             if entry.name.startswith(mine) or time.time() - entry.stat().st_mtime > A_DAY:
                 shutil.rmtree(entry.path)
+
+
+def remove_unused(root: str) -> None:
+    """Each folder goes in one step, to a name that `sweep` knows, should we be killed meanwhile."""
+    for entry in os.scandir(root):
+        with suppress(OSError):
+            if not OURS.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+                continue
+            if time.time() - last_used(entry.path) > UNUSED:
+                discarded = os.path.join(root, f".{entry.name}.{platform.node()}.{os.getpid()}")
+                os.rename(entry.path, discarded)
+                shutil.rmtree(discarded)
+
+
+def last_used(folder: str) -> float:
+    """Its own time, or that of the last reading of a file in it, by somebody who may not write."""
+    return max([os.stat(folder).st_mtime, *(file.stat().st_atime for file in os.scandir(folder))])
