@@ -14,6 +14,7 @@ be; 3 where it was asked to stop early.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
             )
         trainer.run()
     except (RecipeError, DataError, CheckpointError) as refusal:
-        print(f"train: {str(refusal).splitlines()[-1]}", file=sys.stderr)
+        # one of a reader's process comes with that process's traceback, the error at its end
+        said = re.sub(r"^[\w.]+Error: ", "", str(refusal).splitlines()[-1])
+        print(f"train: {said}", file=sys.stderr)
         return 2
     except StoppedError as stop:
         if here.first:

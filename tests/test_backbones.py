@@ -40,12 +40,21 @@ TORCHVISION_COUNTS = {
     101: 44_549_160 - 1000 * 2049,
     152: 60_192_808 - 1000 * 2049,
 }
+NAMED_COUNTS = {
+    "resnext50_32x4d": 25_028_904 - 1000 * 2049,
+    "resnext101_32x8d": 88_791_336 - 1000 * 2049,
+    "wide_resnet50_2": 68_883_240 - 1000 * 2049,
+    "wide_resnet101_2": 126_886_696 - 1000 * 2049,
+    "mobilenet_v2": 3_504_872 - 1000 * 1281,
+}
 
 
 def test_parameter_counts() -> None:
     with torch.device("meta"):
         for depth, expected in TORCHVISION_COUNTS.items():
             assert count(ResNet(depth)) == expected
+        for name, expected in NAMED_COUNTS.items():
+            assert count(models.create_backbone(name)) == expected
         plain = ResNet(50, stem="64-64-128")
         gated = ResNet(50, stem="64-64-128", dilation="multi_grid", strip_pooling=True)
         head, aux = 15_690_000, FCNHead(1024, 150)
@@ -136,6 +145,10 @@ def plain_resnet(
             name, shortcut = f"layer{stage}.{index}", x
             stride = 2 if stage > 1 and index == 0 and max(blocks) == 1 else 1
             options = {"padding": dilation, "dilation": dilation, "stride": stride}
+            groups = 1
+            if depth >= 50:  # a group's 3x3 convolution sees the channels of the group alone
+                outputs, inputs, *_ = state[f"{name}.conv2.weight"].shape
+                groups = outputs // inputs
             if f"{name}.downsample.0.weight" in state:
                 shortcut = unit(x, f"{name}.downsample.0", f"{name}.downsample.1", stride=stride)
             if depth < 50:
@@ -144,7 +157,7 @@ def plain_resnet(
                 x = unit(x, f"{name}.conv2", f"{name}.bn2", padding=d, dilation=d)
             else:
                 x = F.relu(unit(x, f"{name}.conv1", f"{name}.bn1"))
-                x = F.relu(unit(x, f"{name}.conv2", f"{name}.bn2", **options))
+                x = F.relu(unit(x, f"{name}.conv2", f"{name}.bn2", groups=groups, **options))
                 if f"{name}.spm.conv1.weight" in state:
                     x = x * gate(x, f"{name}.spm")
                 x = unit(x, f"{name}.conv3", f"{name}.bn3")
@@ -159,6 +172,7 @@ def plain_resnet(
         (18, {"output_stride": 16}, TO_TORCHVISION),
         (18, {}, TO_TORCHVISION),
         (50, {"dilation": "uniform"}, TO_TORCHVISION),
+        (50, {"groups": 8, "group_width": 4}, TO_TORCHVISION),
         (50, {"stem": "64-64-128", "dilation": "multi_grid", "strip_pooling": True}, TO_ENCODING),
     ],
 )
@@ -177,6 +191,67 @@ def test_resnet_equals_plain(
             assert battery.relative_error(value, want) < 1e-11
 
 
+def plain_mobilenet(state: State, x: Tensor, lost: dict[int, int]) -> list[Tensor]:
+    """MobileNetV2 in evaluation on torchvision's keys; `lost` are the features whose stride became
+    this dilation. Strides, expansions and where features are taken are written out here."""
+    strided, taken = {0, 2, 4, 7, 14} - set(lost), (6, 10, 17, 18)
+
+    def unit(x: Tensor, conv: str, bn: str, **options: Any) -> Tensor:
+        parts = [state[f"{bn}.{p}"] for p in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(F.conv2d(x, state[f"{conv}.weight"], **options), *parts)
+
+    features = []
+    for index in range(19):
+        name, stride = f"features.{index}", 2 if index in strided else 1
+        if index in (0, 18):
+            options = {"stride": stride, "padding": 1 if index == 0 else 0}
+            x = F.relu6(unit(x, f"{name}.0", f"{name}.1", **options))
+        else:
+            before, layer = x, 0
+            if index > 1:
+                x, layer = F.relu6(unit(x, f"{name}.conv.0.0", f"{name}.conv.0.1")), 1
+            d = lost.get(index, 1)
+            options = {"stride": stride, "padding": d, "dilation": d, "groups": x.shape[1]}
+            x = F.relu6(unit(x, f"{name}.conv.{layer}.0", f"{name}.conv.{layer}.1", **options))
+            x = unit(x, f"{name}.conv.{layer + 1}", f"{name}.conv.{layer + 2}")
+            x = x + before if x.shape == before.shape else x
+        if index in taken:
+            features.append(x)
+    return features
+
+
+@pytest.mark.parametrize(("output_stride", "lost"), [(32, {}), (16, {14: 2}), (8, {7: 2, 14: 4})])
+def test_mobilenet_equals_plain(output_stride: int, lost: dict[int, int]) -> None:
+    network = models.create_backbone("mobilenet_v2", output_stride=output_stride)
+    randomise(network).double().to(DEVICE).eval()
+    x = torch.randn(1, 3, 65, 97, dtype=torch.float64, device=DEVICE)
+    with torch.no_grad():
+        expected = plain_mobilenet(renamed(network.state_dict(), *TO_MOBILENET), x, lost)
+        for value, want in zip(network(x), expected, strict=True):
+            assert battery.relative_error(value, want) < 1e-11
+    assert tuple(each.shape[1] for each in expected) == network.channels
+
+
+# torchvision counts on through the stages: 2, 5, 4, 7 and 1 of them.
+TO_MOBILENET = tuple(
+    (rf"{stage}\.{index}\.", f"features.{first + index}.")
+    for stage, first, length in (
+        ("stem", 0, 2), ("layer1", 2, 5), ("layer2", 7, 4), ("layer3", 11, 7), ("layer4", 18, 1)
+    )
+    for index in range(length)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", [TO_MOBILENET, TO_SEMSEG])
+def test_weights_of_mobilenet(rules: tuple[tuple[str, str], ...]) -> None:
+    """torchvision's, whose classifier is left out, and those in HANet's networks."""
+    source = randomise(models.create_backbone("mobilenet_v2"))
+    state = renamed(source.state_dict(), *rules)
+    if rules is TO_MOBILENET:
+        state |= {"classifier.1.weight": torch.zeros(9, 1280), "classifier.1.bias": torch.zeros(9)}
+    same_state(source, models.create_backbone("mobilenet_v2", weights=state))
+
+
 BACKBONE_LAYOUTS = {
     "ours": ("resnet18s", ()),
     "torchvision": ("resnet18", TO_TORCHVISION),
@@ -184,6 +259,8 @@ BACKBONE_LAYOUTS = {
     "semseg's ImageNet": ("resnet18s", TO_SEMSEG_IMAGENET),
     "semseg": ("resnet18s", TO_SEMSEG),
     "HANet, 7x7": ("resnet18", TO_SEMSEG),
+    "HANet, ResNeXt": ("resnext50_32x4d", TO_SEMSEG),
+    "torchvision's ResNeXt": ("resnext50_32x4d", TO_TORCHVISION),
     "mmseg": ("resnet18c", ()),
 }
 
@@ -280,6 +357,15 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ResNet(18, output_stride=2), "output_stride must be 4, 8, 16 or 32, got 2"),
     (lambda: ResNet(18, dilation="hdc"), "dilation must be one of contracted, uniform, multi_grid"),
     (lambda: ResNet(34, strip_pooling=True), "strip_pooling needs a depth of 50 or more, got 34"),
+    (lambda: ResNet(34, groups=32), "groups need a depth of 50 or more, got 34"),
+    (
+        lambda: models.create_backbone("mobilenet_v2", output_stride=4),
+        "MobileNetV2: output_stride must be 8, 16 or 32, got 4",
+    ),
+    (
+        lambda: models.create_backbone("mobilenet_v2", strip_pooling=True),
+        "strip_pooling needs a ResNet, got 'mobilenet_v2'",
+    ),
     (lambda: models.create_backbone("vgg16"), "backbone must be resnet18, 34, 50, 101 or 152"),
     (lambda: models.create_backbone("resnet50d"), "got 'resnet50d'"),
     (

@@ -38,6 +38,7 @@ LAYOUTS: list[tuple[str, Callable[..., None], list[int], list[int]]] = [
     ("pascal_context_60", context, list(range(60)), [255]),
     ("voc", voc, list(range(21)), [255]),
     ("voc", voc_augmented, list(range(21)), [255]),
+    ("voc_original", voc, list(range(21)), [255]),
     ("camvid", scene_files.write_camvid, list(range(11)), [11]),
 ]
 

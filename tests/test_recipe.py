@@ -107,9 +107,68 @@ def test_recipe_in_the_repository(path: Path) -> None:
     protocols.create(found.evaluation.protocol, **found.evaluation.options)
 
 
+# What each comes to through its bases: crop, batch, rate and length of training, in steps from 1000
+# on, else in epochs; long side at scale 1 and crop of the test.
+COMES_TO = {
+    "ade20k_encnet50": (480, 16, 0.004, 180, 520, 480),
+    "ade20k_encnet50_dist": (480, 16, 0.01, 120, 520, 480),
+    "ade20k_encnet101": (576, 16, 0.004, 180, 640, 576),
+    "ade20k_fcn50": (480, 16, 0.004, 180, 520, 480),
+    "ade20k_pspnet50": (473, 16, 0.01, 100, 512, 473),
+    "ade20k_pspnet101": (473, 16, 0.01, 100, 512, 473),
+    "ade20k_spnet50": (480, 16, 0.01, 120, 512, 480),
+    "ade20k_spnet101": (480, 16, 0.01, 120, 512, 480),
+    "cityscapes_encnet101": (768, 8, 0.002, 240, 2048, 768),
+    "cityscapes_hanet101_os8": (768, 8, 0.01, 40_000, None, 1024),
+    "cityscapes_hanet101_os16": (768, 8, 0.01, 40_000, None, 1024),
+    "cityscapes_hanet101_best": (864, 12, 0.01, 90_000, None, 1024),
+    "cityscapes_hanet_mobilenet": (768, 8, 0.01, 40_000, None, 1024),
+    "cityscapes_hanet_resnext101": (864, 12, 0.01, 90_000, None, 1024),
+    "cityscapes_pspnet50": (713, 16, 0.01, 200, 2048, 713),
+    "cityscapes_pspnet101": (713, 16, 0.01, 200, 2048, 713),
+    "cityscapes_spnet101": (768, 8, 0.005, 180, 2048, 768),
+    "pascal_context_encnet50": (480, 16, 0.001, 80, 520, 480),
+    "pascal_context_encnet101": (480, 16, 0.001, 80, 520, 480),
+    "voc_encnet101": (480, 16, 0.001, 80, 520, 480),
+    "voc_encnet101_last": (480, 16, 0.0001, 50, 520, 480),
+    "voc_pspnet50": (473, 16, 0.01, 50, 512, 473),
+    "voc_pspnet101": (473, 16, 0.01, 50, 512, 473),
+}
+OWN = {"camvid", "scenes"}  # settings of no paper
+
+
+def test_every_recipe_of_a_paper_is_listed() -> None:
+    assert {path.stem for path in RECIPES} == COMES_TO.keys() | OWN
+
+
+@pytest.mark.parametrize("name", COMES_TO)
+def test_what_a_recipe_comes_to(name: str) -> None:
+    found = recipe.load(REPOSITORY / "examples" / "recipes" / f"{name}.yaml")
+    train, look, varied = found.train, found.evaluation.options, found.augmentation
+    assert varied.crop[0] == varied.crop[1]
+    assert (
+        varied.crop[0], train.batch, found.optimizer.rate, train.steps or train.epochs,
+        look.get("base_size"), look["crop"],
+    ) == COMES_TO[name]  # fmt: skip
+    system = found.network.name
+    narrow = name == "cityscapes_spnet101"
+    assert varied.scale == ([0.5, 1.75] if narrow else [0.5, 2.0])
+    turned = {"pspnet": 10, "spnet": 1 if narrow else 10}.get(system, 0)
+    assert varied.rotation == turned and varied.rotation_chance == varied.flip_chance == 0.5
+    assert varied.long_side == (look["base_size"] if system in ("encnet", "fcn") else 0)
+    hanet = system == "deeplabv3plus_hanet"
+    assert varied.blur_chance == {"encnet": 0, "fcn": 0}.get(system, 1 if hanet else 0.5)
+    assert found.optimizer.weight_decay == (5e-4 if hanet else 1e-4)
+    assert found.loss.aux_weight == (0.2 if system in ("encnet", "fcn") else 0.4)
+    heads = [(group.match, group.rate, group.weight_decay) for group in found.optimizer.groups]
+    assert heads == (
+        [(r"^head\.hanet\d", 1, 1e-4)] if hanet else [(r"^(head|aux_head)\.", 10, None)]
+    )
+
+
 def test_recipes_of_hanet_draw_half_of_their_crops_by_class() -> None:
     hanet = [path for path in RECIPES if "hanet" in path.stem]
     for path in hanet:
         data = recipe.load(path).data
         assert (data.class_uniform, data.tile) == (0.5, 1024)
-    assert len(hanet) >= 3
+    assert len(hanet) == 5

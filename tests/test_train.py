@@ -17,6 +17,7 @@ import pytest
 import scene_files
 import torch
 from PIL import Image
+from rich.console import Console
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -48,17 +49,21 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -> None:
-    """Killed after some steps, between checkpoints; then the same command again."""
+    """Killed after some steps, between checkpoints, with the process that reads for it, as by a
+    scheduler; then the same command again."""
     small(tmp_path, "train.epochs=8")
 
     def start(folder: str) -> subprocess.Popen[str]:
         """A process of its own each time: the bits of a library's sums are those of its threads."""
         command = [
             sys.executable, str(REPOSITORY / "examples" / "train.py"), str(tmp_path / "small.yaml"),
-            "train.epochs=8", "--output", str(tmp_path / folder), "--device", "cpu",
+            "train.epochs=8", "train.workers=1", "data.class_uniform=0.5", "data.tile=20",
+            "--output", str(tmp_path / folder), "--device", "cpu",
         ]  # fmt: skip
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
 
     killed = start("killed")
     path = tmp_path / "killed" / "log.csv"
@@ -66,7 +71,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -
     while not (path.exists() and path.read_text().count("\n") >= 6):
         assert killed.poll() is None and time.monotonic() < until, killed.communicate()
         time.sleep(0.001)
-    killed.send_signal(number)
+    os.killpg(killed.pid, number)
     said, errors = killed.communicate(timeout=60)
     assert killed.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL), errors
     assert 2 <= checkpoint.read(tmp_path / "killed" / checkpoint.LAST)["step"] < 24
@@ -159,6 +164,52 @@ def test_trained_network_comes_back(tmp_path: Path) -> None:
     image = torch.randn(1, 3, 40, 56)
     trainer.network.eval()
     assert torch.equal(trained.network(image)["out"], trainer.network(image)["out"])
+
+
+def test_run_starts_from_another(tmp_path: Path) -> None:
+    """With other classes, without its attention: these start anew, all else is as it was."""
+    options = "network.options={slots: [true,false,false,false,false]}"
+    hanet = ("network.name=deeplabv3plus_hanet", "train.steps=1")
+    plain = train(small(tmp_path, *hanet, options.replace("true", "false")), tmp_path / "first")
+    scene_files.write_camvid(tmp_path / "camvid", list(range(12)))
+    path = tmp_path / "first" / checkpoint.LAST
+    data = ("data.name=camvid", f"data.root={tmp_path}/camvid", "train.batch=2")
+    changes = (*hanet, options, *data, f"network.start={path}")
+    console = Console(record=True, width=200)
+    started = Trainer(small(tmp_path, *changes), tmp_path / "second", console=console)
+    said = console.export_text()
+    for name in ("aux_head.4", "head.final2.0", "head.hanet0.attention_first.0"):
+        assert name in said
+    assert "backbone" not in said and said.rstrip().endswith("starts anew")
+    before, after = plain.network.state_dict(), started.network.state_dict()
+    kept = [key for key in before if not key.startswith(("aux_head.4", "head.final2"))]
+    assert all(torch.equal(before[key], after[key]) for key in kept)
+    assert len(after["aux_head.4.bias"]) == 11 and len(kept) > 40
+    started.run()
+    path.unlink()  # to go on, it is not needed
+    assert Trainer(small(tmp_path, *changes), tmp_path / "second").step == 1
+
+
+def test_start_that_does_not_fit(tmp_path: Path) -> None:
+    train(small(tmp_path, "train.steps=1"), tmp_path / "first")
+    path = tmp_path / "first" / checkpoint.LAST
+    for change, words in (
+        (f"network.start={path}", "does not fit"),
+        ("network.start=nowhere.pt", "there is no file nowhere.pt"),
+        (f"network.start={tmp_path}/small.yaml", "does not fit"),
+    ):
+        with pytest.raises(RecipeError, match=f"network.start: .*{words}"):
+            Trainer(small(tmp_path, "network.name=pspnet", change), tmp_path / "second")
+
+
+def test_run_of_before_a_setting_came_goes_on(tmp_path: Path) -> None:
+    settings = small(tmp_path, "train.epochs=1")
+    train(settings, tmp_path / "run")
+    path = tmp_path / "run" / checkpoint.LAST
+    state = checkpoint.read(path)
+    del state["recipe"]["data"]["class_uniform"], state["recipe"]["network"]["start"]
+    checkpoint.save(path, state)
+    assert Trainer(settings, tmp_path / "run").step == 3
 
 
 # Many processes.
@@ -299,8 +350,8 @@ def test_command_names_the_broken_file(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert finished.returncode == 2
-    assert finished.stderr.strip().splitlines()[-1].startswith("train: ")
-    assert f"{broken}: labels must be among" in finished.stderr
+    said = finished.stderr.strip().splitlines()[-1]
+    assert said.startswith(f"train: {broken}: labels must be among")
 
 
 def test_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,11 +77,15 @@ _KNOWN = {
     ),
     "pascal_context_60": _Known(lambda: from_table("pascal_context"), layouts.pascal_context),
     "voc": _Known(lambda: from_table("voc"), layouts.voc),
+    "voc_original": _Known(
+        lambda: from_table("voc"), functools.partial(layouts.voc, additional=False)
+    ),
 }
 
 
 def names() -> list[str]:
-    """The datasets that there are; pascal_context_60 counts the background as a class."""
+    """The datasets that there are; pascal_context_60 counts the background as a class,
+    voc_original leaves out the additional annotations."""
     return sorted([*_KNOWN, "folders", "scenes"])
 
 

@@ -3,6 +3,7 @@
 | dataset | images | labels |
 | --- | --- | --- |
 | cityscapes | leftImg8bit/train/*/X_leftImg8bit.png | gtFine/train/*/X_gtFine_labelIds.png |
+| its coarse labels | leftImg8bit/train_extra/*/X_leftImg8bit.png | gtCoarse/train_extra/... |
 | ade20k | images/training/X.jpg | annotations/training/X.png |
 | pascal_context | JPEGImages/X.jpg | SegmentationClassContext/X.png |
 | voc | JPEGImages/X.jpg | SegmentationClassAug/X.png, or SegmentationClass |
@@ -49,9 +50,9 @@ def pascal_context(root: Path, split: str) -> list[Pair]:
     return _named(root, names, "SegmentationClassContext")
 
 
-def voc(root: Path, split: str) -> list[Pair]:
-    """With the additional annotations (SBD) where they are there."""
-    augmented = (root / "SegmentationClassAug").is_dir()
+def voc(root: Path, split: str, *, additional: bool = True) -> list[Pair]:
+    """With the additional annotations (SBD) where they are there and wanted."""
+    augmented = additional and (root / "SegmentationClassAug").is_dir()
     lists = root / "ImageSets" / "Segmentation"
     name = "trainaug" if augmented and split == "train" else split
     labels = "SegmentationClassAug" if augmented else "SegmentationClass"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -113,4 +114,12 @@ def loader(scenes: Augmented, batches: Batches, workers: int) -> DataLoader:
         num_workers=workers,
         pin_memory=batches.processes.device.type == "cuda",
         generator=torch.Generator(),
+        worker_init_fn=_leave_group,
     )
+
+
+def _leave_group(_: int) -> None:
+    """torchrun and terminals signal the whole group of a process. That is for the one that trains:
+    it goes on to the end of its step, and ends its readers itself."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

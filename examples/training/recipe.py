@@ -38,12 +38,14 @@ class RecipeError(Exception):
 class Network:
     """name: one of stripctx.models.available(). backbone: as create_backbone takes it, or `tiny`.
     weights: the file of the backbone's ImageNet weights, or none. options: of the network's
-    function."""
+    function. start: a checkpoint of the whole network to start from, ours or a published one; see
+    `examples.training.start`."""
 
     name: str = "fcn"
     backbone: str = "resnet50"
     weights: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    start: str = ""
 
 
 @dataclass

@@ -25,7 +25,7 @@ from examples.inference import View
 from examples.metrics import Scores
 from examples.protocols import WholeImage
 from examples.scoring import score
-from examples.training import batches, checkpoint, networks, objective, recipe
+from examples.training import batches, checkpoint, networks, objective, recipe, start
 from examples.training.log import Log
 from examples.training.processes import Processes, set_training
 from examples.training.progress import Display
@@ -35,6 +35,7 @@ from examples.training.survey import survey
 # What may differ from the recipe of the run that goes on: where and how, not what, is computed.
 _FREE = {
     "data": {"root", "train_images", "train_labels", "val_images", "val_labels"},
+    "network": {"weights", "start"},
     "train": {"workers", "save_every"},
     "evaluation": {"protocol", "options"},
 }
@@ -92,7 +93,13 @@ class Trainer:
         torch.manual_seed(train.seed)
         classes = len(self.labelling.classes)
         kept = self._kept()
-        network = networks.build(settings.network, classes, pretrained=kept is None).to(device)
+        network = networks.build(settings.network, classes, pretrained=kept is None)
+        if settings.network.start and kept is None:
+            anew = start.load(network, Path(settings.network.start).expanduser(), classes)
+            if self.console is not None:
+                listed = ", ".join(anew) or "nothing"
+                self.console.print(f"{settings.network.start}: {listed} starts anew")
+        network = network.to(device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         network = network.to(memory_format=self.layout)
         self.with_heights = networks.takes_heights(network)

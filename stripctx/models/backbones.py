@@ -11,12 +11,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripctx import upstream
+from stripctx.models.mobilenet import MobileNetV2
 from stripctx.models.network import Backbone, NormLayer
 from stripctx.models.resnet import BLOCKS, ResNet
 
 Weights = str | os.PathLike[str] | Mapping[str, Any]
 
 _STEM_OF_SUFFIX = {"": "7x7", "s": "64-64-128", "c": "32-32-64"}
+# torchvision's names: depth, groups and their width.
+_GROUPED = {
+    "resnext50_32x4d": (50, 32, 4),
+    "resnext101_32x8d": (101, 32, 8),
+    "wide_resnet50_2": (50, 1, 128),
+    "wide_resnet101_2": (101, 1, 128),
+}
 _TIMM = "timm:"
 
 
@@ -34,14 +42,16 @@ def create_backbone(
     Args:
         backbone: `resnet18`, 34, 50, 101 or 152 with the 7x7 stem; with the suffix `s` the deep
             stem of widths 64-64-128 that PyTorch-Encoding, SPNet and semseg use (`resnet50s`), with
-            `c` that of mmseg's ResNetV1c, 32-32-64; `timm:NAME`, any network of the timm library
-            that gives features (needs `pip install stripctx[timm]`); or a Backbone, taken as it is.
+            `c` that of mmseg's ResNetV1c, 32-32-64; `resnext50_32x4d`, `resnext101_32x8d`,
+            `wide_resnet50_2`, `wide_resnet101_2` with the 7x7 stem; `mobilenet_v2`; `timm:NAME`,
+            any network of the timm library that gives features (`pip install stripctx[timm]`);
+            or a Backbone, taken as it is.
         weights: a checkpoint's path, read with weights_only, or a state_dict, in the layout of
             torchvision, semseg, PyTorch-Encoding, mmseg or our own. ImageNet's classifier is left
             out, and strip pooling modules that the file lacks keep their initial values; anything
             else that does not fit is an error.
-        output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. timm's networks dilate and
-            normalise in their own ways and only take the first.
+        output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. MobileNetV2 dilates in its
+            own way; timm's networks normalise so, too. Strip pooling needs a ResNet.
 
     Example:
         >>> create_backbone("resnet50s", output_stride=16).channels
@@ -49,28 +59,43 @@ def create_backbone(
     """
     if isinstance(backbone, Backbone):
         network = backbone
-    elif backbone.startswith(_TIMM):
+    elif backbone == "mobilenet_v2" or backbone.startswith(_TIMM):
         if strip_pooling:
             raise ValueError(f"create_backbone: strip_pooling needs a ResNet, got {backbone!r}")
-        network = TimmBackbone(backbone[len(_TIMM) :], output_stride=output_stride)
+        network = (
+            TimmBackbone(backbone[len(_TIMM) :], output_stride=output_stride)
+            if backbone.startswith(_TIMM)
+            else MobileNetV2(output_stride=output_stride, norm_layer=norm_layer)
+        )
     else:
-        match = re.fullmatch(r"resnet(\d+)([sc]?)", backbone)
-        if match is None or int(match[1]) not in BLOCKS:
-            raise ValueError(
-                "create_backbone: backbone must be resnet18, 34, 50, 101 or 152, with the suffix "
-                f"s or c for a deep stem, or timm:NAME, got {backbone!r}"
-            )
+        depth, stem, groups, group_width = _parts(backbone)
         network = ResNet(
-            int(match[1]),
-            stem=_STEM_OF_SUFFIX[match[2]],
+            depth,
+            stem=stem,
             output_stride=output_stride,
             dilation=dilation,
             strip_pooling=strip_pooling,
+            groups=groups,
+            group_width=group_width,
             norm_layer=norm_layer,
         )
     if weights is not None:
         load_weights(network, weights)
     return network
+
+
+def _parts(name: str) -> tuple[int, str, int, int]:
+    """What a ResNet's name says: its depth, its stem, its groups and their width."""
+    if name in _GROUPED:
+        depth, groups, group_width = _GROUPED[name]
+        return depth, "7x7", groups, group_width
+    match = re.fullmatch(r"resnet(\d+)([sc]?)", name)
+    if match is None or int(match[1]) not in BLOCKS:
+        raise ValueError(
+            "create_backbone: backbone must be resnet18, 34, 50, 101 or 152, with the suffix s or "
+            f"c for a deep stem, {', '.join(_GROUPED)}, mobilenet_v2 or timm:NAME, got {name!r}"
+        )
+    return int(match[1]), _STEM_OF_SUFFIX[match[2]], 1, 64
 
 
 def load_weights(backbone: Backbone, weights: Weights) -> None:

@@ -1,5 +1,5 @@
-"""ResNet (He et al., CVPR 2016) as segmentation networks use it: dilated, with any of three stems,
-and with strip pooling inside its bottlenecks (SPNet, Hou et al., CVPR 2020)."""
+"""ResNet (He et al., CVPR 2016) as segmentation networks use it: dilated, with any of three
+stems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from stripctx import upstream
-from stripctx.layers import StripPooling
+from stripctx.models.blocks import BasicBlock, Bottleneck, conv3x3
 from stripctx.models.network import Backbone, NormLayer
 
 STEMS = {"7x7": (64,), "64-64-128": (64, 64, 128), "32-32-64": (32, 32, 64)}
@@ -68,81 +68,6 @@ def dilation_plan(blocks: tuple[int, ...], output_stride: int, dilation: str) ->
     return plan
 
 
-def _conv3x3(in_channels: int, channels: int, stride: int, dilation: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False
-    )
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. The first has the block's dilation, the second that of
-    the stage, as in PyTorch-Encoding; mmseg does not dilate the second, and with its stem ours
-    neither."""
-
-    expansion = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        *,
-        stride: int,
-        dilation: int,
-        second_dilation: int,
-        downsample: nn.Module | None,
-        norm_layer: NormLayer,
-    ) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(in_channels, planes, stride, dilation)
-        self.bn1 = norm_layer(planes)
-        self.conv2 = _conv3x3(planes, planes, 1, second_dilation)
-        self.bn2 = norm_layer(planes)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + shortcut)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut; stride and dilation sit on the 3x3. `spm`, where
-    there is one, gates the map that the 3x3 convolution gives, after its ReLU."""
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        *,
-        stride: int,
-        dilation: int,
-        downsample: nn.Module | None,
-        strip_pooling: bool,
-        norm_layer: NormLayer,
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
-        self.bn1 = norm_layer(planes)
-        self.conv2 = _conv3x3(planes, planes, stride, dilation)
-        self.bn2 = norm_layer(planes)
-        self.conv3 = nn.Conv2d(planes, self.expansion * planes, 1, bias=False)
-        self.bn3 = norm_layer(self.expansion * planes)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.spm = StripPooling(planes, norm_layer=norm_layer) if strip_pooling else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        if self.spm is not None:
-            out = self.spm(out)
-        return self.relu(self.bn3(self.conv3(out)) + shortcut)
-
-
 class ResNet(Backbone):
     """ResNet without its classifier.
 
@@ -154,6 +79,8 @@ class ResNet(Backbone):
         dilation: `contracted`, `uniform` or `multi_grid`; see `dilation_plan`.
         strip_pooling: SPNet's: strip pooling in the last block of layer1, layer2 and layer3 and in
             every block of layer4. Needs bottlenecks, so a depth of 50 or more.
+        groups, group_width: of the bottlenecks' 3x3 convolutions: 32 and 4 are ResNeXt's 32x4d, 1
+            and 128 a Wide ResNet's; 1 and 64 are plain. Need bottlenecks, too.
         norm_layer: makes every normalisation, called with the number of channels.
 
     Shape:
@@ -176,6 +103,8 @@ class ResNet(Backbone):
         output_stride: int = 8,
         dilation: str = "contracted",
         strip_pooling: bool = False,
+        groups: int = 1,
+        group_width: int = 64,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
@@ -185,6 +114,8 @@ class ResNet(Backbone):
             raise ValueError(f"ResNet: stem must be one of {', '.join(STEMS)}, got {stem!r}")
         if strip_pooling and depth < 50:
             raise ValueError(f"ResNet: strip_pooling needs a depth of 50 or more, got {depth}")
+        if (groups, group_width) != (1, 64) and depth < 50:
+            raise ValueError(f"ResNet: groups need a depth of 50 or more, got {depth}")
         self.stem = _make_stem(STEMS[stem], norm_layer)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         expansion = (BasicBlock if depth < 50 else Bottleneck).expansion
@@ -195,8 +126,18 @@ class ResNet(Backbone):
             count = len(plan.block_dilations)
             gated = range(0 if number == 3 else count - 1, count) if strip_pooling else ()
             channels = self.channels[number]
+            bottleneck = {"groups": groups, "group_width": group_width}
             stages.append(
-                _make_stage(depth, in_channels, channels, plan, second_dilation, gated, norm_layer)
+                _make_stage(
+                    depth,
+                    in_channels,
+                    channels,
+                    plan,
+                    second_dilation,
+                    bottleneck,
+                    gated,
+                    norm_layer,
+                )
             )
             in_channels = channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -216,10 +157,10 @@ def _make_stem(widths: tuple[int, ...], norm_layer: NormLayer) -> nn.Sequential:
     if len(widths) == 1:
         first: nn.Module = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
     else:
-        first = _conv3x3(3, widths[0], 2, 1)
+        first = conv3x3(3, widths[0], 2, 1)
     layers = [first, norm_layer(widths[0]), nn.ReLU(inplace=True)]
     for before, width in itertools.pairwise(widths):
-        layers += [_conv3x3(before, width, 1, 1), norm_layer(width), nn.ReLU(inplace=True)]
+        layers += [conv3x3(before, width, 1, 1), norm_layer(width), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -229,10 +170,12 @@ def _make_stage(
     channels: int,
     plan: StagePlan,
     second_dilation: int,
+    bottleneck: dict[str, int],
     gated: Sequence[int],
     norm_layer: NormLayer,
 ) -> nn.Sequential:
-    """One stage; `gated` are the blocks with strip pooling inside."""
+    """One stage; `bottleneck`: groups of its blocks and their width; `gated`: the blocks with strip
+    pooling inside."""
     blocks: list[nn.Module] = []
     for index, dilation in enumerate(plan.block_dilations):
         stride = plan.stride if index == 0 else 1
@@ -256,6 +199,7 @@ def _make_stage(
                 downsample=shortcut,
                 strip_pooling=index in gated,
                 norm_layer=norm_layer,
+                **bottleneck,
             )
         blocks.append(block)
         in_channels = channels
