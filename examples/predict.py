@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,12 @@ def main(given: list[str] | None = None) -> int:
         subject = arguments.subject(options, processes.join(options.device).device)
         writer = Writer(subject, options.output, options.share, options.dataset_values)
         options.output.mkdir(parents=True, exist_ok=True)
+        names = named(inputs)
         for path in track(inputs, "segmenting", console=console, disable=len(inputs) == 1):
             if videos.is_video(path):
-                writer.video(path, console)
+                writer.video(path, names[path], console)
             else:
-                writer.picture(path)
+                writer.picture(path, names[path])
     except (RecipeError, CheckpointError, DataError, ValueError, OSError) as refusal:
         print(f"predict: {refusal}", file=sys.stderr)
         return 2
@@ -86,6 +88,13 @@ def listed(path: Path) -> list[Path]:
     return found
 
 
+def named(paths: Sequence[Path]) -> dict[Path, str]:
+    """What the files made of each are called: its name without the suffix, and with it where that
+    is the name of another one too."""
+    count = Counter(path.stem for path in paths)
+    return {path: path.stem if count[path.stem] == 1 else path.name for path in paths}
+
+
 class Writer:
     """Segments and writes into a folder.
 
@@ -104,18 +113,18 @@ class Writer:
         self.share, self.dataset_values = share, dataset_values
         self.palette = subject.labelling.palette
 
-    def picture(self, path: Path) -> None:
+    def picture(self, path: Path, name: str) -> None:
         image = read_image(path)
         labels = self._labels(image)
-        self._map(labels).save(self.folder / f"{path.stem}_labels.png")
+        self._map(labels).save(self.folder / f"{name}_labels.png")
         mixed = figures.overlay(image, labels, self.palette, self.share)
-        Image.fromarray(mixed).save(self.folder / f"{path.stem}_overlay.png")
-        self._legend(path, np.bincount(labels.ravel(), minlength=IGNORE))
+        Image.fromarray(mixed).save(self.folder / f"{name}_overlay.png")
+        self._legend(name, np.bincount(labels.ravel(), minlength=IGNORE))
 
-    def video(self, path: Path, console: Console) -> None:
+    def video(self, path: Path, name: str, console: Console) -> None:
         """Frame by frame, holding one at a time."""
         source = videos.Source(path)
-        maps = self.folder / f"{path.stem}_labels"
+        maps = self.folder / f"{name}_labels"
         maps.mkdir(exist_ok=True)
         counts = np.zeros(IGNORE, np.int64)
 
@@ -127,8 +136,8 @@ class Writer:
                 self._map(labels).save(maps / f"{number:06}.png")
                 yield figures.overlay(image, labels, self.palette, self.share)
 
-        videos.write(self.folder / f"{path.stem}_overlay{path.suffix}", mixed(), source.rate)
-        self._legend(path, counts)
+        videos.write(self.folder / f"{name}_overlay{path.suffix}", mixed(), source.rate)
+        self._legend(name, counts)
 
     def _labels(self, image: np.ndarray) -> np.ndarray:
         return self.subject.view.classes(self.subject.network, image).cpu().numpy()
@@ -138,13 +147,13 @@ class Writer:
             return Image.fromarray(self.subject.labelling.encode(labels))
         return figures.label_map(labels, self.palette)
 
-    def _legend(self, path: Path, counts: np.ndarray) -> None:
+    def _legend(self, name: str, counts: np.ndarray) -> None:
         """The classes that were found, the most frequent first."""
         classes = self.subject.labelling.classes
         shares = counts / counts.sum()
         found = [k for k in np.argsort(-counts, kind="stable")[: len(classes)] if counts[k]]
         drawn = figures.legend([classes[k] for k in found], [float(shares[k]) for k in found])
-        drawn.save(self.folder / f"{path.stem}_legend.png")
+        drawn.save(self.folder / f"{name}_legend.png")
 
 
 if __name__ == "__main__":

@@ -209,6 +209,17 @@ def test_predict_a_folder_in_the_values_of_the_dataset(run: Path, tmp_path: Path
         assert file.mode == "L" and np.asarray(file).max() < 11
 
 
+def test_predict_pictures_of_one_name(run: Path, tmp_path: Path) -> None:
+    """None overwrites what was made of another."""
+    for suffix in (".jpg", ".png"):
+        shutil.copy(run / "camvid" / "val" / "images" / "1.jpg", tmp_path / f"same{suffix}")
+    shutil.copy(run / "camvid" / "val" / "images" / "2.jpg", tmp_path / "other.jpg")
+    assert predicted(run, tmp_path, tmp_path / "out") == 0
+    assert {each.name for each in (tmp_path / "out").glob("*_labels.png")} == {
+        "same.jpg_labels.png", "same.png_labels.png", "other_labels.png"
+    }  # fmt: skip
+
+
 def test_predict_an_animation(run: Path, tmp_path: Path) -> None:
     source = tmp_path / "drive.gif"
     frames = [Image.fromarray(np.full((12, 16, 3), 40 * i, np.uint8)) for i in range(4)]

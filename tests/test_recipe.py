@@ -43,6 +43,15 @@ def test_recipe_is_read_changed_and_written(file: Path) -> None:
     assert recipe.load(file) == found
 
 
+def test_options_are_replaced_or_changed_one_by_one(file: Path) -> None:
+    for change, options in (
+        ("network.options={}", {}),
+        ("network.options={bins: [1, 2]}", {"bins": [1, 2]}),
+        ("network.options.mixed=2", {"mixed": 2, "strip_pooling": False}),
+    ):
+        assert recipe.load(file, [change]).network.options == options
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -145,7 +154,7 @@ def test_every_recipe_of_a_paper_is_listed() -> None:
 def test_what_a_recipe_comes_to(name: str) -> None:
     found = recipe.load(REPOSITORY / "examples" / "recipes" / f"{name}.yaml")
     train, look, varied = found.train, found.evaluation.options, found.augmentation
-    assert varied.crop[0] == varied.crop[1]
+    assert varied.crop[0] == varied.crop[1] and look["flip"]
     assert (
         varied.crop[0], train.batch, found.optimizer.rate, train.steps or train.epochs,
         look.get("base_size"), look["crop"],

@@ -163,7 +163,7 @@ def test_spnet_loads() -> None:
     same_state(source, target)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet18s"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet18s", "mobilenet_v2"])
 def test_hanet_loads(backbone: str) -> None:
     def make() -> nn.Module:
         return models.deeplabv3plus_hanet(5, backbone)
@@ -172,8 +172,11 @@ def test_hanet_loads(backbone: str) -> None:
     rules = (*BACKBONE["semseg"], (r"aux_head\.", "dsn."), (r"head\.", ""))
     state = renamed(source.state_dict(), *rules)
     for key in (
-        "layer0.0.weight",
-        "layer4.1.conv2.weight",
+        *(
+            ("layer0.0.0.weight", "layer3.6.conv.3.bias", "layer4.0.0.weight")
+            if backbone == "mobilenet_v2"
+            else ("layer0.0.weight", "layer4.1.conv2.weight")
+        ),
         "aspp.features.3.1.running_mean",
         "aspp.img_conv.0.weight",
         "bot_fine.1.bias",

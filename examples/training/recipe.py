@@ -11,6 +11,8 @@ is a value of another type. `base: other.yaml`, beside it, starts from another r
 can be replaced where a command is called:
 
     python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.epochs=10
+
+`network.options={lateral: true}` replaces all options, `network.options.lateral=true` one.
 """
 
 from __future__ import annotations
@@ -175,6 +177,9 @@ def _merge(source: str, written: Any, changes: Sequence[str]) -> Recipe:
     except (OmegaConfBaseException, ValueError) as error:
         raise RecipeError(f"{source}: {_first_line(error)}") from None
     try:
+        for key in (change.partition("=")[0] for change in changes):
+            if key.endswith(".options"):  # replaced, where merging would keep those of another name
+                OmegaConf.update(whole, key, {}, merge=False)
         whole = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(changes)))
         recipe = OmegaConf.to_object(whole)
     except (OmegaConfBaseException, ValueError, YAMLError) as error:
