@@ -76,7 +76,7 @@ def kind_of(func: Any) -> str:
 
 
 def operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Of convolutions and products of matrices, by torch's own count, and of ours of codewords."""
+    """Of convolutions and products of matrices: torch's by its own count, and those inside ours."""
     name = func.overloadpacket.__name__
     if func.overloadpacket in flop_registry:
         count: int = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
@@ -84,6 +84,9 @@ def operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     if func.namespace == "stripctx" and name in ENCODINGS:
         x = args[ENCODINGS[name]]
         return floors.floor(name, floors.Shape(*x.shape)).operations
+    if func.overloadpacket is torch.ops.stripctx.strip_conv:
+        shape = floors.Shape(*result.shape, hidden=args[2].size(1))
+        return floors.multiply_adds(floors.PRODUCTS["strip_gate"](shape))
     return 0
 
 

@@ -101,8 +101,9 @@ def strip_gate(
 ) -> Tensor:
     """x * sigmoid(conv1x1(relu(rows + cols))): the tail of SPNet's strip pooling module.
 
-    SPNet (Hou et al., CVPR 2020), eq. 3 and 4. Composed of `strip_add_relu`, a library convolution
-    (the floor: the GEMM) and `sigmoid_gate`, which adds the convolution's bias.
+    SPNet (Hou et al., CVPR 2020), eq. 3 and 4. Composed of `strip_add_relu`, a product of the
+    library's (the floor) and `sigmoid_gate`, which adds the convolution's bias. Beside its inputs
+    the backward pass holds two maps at a time: the logits are all that is kept for it.
 
     Args:
         x: (N, C, H, W).
@@ -120,11 +121,7 @@ def strip_gate(
         >>> strip_gate(x, rows, cols, torch.randn(8, 8, 1, 1)).shape
         torch.Size([2, 8, 5, 7])
     """
-    if weight.dim() != 4 or weight.shape[2:] != (1, 1):
-        raise ValueError(
-            f"strip_gate: weight must have shape (C, M, 1, 1), got {tuple(weight.shape)}"
-        )
-    return sigmoid_gate(x, F.conv2d(strip_add_relu(rows, cols), weight), bias)
+    return sigmoid_gate(x, _OPS.strip_conv(rows, cols, weight), bias)
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:

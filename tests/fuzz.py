@@ -56,6 +56,7 @@ EXCEPTIONS: dict[tuple[str, str], Any] = {
     ("encode_backward", "grad"): (N, K, C),
     ("row_gate", "logits"): (N, C, L),
     ("row_gate_backward", "logits"): (N, C, L),
+    ("strip_conv", "weight"): (K, C, 1, 1),
     ("pyramid_concat_backward", "sizes"): [1, 1, 2, 2, 3, 1],
     ("pyramid_taps_add", "taps"): 3 * C,
 }

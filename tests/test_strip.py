@@ -46,6 +46,12 @@ GATE = Case(
     lambda x, logits, bias: x * torch.sigmoid(logits + bias[:, None, None]),
     lambda s: [s, s, (s[1],)],
 )
+CONV = Case(
+    "strip_conv",
+    OPS.strip_conv,
+    lambda rows, cols, weight: F.conv2d(F.relu(rows + cols), weight),
+    lambda s: [*strip_sizes(s), (s[1] + 1, s[1], 1, 1)],
+)
 STRIP_GATE = Case(
     "strip_gate",
     functional.strip_gate,
@@ -70,6 +76,23 @@ def test_autocast() -> None:
     gated = functional.sigmoid_gate(x, half.float())
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         assert torch.equal(functional.sigmoid_gate(x, half), gated)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_conv_makes_the_gradients_asked_for(layout: str) -> None:
+    """None of a frozen weight, and vmap."""
+    battery.check_vmap(CONV, (2, 5, 6, 7))
+    rows, cols, weight = CONV.arguments((2, 5, 6, 7), torch.float64, layout)
+    rows.requires_grad_()
+    OPS.strip_conv(rows, cols, weight).sum().backward()
+    alone = rows.grad.clone()
+    rows.grad = None
+    OPS.strip_conv(rows, cols, weight.requires_grad_()).sum().backward()
+    assert torch.equal(rows.grad, alone)
+    weights = torch.stack([weight.detach(), 2 * weight.detach()])
+    mapped = torch.vmap(OPS.strip_conv, (None, None, 0))(rows.detach(), cols, weights)
+    for one, expected in zip(mapped, weights, strict=True):
+        torch.testing.assert_close(one, OPS.strip_conv(rows, cols, expected))
 
 
 def test_offsets_past_two_to_the_31() -> None:
@@ -135,7 +158,7 @@ REFUSED: list[Refusal] = [
     (
         functional.strip_gate,
         (map_of(*X), map_of(2, 3, 4, 1), map_of(2, 3, 1, 5), map_of(3, 3, 3, 3)),
-        "weight must have shape (C, M, 1, 1), got (3, 3, 3, 3)",
+        "weight must have shape (3, 3, 1, 1), got (3, 3, 3, 3)",
     ),
     (
         OPS.strip_pool_backward,
@@ -162,7 +185,7 @@ REFUSED: list[Refusal] = [
 
 class TestStrip(Contract):
     kernels = (POOL, ADD_RELU, GATE)
-    compositions = (STRIP_GATE,)
+    compositions = (CONV, STRIP_GATE)
     refusals = REFUSED
 
     @staticmethod
@@ -174,6 +197,7 @@ class TestStrip(Contract):
             OPS.strip_pool_backward: (rows, cols, layout == "channels_last"),
             OPS.strip_add_relu: (rows, cols),
             OPS.strip_add_relu_backward: (x, rows, cols),
+            OPS.strip_conv: (rows, cols, map_of(4, 5, 1, 1)),
             OPS.sigmoid_gate: (x, logits, bias),
             OPS.sigmoid_gate_backward: (logits, x, logits, bias),
         }

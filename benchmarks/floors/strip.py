@@ -63,6 +63,16 @@ def strip_gate_product(shape: Shape) -> Product:
     return shape.pixels, shape.middle.channels, shape.channels
 
 
+def strip_conv(shape: Shape) -> Floor:
+    """One convolution whose operand is made without reaching memory."""
+    middle, weight = shape.middle, shape.channels * shape.middle.channels
+    return Floor(operations=multiply_adds(strip_gate_product(shape))) + shape.floor(
+        read=middle.strips + weight,
+        written=shape.map,
+        operations=strip_add_relu(middle).operations,
+    )
+
+
 def strip_gate(shape: Shape) -> Floor:
     """One convolution whose operand is made and whose result is used without reaching memory."""
     middle, weight = shape.middle, shape.channels * shape.middle.channels
@@ -135,6 +145,7 @@ FLOORS: dict[str, FloorOf] = {
     "strip_add_relu_backward": strip_add_relu_backward,
     "sigmoid_gate": sigmoid_gate,
     "sigmoid_gate_backward": sigmoid_gate_backward,
+    "strip_conv": strip_conv,
     "strip_gate": strip_gate,
     "strip_gate_backward": strip_gate_backward,
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/view.hpp"
+#include "device.hpp"
 
 namespace stripctx::bind {
 
@@ -54,7 +55,10 @@ MemoryFormat memory_format(const Tensors&... tensors) {
 
 inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype,
                     MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  Tensor result =
+      torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  device::allocated(result);
+  return result;
 }
 
 inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like,

@@ -73,19 +73,27 @@ def over_images(operator: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-def over_images_of_first(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """A batching rule where only the first argument, (N, ...), and the result, (N, ...), hold
-    images: B*N of them where nothing else is mapped, else a loop."""
-    loop = in_a_loop(operator)
+def over_images_of(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A batching rule for each operator where only the first `count` arguments, (N, ...), and the
+    result, (N, ...), hold images: B*N of them where nothing else is mapped, else a loop."""
 
-    def rule(info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Any, Any]:
-        if any(dim is not None for dim in in_dims[1:]):
-            return loop(info, in_dims, x, *others)
-        images = x.movedim(in_dims[0], 0).flatten(0, 1)
-        out = operator(images, *others)
-        return out.unflatten(0, (info.batch_size, out.size(0) // info.batch_size)), 0
+    def rule_of(operator: Callable[..., Any]) -> Callable[..., Any]:
+        loop = in_a_loop(operator)
 
-    return rule
+        def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+            if any(dim is not None for dim in in_dims[count:]):
+                return loop(info, in_dims, *args)
+            batch = info.batch_size
+            images = [
+                arg.expand(batch, *arg.shape) if dim is None else arg.movedim(dim, 0)
+                for arg, dim in zip(args[:count], in_dims, strict=False)
+            ]
+            out = operator(*(each.flatten(0, 1) for each in images), *args[count:])
+            return out.unflatten(0, (batch, out.size(0) // batch)), 0
+
+        return rule
+
+    return rule_of
 
 
 def in_a_loop(operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
-from stripctx.ops.batching import in_a_loop, over_channels, over_images_of_first
+from stripctx.ops.batching import in_a_loop, over_channels, over_images_of
 from stripctx.ops.contract import define
 from stripctx.reference import encoding as reference
 from stripctx.reference.strip import widen
@@ -167,7 +167,7 @@ define(
     fake=_fake_encode,
     setup_context=_save_encode,
     backward=_backward_encode,
-    vmap=over_images_of_first,
+    vmap=over_images_of(1),
     autocast=_autocast_encode,
 )
 define(

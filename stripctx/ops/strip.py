@@ -20,7 +20,8 @@ from stripctx.reference import strip as reference
 OPS = torch.ops.stripctx
 
 
-def _check_strips(name: str, rows: Tensor, cols: Tensor, prefix: str = "") -> None:
+def check_strips(name: str, rows: Tensor, cols: Tensor, prefix: str = "") -> None:
+    """Refuses what are not strips of one map."""
     first, second = prefix + "rows", prefix + "cols"
     checks.tensor(name, first, rows, "(N, C, H, 1)")
     checks.tensor(name, second, cols, "(N, C, 1, W)")
@@ -61,7 +62,7 @@ def _backward_pool(ctx: Any, grad_rows: Tensor, grad_cols: Tensor) -> tuple[Tens
 
 
 def _check_pool_backward(grad_rows: Tensor, grad_cols: Tensor, channels_last: bool) -> None:
-    _check_strips("strip_pool_backward", grad_rows, grad_cols, "grad_")
+    check_strips("strip_pool_backward", grad_rows, grad_cols, "grad_")
 
 
 def _fake_pool_backward(grad_rows: Tensor, grad_cols: Tensor, channels_last: bool) -> Tensor:
@@ -81,7 +82,7 @@ def _backward_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _check_add_relu(rows: Tensor, cols: Tensor) -> None:
-    _check_strips("strip_add_relu", rows, cols)
+    check_strips("strip_add_relu", rows, cols)
 
 
 def _fake_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def _autocast_add_relu(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_add_relu_backward(grad: Tensor, rows: Tensor, cols: Tensor) -> None:
     name = "strip_add_relu_backward"
-    _check_strips(name, rows, cols)
+    check_strips(name, rows, cols)
     checks.tensor(name, "grad", grad, "(N, C, H, W)")
     checks.alike(name, "grad", grad, "rows", rows)
     checks.size(name, "grad", grad, (*rows.shape[:3], cols.size(3)))

@@ -51,6 +51,13 @@ def strip_add_relu_backward(grad: Tensor, rows: Tensor, cols: Tensor) -> tuple[T
     )
 
 
+def strip_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
+    """What the operator, which is composed of others and the library's product, is held to."""
+    format = memory_format(rows, cols)
+    out = torch.einsum("cm,nmhw->nchw", widen(weight).flatten(1), widen(strip_add_relu(rows, cols)))
+    return out.to(rows.dtype).contiguous(memory_format=format)
+
+
 def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
     gate = torch.sigmoid(widen(logits) + widen(bias)[:, None, None])
     return (widen(x) * gate).to(x.dtype).contiguous(memory_format=memory_format(x))

@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "cpu/kernels.hpp"
 
 #define STRIPCTX_DISPATCH_KEY CPU
@@ -12,6 +16,22 @@ namespace stripctx::device {
 
 using cpu::partials;
 using cpu::scratch;
+
+// Called on memory that was just allocated. malloc maps a block above 32 MB afresh every time, and
+// smaller ones whenever it has given back what it kept. The system makes pages as they are first
+// written: one by one that takes several times as long as the writing itself, in huge pages hardly
+// any. What the system refuses, it does without.
+inline void allocated(const torch::stable::Tensor& result) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20, kLarge = 2 * kHugePage;
+  const auto address = reinterpret_cast<uintptr_t>(result.data_ptr());
+  const uintptr_t bytes = result.numel() * result.element_size();
+  if (bytes < kLarge) return;
+  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 // Runs an operator's independent work items; how they are divided among threads changes no bit.
 template <class Op>

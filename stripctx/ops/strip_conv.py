@@ -1,0 +1,103 @@
+"""relu(rows + cols) under a 1x1 convolution: the middle of SPNet's strip pooling module, which no
+kernel of ours replaces. The product is the library's; the operator sees to it that the rectified
+map is not kept for the backward pass, where it is made again, a write, and given back before the
+gradient that is as large.
+
+Shapes: rows (N, M, H, 1); cols (N, M, 1, W); weight (C, M, 1, 1); out (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stripctx.layout import empty, is_channels_last, memory_format
+from stripctx.ops import checks
+from stripctx.ops.batching import over_images_of
+from stripctx.ops.contract import define
+from stripctx.ops.strip import check_strips
+
+OPS = torch.ops.stripctx
+
+
+def _check(rows: Tensor, cols: Tensor, weight: Tensor) -> None:
+    name = "strip_conv"
+    check_strips(name, rows, cols)
+    checks.tensor(name, "weight", weight, "(C, M, 1, 1)")
+    checks.alike(name, "weight", weight, "rows", rows)
+    checks.size(name, "weight", weight, (weight.size(0), rows.size(1), 1, 1))
+
+
+def _strip_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
+    return _conv(OPS.strip_add_relu(rows, cols), weight)
+
+
+def _fake(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
+    shape = (rows.size(0), weight.size(0), rows.size(2), cols.size(3))
+    return empty(shape, rows, memory_format(rows, cols))
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The weight's gradient first: it alone needs the rectified map."""
+    rows, cols, weight = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=memory_format(rows, cols))
+    grad_weight = None
+    if ctx.needs_input_grad[-1]:
+        grad_weight = _conv_weight(grad, OPS.strip_add_relu(rows, cols), weight)
+    grad_map = _conv(grad, weight.transpose(0, 1))
+    return *OPS.strip_add_relu_backward(grad_map, rows, cols), grad_weight
+
+
+def _autocast(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """The strips as `strip_add_relu` would get them, then all as conv2d casts."""
+    if torch.promote_types(rows.dtype, cols.dtype) is torch.float64:
+        return rows.double(), cols.double(), weight
+    dtype = torch.get_autocast_dtype(rows.device.type)
+    return rows.to(dtype), cols.to(dtype), weight.to(dtype)
+
+
+def _planes(map: Tensor) -> bool:
+    """Whether to take a product of planes for the convolution: on a CPU the library packs a
+    contiguous map into blocks of channels and its result out of them, two more maps."""
+    return map.device.type == "cpu" and not is_channels_last(map)
+
+
+def _conv(map: Tensor, weight: Tensor) -> Tensor:
+    """The 1x1 convolution, in the memory format of `map`, which is dense."""
+    weight = weight.flatten(1)
+    if not _planes(map):
+        return F.conv2d(map, weight[:, :, None, None])
+    out = weight.expand(map.size(0), *weight.shape) @ map.flatten(2)
+    return out.unflatten(2, map.shape[2:])
+
+
+def _conv_weight(grad: Tensor, map: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `weight`, given those of the convolution's result and its operand."""
+    if _planes(map):
+        each = grad.flatten(2) @ map.flatten(2).mT
+        total = each[0] if len(each) == 1 else each.sum(0)
+        return total[:, :, None, None]
+    one, none = [1, 1], [0, 0]
+    wanted = [False, True, False]
+    return torch.ops.aten.convolution_backward(
+        grad, map, weight, None, one, none, one, False, none, 1, wanted
+    )[1]
+
+
+define(
+    "strip_conv(Tensor rows, Tensor cols, Tensor weight) -> Tensor",
+    check=_check,
+    reference=_strip_conv,
+    fake=_fake,
+    setup_context=_save_inputs,
+    backward=_backward,
+    vmap=over_images_of(2),
+    autocast=_autocast,
+)
