@@ -21,6 +21,27 @@ inline void for_planes(const View& map, int64_t plane, int64_t count, int64_t h,
   }
 }
 
+// Calls body.operator()<vectors>(w) for runs of up to four vectors of `lanes` columns, the last of
+// which may reach beyond W.
+template <class Body>
+inline void for_columns(int64_t W, int64_t lanes, Body&& body) {
+  for (int64_t w = 0; w < W; w += 4 * lanes) {
+    switch (ceil_div(W - w, lanes)) {
+      case 1:
+        body.template operator()<1>(w);
+        break;
+      case 2:
+        body.template operator()<2>(w);
+        break;
+      case 3:
+        body.template operator()<3>(w);
+        break;
+      default:
+        body.template operator()<4>(w);
+    }
+  }
+}
+
 // Row cells of several planes that are worked on at a time, so that a plane is read or written in
 // long runs while `elements_each` numbers a row cell stay in the cache.
 inline int64_t row_cells_at_a_time(int64_t elements_each) {

@@ -1,5 +1,6 @@
 // Mean pooling of all levels on the CPU: sums of cells, then of bins, and one division for each
-// bin. Reads x once.
+// bin. Reads x once; of windows as wide as a dense map, which need no cells, it reads the rows that
+// two of them share twice, the second time from the cache.
 #include "cpu/pyramid.hpp"
 
 #include "core/dispatch.hpp"
@@ -53,42 +54,80 @@ class Sums {
   std::vector<A> values_;
 };
 
+constexpr int kRunSums = 4;  // vectors of running sums: as many additions at a time
+
+// One level of windows as wide as the map, rows side by side: each window is a run of memory.
+bool pools_runs(const PyramidPool& op) {
+  return op.levels.count == 1 && op.levels[0].size[3] == 1 && op.x.stride[2] == op.x.size[3] &&
+         !pools_channels_last(op.x, op.levels);
+}
+
+template <class T>
+Vec<Accumulate<T>> sum_run(const T* run, int64_t count) {
+  using A = Accumulate<T>;
+  Vec<A> sums[kRunSums]{};
+  for_vector_groups<A, kRunSums>(count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
+    for (int v = 0; v < kVectors; ++v) sums[v] += load_some(run + i + v * kLanes<A>);
+  });
+  static_assert(kRunSums == 4);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+template <class T>
+void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int64_t kWindows = kLanes<A>;
+  const View& level = op.levels[0];
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], bins = level.size[2];
+  std::vector<Span> windows;
+  for (int64_t i = 0; i < bins; ++i) windows.push_back(window(i, bins, H));
+  std::vector<A> sizes = bin_sizes<A>(op.levels, op.x)[0];
+  sizes.resize(bins + kWindows);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* map = at<const T>(op.x, plane / C, plane % C, 0, 0);
+    T* out = at<T>(level, plane / C, plane % C, 0, 0);
+    for_vectors<A>(bins, [&](int64_t i, auto, auto store_some) {
+      Vec<A> sums[kWindows]{};
+      for (int64_t q = 0; q < std::min(kWindows, bins - i); ++q) {
+        const Span& rows = windows[i + q];
+        for (int64_t h = rows.begin; h < rows.end; h += kLongestCell) {
+          sums[q] += sum_run(map + h * W, std::min(kLongestCell, rows.end - h) * W);
+        }
+      }
+      store_some(out + i, sum_each<kWindows>(sums) / load(sizes.data() + i));
+    });
+  }
+}
+
 template <class T>
 void pool(const PyramidPool& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const auto heights = bin_sizes<A>(op.levels, op.x, 2), widths = bin_sizes<A>(op.levels, op.x, 3);
-  const auto positions = [&](int k, int64_t i, int64_t j) { return heights[k][i] * widths[k][j]; };
+  const auto sizes = bin_sizes<A>(op.levels, op.x);
   if (pools_channels_last(op.x, op.levels)) {
     return pool_channels<T, Sums<A>>(
         op.x, op.levels, begin, end,
         [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, const Sums<A>& sums) {
           T* out = at<T>(op.levels[k], n, c, i, 0);
           for (int64_t j = 0; j < op.levels[k].size[3]; ++j, out += op.levels[k].stride[3]) {
-            const A divisor = positions(k, i, j);
+            const A size = sizes[k][i * op.levels[k].size[3] + j];
             for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-              store_some(out + b, sums.load(j * kPoolChannels + b).value / divisor);
+              store_some(out + b, sums.load(j * kPoolChannels + b).value / size);
             });
           }
         });
   }
+  if (pools_runs(op)) return pool_runs<T>(op, begin, end);
   pool_planes<T, Sums<A>>(
-      op.x, op.levels, begin, end,
-      [&](int k, int64_t plane, int64_t count, int64_t i, const Sums<A>& sums) {
-        const View& level = op.levels[k];
-        if (level.size[3] == 1) {
-          const Vec<A> means = sums.load(0).value / positions(k, i, 0);
-          for_planes<T>(level, plane, count, i,
-                        [&](int64_t p, T* row) { store(row, splat<A>(means[p]), 1); });
-          return;
-        }
-        for_vectors<A>(level.size[3], [&](int64_t j, auto, auto store_some) {
+      op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Sums<A>& sums) {
+        const int64_t bins = sizes[k].size();
+        for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
           Vec<A> square[kLanes<A>]{};
-          for (int64_t q = 0; q < kLanes<A> && j + q < level.size[3]; ++q) {
-            square[q] = sums.load((j + q) * kLanes<A>).value / positions(k, i, j + q);
+          for (int64_t q = 0; q < kLanes<A> && j + q < bins; ++q) {
+            square[q] = sums.load((j + q) * kLanes<A>).value / sizes[k][j + q];
           }
           transpose(square);
-          for_planes<T>(level, plane, count, i,
-                        [&](int64_t p, T* row) { store_some(row + j, square[p]); });
+          for_planes<T>(op.levels[k], plane, count, 0,
+                        [&](int64_t p, T* out) { store_some(out + j, square[p]); });
         });
       });
 }
@@ -96,6 +135,7 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
 }  // namespace
 
 Work work(const PyramidPool& op) {
+  if (pools_runs(op)) return share(op.x.size[0] * op.x.size[1], op.x.numel());
   return pool_work(op.x, op.levels);
 }
 

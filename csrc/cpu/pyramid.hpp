@@ -1,9 +1,9 @@
-// The walk that mean and max pooling share on the CPU: x is read once, row by row. Rows of one cell
-// are gathered position by position; at the cell's end the positions are gathered into cells of
-// columns, these into the bins of each level, and every bin that ends here is written.
+// The walk that mean and max pooling share on the CPU: x is read once, a row of cells after
+// another. Cells are gathered into the bins of each level, and every bin that ends here is written.
 //
-// All but the first step works on whole vectors of channels: those of a channels_last map as they
-// lie, and as many planes of a contiguous map as a vector has lanes, turned over (transpose.hpp).
+// This works on whole vectors of channels: those of a channels_last map as they lie, and as many
+// planes of a contiguous map as a vector has lanes, turned over (transpose.hpp) when the rows of a
+// cell have been gathered position by position.
 //
 // What is gathered is the caller's: `Row` is an array of running results (sums, maxima), read and
 // written a vector, Row::Lanes, at a time; `take` adds elements that stand behind all earlier ones,
@@ -21,7 +21,7 @@
 namespace stripctx::cpu {
 
 constexpr int64_t kPoolChannels = 128;  // of one work item on the channels_last path
-constexpr int kPoolTogether = 4;        // rows or pixels that share one pass over running results
+constexpr int kPoolVectors = 8;         // of them, whose running results stay in registers
 constexpr int64_t kLongestCell = 64;    // rows: sums of sums are more exact than one long sum
 
 // The cells of a map and the bins of its levels, each axis by itself.
@@ -68,6 +68,19 @@ std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int
   return result;
 }
 
+// And each bin of each level, row after row.
+template <class A>
+std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map) {
+  const auto heights = bin_sizes<A>(levels, map, 2), widths = bin_sizes<A>(levels, map, 3);
+  std::vector<std::vector<A>> result(levels.count);
+  for (int k = 0; k < levels.count; ++k) {
+    for (const A height : heights[k]) {
+      for (const A width : widths[k]) result[k].push_back(height * width);
+    }
+  }
+  return result;
+}
+
 // From a row of cells to the bins of all levels, for kWidth channels side by side.
 template <class A, class Row, int64_t kWidth>
 class Pooler {
@@ -78,8 +91,7 @@ class Pooler {
   Pooler(const View& map, const Levels& levels)
       : grid(map, levels), cells(grid.columns.count() * kWidth) {
     for (const int64_t bins : levels.bins(3)) {
-      const int64_t squares = ceil_div(bins, kLanes<A>) * kLanes<A>;  // to be turned over whole
-      levels_.push_back({Row(squares * kWidth), Row(squares * kWidth)});
+      levels_.push_back({Row(bins * kWidth), Row(bins * kWidth)});
     }
   }
 
@@ -122,7 +134,32 @@ class Pooler {
   std::vector<Level> levels_;
 };
 
-// finish(level, plane, count, i, results): lane p of results[j] is bin (i, j) of plane + p.
+// Gathers the rows of a cell of one plane position by position, in `out` from `to` on. Running
+// results stay in registers while rows pass by.
+template <class T, class Row>
+void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t to) {
+  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+  const int64_t W = x.size[3];
+  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
+    const int64_t last = W - w - (kVectors - 1) * lanes;  // columns of the last vector
+    typename Row::Lanes gathered[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gathered[v] = Row::nothing(Row::along(W, rows.begin, w + v * lanes));
+    }
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      const T* row = map + h * x.stride[2] + w;
+      for (int v = 0; v < kVectors; ++v, row += lanes) {
+        const bool whole = v < kVectors - 1 || last >= lanes;
+        gathered[v].take(whole ? load(row) : load(row, static_cast<int>(last)),
+                         Row::along(W, h, w + v * lanes));
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) out.store(to + w + v * lanes, gathered[v]);
+  });
+}
+
+// finish(level, plane, count, results): lane p of results[i * bins_w + j] is bin (i, j) of plane p
+// of `count`.
 template <class T, class Row, class Finish>
 void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
   using A = Accumulate<T>;
@@ -136,37 +173,11 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
   const int64_t pitch = length + (shortens ? kPlanes : 0);
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
   Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
-
-  // The first rows of a cell, as many as leave whole groups, start the running results.
-  const auto take_cell = [&](const T* map, const Span& span, Row& positions, int64_t to) {
-    const auto take_rows = [&]<int kRows, bool kFirst>(int64_t h) {
-      for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
-        auto lanes = kFirst ? Row::nothing(Row::along(W, h, w)) : positions.load(to + w);
-        for (int s = 0; s < kRows; ++s) {
-          lanes.take(load_some(map + (h + s) * x.stride[2] + w), Row::along(W, h + s, w));
-        }
-        positions.store(to + w, lanes);
-      });
-    };
-    static_assert(kPoolTogether == 4);
-    int64_t h = span.begin;
-    switch (span.size() % kPoolTogether) {
-      case 1:
-        take_rows.template operator()<1, true>(h);
-        break;
-      case 2:
-        take_rows.template operator()<2, true>(h);
-        break;
-      case 3:
-        take_rows.template operator()<3, true>(h);
-        break;
-      default:
-        take_rows.template operator()<kPoolTogether, true>(h);
-    }
-    for (h += (span.size() - 1) % kPoolTogether + 1; h < span.end; h += kPoolTogether) {
-      take_rows.template operator()<kPoolTogether, false>(h);
-    }
-  };
+  std::vector<Row> bins;
+  for (int k = 0; k < levels.count; ++k) {
+    const int64_t count = levels[k].size[2] * levels[k].size[3];
+    bins.emplace_back(ceil_div(count, kPlanes) * kPlanes * kPlanes);  // to be turned over whole
+  }
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
@@ -175,7 +186,7 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
       for_planes<const T>(x, plane, count, 0, [&](int64_t p, const T* map) {
         for (int64_t r = first; r < last; ++r) {
           const int64_t to = ((r - first) * kPlanes + p) * pitch;
-          take_cell(map, rows[r], shortens ? line : positions, shortens ? 0 : to);
+          gather_row(x, map, rows[r], shortens ? line : positions, shortens ? 0 : to);
           if (shortens) shorten(line, positions, to);
         }
       });
@@ -192,10 +203,14 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
           pooler.cells.store(k * kPlanes, lanes);
         }
         pooler.close(r, [&](int level, int64_t i, const Row& results) {
-          finish(level, plane, count, i, results);
+          const int64_t width = levels[level].size[3] * kPlanes;
+          for (int64_t q = 0; q < width; q += kPlanes) {
+            bins[level].store(i * width + q, results.load(q));
+          }
         });
       }
     }
+    for (int k = 0; k < levels.count; ++k) finish(k, plane, count, bins[k]);
   }
 }
 
@@ -214,30 +229,24 @@ void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t e
       const Span rows = pooler.grid.rows[r];
       for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
         const Span columns = pooler.grid.columns[k];
-        const auto nothing = Row::nothing(Row::same(W, rows.begin, columns.begin));
-        for (int64_t i = 0; i < count; i += kLanes<A>) {
-          pooler.cells.store(k * kPoolChannels + i, nothing);
-        }
-      }
-      for (int64_t h = rows.begin; h < rows.end; ++h) {
-        for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
-          const auto take_pixels = [&]<int kPixels>(int64_t w) {
-            const T* pixel = at<const T>(x, n, c, h, 0) + w * x.stride[3];
-            for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-              auto lanes = pooler.cells.load(k * kPoolChannels + i);
-              for (int s = 0; s < kPixels; ++s) {
-                lanes.take(load_some(pixel + s * x.stride[3] + i), Row::same(W, h, w + s));
+        for_vector_groups<A, kPoolVectors>(
+            count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
+              typename Row::Lanes gathered[kVectors];
+              for (int v = 0; v < kVectors; ++v) {
+                gathered[v] = Row::nothing(Row::same(W, rows.begin, columns.begin));
               }
-              pooler.cells.store(k * kPoolChannels + i, lanes);
+              for (int64_t h = rows.begin; h < rows.end; ++h) {
+                const T* pixel = at<const T>(x, n, c + i, h, columns.begin);
+                for (int64_t w = columns.begin; w < columns.end; ++w, pixel += x.stride[3]) {
+                  for (int v = 0; v < kVectors; ++v) {
+                    gathered[v].take(load_some(pixel + v * kLanes<A>), Row::same(W, h, w));
+                  }
+                }
+              }
+              for (int v = 0; v < kVectors; ++v) {
+                pooler.cells.store(k * kPoolChannels + i + v * kLanes<A>, gathered[v]);
+              }
             });
-          };
-          const Span columns = pooler.grid.columns[k];
-          int64_t w = columns.begin;
-          for (; w + kPoolTogether <= columns.end; w += kPoolTogether) {
-            take_pixels.template operator()<kPoolTogether>(w);
-          }
-          for (; w < columns.end; ++w) take_pixels.template operator()<1>(w);
-        }
       }
       pooler.close(r, [&](int level, int64_t i, const Row& results) {
         finish(level, n, c, count, i, results);

@@ -20,65 +20,35 @@ template <class A, int64_t kWidth>
 class Spreader {
  public:
   PoolGrid grid;
-  std::vector<A> cells;
+  std::vector<std::vector<A>> shares;  // of a bin's gradient, for each of its positions
 
   explicit Spreader(const PyramidPoolBackward& op)
-      : grid(op.grad_x, op.grads),
-        cells(ceil_div(grid.columns.count(), kLanes<A>) * kLanes<A> * kWidth),
-        heights_(bin_sizes<A>(op.grads, op.grad_x, 2)),
-        widths_(bin_sizes<A>(op.grads, op.grad_x, 3)) {
-    int64_t most = 0;
-    for (const int64_t bins : op.grads.bins(3)) most = std::max(most, bins);
-    bins_.resize(ceil_div(most, kLanes<A>) * kLanes<A> * kWidth);
-    bin_sums_.resize(bins_.size());
+      : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)) {
+    for (auto& level : shares) {
+      for (A& share : level) share = 1 / share;
+    }
   }
 
-  // Computes row cell r. `read(level, i, bins)` fetches the gradients of a row of bins.
+  // Row cell r. `read(level, i)` returns a row of bins' gradients, multiplied with their shares.
   template <class Read>
-  void compute(int64_t r, Read&& read) {
-    std::fill(cells.begin(), cells.end(), A(0));
+  void compute(int64_t r, Read&& read, A* cells) const {
+    const int64_t columns = grid.columns.count();
+    std::fill(cells, cells + columns * kWidth, A(0));
     for (size_t k = 0; k < grid.down.size(); ++k) {
-      const Span down = grid.down[k].over[r];
-      const std::vector<A>& widths = widths_[k];
-      for (int64_t i = down.begin; i < down.end; ++i) {
-        read(static_cast<int>(k), i, bins_.data());
-        for (size_t j = 0; j < widths.size(); ++j) {
-          const A share = 1 / (heights_[k][i] * widths[j]);
-          for (int64_t b = j * kWidth; b < static_cast<int64_t>(j + 1) * kWidth; b += kLanes<A>) {
-            const Vec<A> before = i == down.begin ? Vec<A>{} : load(bin_sums_.data() + b);
-            store(bin_sums_.data() + b, before + load(bins_.data() + b) * share);
+      for (int64_t i = grid.down[k].over[r].begin; i < grid.down[k].over[r].end; ++i) {
+        const A* bins = read(static_cast<int>(k), i);
+        for (int64_t cell = 0; cell < columns; ++cell) {
+          const Span across = grid.across[k].over[cell];
+          for (int64_t b = 0; b < kWidth; b += kLanes<A>) {
+            Vec<A> sum = load(cells + cell * kWidth + b);
+            for (int64_t j = across.begin; j < across.end; ++j) sum += load(bins + j * kWidth + b);
+            store(cells + cell * kWidth + b, sum);
           }
-        }
-      }
-      for (int64_t cell = 0; cell < grid.columns.count(); ++cell) {
-        const Span across = grid.across[k].over[cell];
-        for (int64_t b = 0; b < kWidth; b += kLanes<A>) {
-          Vec<A> sum = load(cells.data() + cell * kWidth + b);
-          for (int64_t j = across.begin; j < across.end; ++j) {
-            sum += load(bin_sums_.data() + j * kWidth + b);
-          }
-          store(cells.data() + cell * kWidth + b, sum);
         }
       }
     }
   }
-
- private:
-  std::vector<std::vector<A>> heights_, widths_;
-  std::vector<A> bins_, bin_sums_;
 };
-
-// kLanes planes' rows of `count` elements, read and turned over: element j of plane p at [j][p].
-template <class T, class Row>
-void read_turned(int64_t planes, int64_t count, Row&& row, Accumulate<T>* out) {
-  using A = Accumulate<T>;
-  for_vectors<A>(count, [&](int64_t j, auto load_some, auto) {
-    Vec<A> square[kLanes<A>]{};
-    for (int64_t p = 0; p < planes; ++p) square[p] = load_some(row(p) + j);
-    transpose(square);
-    for (int q = 0; q < kLanes<A>; ++q) store(out + (j + q) * kLanes<A>, square[q]);
-  });
-}
 
 // A row of cells as positions: lane by lane, the cell of each of a vector's columns, counted from
 // the first one's, which is never as far as a vector has lanes.
@@ -115,60 +85,91 @@ class Expansion {
   std::vector<Step> steps_;
 };
 
-// Whole vectors, the last of which overlaps the one before it: a row is too short for memcpy.
+// Writes a row to rows `stride` apart. Vectors stay in registers; the last one overlaps the one
+// before it.
 template <class T>
-void copy_row(const T* row, int64_t count, T* out) {
+void repeat_row(const T* row, int64_t W, int64_t rows, T* out, int64_t stride) {
+  using Bytes = VectorOf<char>::type;
   constexpr int64_t kElements = kVectorBytes / sizeof(T);
-  if (count < kElements) {
-    std::memcpy(out, row, count * sizeof(T));
+  if (W < kElements) {
+    for (int64_t h = 0; h < rows; ++h) std::memcpy(out + h * stride, row, W * sizeof(T));
     return;
   }
-  for (int64_t i = 0; i < count; i += kElements) {
-    const int64_t from = std::min(i, count - kElements);
-    std::memcpy(out + from, row + from, kVectorBytes);
-  }
+  for_columns(W, kElements, [&]<int kVectors>(int64_t w) {
+    const int64_t last = std::min(w + (kVectors - 1) * kElements, W - kElements);
+    const auto column = [&](int v) { return v < kVectors - 1 ? w + v * kElements : last; };
+    Bytes vectors[kVectors];
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&vectors[v], row + column(v), kVectorBytes);
+    for (int64_t h = 0; h < rows; ++h) {
+      for (int v = 0; v < kVectors; ++v) {
+        std::memcpy(out + h * stride + column(v), &vectors[v], kVectorBytes);
+      }
+    }
+  });
+}
+
+template <class T>
+void fill_run(Accumulate<T> value, int64_t count, T* out) {
+  using A = Accumulate<T>;
+  for_vectors<A>(count,
+                 [&](int64_t i, auto, auto store_some) { store_some(out + i, splat(value)); });
 }
 
 template <class T>
 void spread_planes(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   constexpr int64_t kPlanes = kLanes<A>;
-  const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3];
-  Spreader<A, kPlanes> spreader(op);
+  const View& map = op.grad_x;
+  const int64_t W = map.size[3], row = ceil_div(W, kPlanes) * kPlanes;
+  const Spreader<A, kPlanes> spreader(op);
   const Cells &rows = spreader.grid.rows, &columns = spreader.grid.columns;
   const Expansion<A> expand(columns);
-  const int64_t pitch = ceil_div(columns.count(), kPlanes) * kPlanes;
-  const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
-  std::vector<A> cells((at_a_time * kPlanes + 1) * pitch);
-  std::vector<T> row(W + kPlanes);
+  const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * row));
+  const int64_t pitch = ceil_div(at_a_time * columns.count(), kPlanes) * kPlanes;
+  std::vector<A> cells(kPlanes * pitch), turned((kPlanes + 1) * pitch);
+  std::vector<T> positions(at_a_time * row);
+  const bool runs = columns.count() == 1 && map.stride[2] == W;  // of memory, the rows of a cell
+  std::vector<std::vector<A>> bins;  // of each level: element j of plane p at [j][p]
+  for (const auto& shares : spreader.shares) {
+    bins.emplace_back(ceil_div(static_cast<int64_t>(shares.size()), kPlanes) * kPlanes * kPlanes);
+  }
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes;
-    const int64_t count = std::min(kPlanes, op.grad_x.size[0] * C - plane);
+    const int64_t count = std::min(kPlanes, map.size[0] * map.size[1] - plane);
+    for (int k = 0; k < op.grads.count; ++k) {
+      const std::vector<A>& shares = spreader.shares[k];
+      for_vectors<A>(shares.size(), [&](int64_t j, auto load_some, auto) {
+        Vec<A> square[kPlanes]{};
+        for_planes<const T>(op.grads[k], plane, count, 0, [&](int64_t p, const T* grads) {
+          square[p] = load_some(grads + j) * load_some(shares.data() + j);
+        });
+        transpose(square);
+        for (int q = 0; q < kPlanes; ++q) store(bins[k].data() + (j + q) * kPlanes, square[q]);
+      });
+    }
     for (int64_t first = 0; first < rows.count(); first += at_a_time) {
       const int64_t last = std::min(first + at_a_time, rows.count());
       for (int64_t r = first; r < last; ++r) {
-        spreader.compute(r, [&](int k, int64_t i, A* bins) {
-          const auto bin_row = [&](int64_t p) {
-            return at<const T>(op.grads[k], (plane + p) / C, (plane + p) % C, i, 0);
-          };
-          read_turned<T>(count, op.grads[k].size[3], bin_row, bins);
-        });
-        A* turned = cells.data() + (r - first) * kPlanes * pitch;
-        for (int64_t cell = 0; cell < pitch; cell += kPlanes) {
-          Vec<A> square[kPlanes];
-          for (int q = 0; q < kPlanes; ++q) {
-            square[q] = load(spreader.cells.data() + (cell + q) * kPlanes);
-          }
-          transpose(square);
-          for (int p = 0; p < kPlanes; ++p) store(turned + p * pitch + cell, square[p]);
-        }
+        spreader.compute(
+            r, [&](int k, int64_t i) { return bins[k].data() + i * op.grads[k].size[3] * kPlanes; },
+            cells.data() + (r - first) * columns.count() * kPlanes);
       }
-      for_planes<T>(op.grad_x, plane, count, 0, [&](int64_t p, T* map) {
-        for (int64_t r = first; r < last; ++r) {
-          expand(cells.data() + ((r - first) * kPlanes + p) * pitch, row.data());
-          for (int64_t h = rows[r].begin; h < rows[r].end; ++h) {
-            copy_row(row.data(), W, map + h * op.grad_x.stride[2]);
+      transpose(cells.data(), kPlanes, (last - first) * columns.count(), kPlanes, turned.data(),
+                pitch);
+      for_planes<T>(map, plane, count, 0, [&](int64_t p, T* out) {
+        if (runs) {
+          for (int64_t r = first; r < last; ++r) {
+            fill_run(turned[p * pitch + r - first], rows[r].size() * W, out + rows[r].begin * W);
           }
+          return;
+        }
+        for (int64_t r = first; r < last; ++r) {
+          expand(turned.data() + p * pitch + (r - first) * columns.count(),
+                 positions.data() + (r - first) * row);
+        }
+        for (int64_t r = first; r < last; ++r) {
+          repeat_row(positions.data() + (r - first) * row, W, rows[r].size(),
+                     out + rows[r].begin * map.stride[2], map.stride[2]);
         }
       });
     }
@@ -181,8 +182,11 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2];
   const int64_t channel_blocks = ceil_div(C, kSpreadChannels),
                 row_blocks = ceil_div(H, kSpreadRows);
-  Spreader<A, kSpreadChannels> spreader(op);
+  const Spreader<A, kSpreadChannels> spreader(op);
   const Cells &rows = spreader.grid.rows, &columns = spreader.grid.columns;
+  const std::vector<int64_t> widths = op.grads.bins(3);
+  std::vector<A> bins(*std::max_element(widths.begin(), widths.end()) * kSpreadChannels);
+  std::vector<A> cells(columns.count() * kSpreadChannels);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / (channel_blocks * row_blocks);
     const int64_t top = item / channel_blocks % row_blocks * kSpreadRows;
@@ -192,18 +196,22 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
     for (int64_t h = top; h < std::min(top + kSpreadRows, H); ++h) {
       if (r < 0 || h == rows[r].end) {
         r = rows.holding(h);
-        spreader.compute(r, [&](int k, int64_t i, A* bins) {
+        const auto read = [&](int k, int64_t i) {
           const T* bin = at<const T>(op.grads[k], n, c, i, 0);
-          for (int64_t j = 0; j < op.grads[k].size[3]; ++j, bin += op.grads[k].stride[3]) {
+          const int64_t width = op.grads[k].size[3];
+          for (int64_t j = 0; j < width; ++j, bin += op.grads[k].stride[3]) {
+            const A share = spreader.shares[k][i * width + j];
             for_vectors<A>(count, [&](int64_t b, auto load_some, auto) {
-              store(bins + j * kSpreadChannels + b, load_some(bin + b));
+              store(bins.data() + j * kSpreadChannels + b, load_some(bin + b) * share);
             });
           }
-        });
+          return bins.data();
+        };
+        spreader.compute(r, read, cells.data());
       }
       T* pixel = at<T>(op.grad_x, n, c, h, 0);
       for (int64_t cell = 0; cell < columns.count(); ++cell) {
-        const A* value = spreader.cells.data() + cell * kSpreadChannels;
+        const A* value = cells.data() + cell * kSpreadChannels;
         for (int64_t w = columns[cell].begin; w < columns[cell].end; ++w) {
           for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
             store_some(pixel + b, load(value + b));

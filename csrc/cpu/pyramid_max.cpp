@@ -32,6 +32,12 @@ struct BestLanes {
     value = better ? elements : value;
     index = better ? places : index;
   }
+
+  void store_index(int64_t* out, int64_t count) const {
+    using Wide = typename VectorOf<int64_t, kLanes<A> * 8>::type;
+    const Wide wide = __builtin_convertvector(index, Wide);
+    std::memcpy(out, &wide, count < kLanes<A> ? count * sizeof(int64_t) : sizeof(wide));
+  }
 };
 
 // The larger value, of equals the earlier, of NaNs the later.
@@ -110,24 +116,23 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
             for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
               const auto best = bests.load(j * kPoolChannels + b);
               store_some(out + b, best.value);
-              for (int64_t q = 0; q < kWide && b + q < count; ++q) index[b + q] = best.index[q];
+              best.store_index(index + b, count - b);
             });
           }
         });
   }
   Bests<A> turned(kWide * kWide);
   pool_planes<T, Bests<A>>(
-      op.x, op.levels, begin, end,
-      [&](int k, int64_t plane, int64_t count, int64_t i, const Bests<A>& bests) {
+      op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Bests<A>& bests) {
         const View &level = op.levels[k], &indices = op.indices[k];
-        for_vectors<A>(level.size[3], [&](int64_t j, auto, auto store_some) {
+        const int64_t bins = level.size[2] * level.size[3];
+        for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
           turned.turn(0, bests, j * kWide, kWide);
-          for_planes<T>(level, plane, count, i, [&](int64_t p, T* row) {
-            store_some(row + j, turned.load(p * kWide).value);
+          for_planes<T>(level, plane, count, 0, [&](int64_t p, T* out) {
+            store_some(out + j, turned.load(p * kWide).value);
           });
-          for_planes<int64_t>(indices, plane, count, i, [&](int64_t p, int64_t* row) {
-            const auto index = turned.load(p * kWide).index;
-            for (int64_t q = 0; q < kWide && j + q < level.size[3]; ++q) row[j + q] = index[q];
+          for_planes<int64_t>(indices, plane, count, 0, [&](int64_t p, int64_t* out) {
+            turned.load(p * kWide).store_index(out + j, bins - j);
           });
         });
       });

@@ -5,6 +5,7 @@
 // backward.
 #include "core/dispatch.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/transpose.hpp"
 #include "cpu/upsample.hpp"
 
 namespace stripctx::cpu {
@@ -18,13 +19,24 @@ Samples<A> row_samples(const View& x, const View& logits) {
   return {Axis<A>(logits.size[2], x.size[2], false), 0, x.size[2]};
 }
 
-// The sigmoid of `count` logits, `stride` apart.
+// `count` logits, `stride` apart.
 template <class T, class A = Accumulate<T>>
-void gates(const T* logits, int64_t stride, int64_t count, std::vector<A>& gate) {
-  for (int64_t i = 0; i < count; ++i) gate[i] = load(logits + i * stride, 1)[0];
-  for_vectors<A>(count, [&](int64_t i, auto, auto) {
-    store(gate.data() + i, sigmoid(load(gate.data() + i)).gate);
-  });
+void read(const T* logits, int64_t stride, int64_t count, A* out) {
+  if (stride == 1) {
+    for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
+      cpu::store(out + i, load_some(logits + i));
+    });
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = load(logits + i * stride, 1)[0];
+  }
+}
+
+// Their sigmoid.
+template <class T, class A = Accumulate<T>>
+void gates(const T* logits, int64_t stride, int64_t count, A* gate) {
+  read(logits, stride, count, gate);
+  for_vectors<A>(count,
+                 [&](int64_t i, auto, auto) { store(gate + i, sigmoid(load(gate + i)).gate); });
 }
 
 template <class T>
@@ -35,12 +47,12 @@ void gate_planes(const RowGate& op, int64_t begin, int64_t end) {
   std::vector<A> gate(padded<A>(L));
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
-    gates(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, gate);
-    for (int64_t h = 0; h < H; ++h) {
+    gates(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, gate.data());
+    const T* x = at<const T>(op.x, n, c, 0, 0);
+    T* out = at<T>(op.out, n, c, 0, 0);
+    for (int64_t h = 0; h < H; ++h, x += op.x.stride[2], out += op.out.stride[2]) {
       const Sample<A>& s = samples[h];
       const A factor = s.first_weight * gate[s.first] + s.second_weight * gate[s.second];
-      const T* x = at<const T>(op.x, n, c, h, 0);
-      T* out = at<T>(op.out, n, c, h, 0);
       for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
         store_some(out + w, load_some(x + w) * factor);
       });
@@ -62,7 +74,7 @@ class HeldGates {
     std::vector<A>& held = gates_[l & 1];
     const int64_t wanted = n * logits_.size[2] + l;
     if (held_[l & 1] != wanted) {
-      gates(at<const T>(logits_, n, 0, l, 0), logits_.stride[1], logits_.size[1], held);
+      gates(at<const T>(logits_, n, 0, l, 0), logits_.stride[1], logits_.size[1], held.data());
       held_[l & 1] = wanted;
     }
     return held.data();
@@ -98,45 +110,50 @@ void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
   }
 }
 
-// The gate's gradient times s(1 - s).
-template <class T>
-void write_logit_gradient(const T* logit, Accumulate<T> grad_gate, T* grad_logit) {
-  store(grad_logit, grad_gate * sigmoid(load(logit, 1)).slope, 1);
-}
-
 template <class T>
 void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
   const auto samples = row_samples<A>(op.x, op.logits);
-  std::vector<A> gate(padded<A>(L)), sums(L * kLanes<A>);  // a vector of partial sums a gate
+  std::vector<A> gate(padded<A>(L)), sums(padded<A>(L) * kLanes<A>);  // a vector a gate
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
     const T* logits = at<const T>(op.logits, n, c, 0, 0);
-    gates(logits, op.logits.stride[2], L, gate);
+    gates(logits, op.logits.stride[2], L, gate.data());
     std::fill(sums.begin(), sums.end(), A(0));
-    for (int64_t h = 0; h < H; ++h) {
-      const Sample<A>& s = samples[h];
-      const A factor = s.first_weight * gate[s.first] + s.second_weight * gate[s.second];
-      const T* grad = at<const T>(op.grad, n, c, h, 0);
-      const T* x = at<const T>(op.x, n, c, h, 0);
-      T* grad_x = at<T>(op.grad_x, n, c, h, 0);
-      Vec<A> row{};
-      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
-        const Vec<A> g = load_some(grad + w);
-        row += g * load_some(x + w);
-        store_some(grad_x + w, g * factor);
-      });
-      A* low = sums.data() + s.first * kLanes<A>;
-      store(low, load(low) + s.first_weight * row);
-      A* high = sums.data() + s.second * kLanes<A>;
-      store(high, load(high) + s.second_weight * row);
+    const T* grad = at<const T>(op.grad, n, c, 0, 0);
+    const T* x = at<const T>(op.x, n, c, 0, 0);
+    T* grad_x = at<T>(op.grad_x, n, c, 0, 0);
+    for (int64_t h = 0; h < H;) {
+      const int64_t first = samples[h].first, second = samples[h].second;
+      Vec<A> low{}, high{};  // of the rows between these two logits
+      for (; h < H && samples[h].first == first; ++h) {
+        const Sample<A>& s = samples[h];
+        const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];
+        Vec<A> row{};
+        for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+          const Vec<A> g = load_some(grad + w);
+          row += g * load_some(x + w);
+          store_some(grad_x + w, g * factor);
+        });
+        low += s.first_weight * row;
+        high += s.second_weight * row;
+        grad += op.grad.stride[2];
+        x += op.x.stride[2];
+        grad_x += op.grad_x.stride[2];
+      }
+      A* sum = sums.data() + first * kLanes<A>;
+      store(sum, load(sum) + low);
+      sum = sums.data() + second * kLanes<A>;
+      store(sum, load(sum) + high);
     }
-    for (int64_t l = 0; l < L; ++l) {
-      write_logit_gradient(logits + l * op.logits.stride[2],
-                           sum_lanes<A>(load(sums.data() + l * kLanes<A>)),
-                           at<T>(op.grad_logits, n, c, l, 0));
-    }
+    read(logits, op.logits.stride[2], L, gate.data());
+    T* grad_logits = at<T>(op.grad_logits, n, c, 0, 0);
+    for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
+      Vec<A> each[kLanes<A>];
+      for (int i = 0; i < kLanes<A>; ++i) each[i] = load(sums.data() + (l + i) * kLanes<A>);
+      store_some(grad_logits + l, sum_each<kLanes<A>>(each) * sigmoid(load(gate.data() + l)).slope);
+    });
   }
 }
 
@@ -151,8 +168,8 @@ void gate_backward_channel_blocks(const RowGateBackward& op, int64_t begin, int6
     const int64_t n = item / blocks, c = item % blocks * kChannelBlock;
     const int64_t count = std::min(kChannelBlock, C - c);
     for (int64_t l = 0; l < L; ++l) {
-      gates(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count, line);
-      std::copy(line.begin(), line.end(), gate.begin() + l * kChannelBlock);
+      gates(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count,
+            gate.data() + l * kChannelBlock);
     }
     std::fill(sums.begin(), sums.end(), A(0));
     for (int64_t h = 0; h < H; ++h) {
@@ -188,9 +205,13 @@ void gate_backward_channel_blocks(const RowGateBackward& op, int64_t begin, int6
       });
     }
     for (int64_t l = 0; l < L; ++l) {
+      read(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count, line.data());
+      for_vectors<A>(count, [&](int64_t k, auto, auto) {
+        A* sum = sums.data() + l * kChannelBlock + k;
+        store(sum, load(sum) * sigmoid(load(line.data() + k)).slope);
+      });
       for (int64_t k = 0; k < count; ++k) {
-        write_logit_gradient(at<const T>(op.logits, n, c + k, l, 0), sums[l * kChannelBlock + k],
-                             at<T>(op.grad_logits, n, c + k, l, 0));
+        store(at<T>(op.grad_logits, n, c + k, l, 0), splat(sums[l * kChannelBlock + k]), 1);
       }
     }
   }

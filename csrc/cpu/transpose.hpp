@@ -29,6 +29,21 @@ inline void transpose(V (&rows)[kCount]) {
   }
 }
 
+// Lane i of the result is the sum of all lanes of rows[i]: pairs of neighbours are added until
+// there is one vector. Half the steps of a transposition.
+template <int kCount, class V>
+inline V sum_each(const V* rows) {
+  using Element = std::decay_t<decltype(rows[0][0])>;
+  if constexpr (kCount == 1) {
+    return rows[0];
+  } else {
+    typename VectorOf<std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>>::type even;
+    for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(Element)); ++i) even[i] = 2 * i;
+    const V first = sum_each<kCount / 2>(rows), second = sum_each<kCount / 2>(rows + kCount / 2);
+    return __builtin_shuffle(first, second, even) + __builtin_shuffle(first, second, even + 1);
+  }
+}
+
 // to[j][i] = from[i][j], converted, for i < rows and j < columns, by squares; reads zeros beyond
 // and writes whole vectors along i only as far as `rows`.
 template <class To, class From>
