@@ -114,7 +114,7 @@ class Writer:
         self.palette = subject.labelling.palette
 
     def picture(self, path: Path, name: str) -> None:
-        image = read_image(path)
+        image = read_image(path, upright=True)
         labels = self._labels(image)
         self._map(labels).save(self.folder / f"{name}_labels.png")
         mixed = figures.overlay(image, labels, self.palette, self.share)

@@ -120,6 +120,22 @@ def test_broken_label_is_named(camvid: Path) -> None:
     assert not (camvid.parent / PLACES).exists()
 
 
+def test_broken_label_that_another_process_finds(camvid: Path) -> None:
+    """Is an error in all of them, and none waits for the others."""
+
+    class Two(Processes):
+        def share(self, value: object) -> object:
+            return value
+
+        def gather(self, value: object) -> list[object]:
+            return [value, DataError("b/labels/7.png: cannot be read")]
+
+    scenes = catalogue.open_split(Data(name="camvid", root=str(camvid)), "train")
+    with pytest.raises(DataError, match=r"^b/labels/7\.png: cannot be read"):
+        survey(scenes, 5, camvid.parent, Two(0, 2))
+    assert not (camvid.parent / PLACES).exists()
+
+
 # What an epoch draws.
 
 COUNTS = {0: 100, 2: 7, 3: 1}  # places of each class; class 1 occurs nowhere

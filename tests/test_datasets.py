@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 from PIL import Image
 
@@ -80,6 +82,20 @@ def test_classes_are_named_and_coloured_apart() -> None:
     assert [each.name for each in without.classes[:2]] == ["aeroplane", "bag"]
     cityscapes = catalogue.labelling(Data(name="cityscapes"))
     assert cityscapes.names[10] == "sky" and cityscapes.values[10] == 23
+
+
+def test_colours_are_the_published_ones() -> None:
+    """Against mmseg's copies, and the names that it has."""
+    oracles.mmseg()
+    published = importlib.import_module("mmseg.utils.class_names")
+    for name, theirs in (("ade20k", "ade"), ("cityscapes", "cityscapes"), ("voc", "voc")):
+        classes = catalogue.labelling(Data(name=name)).classes
+        palette = getattr(published, f"{theirs}_palette")()
+        assert [list(each.colour) for each in classes] == palette
+        if name != "ade20k":  # whose classes have many names each
+            assert [each.name.replace(" ", "") for each in classes] == [
+                each.replace(" ", "") for each in getattr(published, f"{theirs}_classes")()
+            ]
 
 
 def test_pair_of_folders(tmp_path: Path) -> None:

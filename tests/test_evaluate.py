@@ -209,6 +209,18 @@ def test_predict_a_folder_in_the_values_of_the_dataset(run: Path, tmp_path: Path
         assert file.mode == "L" and np.asarray(file).max() < 11
 
 
+def test_predict_a_photograph_as_it_was_held(run: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "level.png")
+    turned = Image.Exif()
+    turned[274] = 6  # of 0x0112, the orientation: to be turned right for display
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "turned.png", exif=turned)
+    assert predicted(run, tmp_path, tmp_path / "out") == 0
+    for kind in ("labels", "overlay"):
+        level, other = ((tmp_path / "out" / f"{n}_{kind}.png") for n in ("level", "turned"))
+        assert (np.asarray(Image.open(level)) == np.asarray(Image.open(other))).all()
+
+
 def test_predict_pictures_of_one_name(run: Path, tmp_path: Path) -> None:
     """None overwrites what was made of another."""
     for suffix in (".jpg", ".png"):

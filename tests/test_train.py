@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,8 +28,17 @@ from training_runs import small, stop_after, train, train_in_processes  # noqa: 
 
 from examples.data.augment import Key  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
-from examples.training import batches, checkpoint, log, objective, recipe  # noqa: E402
+from examples.training import (  # noqa: E402
+    batches,
+    checkpoint,
+    log,
+    networks,
+    objective,
+    processes,
+    recipe,
+)
 from examples.training.processes import Processes  # noqa: E402
+from examples.training.progress import Display  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
 from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
@@ -262,6 +273,57 @@ def test_processes_share_out_every_batch() -> None:
         assert sorted(whole) == sorted(first + second) and len(first) == len(second) == 2
 
 
+@pytest.mark.parametrize(
+    ("norms", "kind", "synced"),
+    [("sync", "cuda", True), ("own", "cuda", False), ("sync", "cpu", False)],
+)
+def test_norms_see_all_processes_on_gpus(
+    norms: str, kind: str, synced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one of them, those of HANet's attentions too; without a GPU as far as that goes."""
+    monkeypatch.setattr(processes, "DistributedDataParallel", lambda network, devices: network)
+    network = networks.build(recipe.Network("deeplabv3plus_hanet", "tiny"), 5)
+    here = Processes(0, 2, torch.device(kind, 0) if kind == "cuda" else torch.device(kind))
+    found = [each for each in here.distribute(network, norms).modules() if is_norm(each)]
+    assert len(found) > 20
+    assert {isinstance(each, torch.nn.SyncBatchNorm) for each in found} == {synced}
+
+
+def is_norm(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+
+
+# What is shown.
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_loss_miou_and_time_left(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar on a terminal; elsewhere a line, at most every half minute."""
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with Display(console, "pspnet on camvid", 10, 20) as display:
+        for step in range(11, 16):
+            display.step(step, 0.5)
+        display.validated(15, 0.25, 0.75)
+        for step in range(16, 19):
+            display.step(step)
+        display.bar.refresh()
+    said = console.file.getvalue()
+    assert "validation mIoU 25.00%, pixel accuracy 75.00%" in said
+    if terminal:
+        assert "pspnet on camvid" in said and "18/20" in said
+        assert "loss 0.500, mIoU 25.0%" in said and "left" in said
+    else:
+        lines = [line for line in said.splitlines() if line.endswith(" left")]
+        assert 2 <= len(lines) < 8
+        assert re.fullmatch(
+            r"step 1[6-8] of 20: loss 0\.500, mIoU 25\.0%, 0:0\d:\d\d left", lines[-1]
+        )
+
+
 # What is learnt, and how.
 
 
@@ -293,6 +355,7 @@ def test_rates_follow_groups_and_schedule() -> None:
     "changes",
     [
         ("train.precision=bfloat16", "train.channels_last=true"),
+        ("train.precision=float16", "data.class_uniform=0.5"),
         ("train.compile=true",),
         ("network.name=deeplabv3plus_hanet", "network.options={pos_noise: 0.5}"),
         ("network.name=pspnet", "loss.criterion=ohem_cross_entropy", "loss.options={min_kept: 99}"),

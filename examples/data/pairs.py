@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from examples.data.labels import DataError, Labelling
 
@@ -90,10 +90,12 @@ class PairedFiles:
         return known.hexdigest()
 
 
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3), from any format that Pillow reads."""
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
+    """uint8 (H, W, 3), from any format that Pillow reads; `upright`: turned as its camera says,
+    where the labels of a dataset go with the pixels as they lie in the file."""
     with _opened(path) as file:
-        return np.asarray(file.convert("RGB"))
+        image = ImageOps.exif_transpose(file) if upright else file
+        return np.asarray(image.convert("RGB"))
 
 
 def read_values(path: Path) -> np.ndarray:
