@@ -49,8 +49,8 @@ inline void hold(Vec<A>& value) {
 }
 
 // Each image's positions are cut into `chunks` runs of whole `tiles`, which depend on shapes alone:
-// enough for any number of cores, and few enough that what a run leaves behind is small beside what
-// it reads.
+// enough for many cores, and few enough that the sums which the runs leave behind, D numbers for
+// each codeword, are no more than one for each codeword and position.
 struct TileChunks {
   static constexpr int64_t kPositions = 64;  // of a tile here; kTile divides it
   int64_t tiles, chunks;
@@ -62,7 +62,8 @@ inline TileChunks tile_chunks(const View& x) {
   constexpr int64_t kItems = 64;
   const int64_t tiles = ceil_div(x.size[3], TileChunks::kPositions);
   const int64_t fewest = tiles < 16 ? 2 : 4;  // tiles of a run
-  const int64_t most = std::max<int64_t>(1, tiles / fewest);
+  const int64_t most =
+      std::max<int64_t>(1, std::min(tiles / fewest, x.size[3] / std::max<int64_t>(1, x.size[1])));
   int64_t chunks = 1;
   while (chunks * x.size[0] < kItems && chunks * 2 <= most) chunks *= 2;
   return {tiles, chunks};
