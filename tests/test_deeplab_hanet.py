@@ -97,6 +97,18 @@ def test_hanet_options() -> None:
     assert head.hanet0.pos_emb1d_2nd.pos_layer.weight.grad.any()
 
 
+def test_auxiliary_logits_may_stay_small() -> None:
+    network = models.deeplabv3plus_hanet(5, Tiny(), enlarge_aux=False, dropout=0)
+    x = torch.randn(2, 3, 64, 48)
+    small = network(x)
+    network.enlarge_aux = True
+    large = network(x)
+    assert small["aux"].shape == (2, 5, *network.backbone(x)[2].shape[2:])
+    assert small["out"].shape == large["out"].shape == large["aux"].shape == (2, 5, 64, 48)
+    enlarged = F.interpolate(small["aux"], (64, 48), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(large["aux"], enlarged)
+
+
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: models.deeplabv3plus_hanet(0, Tiny()), "num_classes must be positive, got 0"),
     (lambda: models.deeplabv3plus_hanet(3, Tiny(), slots=[True]), "slots must be five booleans"),

@@ -238,13 +238,25 @@ def write_scenes(root: Path) -> None:
             )
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [
+        ("network.options={dropout: 0.0}",),
+        # whose auxiliary loss is a mean over fewer pixels
+        (
+            "network.name=deeplabv3plus_hanet",
+            "network.options={dropout: 0.0, enlarge_aux: false, reduction: 8}",
+        ),
+    ],
+    ids=["fcn", "hanet"],
+)
+def test_two_processes_equal_one(network: tuple[str, ...], tmp_path: Path) -> None:
     """The same log and the same network to rounding, norms frozen, without dropout; though the two
     were stopped in between, and only the first has the checkpoint."""
     write_scenes(tmp_path / "camvid")
     changes = (
         "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",
-        "train.norms=frozen", "network.options={dropout: 0.0}", "train.batch=2", "train.epochs=2",
+        "train.norms=frozen", *network, "train.batch=2", "train.epochs=2",
         "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]", "train.validate_every=2",
     )  # fmt: skip
     train(small(tmp_path, *changes), tmp_path / "one")

@@ -13,6 +13,7 @@ from examples.data.labels import IGNORE
 from examples.training.processes import Processes
 from examples.training.recipe import Loss, Optimizer, RecipeError
 from stripctx import losses
+from stripctx.losses.labels import shrunk
 
 _MEANS_OVER_PIXELS = ("out", "aux")
 
@@ -54,10 +55,11 @@ class Objective(nn.Module):
         """The summands of the loss, by output; their mean over the processes is that of all."""
         terms = self.criterion.terms(outputs, target)
         if self.shared:
-            share = self._share(target)
             for name in _MEANS_OVER_PIXELS:
                 if name in terms:
-                    terms[name] = terms[name] * share
+                    logits = outputs if isinstance(outputs, Tensor) else outputs[name]
+                    labels = shrunk(target, logits.shape[2], logits.shape[3])
+                    terms[name] = terms[name] * self._share(labels)
         return terms
 
     @torch.no_grad()

@@ -100,3 +100,10 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     batch, height, width = labels.shape
     zeros = torch.zeros((batch, num_classes, height, width), dtype=dtype, device=labels.device)
     return zeros.scatter(1, labels[:, None], 1.0)
+
+
+def shrunk(target: Tensor, height: int, width: int) -> Tensor:
+    """Labels at another size: those of pixel floor(i * size / new size), as torch's `nearest`."""
+    rows = torch.arange(height, device=target.device) * target.shape[1] // height
+    cols = torch.arange(width, device=target.device) * target.shape[2] // width
+    return target[:, rows[:, None], cols]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx.losses.labels import at_least_float32, class_presence
+from stripctx.losses.labels import at_least_float32, class_presence, shrunk
 from stripctx.losses.pixels import cross_entropy
 
 
@@ -79,12 +79,5 @@ class SegmentationLoss(nn.Module):
             weight = None if self.weight is None else self.weight.to(logits)
             return F.binary_cross_entropy_with_logits(logits, present.to(logits), weight)
         if name == "aux" and logits.shape[2:] != target.shape[1:]:
-            target = _nearest(target, logits.shape[2], logits.shape[3])
+            target = shrunk(target, logits.shape[2], logits.shape[3])
         return self.criterion(logits, target, weight=self.weight, ignore_index=self.ignore_index)
-
-
-def _nearest(target: Tensor, height: int, width: int) -> Tensor:
-    """Labels at another size: those of pixel floor(i * size / new size), as torch's `nearest`."""
-    rows = torch.arange(height, device=target.device) * target.shape[1] // height
-    cols = torch.arange(width, device=target.device) * target.shape[2] // width
-    return target[:, rows[:, None], cols]

@@ -128,6 +128,7 @@ def deeplabv3plus_hanet(
     symmetric_noise: bool = True,
     attention_dropout: float = 0.0,
     dropout: float = 0.1,
+    enlarge_aux: bool = True,
     align_corners: bool = True,
     global_norm: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
@@ -138,7 +139,7 @@ def deeplabv3plus_hanet(
     with a deep stem, `resnet101s`. Their `hanet` is `slots`, `hanet_set` (kernel_size, reduction,
     layers), `hanet_pos` (pos_injection, pos_encoding: 1 the sinusoid, 0 learned). Options that do
     not fit the file are an error, where upstream skips what does not fit and runs with random
-    attention. Its auxiliary loss shrinks the labels; here the logits are enlarged.
+    attention. Its auxiliary loss shrinks the labels, which is enlarge_aux=False here.
 
     Args:
         num_classes: K.
@@ -155,6 +156,7 @@ def deeplabv3plus_hanet(
             pos_noise, symmetric_noise: of each; see `HeightAttention`.
         attention_dropout: its `dropout`.
         dropout: before the auxiliary classifier, on whole channels.
+        enlarge_aux: whether `aux` has the size of the image, rather than that of the third stage.
         align_corners: of every resize of maps.
         global_norm: False gives ASPP's branch of the whole map a bias and no norm, so that batch 1
             trains.
@@ -200,7 +202,7 @@ def deeplabv3plus_hanet(
             norm_layer=norm_layer,
         )
 
-    return assemble(
+    network = assemble(
         "deeplabv3plus_hanet",
         DeepLabHANet,
         make_head,
@@ -217,3 +219,5 @@ def deeplabv3plus_hanet(
         align_corners=align_corners,
         norm_layer=norm_layer,
     )
+    network.enlarge_aux = enlarge_aux
+    return network

@@ -43,7 +43,8 @@ class SegmentationNetwork(nn.Module):
 
     A subclass defines `decode`; all maps that it returns are resized to the image, bilinearly, and
     vectors pass as they are. Its `layouts` are those of published checkpoints, which
-    load_state_dict takes besides its own.
+    load_state_dict takes besides its own. Where `enlarge_aux` is False, `aux` stays as small as the
+    third stage, and the loss shrinks the labels.
 
     Args:
         backbone: gives the features of four stages.
@@ -57,6 +58,7 @@ class SegmentationNetwork(nn.Module):
     """
 
     layouts: ClassVar[tuple[upstream.Layout, ...]] = ()
+    enlarge_aux: bool = True
 
     def __init__(
         self,
@@ -97,7 +99,10 @@ class SegmentationNetwork(nn.Module):
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
         size = self.output_size(x.shape[2], x.shape[3])
+        kept = () if self.enlarge_aux else ("aux",)
         return {
-            name: resize(value, size, self.align_corners) if value.dim() == 4 else value
+            name: resize(value, size, self.align_corners)
+            if value.dim() == 4 and name not in kept
+            else value
             for name, value in outputs.items()
         }
