@@ -92,7 +92,8 @@ def test_the_study_names_what_is_missing(
 @pytest.mark.parametrize("network", camvid.NETWORKS)
 def test_recipes_differ_in_the_network_alone(budget: str, network: str, tmp_path: Path) -> None:
     settings, plain = (
-        recipe.to_dict(camvid.Run(name, 0).settings(budget, tmp_path)) for name in (network, "fcn")
+        recipe.to_dict(camvid.Run(name, 0).settings(camvid.Budget(budget), tmp_path))
+        for name in (network, "fcn")
     )
     assert settings["network"].pop("name") == network
     assert settings["network"]["options"].items() >= plain["network"]["options"].items()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,29 +36,42 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+class Budget(NamedTuple):
+    size: str
+    epochs: int | None = None  # other than the recipe's
+
+    def __str__(self) -> str:
+        return f"{self.size}-{self.epochs}" if self.epochs else self.size
+
+    def recipe(self, changes: Sequence[str] = ()) -> recipe.Recipe:
+        epochs = [f"train.epochs={self.epochs}"] if self.epochs else []
+        return recipe.load(HERE / f"{self.size}.yaml", [*epochs, *changes])
+
+
 class Run(NamedTuple):
     network: str
     seed: int
 
-    def settings(self, budget: str, data: Path) -> recipe.Recipe:
+    def settings(self, budget: Budget, data: Path) -> recipe.Recipe:
         """The budget's recipe for this network and seed."""
         options = [
             f"network.options.{key}={value}" for key, value in NETWORKS[self.network].items()
         ]
         changes = [f"network.name={self.network}", f"train.seed={self.seed}", f"data.root={data}"]
-        return recipe.load(HERE / f"{budget}.yaml", [*changes, *options])
+        return budget.recipe([*changes, *options])
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     console = Console()
+    budget = Budget(options.budget, options.epochs)
     here = processes.join(options.device)
     entries = []
     for run in [Run(name, seed) for seed in options.seeds for name in options.networks]:
         console.print(f"[bold]{run.network}[/], seed {run.seed}", highlight=False)
-        folder = options.runs / options.budget / f"{run.network}-{run.seed}"
+        folder = options.runs / str(budget) / f"{run.network}-{run.seed}"
         try:
-            trainer = Trainer(run.settings(options.budget, options.data), folder, here, console)
+            trainer = Trainer(run.settings(budget, options.data), folder, here, console)
             trainer.run()
         except (recipe.RecipeError, DataError) as refusal:
             print(f"camvid: {refusal}", file=sys.stderr)
@@ -66,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"{stop}; the same command goes on", highlight=False)
             return 3
         entries.append(entry(run, trainer))
-    path = results.FOLDER / "camvid" / f"{options.budget}.json"
-    facts = {**machine.describe(here.device.type), "recipe": shared(options.budget)}
+    path = results.FOLDER / "camvid" / f"{budget}.json"
+    facts = {**machine.describe(here.device.type), "recipe": shared(budget)}
     results.write(path, facts, together(path, facts["recipe"], entries))
     found = results.read(path)
     report.draw(found, path.with_suffix(".svg"))
@@ -81,6 +95,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("--budget", choices=("short", "long"), default="long")
+    parser.add_argument("--epochs", type=int, help="other than the budget's; a result of its own")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2; 0 for the short budget")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "camvid", help="checkpoints")
@@ -90,9 +105,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def shared(budget: str) -> dict[str, Any]:
+def shared(budget: Budget) -> dict[str, Any]:
     """What all networks of a budget have in common; no paths."""
-    settings = recipe.to_dict(recipe.load(HERE / f"{budget}.yaml"))
+    settings = recipe.to_dict(budget.recipe())
     return {name: settings[name] for name in ("augmentation", "loss", "optimizer", "train")}
 
 
