@@ -1,9 +1,9 @@
 // out = x + interpolated levels on the CPU: reads x and the levels once, writes out once.
 //
 // Contiguous: a work item is a plane. Each level's rows are interpolated along W when the output
-// first needs them, two at a time, and an output row is a sum of weighted rows. channels_last: a
+// first needs them, a few at a time, and an output row is a sum of weighted rows. channels_last: a
 // work item is a row of pixels. Each level is interpolated along H first, and a pixel is a sum of
-// weighted pixels.
+// weighted pixels. What is summed is listed once for all work items.
 #include "core/dispatch.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/upsample_columns.hpp"
@@ -12,90 +12,101 @@ namespace stripctx::cpu {
 
 namespace {
 
-// One level under one row of taps: its rows, interpolated along W and summed over the taps of that
-// row. Neighbours have different parity, so two buffers hold what an output row needs.
+// How a plane is made, all of them in the same way. Each row of taps of a level has a ring of rows,
+// interpolated along W and summed over its taps; an output row is a weighted sum of such rows.
 template <class T>
-class Source {
+class PlanePlan {
   using A = Accumulate<T>;
   using Columns = std::vector<ColumnInterpolation<A>>;
 
  public:
-  Source(const Samples<A>& rows, const Columns& columns, const View& level, int64_t channels,
-         int64_t tap_row, int64_t W)
-      : rows_(rows),
-        columns_(columns),
-        level_(level),
-        channels_(channels),
-        first_channel_(tap_row * columns.size() * channels),
-        length_(padded<A>(W)),
-        cells_(padded<A>(level.size[3]) + kCellMargin<A>),
-        buffer_(2 * length_) {}
+  Lists<WeightedRow<A>> sums;  // one for each output row
 
-  void start(int64_t n, int64_t c) {
-    n_ = n;
-    channel_ = first_channel_ + c;
-    held_[0] = held_[1] = -1;
+  explicit PlanePlan(const PyramidAdd& op)
+      : samples_(level_samples<A>(op.levels, op.taps, op.out)),
+        C_(op.out.size[1]),
+        length_(padded<A>(op.out.size[3])),
+        buffer_(op.levels.count * op.taps.kernel[0] * kRowsHeld * length_) {
+    const int64_t H = op.out.size[2], W = op.out.size[3], kh = op.taps.kernel[0];
+    for (const LevelSamples<A>& level : samples_) {
+      Columns& columns = columns_.emplace_back();
+      for (const Samples<A>& tap : level.columns) columns.emplace_back(tap, W);
+    }
+    const int64_t sources = op.levels.count * kh;
+    std::vector<int64_t> end(sources);  // of the rows interpolated so far
+    for (int64_t h = 0; h < H; ++h) {
+      for (int64_t source = 0; source < sources; ++source) {
+        const int64_t l = source / kh, tap = source % kh;
+        const Samples<A>& rows = samples_[l].rows[tap];
+        if (!rows.contain(h)) continue;
+        A* ring = buffer_.data() + source * kRowsHeld * length_;
+        const auto add = [&](int64_t i, A weight) {
+          A* row = ring + i % kRowsHeld * length_;
+          if (i >= end[source]) {
+            end[source] = std::min(rows.cells, (i / kRowsTogether + 1) * kRowsTogether);
+            interpolations_.push_back({h, &op.levels[l], &columns_[l], tap * op.taps.kernel[1] * C_,
+                                       i, end[source] - i, row});
+          }
+          sums.add({weight, row});
+        };
+        add(rows[h].first, rows[h].first_weight);
+        add(rows[h].second, rows[h].second_weight);
+      }
+      sums.close();
+    }
   }
 
-  // Appends what output row h takes from this level.
-  void append(int64_t h, WeightedRows<A>& rows) {
-    if (!rows_.contain(h)) return;
-    const Sample<A>& sample = rows_[h];
-    rows.add(sample.first_weight, row(sample.first));
-    rows.add(sample.second_weight, row(sample.second));
+  // Calls write(h, end) for output rows [h, end), when all that they sum is there.
+  template <class Write>
+  void run(int64_t n, int64_t c, int64_t H, Write&& write) const {
+    auto next = interpolations_.begin();
+    for (int64_t h = 0; h < H;) {
+      for (; next != interpolations_.end() && next->output_row == h; ++next) {
+        interpolate(*next, n, c);
+      }
+      const int64_t end = next == interpolations_.end() ? H : next->output_row;
+      write(h, end);
+      h = end;
+    }
   }
 
  private:
-  const A* row(int64_t i) {
-    A* buffer = buffer_.data() + (i & 1) * length_;
-    if (held_[i & 1] == i) return buffer;
-    held_[i & 1] = i;
-    std::fill(buffer, buffer + length_, A(0));
-    for (size_t tap = 0; tap < columns_.size(); ++tap) {
-      const T* source = at<const T>(level_, n_, channel_ + tap * channels_, i, 0);
-      for_vectors<A>(level_.size[3], [&](int64_t j, auto load_some, auto) {
-        store(cells_.data() + j, load_some(source + j));
-      });
-      columns_[tap].add(cells_.data(), buffer);
+  // Of `rows` rows of a level from `row` on. `channel` is that of the first tap of the map's first.
+  struct Interpolation {
+    int64_t output_row;  // the first that needs it
+    const View* level;
+    const Columns* columns;
+    int64_t channel, row, rows;
+    A* out;
+  };
+
+  void interpolate(const Interpolation& step, int64_t n, int64_t c) const {
+    const Columns& columns = *step.columns;
+    const View& level = *step.level;
+    for (size_t tap = 0; tap < columns.size(); ++tap) {
+      const T* cells = at<const T>(level, n, step.channel + tap * C_ + c, step.row, 0);
+      columns[tap].write(cells, level.stride[2], step.rows, step.out, length_, tap > 0);
     }
-    return buffer;
   }
 
-  const Samples<A>& rows_;
-  const Columns& columns_;
-  const View& level_;
-  const int64_t channels_, first_channel_, length_;
-  std::vector<A> cells_, buffer_;
-  int64_t held_[2] = {-1, -1};
-  int64_t n_ = 0, channel_ = 0;
+  const std::vector<LevelSamples<A>> samples_;
+  const int64_t C_, length_;
+  std::vector<Columns> columns_;
+  std::vector<Interpolation> interpolations_;  // in the order of their output rows
+  Buffer<A> buffer_;
 };
 
 template <class T, bool kRelu>
 void add_planes(const PyramidAdd& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
-  const auto samples = level_samples<A>(op.levels, op.taps, op.out);
-  std::vector<std::vector<ColumnInterpolation<A>>> columns;
-  for (const LevelSamples<A>& level : samples) {
-    columns.emplace_back();
-    for (const Samples<A>& tap : level.columns) columns.back().emplace_back(tap, W);
-  }
-  std::vector<Source<T>> sources;
-  for (int64_t l = 0; l < op.levels.count; ++l) {
-    for (int64_t tap = 0; tap < op.taps.kernel[0]; ++tap) {
-      sources.emplace_back(samples[l].rows[tap], columns[l], op.levels.level[l], C, tap, W);
-    }
-  }
-  WeightedRows<A> rows(2 * static_cast<int64_t>(sources.size()));
+  const PlanePlan<T> plan(op);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
-    for (Source<T>& source : sources) source.start(n, c);
-    for (int64_t h = 0; h < H; ++h) {
-      rows.count = 0;
-      for (Source<T>& source : sources) source.append(h, rows);
+    plan.run(n, c, H, [&](int64_t h, int64_t end_h) {
       const T* x = op.x.data ? at<const T>(op.x, n, c, h, 0) : nullptr;
-      write_row<kRelu>(x, rows, at<T>(op.out, n, c, h, 0), W);
-    }
+      write_rows<kRelu>(x, op.x.stride[2], plan.sums, h, end_h, at<T>(op.out, n, c, h, 0),
+                        op.out.stride[2], W);
+    });
   }
 }
 
@@ -111,11 +122,25 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
     first_buffer.push_back(pixels);
     pixels += kw * op.levels.level[l].size[3];
   }
-  std::vector<A> buffer(pixels * length);
-  WeightedRows<A> terms(2 * op.levels.count * kw);
+  Buffer<A> buffer(pixels * length);
+  Lists<WeightedRow<A>> sums;  // of every pixel of a row
+  for (int64_t w = 0; w < W; ++w) {
+    for (int64_t l = 0; l < op.levels.count; ++l) {
+      for (int64_t tap = 0; tap < kw; ++tap) {
+        const Samples<A>& columns = samples[l].columns[tap];
+        if (!columns.contain(w)) continue;
+        const Sample<A>& sample = columns[w];
+        const A* line =
+            buffer.data() + (first_buffer[l] + tap * op.levels.level[l].size[3]) * length;
+        sums.add({sample.first_weight, line + sample.first * length});
+        sums.add({sample.second_weight, line + sample.second * length});
+      }
+    }
+    sums.close();
+  }
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / H, h = item % H;
-    std::fill(buffer.begin(), buffer.end(), A(0));
+    std::fill(buffer.data(), buffer.data() + pixels * length, A(0));
     for (int64_t l = 0; l < op.levels.count; ++l) {
       const View& level = op.levels.level[l];
       for (int64_t tap = 0; tap < kh * kw; ++tap) {
@@ -134,20 +159,8 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
       }
     }
     for (int64_t w = 0; w < W; ++w) {
-      terms.count = 0;
-      for (int64_t l = 0; l < op.levels.count; ++l) {
-        for (int64_t tap = 0; tap < kw; ++tap) {
-          const Samples<A>& columns = samples[l].columns[tap];
-          if (!columns.contain(w)) continue;
-          const Sample<A>& sample = columns[w];
-          const A* line =
-              buffer.data() + (first_buffer[l] + tap * op.levels.level[l].size[3]) * length;
-          terms.add(sample.first_weight, line + sample.first * length);
-          terms.add(sample.second_weight, line + sample.second * length);
-        }
-      }
       const T* x = op.x.data ? at<const T>(op.x, n, 0, h, w) : nullptr;
-      write_row<kRelu>(x, terms, at<T>(op.out, n, 0, h, w), C);
+      write_rows<kRelu>(x, 0, sums, w, w + 1, at<T>(op.out, n, 0, h, w), 0, C);
     }
   }
 }

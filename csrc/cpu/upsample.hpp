@@ -2,12 +2,17 @@
 // for all planes, and the sum of weighted rows that every output row is.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "core/upsample.hpp"
 #include "cpu/simd.hpp"
 
 namespace stripctx::cpu {
+
+// Rows of a level that are worked on together along W, because they share its weights, and how many
+// a ring of them holds: neighbours, wherever they are.
+constexpr int64_t kRowsTogether = 4, kRowsHeld = 2 * kRowsTogether;
 
 // One tap along one axis: output i reads position i + offset. Outputs outside [begin, end) read
 // nothing.
@@ -59,70 +64,105 @@ int64_t padded(int64_t length) {
   return ceil_div(length, kLanes<A>) * kLanes<A>;
 }
 
+// Zeros that start where a vector may, so that no whole vector of them crosses a cache line.
+template <class A>
+class Buffer {
+ public:
+  explicit Buffer(int64_t length) : vectors_(ceil_div(length, kLanes<A>)) {}
+
+  A* data() { return reinterpret_cast<A*>(vectors_.data()); }
+
+ private:
+  std::vector<Vec<A>> vectors_;
+};
+
+// As many lists as there are outputs, one behind the other: what each of them is made from.
+template <class Item>
+class Lists {
+ public:
+  void add(const Item& item) { items_.push_back(item); }
+  void close() { ends_.push_back(items_.size()); }
+
+  [[gnu::always_inline]] std::span<const Item> operator[](int64_t i) const {
+    const size_t begin = i == 0 ? 0 : ends_[i - 1];
+    return {items_.data() + begin, ends_[i] - begin};
+  }
+
+ private:
+  std::vector<Item> items_;
+  std::vector<size_t> ends_;
+};
+
 template <class A>
 struct WeightedRow {
   A weight;
   const A* row;
 };
 
-// The terms of one sum, as many as an output can have.
-template <class A>
-struct WeightedRows {
-  std::vector<WeightedRow<A>> storage;
-  int64_t count = 0;
-
-  explicit WeightedRows(int64_t most) : storage(most) {}
-
-  void add(A weight, const A* row) { storage[count++] = {weight, row}; }
-  const WeightedRow<A>* begin() const { return storage.data(); }
-  const WeightedRow<A>* end() const { return storage.data() + count; }
-};
-
-// kVectors vectors of out = x + sum of weight * row, the last one of `count` elements: they share
-// the reading of a term. x may be null.
-template <bool kRelu, int kVectors, class T, class A = Accumulate<T>>
-inline void write_vectors(const T* x, const WeightedRows<A>& rows, int64_t begin, T* out,
-                          int count) {
-  constexpr int lanes = kLanes<A>, last = (kVectors - 1) * lanes;
-  Vec<A> sum[kVectors]{};
-  if (x) {
-    for (int v = 0; v < kVectors - 1; ++v) sum[v] = load(x + v * lanes);
-    sum[kVectors - 1] = count == lanes ? load(x + last) : load(x + last, count);
-  }
-  for (const WeightedRow<A>& term : rows) {
-    for (int v = 0; v < kVectors; ++v) sum[v] += term.weight * load(term.row + begin + v * lanes);
-  }
-  if constexpr (kRelu) {
-    for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] < 0 ? Vec<A>{} : sum[v];  // NaN stays
-  }
-  for (int v = 0; v < kVectors - 1; ++v) store(out + v * lanes, sum[v]);
-  count == lanes ? store(out + last, sum[kVectors - 1])
-                 : store(out + last, sum[kVectors - 1], count);
-}
-
-// out = x + sum of weight * row, rectified if so asked; x may be null. The sum runs in the rows'
-// order.
-template <bool kRelu, class T, class A = Accumulate<T>>
-void write_row(const T* x, const WeightedRows<A>& rows, T* out, int64_t length) {
+// Calls body.operator()<kVectors>(i, count) for every four vectors of [0, length), or as many as
+// are left: kVectors of them from i on, the last one of `count` elements.
+template <class A, class Body>
+inline void for_four_vectors(int64_t length, Body&& body) {
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t i = 0; i < length; i += 4 * lanes) {
-    const T* from = x ? x + i : nullptr;
     const int64_t rest = std::min(length - i, 4 * lanes);
     const int count = static_cast<int>((rest - 1) % lanes + 1);
     switch ((rest - 1) / lanes) {
       case 0:
-        write_vectors<kRelu, 1>(from, rows, i, out + i, count);
+        body.template operator()<1>(i, count);
         break;
       case 1:
-        write_vectors<kRelu, 2>(from, rows, i, out + i, count);
+        body.template operator()<2>(i, count);
         break;
       case 2:
-        write_vectors<kRelu, 3>(from, rows, i, out + i, count);
+        body.template operator()<3>(i, count);
         break;
       default:
-        write_vectors<kRelu, 4>(from, rows, i, out + i, count);
+        body.template operator()<4>(i, count);
     }
   }
+}
+
+// The last of kVectors vectors holds `count` elements.
+template <class T, int kVectors, class A = Accumulate<T>>
+[[gnu::always_inline]] inline void load_vectors(const T* p, int count, Vec<A> (&value)[kVectors]) {
+  constexpr int lanes = kLanes<A>, last = kVectors - 1;
+  for (int v = 0; v < last; ++v) value[v] = load(p + v * lanes);
+  value[last] = count == lanes ? load(p + last * lanes) : load(p + last * lanes, count);
+}
+
+template <class T, int kVectors, class A = Accumulate<T>>
+[[gnu::always_inline]] inline void store_vectors(T* p, int count, const Vec<A> (&value)[kVectors]) {
+  constexpr int lanes = kLanes<A>, last = kVectors - 1;
+  for (int v = 0; v < last; ++v) store(p + v * lanes, value[v]);
+  count == lanes ? store(p + last * lanes, value[last])
+                 : store(p + last * lanes, value[last], count);
+}
+
+// Rows [begin, end) of out = x + sum of weight * row, rectified if so asked, for the sums listed; x
+// may be null. A sum runs in the order of its list.
+template <bool kRelu, class T, class A = Accumulate<T>>
+void write_rows(const T* x, int64_t x_stride, const Lists<WeightedRow<A>>& sums, int64_t begin,
+                int64_t end, T* out, int64_t out_stride, int64_t length) {
+  for_four_vectors<A>(
+      length, [=, &sums]<int kVectors>(int64_t i, int count) __attribute__((always_inline)) {
+        const T* from = x ? x + i : nullptr;
+        T* to = out + i;
+        for (int64_t row = begin; row < end; ++row, to += out_stride) {
+          const std::span<const WeightedRow<A>> terms = sums[row];
+          Vec<A> sum[kVectors]{};
+          if (from) load_vectors(from, count, sum), from += x_stride;
+          for (const WeightedRow<A>& term : terms) {
+            for (int v = 0; v < kVectors; ++v) {
+              sum[v] += term.weight * load(term.row + i + v * kLanes<A>);
+            }
+          }
+          if constexpr (kRelu) {
+            for (Vec<A>& each : sum) each = each < 0 ? Vec<A>{} : each;  // NaN stays
+          }
+          store_vectors(to, count, sum);
+        }
+      });
 }
 
 }  // namespace stripctx::cpu

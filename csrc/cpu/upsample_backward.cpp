@@ -3,68 +3,17 @@
 // plane or row at a time), writes every level's gradient once.
 //
 // Contiguous: a work item is a plane. It is summed along H first, into two rows of W sums at a
-// time; a row that is complete is brought to the level's width by a product with a banded matrix.
+// time; rows that are complete are brought to the level's width by a product with a banded matrix.
 // channels_last: a work item is a block of channels. Rows of pixels are summed along W first.
 #include "core/dispatch.hpp"
 #include "cpu/kernels.hpp"
-#include "cpu/upsample.hpp"
+#include "cpu/upsample_bands.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
 constexpr int64_t kChannelBlock = 64;  // channels of one work item on the channels_last path
-
-// The weights of one tap along W, for cells in whole vectors: cell block b sums the outputs
-// [first[b], first[b] + count[b]), each times a vector of weights.
-template <class A>
-struct Bands {
-  std::vector<int64_t> first, count;
-  std::vector<A> weights;
-
-  Bands(const Samples<A>& columns) {
-    constexpr int64_t lanes = kLanes<A>;
-    int64_t w = columns.begin;
-    for (int64_t cell = 0; cell < columns.cells; cell += lanes) {
-      while (w < columns.end && columns[w].second < cell) ++w;
-      int64_t end = w;
-      while (end < columns.end && columns[end].first < cell + lanes) ++end;
-      first.push_back(w);
-      count.push_back(end - w);
-      for (int64_t i = w; i < end; ++i) {
-        const size_t row = weights.size();
-        weights.resize(row + lanes);
-        const Sample<A>& sample = columns[i];
-        const int64_t low = sample.first - cell, high = sample.second - cell;
-        if (low >= 0) weights[row + low] += sample.first_weight;
-        if (high < lanes) weights[row + high] += sample.second_weight;
-      }
-    }
-  }
-
-  // Four sums run side by side, because one would wait for itself.
-  template <class T>
-  void apply(const A* sums, T* out, int64_t cells) const {
-    constexpr int kSums = 4;
-    const A* weight = weights.data();
-    size_t block = 0;
-    for_vectors<A>(cells, [&](int64_t cell, auto, auto store_some) {
-      Vec<A> sum[kSums]{};
-      const A* value = sums + first[block];
-      int64_t k = 0;
-      for (; k + kSums <= count[block]; k += kSums) {
-        for (int s = 0; s < kSums; ++s) {
-          sum[s] += value[k + s] * load(weight + (k + s) * kLanes<A>);
-        }
-      }
-      for (int s = 0; k < count[block]; ++k, ++s) {
-        sum[s] += value[k] * load(weight + k * kLanes<A>);
-      }
-      store_some(out + cell, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-      weight += count[block++] * kLanes<A>;
-    });
-  }
-};
 
 // A plane's gradient: rows of W elements.
 template <class T>
@@ -73,60 +22,73 @@ struct Plane {
   int64_t row_stride, W;
 };
 
-// Sums of one level under one row of taps, two rows at a time: neighbours have different parity.
+// Sums of one level under one row of taps: a ring of rows, of which two are open at a time.
 template <class T>
 class RowSums {
   using A = Accumulate<T>;
 
  public:
-  explicit RowSums(int64_t W) : length_(padded<A>(W)), buffer_(3 * length_) {}
+  explicit RowSums(int64_t W) : length_(padded<A>(W)), buffer_((kRowsHeld + 1) * length_) {}
 
-  // Calls finished(i, sums) for every row i of the level.
+  // Calls finished(i, rows, sums, stride) for all rows of the level, 1 to kRowsTogether at a time.
   template <class Finished>
   void reduce(const Plane<T>& plane, const Samples<A>& rows, Finished&& finished) {
-    std::fill(buffer_.begin(), buffer_.end(), A(0));
-    int64_t done = 0;
+    int64_t done = 0, open = 0;  // rows below are finished, rows from here on have no sums yet
     const auto finish = [&](int64_t end) {
-      for (; done < end; ++done) {
-        A* sums = buffer_.data() + (done & 1) * length_;
-        finished(done, sums);
-        std::fill(sums, sums + length_, A(0));
+      for (int64_t next; done < end; done = next) {
+        next = std::min(end, (done / kRowsTogether + 1) * kRowsTogether);
+        finished(done, next - done, row(done), length_);
+      }
+    };
+    const auto start = [&](int64_t end) {
+      for (; open < end; ++open) {
+        if (open % kRowsTogether == 0) finish(open - kRowsTogether);
+        std::fill(row(open), row(open) + length_, A(0));
       }
     };
     for (int64_t h = rows.begin; h < rows.end;) {
       int64_t end = h + 1;
       while (end < rows.end && rows[end].first == rows[h].first) ++end;
-      finish(rows[h].first);
+      start(rows[h].second + 1);
       add(plane, rows, h, end);
       h = end;
     }
+    start(rows.cells);
     finish(rows.cells);
   }
 
  private:
+  A* row(int64_t i) { return buffer_.data() + i % kRowsHeld * length_; }
+  A* unread() { return buffer_.data() + kRowsHeld * length_; }
+
   // Rows [h, end), which lie between the same two cells. At the level's end both are one cell: then
-  // the third buffer takes the second sum, which nobody reads.
+  // nobody reads the second sum.
   void add(const Plane<T>& plane, const Samples<A>& rows, int64_t h, int64_t end) {
     const bool one = rows[h].first == rows[h].second;
-    A* low = buffer_.data() + (rows[h].first & 1) * length_;
-    A* high = buffer_.data() + (one ? 2 : rows[h].second & 1) * length_;
-    for_vectors<A>(plane.W, [&](int64_t w, auto load_some, auto) {
-      Vec<A> low_sum = load(low + w), high_sum = load(high + w);
+    A* low = row(rows[h].first);
+    A* high = one ? unread() : row(rows[h].second);
+    for_four_vectors<A>(plane.W, [&]<int kVectors>(int64_t w, int count) {
+      constexpr int whole = kLanes<A>;
+      Vec<A> low_sum[kVectors], high_sum[kVectors], gradient[kVectors];
+      load_vectors(low + w, whole, low_sum);
+      load_vectors(high + w, whole, high_sum);
       const T* value = plane.data + h * plane.row_stride + w;
       for (int64_t i = h; i < end; ++i, value += plane.row_stride) {
-        const Sample<A>& sample = rows[i];
-        const Vec<A> gradient = load_some(value);
-        low_sum +=
-            (one ? sample.first_weight + sample.second_weight : sample.first_weight) * gradient;
-        high_sum += sample.second_weight * gradient;
+        const A second = rows[i].second_weight;
+        const A first = rows[i].first_weight + (one ? second : 0);
+        load_vectors(value, count, gradient);
+        for (int v = 0; v < kVectors; ++v) {
+          low_sum[v] += first * gradient[v];
+          high_sum[v] += second * gradient[v];
+        }
       }
-      store(low + w, low_sum);
-      store(high + w, high_sum);
+      store_vectors(low + w, whole, low_sum);
+      store_vectors(high + w, whole, high_sum);
     });
   }
 
   int64_t length_;
-  std::vector<A> buffer_;
+  Buffer<A> buffer_;
 };
 
 template <class T>
@@ -159,12 +121,13 @@ void reduce_planes(const PyramidReduce& op, int64_t begin, int64_t end) {
     for (int64_t l = 0; l < op.levels.count; ++l) {
       const View& level = op.levels.level[l];
       for (int64_t dy = 0; dy < kh; ++dy) {
-        sums.reduce(plane, samples[l].rows[dy], [&](int64_t i, const A* row) {
-          for (int64_t dx = 0; dx < kw; ++dx) {
-            T* cells = at<T>(level, n, (dy * kw + dx) * C + c, i, 0);
-            bands[l][dx].apply(row, cells, level.size[3]);
-          }
-        });
+        sums.reduce(
+            plane, samples[l].rows[dy], [&](int64_t i, int64_t rows, const A* row, int64_t stride) {
+              for (int64_t dx = 0; dx < kw; ++dx) {
+                T* cells = at<T>(level, n, (dy * kw + dx) * C + c, i, 0);
+                bands[l][dx].apply(row, stride, rows, cells, level.stride[2], level.size[3]);
+              }
+            });
       }
     }
   }

@@ -7,10 +7,6 @@
 
 namespace stripctx::cpu {
 
-// Cells are read to this many beyond the row's last.
-template <class A>
-constexpr int64_t kCellMargin = 2 * kLanes<A>;
-
 namespace detail {
 
 // An integer for every lane of Vec<A>.
@@ -21,20 +17,8 @@ using IndexVec = typename VectorOf<Index<A>>::type;
 
 #if defined(__AVX512F__)
 constexpr bool kPermutes = true;
-inline Vec<float> pick(const float* cells, const IndexVec<float>& index) {
-  return (Vec<float>)_mm512_permutex2var_ps((__m512)load(cells), (__m512i)index,
-                                            (__m512)load(cells + kLanes<float>));
-}
-inline Vec<double> pick(const double* cells, const IndexVec<double>& index) {
-  return (Vec<double>)_mm512_permutex2var_pd((__m512d)load(cells), (__m512i)index,
-                                             (__m512d)load(cells + kLanes<double>));
-}
 #else
 constexpr bool kPermutes = false;
-template <class A>
-inline Vec<A> pick(const A*, const IndexVec<A>&) {
-  return Vec<A>{};
-}
 #endif
 
 }  // namespace detail
@@ -48,6 +32,8 @@ class ColumnInterpolation {
       Block block{};
       const int64_t begin = std::max(w, columns.begin), end = std::min(w + lanes, columns.end);
       if (begin < end) block.base = columns[begin].first;
+      block.low = std::min(lanes, columns.cells - block.base);
+      block.high = std::min(lanes, columns.cells - block.base - block.low);
       block.near = detail::kPermutes;
       for (int64_t i = begin; i < end; ++i) {
         const Sample<A>& sample = columns[i];
@@ -62,21 +48,19 @@ class ColumnInterpolation {
     }
   }
 
-  // out += the row's outputs.
-  void add(const A* cells, A* out) const {
+  // out = the outputs of `rows` rows of cells, or `out` += them: whole vectors.
+  template <class T>
+  void write(const T* cells, int64_t stride, int64_t rows, A* out, int64_t out_stride,
+             bool add) const {
     int64_t w = 0;
     for (const Block& block : blocks_) {
       if (block.near) {
-        const A* base = cells + block.base;
-        const Vec<A> value = block.first_weight * detail::pick(base, block.first) +
-                             block.second_weight * detail::pick(base, block.second);
-        store(out + w, load(out + w) + (block.inside ? value : Vec<A>{}));
+        write_near(block, cells + block.base, stride, rows, out + w, out_stride, add);
       } else {
-        const int64_t end = std::min(w + kLanes<A>, columns_.end);
-        for (int64_t i = std::max(w, columns_.begin); i < end; ++i) {
-          const Sample<A>& sample = columns_[i];
-          out[i] += sample.first_weight * cells[sample.first] +
-                    sample.second_weight * cells[sample.second];
+        for (int64_t row = 0; row < rows; ++row) {
+          const Vec<A> value = far(w, cells + row * stride);
+          A* target = out + row * out_stride + w;
+          store(target, add ? load(target) + value : value);
         }
       }
       w += kLanes<A>;
@@ -84,14 +68,43 @@ class ColumnInterpolation {
   }
 
  private:
-  // A vector of outputs: the cells it reads, counted from `base`. `inside` is 0 for lanes that read
-  // nothing, `near` false where the cells do not lie in two vectors.
+  // A vector of outputs: the cells it reads, counted from `base`, whether they lie `near`, in two
+  // vectors, and how many cells those hold. `inside` is 0 for lanes that read nothing.
   struct Block {
     int64_t base;
+    int low, high;
+    bool near;
     detail::IndexVec<A> inside, first, second;
     Vec<A> first_weight, second_weight;
-    bool near;
   };
+
+  template <class T>
+  [[gnu::always_inline]] static void write_near(const Block& block, const T* cells, int64_t stride,
+                                                int64_t rows, A* out, int64_t out_stride,
+                                                bool add) {
+    const detail::IndexVec<A> inside = block.inside, first = block.first, second = block.second;
+    const Vec<A> first_weight = block.first_weight, second_weight = block.second_weight;
+    const int low_count = block.low, high_count = block.high;
+    for (int64_t row = 0; row < rows; ++row, cells += stride, out += out_stride) {
+      const Vec<A> low = load(cells, low_count), high = load(cells + kLanes<A>, high_count);
+      Vec<A> value = first_weight * __builtin_shuffle(low, high, first) +
+                     second_weight * __builtin_shuffle(low, high, second);
+      value = inside ? value : Vec<A>{};
+      store(out, add ? load(out) + value : value);
+    }
+  }
+
+  template <class T>
+  Vec<A> far(int64_t w, const T* cells) const {
+    Vec<A> value{};
+    const int64_t end = std::min(w + kLanes<A>, columns_.end);
+    for (int64_t i = std::max(w, columns_.begin); i < end; ++i) {
+      const Sample<A>& sample = columns_[i];
+      value[i - w] = sample.first_weight * static_cast<A>(cells[sample.first]) +
+                     sample.second_weight * static_cast<A>(cells[sample.second]);
+    }
+    return value;
+  }
 
   const Samples<A>& columns_;
   std::vector<Block> blocks_;
