@@ -68,7 +68,7 @@ class Bands {
       for (; k + kSums <= count_[block]; k += kSums) {
         for (int s = 0; s < kSums; ++s) add(s);
       }
-      for (int s = 0; k < count_[block]; ++k, ++s) add(s);
+      for (; k < count_[block]; ++k) add(0);
       for (int r = 0; r < kRows; ++r) {
         Vec<A> total = sum[r][0] + sum[r][1];
         if constexpr (kSums == 4) total += sum[r][2] + sum[r][3];
