@@ -140,7 +140,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
   }
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / H, h = item % H;
-    std::fill(buffer.data(), buffer.data() + pixels * length, A(0));
+    buffer.clear();
     for (int64_t l = 0; l < op.levels.count; ++l) {
       const View& level = op.levels.level[l];
       for (int64_t tap = 0; tap < kh * kw; ++tap) {

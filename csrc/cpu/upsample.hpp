@@ -71,6 +71,7 @@ class Buffer {
   explicit Buffer(int64_t length) : vectors_(ceil_div(length, kLanes<A>)) {}
 
   A* data() { return reinterpret_cast<A*>(vectors_.data()); }
+  void clear() { std::fill(vectors_.begin(), vectors_.end(), Vec<A>{}); }
 
  private:
   std::vector<Vec<A>> vectors_;

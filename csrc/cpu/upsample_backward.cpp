@@ -150,7 +150,7 @@ class PixelSums {
 
   void start(int64_t n, int64_t c, int64_t count) {
     n_ = n, c_ = c, count_ = count;
-    std::fill(buffer_.begin(), buffer_.end(), A(0));
+    buffer_.clear();
     std::fill(done_.begin(), done_.end(), 0);
   }
 
@@ -179,7 +179,7 @@ class PixelSums {
 
   // line_[j] = sum over the row's pixels of their weight for cell j.
   void sum_along_width(const Samples<A>& columns, const T* pixels, int64_t stride) {
-    std::fill(line_.begin(), line_.end(), A(0));
+    line_.clear();
     for (int64_t w = columns.begin; w < columns.end;) {
       const int64_t low = columns[w].first, high = columns[w].second;
       int64_t end = w + 1;
@@ -227,7 +227,7 @@ class PixelSums {
   const LevelSamples<A>& samples_;
   const View& level_;
   const int64_t channels_, row_;
-  std::vector<A> buffer_, line_;
+  Buffer<A> buffer_, line_;
   std::vector<int64_t> done_;
   int64_t n_ = 0, c_ = 0, count_ = 0;
 };
