@@ -1,8 +1,9 @@
 """Times of several candidates that compute the same, in one process.
 
-Candidates take turns, one sample each a round, the order rotating, so that a disturbance of the
-machine falls on all of them alike. A sample is one run, or as many as make up a millisecond. Every
-sample is kept; the median and the 20th and 80th percentile are derived.
+Candidates take turns, one sample each a round, in an order drawn anew, so that a disturbance of the
+machine falls on all of them alike, and what each leaves in the caches on each of the others. A
+sample is one run, or as many as make up a millisecond; as many before it are not timed, so that its
+memory is warm. Every sample is kept; the median and the 20th and 80th percentile are derived.
 
 The rate of a floor is measured, not looked up: a copy of as many bytes, a product of the same size,
 between buffers allocated once, as one more candidate in the same rounds.
@@ -11,6 +12,7 @@ between buffers allocated once, as one more candidate in the same rounds.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ import torch
 Run = Callable[[], object]
 
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated
+LONGEST_WARMED = 0.1  # seconds of a call; what the caches hold does not count in longer ones
 LEAST_ROUNDS = 5  # whatever the budget
 LEAST_LONG_ROUNDS, LONG = 3, 10.0  # where rounds have taken so many seconds
 
@@ -68,7 +71,9 @@ def interleave(
     """
     clock = {"cpu": _cpu_seconds, "cuda": _cuda_seconds}[device]
     names = list(candidates)
-    runs = {name: _runs_a_sample(clock(candidates[name], 1)) for name in names}
+    once = {name: clock(candidates[name], 1) for name in names}
+    runs = {name: _runs_a_sample(seconds) for name, seconds in once.items()}
+    order = random.Random(0)
     taken: dict[str, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
     for number in range(rounds):
@@ -76,11 +81,13 @@ def interleave(
         least = LEAST_LONG_ROUNDS if elapsed > LONG else LEAST_ROUNDS
         if number >= least and elapsed > budget:
             break
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        order.shuffle(names)
+        for name in names:
+            if once[name] < LONGEST_WARMED:
+                clock(candidates[name], runs[name])
             seconds = clock(candidates[name], runs[name])
             taken[name].append(seconds / (runs[name] * calls_a_run))
-    return {name: Samples(tuple(samples)) for name, samples in taken.items()}
+    return {name: Samples(tuple(taken[name])) for name in candidates}
 
 
 def _runs_a_sample(seconds: float) -> int:
