@@ -101,9 +101,9 @@ def strip_gate(
 ) -> Tensor:
     """x * sigmoid(conv1x1(relu(rows + cols))): the tail of SPNet's strip pooling module.
 
-    SPNet (Hou et al., CVPR 2020), eq. 3 and 4. Composed of `strip_add_relu`, a product of the
-    library's (the floor) and `sigmoid_gate`, which adds the convolution's bias. Beside its inputs
-    the backward pass holds two maps at a time: the logits are all that is kept for it.
+    SPNet (Hou et al., CVPR 2020), eq. 3 and 4. Composed of `strip_add_relu`, a library convolution
+    (the floor: the GEMM) and `sigmoid_gate`, which adds the convolution's bias. Of its maps only
+    the logits are kept for the backward pass.
 
     Args:
         x: (N, C, H, W).

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stripctx.layout import empty, is_channels_last, memory_format
+from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_images_of
 from stripctx.ops.contract import define
@@ -63,42 +63,23 @@ def _autocast(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     return rows.to(dtype), cols.to(dtype), weight.to(dtype)
 
 
-def _planes(map: Tensor) -> bool:
-    """Whether to take a product of planes for the convolution: on a CPU the library packs a
-    contiguous map into blocks of channels and its result out of them, two more maps."""
-    return map.device.type == "cpu" and not is_channels_last(map)
-
-
 def _conv(map: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1 convolution, in the memory format of `map`, which is dense."""
-    weight = weight.flatten(1)
-    if not _planes(map):
-        return F.conv2d(map, weight[:, :, None, None])
-    return _product(weight.expand(map.size(0), *weight.shape), map.flatten(2)).unflatten(
-        2, map.shape[2:]
-    )
+    """The 1x1 convolution, in the memory format of `map`, which is dense, whatever the weight's.
+    The library refuses maps of no pixels."""
+    if map.numel() == 0:
+        return map.new_zeros((map.size(0), weight.size(0), *map.shape[2:]))
+    return F.conv2d(map, weight.flatten(1)[:, :, None, None])
 
 
 def _conv_weight(grad: Tensor, map: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `weight`, given those of the convolution's result and its operand."""
-    if _planes(map):
-        each = _product(grad.flatten(2), map.flatten(2).mT)
-        total = each[0] if len(each) == 1 else each.sum(0)
-        return total[:, :, None, None]
+    if grad.numel() == 0 or map.numel() == 0:
+        return torch.zeros_like(weight)
     one, none = [1, 1], [0, 0]
     wanted = [False, True, False]
     return torch.ops.aten.convolution_backward(
         grad, map, weight, None, one, none, one, False, none, 1, wanted
     )[1]
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix products of a batch; a single one in halves, which the library shares out among
-    threads better than rows of one."""
-    if len(left) > 1 or left.size(1) % 2:
-        return torch.bmm(left, right)
-    halves = left[0].unflatten(0, (2, -1))
-    return torch.bmm(halves, right.expand(2, *right.shape[1:])).flatten(0, 1)[None]
 
 
 define(
