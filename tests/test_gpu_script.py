@@ -196,13 +196,14 @@ def test_the_probes_run_every_operator() -> None:
 
 
 def test_every_operator_is_probed() -> None:
-    """Every operator of the library has its line in benchmarks/operators.py."""
+    """Every operator of the library has its line in benchmarks/operators.py, but for the one that
+    is composed of others and of torch's."""
     import torch
 
     names = torch._C._dispatch_get_all_op_names()
     native = {name.removeprefix("stripctx::").partition(".")[0] for name in names
               if name.startswith("stripctx::")}  # fmt: skip
-    assert native == set(OPERATORS)
+    assert native - {"strip_conv"} == set(OPERATORS)
 
 
 @pytest.mark.parametrize("program", ["compute-sanitizer", "ncu"])
