@@ -83,13 +83,8 @@ def over_images_of(count: int) -> Callable[[Callable[..., Any]], Callable[..., A
         def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
             if any(dim is not None for dim in in_dims[count:]):
                 return loop(info, in_dims, *args)
-            batch = info.batch_size
-            images = [
-                arg.expand(batch, *arg.shape) if dim is None else arg.movedim(dim, 0)
-                for arg, dim in zip(args[:count], in_dims, strict=False)
-            ]
-            out = operator(*(each.flatten(0, 1) for each in images), *args[count:])
-            return out.unflatten(0, (batch, out.size(0) // batch)), 0
+            of_images = over_images(lambda *images: operator(*images, *args[count:]))
+            return of_images(info, in_dims[:count], *args[:count])
 
         return rule
 

@@ -66,6 +66,11 @@ def define(
             LIBRARY.impl(name, _autocast_kernel(operator, autocast, key), key)
 
 
+def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    """The `setup_context` of an operator whose backward pass needs its arguments, all tensors."""
+    ctx.save_for_backward(*inputs)
+
+
 def _autograd_kernel(
     name: str,
     operator: Any,

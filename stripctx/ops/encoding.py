@@ -18,16 +18,12 @@ from torch import Tensor
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import in_a_loop, over_channels, over_images_of
-from stripctx.ops.contract import define
+from stripctx.ops.contract import define, save_inputs
 from stripctx.reference import encoding as reference
 from stripctx.reference.strip import widen
 
 OPS = torch.ops.stripctx
 HALF = (torch.float16, torch.bfloat16)
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 # encode: E_k = sum_i a_ik (x_i - c_k), a = softmax over k of s_k |x_i - c_k|^2.
@@ -185,7 +181,7 @@ define(
     check=_check_gate,
     reference=reference.channel_gate,
     fake=_fake_gate,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_gate,
     vmap=over_channels,
     autocast=_autocast_gate,
@@ -195,7 +191,7 @@ define(
     check=_check_gate_backward,
     reference=reference.channel_gate_backward,
     fake=_fake_gate_backward,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_gate_backward,
     vmap=over_channels,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_images
-from stripctx.ops.contract import define
+from stripctx.ops.contract import define, save_inputs
 from stripctx.reference import height as reference
 from stripctx.reference.upsample import matrix
 
@@ -41,10 +41,6 @@ def _check_gate(x: Tensor, logits: Tensor) -> None:
 
 def _fake_gate(x: Tensor, logits: Tensor) -> Tensor:
     return empty(tuple(x.shape), x, memory_format(x))
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _backward_gate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -88,7 +84,7 @@ define(
     check=_check_gate,
     reference=reference.row_gate,
     fake=_fake_gate,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_gate,
     vmap=over_images,
     autocast=_autocast_gate,
@@ -98,7 +94,7 @@ define(
     check=_check_gate_backward,
     reference=reference.row_gate_backward,
     fake=_fake_gate_backward,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_gate_backward,
     vmap=over_images,
 )

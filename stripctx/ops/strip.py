@@ -14,7 +14,7 @@ from torch import Tensor
 from stripctx.layout import empty, is_channels_last, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_channels
-from stripctx.ops.contract import define
+from stripctx.ops.contract import define, save_inputs
 from stripctx.reference import strip as reference
 
 OPS = torch.ops.stripctx
@@ -87,10 +87,6 @@ def _check_add_relu(rows: Tensor, cols: Tensor) -> None:
 
 def _fake_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
     return empty((*rows.shape[:3], cols.size(3)), rows, memory_format(rows, cols))
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _backward_add_relu(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -201,7 +197,7 @@ define(
     check=_check_add_relu,
     reference=reference.strip_add_relu,
     fake=_fake_add_relu,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_add_relu,
     vmap=over_channels,
     autocast=_autocast_add_relu,
@@ -211,7 +207,7 @@ define(
     check=_check_add_relu_backward,
     reference=reference.strip_add_relu_backward,
     fake=_fake_add_relu_backward,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_add_relu_backward,
     vmap=over_channels,
 )
@@ -220,7 +216,7 @@ define(
     check=_check_gate,
     reference=reference.sigmoid_gate,
     fake=_fake_gate,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_gate,
     vmap=over_channels,
     autocast=_autocast_gate,
@@ -231,7 +227,7 @@ define(
     check=_check_gate_backward,
     reference=reference.sigmoid_gate_backward,
     fake=_fake_gate_backward,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward_gate_backward,
     vmap=over_channels,
 )

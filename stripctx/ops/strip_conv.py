@@ -17,7 +17,7 @@ from torch import Tensor
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_images_of
-from stripctx.ops.contract import define
+from stripctx.ops.contract import define, save_inputs
 from stripctx.ops.strip import check_strips
 
 OPS = torch.ops.stripctx
@@ -40,10 +40,6 @@ def _fake(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
     return empty(shape, rows, memory_format(rows, cols))
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The weight's gradient first: it alone needs the rectified map."""
     rows, cols, weight = ctx.saved_tensors
@@ -56,7 +52,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _autocast(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """The strips as `strip_add_relu` would get them, then all as conv2d casts."""
+    """All as conv2d casts them; of float64 it casts nothing."""
     if torch.promote_types(rows.dtype, cols.dtype) is torch.float64:
         return rows.double(), cols.double(), weight
     dtype = torch.get_autocast_dtype(rows.device.type)
@@ -87,7 +83,7 @@ define(
     check=_check,
     reference=_strip_conv,
     fake=_fake,
-    setup_context=_save_inputs,
+    setup_context=save_inputs,
     backward=_backward,
     vmap=over_images_of(2),
     autocast=_autocast,
