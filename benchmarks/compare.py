@@ -77,6 +77,8 @@ def compare(
         with_memory: whether to measure peak memory.
         device, rounds, budget: as in `measure.interleave`.
     """
+    if device == "cpu":
+        memory.warm_blocks()
     if isinstance(function, nn.Module):
         function.train(mode != "fwd")
     runs: dict[str, Bound] = {}

@@ -2,8 +2,9 @@
 
 Candidates take turns, one sample each a round, in an order drawn anew, so that a disturbance of the
 machine falls on all of them alike, and what each leaves in the caches on each of the others. A
-sample is one run, or as many as make up a millisecond; as many before it are not timed, so that its
-memory is warm. Every sample is kept; the median and the 20th and 80th percentile are derived.
+sample is one run, or as many as make up a millisecond, after some milliseconds of runs that are not
+timed, until malloc hands out the same few blocks and the caches hold what they can of them. Every
+sample is kept; the median and the 20th and 80th percentile are derived.
 
 The rate of a floor is measured, not looked up: a copy of as many bytes, a product of the same size,
 between buffers allocated once, as one more candidate in the same rounds.
@@ -23,6 +24,7 @@ import torch
 Run = Callable[[], object]
 
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated
+WARM_UP = 5e-3  # seconds of calls before each sample, or one call
 LONGEST_WARMED = 0.1  # seconds of a call; what the caches hold does not count in longer ones
 LEAST_ROUNDS = 5  # whatever the budget
 LEAST_LONG_ROUNDS, LONG = 3, 10.0  # where rounds have taken so many seconds
@@ -71,8 +73,8 @@ def interleave(
     """
     clock = {"cpu": _cpu_seconds, "cuda": _cuda_seconds}[device]
     names = list(candidates)
-    once = {name: clock(candidates[name], 1) for name in names}
-    runs = {name: _runs_a_sample(seconds) for name, seconds in once.items()}
+    once = {name: _warm_seconds(clock, candidates[name]) for name in names}
+    runs = {name: _runs_in(SHORTEST_SAMPLE, seconds) for name, seconds in once.items()}
     order = random.Random(0)
     taken: dict[str, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
@@ -84,14 +86,19 @@ def interleave(
         order.shuffle(names)
         for name in names:
             if once[name] < LONGEST_WARMED:
-                clock(candidates[name], runs[name])
+                clock(candidates[name], _runs_in(WARM_UP, once[name]))
             seconds = clock(candidates[name], runs[name])
             taken[name].append(seconds / (runs[name] * calls_a_run))
     return {name: Samples(tuple(taken[name])) for name in candidates}
 
 
-def _runs_a_sample(seconds: float) -> int:
-    return max(1, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-7)))
+def _warm_seconds(clock: Callable[[Run, int], float], run: Run) -> float:
+    seconds = clock(run, 1)
+    return seconds if seconds > LONGEST_WARMED else min(clock(run, 1) for _ in range(2))
+
+
+def _runs_in(length: float, seconds: float) -> int:
+    return max(1, math.ceil(length / max(seconds, 1e-7)))
 
 
 def _cpu_seconds(run: Run, calls: int) -> float:

@@ -4,6 +4,10 @@ gradients and temporaries.
 On CUDA the allocator counts. On a CPU (Linux) it is the process's resident memory, whose high-water
 mark the kernel lets us reset; but malloc hands out pages that it kept, unseen, and leaves holes
 that count twice. So for the length of a measurement every large block gets pages of its own.
+
+Times are taken of the opposite, `warm_blocks`: left alone, malloc gives back what is free at the
+end of its heap, more or less of it by what was called before, and making those pages anew costs
+more than most operators.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import torch
 from benchmarks.measure import Run
 
 _LIBC = ctypes.CDLL(None)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's
 
 
 def peak_extra_bytes(
@@ -69,20 +74,23 @@ def _cpu_peak(run: Run) -> int:
 
 @contextmanager
 def _large_blocks_mapped() -> Iterator[None]:
-    """Blocks from 64 KiB get pages of their own, given back when freed: no holes, no leftovers.
-
-    Afterwards malloc keeps blocks of up to 32 MiB, which is where its own adaptation ends too.
-    """
-    trim_threshold, mmap_threshold, smallest = -1, -3, 2**16
-    _glibc("mallopt", mmap_threshold, smallest)
+    """Blocks from 64 KiB get pages of their own, given back when freed: no holes, no leftovers."""
+    smallest = 2**16
+    _glibc("mallopt", _MMAP_THRESHOLD, smallest)
     plugs = _plug_heap(smallest)
     try:
         yield
     finally:
         for block in plugs:
             _glibc("free", ctypes.c_void_p(block))
-        _glibc("mallopt", mmap_threshold, 2**25)
-        _glibc("mallopt", trim_threshold, 2**26)
+        warm_blocks()
+
+
+def warm_blocks() -> None:
+    """From now on malloc keeps every block of up to 32 MiB, which is where its own adaptation ends
+    too, so that a freed one is had again with its pages."""
+    _glibc("mallopt", _MMAP_THRESHOLD, 2**25)
+    _glibc("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _plug_heap(smallest: int) -> list[int]:
