@@ -43,6 +43,27 @@ inline Vec<A> splat(A value) {
   return value - Vec<A>{};
 }
 
+// The value, which the compiler now knows nothing about. One that is used twice stays in a register
+// (g++ would read it from memory for each use), and a product with a constant stays a product.
+template <class V>
+inline V opaque(V value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
+
+// sum + value, as a product's part: `one` is an opaque 1. Processors that add and multiply in
+// different units do such sums beside plain ones.
+template <class V>
+inline V fused_add(const V& sum, const V& value, const V& one) {
+#if defined(__FMA__)
+  return value * one + sum;
+#else
+  return sum + value;
+#endif
+}
+
 namespace detail {
 
 // The memory image of kLanes<Accumulate<T>> elements of type T, and its conversions.

@@ -6,79 +6,96 @@
 
 #include "core/dispatch.hpp"
 #include "cpu/kernels.hpp"
-#include "cpu/simd.hpp"
+#include "cpu/planes.hpp"
+#include "cpu/transpose.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
 constexpr int64_t kChannelBlock = 32;  // channels of one work item on the channels_last path
-constexpr int kRowBlock = 4;           // rows that share one pass over the column sums
+constexpr int kRowBlock = 4;           // rows that share one pass over the column sums there
+constexpr int64_t kRows = 64;          // of a plane, whose sums are finished together
 
-template <class T>
-void write_scalar(T* p, Accumulate<T> value) {
-  store(p, splat(value), 1);
-}
-
-template <class T>
-Accumulate<T> read_scalar(const T* p) {
-  return load(p, 1)[0];
-}
-
+// Where not (row + column <= 0), the value, else 0.
 template <class A>
-Vec<A> masked(const Vec<A>& value, const Vec<A>& mask) {
-  return mask <= 0 ? Vec<A>{} : value;
+Vec<A> masked(const Vec<A>& value, const Vec<A>& sum) {
+  return sum <= 0 ? Vec<A>{} : value;
 }
 
-// Adds `Rows` rows of the plane to the column sums and finishes their row sums.
-template <class T, bool kMasked, int Rows>
-void reduce_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
-                 const Accumulate<T>* mask, Accumulate<T>* columns) {
+// What the planes of a contiguous map are reduced in: the sums of a plane's columns, the vector of
+// partial sums of each of its rows, and the columns' part of the mask.
+template <class A>
+struct PlaneSums {
+  Vec<A> rows[kRows]{};
+  std::vector<A> columns, mask;
+
+  PlaneSums(int64_t W, bool masked) : columns(W + kLanes<A>), mask(masked ? W + kLanes<A> : 0) {}
+};
+
+// Adds `count` rows of a plane, from h on, to the sums. A few vectors of column sums stay in
+// registers over all rows.
+template <class T, bool kMasked>
+void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t count,
+              PlaneSums<Accumulate<T>>& sums) {
   using A = Accumulate<T>;
-  const T* first = at<const T>(op.map, n, c, h, 0);
-  Vec<A> row_sum[Rows]{};
-  Vec<A> mask_row[Rows]{};
-  if constexpr (kMasked) {
-    for (int r = 0; r < Rows; ++r) {
-      mask_row[r] = splat(read_scalar(at<const T>(op.mask_rows, n, c, h + r, 0)));
+  constexpr int lanes = kLanes<A>;
+  const Vec<A> one = opaque(splat(A(1)));
+  const int64_t W = op.map.size[3], stride = op.map.stride[2];
+  const T* mask_rows = kMasked ? at<const T>(op.mask_rows, n, c, h, 0) : nullptr;
+  const T* map = at<const T>(op.map, n, c, h, 0);
+  Vec<A>* rows = sums.rows;
+  A *columns = sums.columns.data(), *mask_columns = sums.mask.data();
+  for_columns(W, lanes, [=]<int kVectors>(int64_t w) {
+    const int rest = static_cast<int>(std::min<int64_t>(lanes, W - w - (kVectors - 1) * lanes));
+    Vec<A> column[kVectors], mask[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      column[v] = load(columns + w + v * lanes);
+      if constexpr (kMasked) mask[v] = load(mask_columns + w + v * lanes);
     }
-  }
-  for_vectors<A>(op.map.size[3], [&](int64_t w, auto load_some, auto) {
-    Vec<A> column = load(columns + w);
-    for (int r = 0; r < Rows; ++r) {
-      Vec<A> value = load_some(first + r * op.map.stride[2] + w);
-      if constexpr (kMasked) value = masked<A>(value, mask_row[r] + load(mask + w));
-      row_sum[r] += value;
-      column += value;
+    const T* row = map + w;
+    for (int64_t r = 0; r < count; ++r, row += stride) {
+      Vec<A> sum = w == 0 ? Vec<A>{} : rows[r], value[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        const T* p = row + v * lanes;
+        value[v] = opaque(v < kVectors - 1 ? load(p) : load(p, rest));
+        if constexpr (kMasked) value[v] = masked<A>(value[v], mask[v] + A(mask_rows[r]));
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        column[v] += value[v];
+        sum = fused_add(sum, value[v], one);
+      }
+      rows[r] = sum;
     }
-    store(columns + w, column);
+    for (int v = 0; v < kVectors; ++v) store(columns + w + v * lanes, column[v]);
   });
-  for (int r = 0; r < Rows; ++r) {
-    write_scalar(at<T>(op.rows, n, c, h + r, 0), sum_lanes<A>(row_sum[r]) / A(op.row_divisor));
-  }
 }
 
 template <class T, bool kMasked>
 void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
-  std::vector<A> columns(W + kLanes<A>), mask(kMasked ? W + kLanes<A> : 0);
+  PlaneSums<A> sums(W, kMasked);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
-    std::fill(columns.begin(), columns.end(), A(0));
+    std::fill(sums.columns.begin(), sums.columns.end(), A(0));
     if constexpr (kMasked) {
       const T* cols = at<const T>(op.mask_cols, n, c, 0, 0);
-      for_vectors<A>(
-          W, [&](int64_t w, auto load_some, auto) { store(mask.data() + w, load_some(cols + w)); });
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
+        store(sums.mask.data() + w, load_some(cols + w));
+      });
     }
-    int64_t h = 0;
-    for (; h + kRowBlock <= H; h += kRowBlock) {
-      reduce_rows<T, kMasked, kRowBlock>(op, n, c, h, mask.data(), columns.data());
+    for (int64_t h = 0; h < H; h += kRows) {
+      const int64_t count = std::min(kRows, H - h);
+      sum_rows<T, kMasked>(op, n, c, h, count, sums);
+      T* rows = at<T>(op.rows, n, c, h, 0);
+      for_vectors<A>(count, [&](int64_t r, auto, auto store_some) {
+        store_some(rows + r, sum_each<kLanes<A>>(sums.rows + r) / A(op.row_divisor));
+      });
     }
-    for (; h < H; ++h) reduce_rows<T, kMasked, 1>(op, n, c, h, mask.data(), columns.data());
     T* cols = at<T>(op.cols, n, c, 0, 0);
     for_vectors<A>(W, [&](int64_t w, auto, auto store_some) {
-      store_some(cols + w, load(columns.data() + w) / A(op.col_divisor));
+      store_some(cols + w, load(sums.columns.data() + w) / A(op.col_divisor));
     });
   }
 }
@@ -166,68 +183,6 @@ Work work(const StripReduction& op) {
   return share(op.map.size[0] * blocks, op.map.numel());
 }
 
-template <class A>
-Vec<A> rectified(const Vec<A>& value) {
-  return value < 0 ? Vec<A>{} : value;  // NaN stays
-}
-
-template <class T, bool kRelu>
-void broadcast_planes(const StripBroadcast& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
-  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
-  std::vector<A> columns(W + kLanes<A>);
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t n = plane / C, c = plane % C;
-    const T* cols = at<const T>(op.cols, n, c, 0, 0);
-    for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
-      store(columns.data() + w, load_some(cols + w) * A(op.col_factor));
-    });
-    for (int64_t h = 0; h < H; ++h) {
-      const A row = read_scalar(at<const T>(op.rows, n, c, h, 0)) * A(op.row_factor);
-      T* out = at<T>(op.out, n, c, h, 0);
-      for_vectors<A>(W, [&](int64_t w, auto, auto store_some) {
-        const Vec<A> value = load(columns.data() + w) + row;
-        store_some(out + w, kRelu ? rectified<A>(value) : value);
-      });
-    }
-  }
-}
-
-template <class T, bool kRelu>
-void broadcast_pixel_rows(const StripBroadcast& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
-  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / H, h = item % H;
-    const T* row = at<const T>(op.rows, n, 0, h, 0);
-    for (int64_t w = 0; w < W; ++w) {
-      const T* column = at<const T>(op.cols, n, 0, 0, w);
-      T* out = at<T>(op.out, n, 0, h, w);
-      for_vectors<A>(C, [&](int64_t c, auto load_some, auto store_some) {
-        const Vec<A> value =
-            load_some(column + c) * A(op.col_factor) + load_some(row + c) * A(op.row_factor);
-        store_some(out + c, kRelu ? rectified<A>(value) : value);
-      });
-    }
-  }
-}
-
-void spread(const StripBroadcast& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.out.dtype, [&]<class T>() {
-    if (op.out.channels_last()) {
-      return op.rectify ? broadcast_pixel_rows<T, true>(op, begin, end)
-                        : broadcast_pixel_rows<T, false>(op, begin, end);
-    }
-    op.rectify ? broadcast_planes<T, true>(op, begin, end)
-               : broadcast_planes<T, false>(op, begin, end);
-  });
-}
-
-Work work(const StripBroadcast& op) {
-  const int64_t items = op.out.size[0] * op.out.size[op.out.channels_last() ? 2 : 1];
-  return share(items, op.out.numel());
-}
-
 }  // namespace
 
 Work work(const StripPool& op) {
@@ -236,12 +191,6 @@ Work work(const StripPool& op) {
 Work work(const StripAddReluBackward& op) {
   return work(reduction(op));
 }
-Work work(const StripPoolBackward& op) {
-  return work(broadcast(op));
-}
-Work work(const StripAddRelu& op) {
-  return work(broadcast(op));
-}
 
 void run(const StripPool& op, int64_t begin, int64_t end) {
   reduce<false>(reduction(op), begin, end);
@@ -249,14 +198,6 @@ void run(const StripPool& op, int64_t begin, int64_t end) {
 
 void run(const StripAddReluBackward& op, int64_t begin, int64_t end) {
   reduce<true>(reduction(op), begin, end);
-}
-
-void run(const StripPoolBackward& op, int64_t begin, int64_t end) {
-  spread(broadcast(op), begin, end);
-}
-
-void run(const StripAddRelu& op, int64_t begin, int64_t end) {
-  spread(broadcast(op), begin, end);
 }
 
 }  // namespace stripctx::cpu

@@ -1,0 +1,128 @@
+// The broadcast of rows and columns back to a map on the CPU: strip pooling's gradient, and
+// relu(rows + cols). Every map is written once.
+//
+// A contiguous map is divided into its N*C planes, a channels_last one into rows of pixels.
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/planes.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+template <class A>
+Vec<A> rectified(const Vec<A>& value) {
+  return value < 0 ? Vec<A>{} : value;  // NaN stays
+}
+
+template <bool kRelu, class A>
+Vec<A> sum(const Vec<A>& column, A row) {
+  const Vec<A> value = column + row;
+  return kRelu ? rectified<A>(value) : value;
+}
+
+// `count` strips, scaled.
+template <class T, class A = Accumulate<T>>
+void scale(const T* strip, int64_t count, A factor, A* scaled) {
+  for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
+    cpu::store(scaled + i, load_some(strip + i) * factor);
+  });
+}
+
+// A plane, from its rows and columns. A few vectors of columns stay in registers over all rows; the
+// last of them overlaps the one before it.
+template <class T, bool kRelu>
+void broadcast_plane(const Accumulate<T>* rows, const Accumulate<T>* columns, int64_t H, int64_t W,
+                     T* out, int64_t stride) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  if (W < lanes) {
+    const Vec<A> column = load(columns);
+    for (int64_t h = 0; h < H; ++h) {
+      store(out + h * stride, sum<kRelu>(column, rows[h]), static_cast<int>(W));
+    }
+    return;
+  }
+  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
+    const int64_t last = std::min(w + (kVectors - 1) * lanes, W - lanes);
+    const auto position = [&](int v) { return v < kVectors - 1 ? w + v * lanes : last; };
+    Vec<A> column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = load(columns + position(v));
+    T* row = out;
+    for (int64_t h = 0; h < H; ++h, row += stride) {
+      for (int v = 0; v < kVectors; ++v) {
+        store(row + position(v), sum<kRelu>(column[v], rows[h]));
+      }
+    }
+  });
+}
+
+template <class T, bool kRelu>
+void broadcast_planes(const StripBroadcast& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
+  std::vector<A> rows(H + kLanes<A>), columns(W + kLanes<A>);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
+    scale(at<const T>(op.rows, n, c, 0, 0), H, A(op.row_factor), rows.data());
+    scale(at<const T>(op.cols, n, c, 0, 0), W, A(op.col_factor), columns.data());
+    broadcast_plane<T, kRelu>(rows.data(), columns.data(), H, W, at<T>(op.out, n, c, 0, 0),
+                              op.out.stride[2]);
+  }
+}
+
+template <class T, bool kRelu>
+void broadcast_pixel_rows(const StripBroadcast& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / H, h = item % H;
+    const T* row = at<const T>(op.rows, n, 0, h, 0);
+    for (int64_t w = 0; w < W; ++w) {
+      const T* column = at<const T>(op.cols, n, 0, 0, w);
+      T* out = at<T>(op.out, n, 0, h, w);
+      for_vectors<A>(C, [&](int64_t c, auto load_some, auto store_some) {
+        const Vec<A> value =
+            load_some(column + c) * A(op.col_factor) + load_some(row + c) * A(op.row_factor);
+        store_some(out + c, kRelu ? rectified<A>(value) : value);
+      });
+    }
+  }
+}
+
+void spread(const StripBroadcast& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.out.dtype, [&]<class T>() {
+    if (op.out.channels_last()) {
+      return op.rectify ? broadcast_pixel_rows<T, true>(op, begin, end)
+                        : broadcast_pixel_rows<T, false>(op, begin, end);
+    }
+    op.rectify ? broadcast_planes<T, true>(op, begin, end)
+               : broadcast_planes<T, false>(op, begin, end);
+  });
+}
+
+Work work(const StripBroadcast& op) {
+  const int64_t items = op.out.size[0] * op.out.size[op.out.channels_last() ? 2 : 1];
+  return share(items, op.out.numel());
+}
+
+}  // namespace
+
+Work work(const StripPoolBackward& op) {
+  return work(broadcast(op));
+}
+Work work(const StripAddRelu& op) {
+  return work(broadcast(op));
+}
+
+void run(const StripPoolBackward& op, int64_t begin, int64_t end) {
+  spread(broadcast(op), begin, end);
+}
+
+void run(const StripAddRelu& op, int64_t begin, int64_t end) {
+  spread(broadcast(op), begin, end);
+}
+
+}  // namespace stripctx::cpu
