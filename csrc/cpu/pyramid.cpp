@@ -106,12 +106,13 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
   if (pools_channels_last(op.x, op.levels)) {
     return pool_channels<T, Sums<A>>(
         op.x, op.levels, begin, end,
-        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, const Sums<A>& sums) {
+        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, int64_t pitch,
+            const Sums<A>& sums) {
           T* out = at<T>(op.levels[k], n, c, i, 0);
           for (int64_t j = 0; j < op.levels[k].size[3]; ++j, out += op.levels[k].stride[3]) {
             const A size = sizes[k][i * op.levels[k].size[3] + j];
             for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-              store_some(out + b, sums.load(j * kPoolChannels + b).value / size);
+              store_some(out + b, sums.load(j * pitch + b).value / size);
             });
           }
         });

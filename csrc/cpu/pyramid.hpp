@@ -20,9 +20,12 @@
 
 namespace stripctx::cpu {
 
-constexpr int64_t kPoolChannels = 128;  // of one work item on the channels_last path
-constexpr int kPoolVectors = 8;         // of them, whose running results stay in registers
-constexpr int64_t kLongestCell = 64;    // rows: sums of sums are more exact than one long sum
+constexpr int64_t kPoolChannels = 128;        // of one work item on the channels_last path
+constexpr int kPoolVectors = 8;               // of channels whose running results stay in registers
+constexpr int64_t kPoolPixels = 4;            // whole pixels that are read side by side, or more:
+constexpr int64_t kPoolElements = 8192;       // of them that the innermost cache holds
+constexpr int64_t kPoolResults = 128 * 1024;  // bytes of running results that the next cache holds
+constexpr int64_t kLongestCell = 64;          // rows: sums of sums are more exact than one long sum
 
 // The cells of a map and the bins of its levels, each axis by itself.
 struct PoolGrid {
@@ -81,43 +84,46 @@ std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map) {
   return result;
 }
 
-// From a row of cells to the bins of all levels, for kWidth channels side by side.
-template <class A, class Row, int64_t kWidth>
+// From a row of cells to the bins of all levels, for `width` channels side by side, whole vectors;
+// kWidth is the width where it is known.
+template <class A, class Row, int64_t kWidth = 0>
 class Pooler {
  public:
-  PoolGrid grid;
-  Row cells;  // kWidth results for each cell of the row
+  const int64_t width;
+  Row cells;  // `width` results for each cell of the row
 
-  Pooler(const View& map, const Levels& levels)
-      : grid(map, levels), cells(grid.columns.count() * kWidth) {
-    for (const int64_t bins : levels.bins(3)) {
-      levels_.push_back({Row(bins * kWidth), Row(bins * kWidth)});
+  explicit Pooler(const PoolGrid& grid, int64_t width = kWidth)
+      : width(width), cells(grid.columns.count() * width), grid_(grid) {
+    for (const PoolGrid::Axis& across : grid.across) {
+      const int64_t bins = across.cells.size();
+      levels_.push_back({Row(bins * width), Row(bins * width)});
     }
   }
 
   // Row cell r is complete: calls finish(level, i, results) for every bin row that ends with it.
   template <class Finish>
   void close(int64_t r, Finish&& finish) {
+    const int64_t width = kWidth > 0 ? kWidth : this->width;
     for (size_t k = 0; k < levels_.size(); ++k) {
       auto& [ready, open] = levels_[k];
-      const auto& across = grid.across[k].cells;
+      const auto& across = grid_.across[k].cells;
       for (size_t j = 0; j < across.size(); ++j) {
-        for (int64_t i = 0; i < kWidth; i += kLanes<A>) {
-          auto lanes = cells.load(across[j].begin * kWidth + i);
+        for (int64_t i = 0; i < width; i += kLanes<A>) {
+          auto lanes = cells.load(across[j].begin * width + i);
           for (int64_t cell = across[j].begin + 1; cell < across[j].end; ++cell) {
-            lanes = merge(lanes, cells.load(cell * kWidth + i));
+            lanes = merge(lanes, cells.load(cell * width + i));
           }
-          ready.store(j * kWidth + i, lanes);
+          ready.store(j * width + i, lanes);
         }
       }
-      const PoolGrid::Axis& down = grid.down[k];
+      const PoolGrid::Axis& down = grid_.down[k];
       for (int64_t i = down.over[r].begin; i < down.over[r].end; ++i) {
         const bool begins = down.cells[i].begin == r, ends = down.cells[i].end == r + 1;
         if (begins && ends) {
           finish(static_cast<int>(k), i, ready);
           continue;
         }
-        for (size_t q = 0; q < across.size() * kWidth; q += kLanes<A>) {
+        for (size_t q = 0; q < across.size() * width; q += kLanes<A>) {
           open.store(q, begins ? ready.load(q) : merge(open.load(q), ready.load(q)));
         }
         if (ends) finish(static_cast<int>(k), i, open);
@@ -131,30 +137,38 @@ class Pooler {
   struct Level {
     Row ready, open;
   };
+  const PoolGrid& grid_;
   std::vector<Level> levels_;
 };
 
 // Gathers the rows of a cell of one plane position by position, in `out` from `to` on. Running
-// results stay in registers while rows pass by.
+// results stay in registers while rows pass by. The last vector of a row overlaps the one before
+// it, which costs less than a masked load.
 template <class T, class Row>
 void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t to) {
   constexpr int64_t lanes = kLanes<Accumulate<T>>;
   const int64_t W = x.size[3];
-  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
-    const int64_t last = W - w - (kVectors - 1) * lanes;  // columns of the last vector
+  const auto gather = [&]<int kVectors>(int64_t w, auto load_some) {
+    const int64_t last = std::max<int64_t>(0, std::min(w + (kVectors - 1) * lanes, W - lanes));
+    const auto column = [&](int v) { return v < kVectors - 1 ? w + v * lanes : last; };
     typename Row::Lanes gathered[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      gathered[v] = Row::nothing(Row::along(W, rows.begin, w + v * lanes));
+      gathered[v] = Row::nothing(Row::along(W, rows.begin, column(v)));
     }
     for (int64_t h = rows.begin; h < rows.end; ++h) {
-      const T* row = map + h * x.stride[2] + w;
-      for (int v = 0; v < kVectors; ++v, row += lanes) {
-        const bool whole = v < kVectors - 1 || last >= lanes;
-        gathered[v].take(whole ? load(row) : load(row, static_cast<int>(last)),
-                         Row::along(W, h, w + v * lanes));
+      const T* row = map + h * x.stride[2];
+      for (int v = 0; v < kVectors; ++v) {
+        gathered[v].take(load_some(row + column(v)), Row::along(W, h, column(v)));
       }
     }
-    for (int v = 0; v < kVectors; ++v) out.store(to + w + v * lanes, gathered[v]);
+    for (int v = 0; v < kVectors; ++v) out.store(to + column(v), gathered[v]);
+  };
+  if (W < lanes) {
+    const int narrow = static_cast<int>(W);
+    return gather.template operator()<1>(0, [narrow](const T* p) { return load(p, narrow); });
+  }
+  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
+    gather.template operator()<kVectors>(w, [](const T* p) { return load(p); });
   });
 }
 
@@ -165,9 +179,10 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
   using A = Accumulate<T>;
   constexpr int64_t kPlanes = kLanes<A>;
   const int64_t C = x.size[1], W = x.size[3];
-  Pooler<A, Row, kPlanes> pooler(x, levels);
-  const Cells& rows = pooler.grid.rows;
-  const Shortening<A> shorten(pooler.grid.columns);
+  const PoolGrid grid(x, levels);
+  Pooler<A, Row, kPlanes> pooler(grid);
+  const Cells& rows = grid.rows;
+  const Shortening<A> shorten(grid.columns);
   const bool shortens = shorten.length < W;
   const int64_t length = ceil_div(shorten.length, kPlanes) * kPlanes;
   const int64_t pitch = length + (shortens ? kPlanes : 0);
@@ -194,7 +209,7 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
         for (int64_t w = 0; w < length; w += kPlanes) {
           turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);
         }
-        for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
+        for (int64_t k = 0; k < grid.columns.count(); ++k) {
           const Span cell = shorten.cells[k];
           auto lanes = turned.load(cell.begin * kPlanes);
           for (int64_t w = cell.begin + 1; w < cell.end; ++w) {
@@ -214,44 +229,73 @@ void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end
   }
 }
 
-// finish(level, n, c, count, i, results): elements j * kPoolChannels + (0 ... count - 1) of the
-// results are bin (i, j) of channels c, c + 1, ...
+// Takes a rectangle of pixels into the running results of `count` channels, or begins with them.
+template <class T, class Row>
+void take_pixels(const View& x, const T* map, const Span& rows, const Span& columns, bool begins,
+                 int64_t count, Row& out, int64_t to) {
+  using A = Accumulate<T>;
+  const int64_t W = x.size[3];
+  for_vector_groups<A, kPoolVectors>(count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
+    typename Row::Lanes gathered[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gathered[v] = begins ? Row::nothing(Row::same(W, rows.begin, columns.begin))
+                           : out.load(to + i + v * kLanes<A>);
+    }
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      const T* pixel = map + h * x.stride[2] + columns.begin * x.stride[3] + i;
+      for (int64_t w = columns.begin; w < columns.end; ++w, pixel += x.stride[3]) {
+        for (int v = 0; v < kVectors; ++v) {
+          gathered[v].take(load_some(pixel + v * kLanes<A>), Row::same(W, h, w));
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) out.store(to + i + v * kLanes<A>, gathered[v]);
+  });
+}
+
+// Gathers the pixels of a cell, as many at a time as the innermost cache holds: running results
+// stay in registers while they pass by, and whole pixels are read one after another.
+template <class T, class Row>
+void gather_pixels(const View& x, const T* map, const Span& rows, const Span& columns,
+                   int64_t count, Row& out, int64_t to) {
+  const int64_t pixels = std::max(kPoolPixels, kPoolElements / count);
+  const int64_t wide = std::min(pixels, columns.size()), tall = pixels / wide;
+  for (int64_t h = rows.begin; h < rows.end; h += tall) {
+    for (int64_t w = columns.begin; w < columns.end; w += wide) {
+      take_pixels(x, map, {h, std::min(h + tall, rows.end)}, {w, std::min(w + wide, columns.end)},
+                  h == rows.begin && w == columns.begin, count, out, to);
+    }
+  }
+}
+
+// finish(level, n, c, count, i, pitch, results): elements j * pitch + (0 ... count - 1) of the
+// results are bin (i, j) of channels c, c + 1, ... Neighbouring items of one image are done
+// together, so that a thread reads long runs.
 template <class T, class Row, class Finish>
 void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t end,
                    Finish&& finish) {
   using A = Accumulate<T>;
-  const int64_t C = x.size[1], W = x.size[3], blocks = ceil_div(C, kPoolChannels);
-  Pooler<A, Row, kPoolChannels> pooler(x, levels);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / blocks, c = item % blocks * kPoolChannels;
-    const int64_t count = std::min(kPoolChannels, C - c);
-    for (int64_t r = 0; r < pooler.grid.rows.count(); ++r) {
-      const Span rows = pooler.grid.rows[r];
-      for (int64_t k = 0; k < pooler.grid.columns.count(); ++k) {
-        const Span columns = pooler.grid.columns[k];
-        for_vector_groups<A, kPoolVectors>(
-            count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
-              typename Row::Lanes gathered[kVectors];
-              for (int v = 0; v < kVectors; ++v) {
-                gathered[v] = Row::nothing(Row::same(W, rows.begin, columns.begin));
-              }
-              for (int64_t h = rows.begin; h < rows.end; ++h) {
-                const T* pixel = at<const T>(x, n, c + i, h, columns.begin);
-                for (int64_t w = columns.begin; w < columns.end; ++w, pixel += x.stride[3]) {
-                  for (int v = 0; v < kVectors; ++v) {
-                    gathered[v].take(load_some(pixel + v * kLanes<A>), Row::same(W, h, w));
-                  }
-                }
-              }
-              for (int v = 0; v < kVectors; ++v) {
-                pooler.cells.store(k * kPoolChannels + i + v * kLanes<A>, gathered[v]);
-              }
-            });
+  const int64_t C = x.size[1], blocks = ceil_div(C, kPoolChannels);
+  const PoolGrid grid(x, levels);
+  int64_t results = grid.columns.count();  // of a channel
+  for (const int64_t bins : levels.bins(3)) results += 2 * bins;
+  const int64_t bytes = results * kPoolChannels * sizeof(typename Row::Lanes) / kLanes<A>;
+  const int64_t most = std::max<int64_t>(1, kPoolResults / bytes);
+  Pooler<A, Row> pooler(grid, std::min({most, blocks, end - begin}) * kPoolChannels);
+  for (int64_t item = begin; item < end;) {
+    const int64_t n = item / blocks, first = item % blocks, c = first * kPoolChannels;
+    const int64_t together = std::min({most, end - item, blocks - first});
+    const int64_t count = std::min(together * kPoolChannels, C - c);
+    for (int64_t r = 0; r < grid.rows.count(); ++r) {
+      for (int64_t k = 0; k < grid.columns.count(); ++k) {
+        gather_pixels(x, at<const T>(x, n, c, 0, 0), grid.rows[r], grid.columns[k], count,
+                      pooler.cells, k * pooler.width);
       }
       pooler.close(r, [&](int level, int64_t i, const Row& results) {
-        finish(level, n, c, count, i, results);
+        finish(level, n, c, count, i, pooler.width, results);
       });
     }
+    item += together;
   }
 }
 

@@ -108,13 +108,14 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
   if (pools_channels_last(op.x, op.levels)) {
     return pool_channels<T, Bests<A>>(
         op.x, op.levels, begin, end,
-        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, const Bests<A>& bests) {
+        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, int64_t pitch,
+            const Bests<A>& bests) {
           const View &level = op.levels[k], &indices = op.indices[k];
           for (int64_t j = 0; j < level.size[3]; ++j) {
             T* out = at<T>(level, n, c, i, 0) + j * level.stride[3];
             int64_t* index = at<int64_t>(indices, n, c, i, 0) + j * indices.stride[3];
             for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-              const auto best = bests.load(j * kPoolChannels + b);
+              const auto best = bests.load(j * pitch + b);
               store_some(out + b, best.value);
               best.store_index(index + b, count - b);
             });
