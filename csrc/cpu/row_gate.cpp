@@ -12,7 +12,8 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kChannelBlock = 64;  // channels of one work item of the channels_last backward
+constexpr int64_t kChannelBlock = 64;    // channels of one work item of the channels_last backward
+constexpr int64_t kGatesTogether = 192;  // of several planes, where the map is contiguous
 
 template <class A>
 Samples<A> row_samples(const View& x, const View& logits) {
@@ -110,50 +111,77 @@ void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
   }
 }
 
+// Adds the products of a plane's grad and x to the sums, a vector a gate, and writes its grad_x.
+// Rows that lie between the same two logits are added in registers. Not inlined: its loops need all
+// registers that there are.
+template <class T, class A = Accumulate<T>>
+[[gnu::noinline]] void gate_backward_plane(const RowGateBackward& op, int64_t n, int64_t c,
+                                           const Samples<A>& samples, const A* gate, A* sums) {
+  const int64_t H = op.x.size[2], W = op.x.size[3], grad_stride = op.grad.stride[2],
+                x_stride = op.x.stride[2], grad_x_stride = op.grad_x.stride[2];
+  const Sample<A>* sample = samples.sample.data();
+  const T *grad = at<const T>(op.grad, n, c, 0, 0), *x = at<const T>(op.x, n, c, 0, 0);
+  T* grad_x = at<T>(op.grad_x, n, c, 0, 0);
+  for (int64_t h = 0; h < H;) {
+    const int64_t first = sample[h].first, second = sample[h].second;
+    Vec<A> low{}, high{};  // of the rows between these two logits
+    for (; h < H && sample[h].first == first; ++h) {
+      const Sample<A>& s = sample[h];
+      const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];
+      Vec<A> row{};
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+        const Vec<A> g = load_some(grad + w);
+        row += g * load_some(x + w);
+        store_some(grad_x + w, g * factor);
+      });
+      low += s.first_weight * row;
+      high += s.second_weight * row;
+      grad += grad_stride;
+      x += x_stride;
+      grad_x += grad_x_stride;
+    }
+    A *below = sums + first * kLanes<A>, *above = sums + second * kLanes<A>;
+    cpu::store(below, load(below) + low);
+    cpu::store(above, load(above) + high);
+  }
+}
+
+// Several planes at a time: their gates are made together before, and their logits' gradients
+// after, so that no plane waits for its own.
 template <class T>
 void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
+  constexpr int lanes = kLanes<A>;
+  const int64_t C = op.x.size[1], L = op.logits.size[2];
+  const int64_t together = std::max<int64_t>(1, kGatesTogether / L);
+  const int64_t length = padded<A>(together * L) + lanes;
   const auto samples = row_samples<A>(op.x, op.logits);
-  std::vector<A> gate(padded<A>(L)), sums(padded<A>(L) * kLanes<A>);  // a vector a gate
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t n = plane / C, c = plane % C;
-    const T* logits = at<const T>(op.logits, n, c, 0, 0);
-    gates(logits, op.logits.stride[2], L, gate.data());
-    std::fill(sums.begin(), sums.end(), A(0));
-    const T* grad = at<const T>(op.grad, n, c, 0, 0);
-    const T* x = at<const T>(op.x, n, c, 0, 0);
-    T* grad_x = at<T>(op.grad_x, n, c, 0, 0);
-    for (int64_t h = 0; h < H;) {
-      const int64_t first = samples[h].first, second = samples[h].second;
-      Vec<A> low{}, high{};  // of the rows between these two logits
-      for (; h < H && samples[h].first == first; ++h) {
-        const Sample<A>& s = samples[h];
-        const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];
-        Vec<A> row{};
-        for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
-          const Vec<A> g = load_some(grad + w);
-          row += g * load_some(x + w);
-          store_some(grad_x + w, g * factor);
-        });
-        low += s.first_weight * row;
-        high += s.second_weight * row;
-        grad += op.grad.stride[2];
-        x += op.x.stride[2];
-        grad_x += op.grad_x.stride[2];
-      }
-      A* sum = sums.data() + first * kLanes<A>;
-      store(sum, load(sum) + low);
-      sum = sums.data() + second * kLanes<A>;
-      store(sum, load(sum) + high);
+  std::vector<A> logits(length), gate(length), sums(length * lanes);
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t last = std::min(first + together, end), count = (last - first) * L;
+    for (int64_t p = first; p < last; ++p) {
+      read(at<const T>(op.logits, p / C, p % C, 0, 0), op.logits.stride[2], L,
+           logits.data() + (p - first) * L);
     }
-    read(logits, op.logits.stride[2], L, gate.data());
-    T* grad_logits = at<T>(op.grad_logits, n, c, 0, 0);
-    for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
-      Vec<A> each[kLanes<A>];
-      for (int i = 0; i < kLanes<A>; ++i) each[i] = load(sums.data() + (l + i) * kLanes<A>);
-      store_some(grad_logits + l, sum_each<kLanes<A>>(each) * sigmoid(load(gate.data() + l)).slope);
+    for_vectors<A>(count, [&](int64_t i, auto, auto) {
+      store(gate.data() + i, sigmoid(load(logits.data() + i)).gate);
     });
+    std::fill_n(sums.begin(), count * lanes, A(0));
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t i = (p - first) * L;
+      gate_backward_plane<T>(op, p / C, p % C, samples, gate.data() + i, sums.data() + i * lanes);
+    }
+    for_vectors<A>(count, [&](int64_t i, auto, auto) {
+      Vec<A> each[lanes];
+      for (int k = 0; k < lanes; ++k) each[k] = load(sums.data() + (i + k) * lanes);
+      store(gate.data() + i, sum_each<lanes>(each) * sigmoid(load(logits.data() + i)).slope);
+    });
+    for (int64_t p = first; p < last; ++p) {
+      T* grad_logits = at<T>(op.grad_logits, p / C, p % C, 0, 0);
+      for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
+        store_some(grad_logits + l, load(gate.data() + (p - first) * L + l));
+      });
+    }
   }
 }
 
