@@ -1,36 +1,40 @@
 // The encoding layer on the CPU (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4): reads x once.
 //
 // A work item owns a run of one image's tiles and writes one part of that image's sums. For each
-// tile, in the second-level cache: distances by the residual form, positions in lanes; softmax over
-// K; then sums with codewords in lanes. Two multiply-adds for each position, codeword and
-// dimension.
+// tile, panel by panel: distances by the residual form, positions in lanes; softmax over K; then,
+// again panel by panel, sums with codewords in lanes. Two multiply-adds for each position, codeword
+// and dimension.
 #include "cpu/encoding_tile.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-// distances[k][i] += |x_i - c_k|^2 for kCodeBlock codewords, over the dimensions [first, end).
+// distances[k][i] += |x_i - c_k|^2 for kCodeBlock codewords, over a panel's dimensions.
 template <class A>
-void block_distances(const A* tile, const A* codewords, int64_t D, int64_t first, int64_t end,
+void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t depth,
                      A* distances) {
   constexpr int lanes = kLanes<A>;
   Vec<A> sum[kCodeBlock][kTileVectors]{};
-  for (int64_t d = first; d < end; ++d) {
+  for (int64_t d = 0; d < depth; ++d) {
     Vec<A> x[kTileVectors];
+#pragma GCC unroll 8
     for (int v = 0; v < kTileVectors; ++v) {
-      x[v] = load(tile + d * kTile<A> + v * lanes);
+      x[v] = load(panel + d * kTile<A> + v * lanes);
       hold<A>(x[v]);
     }
+#pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {
-      const A code = codewords[k * D + d];
+#pragma GCC unroll 8
       for (int v = 0; v < kTileVectors; ++v) {
-        const Vec<A> residual = x[v] - code;
+        const Vec<A> residual = minus_each(x[v], codewords + d * stride + k);
         sum[k][v] += residual * residual;
       }
     }
   }
+#pragma GCC unroll 8
   for (int k = 0; k < kCodeBlock; ++k) {
+#pragma GCC unroll 8
     for (int v = 0; v < kTileVectors; ++v) {
       add(distances + k * kTile<A> + v * lanes, sum[k][v]);
     }
@@ -48,16 +52,18 @@ class Encoder {
     const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
     std::fill(work_.sums.begin(), work_.sums.end(), A(0));
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
-      load_tile<T>(op_.x, n, first, count, work_.tile.data());
+      const Tile<T> tile{op_.x, n, first, count};
       A* assignments = work_.assignments.data();
       std::fill(work_.assignments.begin(), work_.assignments.end(), A(0));
-      for_blocks(K, D, [&](int64_t k, int64_t d, int64_t end) {
-        block_distances(work_.tile.data(), work_.codewords.data() + k * D, D, d, end,
-                        assignments + k * kTile<A>);
+      for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
+        block_distances(work_.panel.data(), work_.codewords.data() + d * work_.stride + k,
+                        work_.stride, depth, assignments + k * kTile<A>);
       });
       assign(assignments, work_.scale, K, assignments);
       clear_tail(assignments, K, count);
-      work_.weigh_tile(assignments, count);
+      work_.turn(assignments);
+      for_panels(tile, work_.panel.data(),
+                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count); });
     });
     A* encoded = static_cast<A*>(op_.partials.data) + item * K * D;
     transpose(work_.sums.data(), work_.stride, D, K, encoded, D);

@@ -1,8 +1,10 @@
-// What the encoding layer's forward and backward share on the CPU: how work is cut, a tile of
-// positions that stays in the second-level cache, softmax over it, and products with it.
+// What the encoding layer's forward and backward share on the CPU: how work is cut, panels of a
+// tile of positions that stay in the first-level cache, softmax over a tile, and products with it.
 //
-// A tile is (D, kTile) in the accumulation type, positions fastest, whatever the map's layout; for
-// D = 512 in float32 it is 128 KB. Arrays over codewords and positions are (K, kTile).
+// A panel is (kPanel, kTile) in the accumulation type, positions fastest, whatever the map's
+// layout; in float32 it is 16 KB. A tile's panels come from the second-level cache when they are
+// read again. Arrays over codewords and positions are (K, kTile), codewords and their gradient (D,
+// stride).
 #pragma once
 
 #include <algorithm>
@@ -22,7 +24,10 @@ constexpr int kTileVectors = 4;
 template <class A>
 constexpr int kTile = kTileVectors * kLanes<A>;
 
-// Codewords that share one read of a tile: as many sums as half of the registers hold.
+// Dimensions of a panel.
+constexpr int64_t kPanel = 64;
+
+// Codewords that share one read of a panel: as many sums as half of the registers hold.
 constexpr int kCodeBlock = kVectorBytes == 64 ? 4 : 2;
 
 // Scratch memory on a cache line's boundary: no vector in it straddles two.
@@ -38,13 +43,31 @@ struct LineAllocator {
 template <class A>
 using Scratch = std::vector<A, LineAllocator<A>>;
 
-// Keeps a value that is used many times in its register; g++ would load or broadcast it anew.
+// Keeps a value that is used many times in its register; g++ would load or broadcast it anew. All
+// that is kept is computed before anything that uses it.
 template <class A>
 inline void hold(Vec<A>& value) {
 #if defined(__AVX512F__)
   asm("" : "+v"(value));
 #elif defined(__x86_64__)
   asm("" : "+x"(value));
+#endif
+}
+
+// value - *each in every lane. AVX-512 broadcasts the operand of a subtraction for nothing, where a
+// broadcast of its own, which g++ makes of any scalar used twice, takes one of the adders' turns.
+template <class A>
+inline Vec<A> minus_each(const Vec<A>& value, const A* each) {
+#if defined(__AVX512F__)
+  Vec<A> difference;
+  if constexpr (sizeof(A) == 4) {
+    asm("vsubps %2%{1to16%}, %1, %0" : "=v"(difference) : "v"(value), "m"(*each));
+  } else {
+    asm("vsubpd %2%{1to8%}, %1, %0" : "=v"(difference) : "v"(value), "m"(*each));
+  }
+  return difference;
+#else
+  return value - *each;
 #endif
 }
 
@@ -89,59 +112,85 @@ inline bool positions_fastest(const View& map) {
   return map.stride[3] == 1 || map.size[3] == 1;
 }
 
-// Reads `count` positions from `first` on; what lies beyond becomes 0.
+// The positions [first, first + count) of image n.
 template <class T>
-void load_tile(const View& map, int64_t n, int64_t first, int64_t count, Accumulate<T>* tile) {
+struct Tile {
   using A = Accumulate<T>;
-  const int64_t D = map.size[1];
-  const T* source = static_cast<const T*>(map.data) + n * map.stride[0] + first * map.stride[3];
-  if (count < kTile<A>) std::fill(tile, tile + D * kTile<A>, A(0));
-  if (!positions_fastest(map)) {
-    return transpose(source, map.stride[3], count, D, tile, kTile<A>);
+
+  const View& map;
+  int64_t n, first, count;
+
+  // The dimensions [d, d + depth) as a panel; what lies beyond the positions becomes 0.
+  void load(int64_t d, int64_t depth, A* panel) const {
+    if (count < kTile<A>) std::fill(panel, panel + depth * kTile<A>, A(0));
+    const T* source = at(d);
+    if (!positions_fastest(map)) {
+      return transpose(source, map.stride[3], count, depth, panel, kTile<A>);
+    }
+    for (int64_t row = 0; row < depth; ++row) {
+      for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
+        cpu::store(panel + row * kTile<A> + i, load_some(source + row * map.stride[1] + i));
+      });
+    }
   }
-  constexpr int64_t kAhead = 12;  // rows: a row is too short for the hardware to see a stream
-  for (int64_t d = 0; d < D; ++d) {
-    const T* ahead = source + std::min(d + kAhead, D - 1) * map.stride[1];
-    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(ahead + i);
-    for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-      store(tile + d * kTile<A> + i, load_some(source + d * map.stride[1] + i));
-    });
+
+  void store(const A* panel, int64_t d, int64_t depth) const {
+    T* target = at(d);
+    if (!positions_fastest(map)) {
+      return transpose(panel, kTile<A>, depth, count, target, map.stride[3]);
+    }
+    for (int64_t row = 0; row < depth; ++row) {
+      for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {
+        store_some(target + row * map.stride[1] + i, cpu::load(panel + row * kTile<A> + i));
+      });
+    }
+  }
+
+  // Asks for a part of the rows that hold the dimensions [d, d + depth): each is too short for the
+  // hardware to see a stream.
+  void prefetch(int64_t d, int64_t depth, int64_t part, int64_t parts) const {
+    asm volatile("");  // g++ drops calls of what does nothing but prefetch
+    const bool across = positions_fastest(map);
+    const int64_t rows = across ? depth : count, length = across ? count : depth;
+    const T* row = at(d);
+    for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
+      const T* begin = row + r * map.stride[across ? 1 : 3];
+      for (int64_t i = 0; i < length; i += 64 / sizeof(T)) __builtin_prefetch(begin + i, 0, 2);
+    }
+  }
+
+ private:
+  T* at(int64_t d) const { return stripctx::at<T>(map, n, d, 0, first); }
+};
+
+// Calls run(d, depth) for the tile's panels, one after the other loaded into `panel`.
+template <class T, class Run>
+void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Run&& run) {
+  const int64_t D = tile.map.size[1];
+  for (int64_t d = 0; d < D; d += kPanel) {
+    const int64_t depth = std::min(kPanel, D - d);
+    tile.load(d, depth, panel);
+    run(d, depth);
   }
 }
 
-template <class T>
-void store_tile(const Accumulate<T>* tile, const View& map, int64_t n, int64_t first,
-                int64_t count) {
-  using A = Accumulate<T>;
-  const int64_t D = map.size[1];
-  T* target = static_cast<T*>(map.data) + n * map.stride[0] + first * map.stride[3];
-  if (!positions_fastest(map)) {
-    return transpose(tile, kTile<A>, D, count, target, map.stride[3]);
-  }
-  for (int64_t d = 0; d < D; ++d) {
-    for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {
-      store_some(target + d * map.stride[1] + i, load(tile + d * kTile<A> + i));
-    });
-  }
-}
-
-// (K, D) rows in the accumulation type, followed by zeros up to a whole block of codewords.
-template <class A>
-Scratch<A> padded_rows(const void* rows, int64_t K, int64_t D) {
-  Scratch<A> padded(ceil_div(K, kCodeBlock) * kCodeBlock * D);
-  std::copy_n(static_cast<const A*>(rows), K * D, padded.begin());
-  return padded;
-}
-
-// Calls run(k, d, end of d) for blocks of codewords and dimensions; the tile's 64 rows d stay in
-// the first-level cache for all codewords. Sums over a block are added to those before it: a single
-// running sum over D = 512 would lose three bits more.
-template <class Run>
-void for_blocks(int64_t K, int64_t D, Run&& run) {
-  constexpr int64_t kDimensions = 64;
-  for (int64_t d = 0; d < D; d += kDimensions) {
-    for (int64_t k = 0; k < K; k += kCodeBlock) run(k, d, std::min(d + kDimensions, D));
-  }
+// Calls run(k, d, depth) for each panel and, with the panel in the first-level cache, blocks of
+// codewords, and meanwhile asks for what comes next. Sums over a panel are added to those before
+// it: a single running sum over D = 512 would lose three bits more.
+template <class T, class Run>
+void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel, Run&& run) {
+  const int64_t D = tile.map.size[1], blocks = ceil_div(K, kCodeBlock);
+  const int64_t next = tile.first + tile.count;
+  const int64_t left = std::min<int64_t>(kTile<Accumulate<T>>, tile.map.size[3] - next);
+  for_panels(tile, panel, [&](int64_t d, int64_t depth) {
+    const bool last = d + depth == D;
+    const Tile<T> ahead{tile.map, tile.n, last ? next : tile.first, last ? left : tile.count};
+    const int64_t from = last ? 0 : d + depth;
+    for (int64_t block = 0; block < blocks; ++block) {
+      run(block * kCodeBlock, d, depth);
+      if (ahead.count > 0) ahead.prefetch(from, std::min(kPanel, D - from), block, blocks);
+    }
+  });
 }
 
 template <class A>
@@ -196,10 +245,12 @@ void add_rows(const A* rows, int64_t K, A* sums) {
 namespace detail {
 
 template <class A, int kDepth, int kVectors>
-inline void weigh_block(const A* tile, const A* codewords, const A* weights, int64_t stride,
+inline void weigh_block(const A* panel, const A* codewords, const A* weights, int64_t stride,
                         int64_t count, A* sums) {
   Vec<A> code[kDepth][kVectors], sum[kDepth][kVectors];
+#pragma GCC unroll 8
   for (int j = 0; j < kDepth; ++j) {
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       code[j][v] = load(codewords + j * stride + v * kLanes<A>);
       sum[j][v] = load(sums + j * stride + v * kLanes<A>);
@@ -208,16 +259,26 @@ inline void weigh_block(const A* tile, const A* codewords, const A* weights, int
   }
   for (int64_t i = 0; i < count; ++i) {
     Vec<A> weight[kVectors];
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       weight[v] = load(weights + i * stride + v * kLanes<A>);
       hold<A>(weight[v]);
     }
+#pragma GCC unroll 8
     for (int j = 0; j < kDepth; ++j) {
-      const A x = tile[j * kTile<A> + i];
-      for (int v = 0; v < kVectors; ++v) sum[j][v] += weight[v] * (x - code[j][v]);
+      Vec<A> residual[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        residual[v] = minus_each(code[j][v], panel + j * kTile<A> + i);
+        hold<A>(residual[v]);
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[j][v] -= weight[v] * residual[v];
     }
   }
+#pragma GCC unroll 8
   for (int j = 0; j < kDepth; ++j) {
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) store(sums + j * stride + v * kLanes<A>, sum[j][v]);
   }
 }
@@ -225,25 +286,33 @@ inline void weigh_block(const A* tile, const A* codewords, const A* weights, int
 }  // namespace detail
 
 // sums[d][k] += sum over the first `count` positions of weights[i][k] (x_id - c_kd), codewords in
-// lanes: codewords and sums are (D, stride), weights (positions, stride), stride whole vectors.
+// lanes: codewords and sums are (depth, stride), weights (positions, stride), stride whole vectors.
 template <class A>
-void weigh(const A* tile, int64_t D, const A* codewords, const A* weights, int64_t stride,
+void weigh(const A* panel, int64_t depth, const A* codewords, const A* weights, int64_t stride,
            int64_t count, A* sums) {
-  constexpr int kDepth = kVectorBytes == 64 ? 4 : 2;
-  const auto blocks = [&]<int kVectors>(int64_t k) {
-    int64_t d = 0;
-    for (; d + kDepth <= D; d += kDepth) {
-      detail::weigh_block<A, kDepth, kVectors>(tile + d * kTile<A>, codewords + d * stride + k,
-                                               weights + k, stride, count, sums + d * stride + k);
-    }
-    for (; d < D; ++d) {
-      detail::weigh_block<A, 1, kVectors>(tile + d * kTile<A>, codewords + d * stride + k,
-                                          weights + k, stride, count, sums + d * stride + k);
+  const auto rows = [&]<int kDepth>(int64_t& d) {
+    for (; d + kDepth <= depth; d += kDepth) {
+      const auto block = [&]<int kVectors>(int64_t k) {
+        detail::weigh_block<A, kDepth, kVectors>(panel + d * kTile<A>, codewords + d * stride + k,
+                                                 weights + k, stride, count, sums + d * stride + k);
+      };
+      int64_t k = 0;
+      for (; k + 2 * kLanes<A> <= stride; k += 2 * kLanes<A>) block.template operator()<2>(k);
+      if (k < stride) block.template operator()<1>(k);
     }
   };
-  int64_t k = 0;
-  for (; k + 2 * kLanes<A> <= stride; k += 2 * kLanes<A>) blocks.template operator()<2>(k);
-  if (k < stride) blocks.template operator()<1>(k);
+  int64_t d = 0;
+  if constexpr (kVectorBytes == 64) rows.template operator()<6>(d);
+  rows.template operator()<2>(d);
+  rows.template operator()<1>(d);
+}
+
+// A parameter (K, D) as (D, stride), followed in each row by zeros.
+template <class A>
+void as_columns(const void* rows, int64_t K, int64_t D, Scratch<A>& columns) {
+  const int64_t stride = whole_vectors<A>(K);
+  columns.assign(D * stride, A(0));
+  transpose(static_cast<const A*>(rows), D, K, D, columns.data(), stride);
 }
 
 // What the work items of one call share, forward or backward, and the scratch that they reuse.
@@ -254,12 +323,11 @@ struct TileWork {
   const int64_t N, K, D;
   const int64_t stride;  // of arrays whose fastest dimension is K: whole vectors
   const A* const scale;
-  const Scratch<A> codewords;  // (K, D), as padded_rows
-  Scratch<A> code_columns;     // (D, stride)
-  Scratch<A> tile;             // (D, kTile)
-  Scratch<A> assignments;      // (K, kTile), up to a whole block of codewords
-  Scratch<A> weights;          // (kTile, stride)
-  Scratch<A> sums;             // (D, stride)
+  Scratch<A> codewords;    // (D, stride)
+  Scratch<A> panel;        // (kPanel, kTile)
+  Scratch<A> assignments;  // (stride, kTile)
+  Scratch<A> weights;      // (kTile, stride)
+  Scratch<A> sums;         // (D, stride)
 
   template <class Op>
   explicit TileWork(const Op& op)
@@ -268,19 +336,20 @@ struct TileWork {
         D(op.depth()),
         stride(whole_vectors<A>(K)),
         scale(static_cast<const A*>(op.scale.data)),
-        codewords(padded_rows<A>(op.codewords.data, K, D)),
-        code_columns(D * stride),
-        tile(D * kTile<A>),
-        assignments(ceil_div(K, kCodeBlock) * kCodeBlock * kTile<A>),
+        panel(kPanel * kTile<A>),
+        assignments(stride * kTile<A>),
         weights(kTile<A> * stride),
         sums(D * stride) {
-    transpose(codewords.data(), D, K, D, code_columns.data(), stride);
+    as_columns(op.codewords.data, K, D, codewords);
   }
 
-  // sums += the tile's sums over its first `count` positions of rows[k][i] (x_id - c_kd).
-  void weigh_tile(const A* rows, int64_t count) {
-    transpose(rows, kTile<A>, K, kTile<A>, weights.data(), stride);
-    weigh(tile.data(), D, code_columns.data(), weights.data(), stride, count, sums.data());
+  // Codewords into lanes: weights[i][k] = rows[k][i].
+  void turn(const A* rows) { transpose(rows, kTile<A>, K, kTile<A>, weights.data(), stride); }
+
+  // sums += the sums over a panel's first `count` positions of weights[i][k] (x_id - c_kd).
+  void weigh_panel(int64_t d, int64_t depth, int64_t count) {
+    weigh(panel.data(), depth, codewords.data() + d * stride, weights.data(), stride, count,
+          sums.data() + d * stride);
   }
 };
 
