@@ -42,6 +42,37 @@ inline void for_columns(int64_t W, int64_t lanes, Body&& body) {
   }
 }
 
+// Gathers the rows of a cell of one plane position by position, in `out` from `to` on. Running
+// results stay in registers while rows pass by. The last vector of a row overlaps the one before
+// it, which costs less than a masked load.
+template <class T, class Row>
+void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t to) {
+  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+  const int64_t W = x.size[3];
+  const auto gather = [&]<int kVectors>(int64_t w, auto load_some) {
+    const int64_t last = std::max<int64_t>(0, std::min(w + (kVectors - 1) * lanes, W - lanes));
+    const auto column = [&](int v) { return v < kVectors - 1 ? w + v * lanes : last; };
+    typename Row::Lanes gathered[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gathered[v] = Row::nothing(Row::along(W, rows.begin, column(v)));
+    }
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      const T* row = map + h * x.stride[2];
+      for (int v = 0; v < kVectors; ++v) {
+        gathered[v].take(load_some(row + column(v)), Row::along(W, h, column(v)));
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) out.store(to + column(v), gathered[v]);
+  };
+  if (W < lanes) {
+    const int narrow = static_cast<int>(W);
+    return gather.template operator()<1>(0, [narrow](const T* p) { return load(p, narrow); });
+  }
+  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
+    gather.template operator()<kVectors>(w, [](const T* p) { return load(p); });
+  });
+}
+
 // Row cells of several planes that are worked on at a time, so that a plane is read or written in
 // long runs while `elements_each` numbers a row cell stay in the cache.
 inline int64_t row_cells_at_a_time(int64_t elements_each) {

@@ -1,29 +1,30 @@
 // The gradient of mean pooling on the CPU: constant on each cell, so computed once for a cell and
 // written to all of it. Cells are computed for whole vectors of channels: those of a channels_last
 // map as they lie, and as many planes of a contiguous map as a vector has lanes, turned over.
-// Writes grad_x once.
-#include <cstring>
-
+// Writes grad_x once, in runs as long as a thread's share allows.
 #include "core/dispatch.hpp"
 #include "cpu/pyramid.hpp"
+#include "cpu/runs.hpp"
 #include "cpu/transpose.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kSpreadRows = 8;        // rows of one work item on the channels_last path
-constexpr int64_t kSpreadChannels = 256;  // and its channels
+constexpr int64_t kSpreadRows = 8;          // rows of one work item on the channels_last path
+constexpr int64_t kSpreadChannels = 256;    // and its channels
+constexpr int64_t kSpreadElements = 32768;  // of neighbouring items' cells, done together
 
-// The gradient of a row of cells, for kWidth channels side by side.
-template <class A, int64_t kWidth>
+// The gradient of a row of cells, for `width` channels side by side, whole vectors; kWidth is the
+// width where it is known.
+template <class A, int64_t kWidth = 0>
 class Spreader {
  public:
   PoolGrid grid;
   std::vector<std::vector<A>> shares;  // of a bin's gradient, for each of its positions
 
-  explicit Spreader(const PyramidPoolBackward& op)
-      : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)) {
+  explicit Spreader(const PyramidPoolBackward& op, int64_t width = kWidth)
+      : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)), width_(width) {
     for (auto& level : shares) {
       for (A& share : level) share = 1 / share;
     }
@@ -32,22 +33,25 @@ class Spreader {
   // Row cell r. `read(level, i)` returns a row of bins' gradients, multiplied with their shares.
   template <class Read>
   void compute(int64_t r, Read&& read, A* cells) const {
-    const int64_t columns = grid.columns.count();
-    std::fill(cells, cells + columns * kWidth, A(0));
+    const int64_t columns = grid.columns.count(), width = kWidth > 0 ? kWidth : width_;
+    std::fill(cells, cells + columns * width, A(0));
     for (size_t k = 0; k < grid.down.size(); ++k) {
       for (int64_t i = grid.down[k].over[r].begin; i < grid.down[k].over[r].end; ++i) {
         const A* bins = read(static_cast<int>(k), i);
         for (int64_t cell = 0; cell < columns; ++cell) {
           const Span across = grid.across[k].over[cell];
-          for (int64_t b = 0; b < kWidth; b += kLanes<A>) {
-            Vec<A> sum = load(cells + cell * kWidth + b);
-            for (int64_t j = across.begin; j < across.end; ++j) sum += load(bins + j * kWidth + b);
-            store(cells + cell * kWidth + b, sum);
+          for (int64_t b = 0; b < width; b += kLanes<A>) {
+            Vec<A> sum = load(cells + cell * width + b);
+            for (int64_t j = across.begin; j < across.end; ++j) sum += load(bins + j * width + b);
+            store(cells + cell * width + b, sum);
           }
         }
       }
     }
   }
+
+ private:
+  int64_t width_;
 };
 
 // A row of cells as positions: lane by lane, the cell of each of a vector's columns, counted from
@@ -85,34 +89,45 @@ class Expansion {
   std::vector<Step> steps_;
 };
 
-// Writes a row to rows `stride` apart. Vectors stay in registers; the last one overlaps the one
-// before it.
-template <class T>
-void repeat_row(const T* row, int64_t W, int64_t rows, T* out, int64_t stride) {
-  using Bytes = VectorOf<char>::type;
-  constexpr int64_t kElements = kVectorBytes / sizeof(T);
-  if (W < kElements) {
-    for (int64_t h = 0; h < rows; ++h) std::memcpy(out + h * stride, row, W * sizeof(T));
-    return;
-  }
-  for_columns(W, kElements, [&]<int kVectors>(int64_t w) {
-    const int64_t last = std::min(w + (kVectors - 1) * kElements, W - kElements);
-    const auto column = [&](int v) { return v < kVectors - 1 ? w + v * kElements : last; };
-    Bytes vectors[kVectors];
-    for (int v = 0; v < kVectors; ++v) std::memcpy(&vectors[v], row + column(v), kVectorBytes);
-    for (int64_t h = 0; h < rows; ++h) {
-      for (int v = 0; v < kVectors; ++v) {
-        std::memcpy(out + h * stride + column(v), &vectors[v], kVectorBytes);
-      }
-    }
-  });
+// One level of bins as wide as the map, rows side by side: each row cell is a run of memory, most
+// often of one bin alone.
+bool spreads_runs(const PyramidPoolBackward& op) {
+  return op.grads.count == 1 && op.grads[0].size[3] == 1 &&
+         op.grad_x.stride[2] == op.grad_x.size[3] && !pools_channels_last(op.grad_x, op.grads);
 }
 
 template <class T>
-void fill_run(Accumulate<T> value, int64_t count, T* out) {
+void spread_runs(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  for_vectors<A>(count,
-                 [&](int64_t i, auto, auto store_some) { store_some(out + i, splat(value)); });
+  const View& grad = op.grads[0];
+  const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3], bins = grad.size[2];
+  const PoolGrid grid(op.grad_x, op.grads);
+  const std::vector<Span>& over = grid.down[0].over;
+  std::vector<int64_t> lengths;
+  for (int64_t r = 0; r < grid.rows.count(); ++r) lengths.push_back(grid.rows[r].size() * W);
+  const int64_t cells = lengths.size();
+  const bool one_each =
+      cells == bins &&
+      std::all_of(over.begin(), over.end(), [](const Span& some) { return some.size() == 1; });
+  std::vector<A> shares = bin_sizes<A>(op.grads, op.grad_x)[0], parts(bins), sums(cells);
+  for (A& share : shares) share = 1 / share;
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* grads = at<const T>(grad, plane / C, plane % C, 0, 0);
+    T* out = at<T>(op.grad_x, plane / C, plane % C, 0, 0);
+    for_vectors<A>(bins, [&](int64_t i, auto load_some, auto store_some) {
+      store_some(parts.data() + i, load_some(grads + i) * load_some(shares.data() + i) + 0);
+    });
+    for (int64_t r = 0; r < (one_each ? 0 : cells); ++r) {
+      A sum = 0;
+      for (int64_t i = over[r].begin; i < over[r].end; ++i) sum += parts[i];
+      sums[r] = sum;
+    }
+    const A* values = one_each ? parts.data() : sums.data();
+    for (int64_t r = 0; r < cells; ++r) {
+      fill_run(values[r], lengths[r], out);
+      out += lengths[r];
+    }
+  }
 }
 
 template <class T>
@@ -182,44 +197,51 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2];
   const int64_t channel_blocks = ceil_div(C, kSpreadChannels),
                 row_blocks = ceil_div(H, kSpreadRows);
-  const Spreader<A, kSpreadChannels> spreader(op);
+  const int64_t cells_across = Cells(op.grad_x.size[3], op.grads.bins(3)).count();
+  const int64_t most = std::clamp<int64_t>(kSpreadElements / (cells_across * kSpreadChannels), 1,
+                                           std::min(channel_blocks, end - begin));
+  const int64_t width = most * kSpreadChannels;
+  const Spreader<A> spreader(op, width);
   const Cells &rows = spreader.grid.rows, &columns = spreader.grid.columns;
   const std::vector<int64_t> widths = op.grads.bins(3);
-  std::vector<A> bins(*std::max_element(widths.begin(), widths.end()) * kSpreadChannels);
-  std::vector<A> cells(columns.count() * kSpreadChannels);
-  for (int64_t item = begin; item < end; ++item) {
+  std::vector<A> bins(*std::max_element(widths.begin(), widths.end()) * width);
+  std::vector<A> cells(columns.count() * width);
+  std::vector<T> pixels(cells.size());
+  for (int64_t item = begin; item < end;) {
+    const int64_t first = item % channel_blocks, c = first * kSpreadChannels;
     const int64_t n = item / (channel_blocks * row_blocks);
     const int64_t top = item / channel_blocks % row_blocks * kSpreadRows;
-    const int64_t c = item % channel_blocks * kSpreadChannels;
-    const int64_t count = std::min(kSpreadChannels, C - c);
+    const int64_t together = std::min({most, end - item, channel_blocks - first});
+    const int64_t count = std::min(together * kSpreadChannels, C - c);
     int64_t r = -1;
     for (int64_t h = top; h < std::min(top + kSpreadRows, H); ++h) {
       if (r < 0 || h == rows[r].end) {
         r = rows.holding(h);
         const auto read = [&](int k, int64_t i) {
           const T* bin = at<const T>(op.grads[k], n, c, i, 0);
-          const int64_t width = op.grads[k].size[3];
-          for (int64_t j = 0; j < width; ++j, bin += op.grads[k].stride[3]) {
-            const A share = spreader.shares[k][i * width + j];
+          const int64_t across = op.grads[k].size[3];
+          for (int64_t j = 0; j < across; ++j, bin += op.grads[k].stride[3]) {
+            const A share = spreader.shares[k][i * across + j];
             for_vectors<A>(count, [&](int64_t b, auto load_some, auto) {
-              store(bins.data() + j * kSpreadChannels + b, load_some(bin + b) * share);
+              store(bins.data() + j * width + b, load_some(bin + b) * share);
             });
           }
           return bins.data();
         };
         spreader.compute(r, read, cells.data());
+        for (int64_t i = 0; i < columns.count() * width; i += kLanes<A>) {
+          store(pixels.data() + i, load(cells.data() + i));
+        }
       }
       T* pixel = at<T>(op.grad_x, n, c, h, 0);
       for (int64_t cell = 0; cell < columns.count(); ++cell) {
-        const A* value = cells.data() + cell * kSpreadChannels;
         for (int64_t w = columns[cell].begin; w < columns[cell].end; ++w) {
-          for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-            store_some(pixel + b, load(value + b));
-          });
+          copy(pixels.data() + cell * width, count, pixel);
           pixel += op.grad_x.stride[3];
         }
       }
     }
+    item += together;
   }
 }
 
@@ -227,6 +249,7 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
 
 Work work(const PyramidPoolBackward& op) {
   const View& map = op.grad_x;
+  if (spreads_runs(op)) return share(map.size[0] * map.size[1], map.numel());
   const int64_t blocks =
       ceil_div(map.size[2], kSpreadRows) * ceil_div(map.size[1], kSpreadChannels);
   const int64_t lanes = map.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
@@ -238,8 +261,8 @@ Work work(const PyramidPoolBackward& op) {
 
 void run(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.grad_x.dtype, [&]<class T>() {
-    pools_channels_last(op.grad_x, op.grads) ? spread_pixels<T>(op, begin, end)
-                                             : spread_planes<T>(op, begin, end);
+    if (pools_channels_last(op.grad_x, op.grads)) return spread_pixels<T>(op, begin, end);
+    spreads_runs(op) ? spread_runs<T>(op, begin, end) : spread_planes<T>(op, begin, end);
   });
 }
 
