@@ -63,14 +63,20 @@ bool pools_runs(const PyramidPool& op) {
 }
 
 template <class T>
-Vec<Accumulate<T>> sum_run(const T* run, int64_t count) {
+inline Vec<Accumulate<T>> sum_run(const T* run, int64_t count) {
   using A = Accumulate<T>;
-  Vec<A> sums[kRunSums]{};
-  for_vector_groups<A, kRunSums>(count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
-    for (int v = 0; v < kVectors; ++v) sums[v] += load_some(run + i + v * kLanes<A>);
-  });
-  static_assert(kRunSums == 4);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  constexpr int64_t lanes = kLanes<A>;
+  Vec<A> sum{};
+  if (count >= kRunSums * lanes) {
+    Vec<A> sums[kRunSums]{};
+    for (; count >= kRunSums * lanes; count -= kRunSums * lanes, run += kRunSums * lanes) {
+      for (int v = 0; v < kRunSums; ++v) sums[v] += load(run + v * lanes);
+    }
+    static_assert(kRunSums == 4);
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  for (; count >= lanes; count -= lanes, run += lanes) sum += load(run);
+  return count > 0 ? sum + load(run, static_cast<int>(count)) : sum;
 }
 
 template <class T>
@@ -79,20 +85,27 @@ void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
   constexpr int64_t kWindows = kLanes<A>;
   const View& level = op.levels[0];
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], bins = level.size[2];
-  std::vector<Span> windows;
-  for (int64_t i = 0; i < bins; ++i) windows.push_back(window(i, bins, H));
+  const int64_t longest = kLongestCell * W;
+  std::vector<Span> runs;
+  for (int64_t i = 0; i < bins; ++i) {
+    const Span rows = window(i, bins, H);
+    runs.push_back({rows.begin * W, rows.end * W});
+  }
+  runs.resize(ceil_div(bins, kWindows) * kWindows);
   std::vector<A> sizes = bin_sizes<A>(op.levels, op.x)[0];
-  sizes.resize(bins + kWindows);
+  sizes.resize(runs.size());
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* map = at<const T>(op.x, plane / C, plane % C, 0, 0);
     T* out = at<T>(level, plane / C, plane % C, 0, 0);
     for_vectors<A>(bins, [&](int64_t i, auto, auto store_some) {
-      Vec<A> sums[kWindows]{};
-      for (int64_t q = 0; q < std::min(kWindows, bins - i); ++q) {
-        const Span& rows = windows[i + q];
-        for (int64_t h = rows.begin; h < rows.end; h += kLongestCell) {
-          sums[q] += sum_run(map + h * W, std::min(kLongestCell, rows.end - h) * W);
+      Vec<A> sums[kWindows];
+      for (int64_t q = 0; q < kWindows; ++q) {
+        auto [first, last] = runs[i + q];
+        Vec<A> sum = sum_run(map + first, std::min(longest, last - first));
+        while ((first += longest) < last) {
+          sum += sum_run(map + first, std::min(longest, last - first));
         }
+        sums[q] = sum;
       }
       store_some(out + i, sum_each<kWindows>(sums) / load(sizes.data() + i));
     });
