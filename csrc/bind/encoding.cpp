@@ -79,7 +79,7 @@ Tensor encode(const Tensor& x, const Tensor& codewords, const Tensor& scale, boo
   op.partials = view(partials);
   const Tensor scratch = allocate_scratch(op, codes);
   device::execute(op, x);
-  device::execute(SumPartials{op.partials, view(encoded)}, x);
+  device::execute(EncodeSums{op.partials, view(encoded), K, D}, x);
   return encoded;
 }
 
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_backward(const Tensor& grad, const Ten
   op.scale_partials = view(scale_partials);
   const Tensor scratch = allocate_scratch(op, codes);
   device::execute(op, x);
-  device::execute(SumPartials{op.codeword_partials, view(grad_codewords)}, x);
+  device::execute(EncodeSums{op.codeword_partials, view(grad_codewords), K, D}, x);
   device::execute(SumPartials{op.scale_partials, view(grad_scale)}, x);
   return {grad_x, grad_codewords, grad_scale};
 }

@@ -10,7 +10,8 @@
 
 namespace stripctx {
 
-// Row p of partials (P, N*K*D) holds a part of the sums of E over positions.
+// Row p of partials (P, N*K*D) holds a part of the sums of E over positions, of each image in the
+// order that EncodeSums expects on the same device.
 struct Encode {
   View x;           // (N, D, 1, L)
   View codewords;   // (K, D)
@@ -30,7 +31,8 @@ struct Encode {
 //   grad_c_k = -sum over n and i of a_ik G_k + 2 q_ik (x_i - c_k)
 //   grad_s_k = sum over n and i of dP_ik d_ik
 //
-// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds a part of the last two.
+// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds a part of the last two; the
+// former is for EncodeSums as well.
 struct EncodeBackward {
   View grad;  // (N, K, D)
   View x, codewords, scale;
@@ -42,6 +44,13 @@ struct EncodeBackward {
   STRIPCTX_HOST_DEVICE int64_t depth() const { return x.size[1]; }
   STRIPCTX_HOST_DEVICE int64_t positions() const { return x.size[3]; }
   STRIPCTX_HOST_DEVICE int64_t codes() const { return codewords.size[0]; }
+};
+
+// sums[n][k][d] = the sum of the rows of partials, in a fixed order.
+struct EncodeSums {
+  View partials;  // (P, N*K*D), in the accumulation type of `sums`
+  View sums;      // (N, K, D), or (K, D) where N is one, dense
+  int64_t codes, depth;
 };
 
 // out = relu(x + x * gate[n, c]).

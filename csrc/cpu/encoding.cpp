@@ -50,23 +50,22 @@ class Encoder {
 
   void run(int64_t item) {
     const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
-    std::fill(work_.sums.begin(), work_.sums.end(), A(0));
+    A* sums = static_cast<A*>(op_.partials.data) + item * K * D;
+    std::fill(sums, sums + K * D, A(0));
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
       const Tile<T> tile{op_.x, n, first, count};
       A* assignments = work_.assignments.data();
       std::fill(work_.assignments.begin(), work_.assignments.end(), A(0));
       for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
-        block_distances(work_.panel.data(), work_.codewords.data() + d * work_.stride + k,
-                        work_.stride, depth, assignments + k * kTile<A>);
+        block_distances(work_.panel.data(), work_.codewords + d * work_.stride + k, work_.stride,
+                        depth, assignments + k * kTile<A>);
       });
       assign(assignments, work_.scale, K, assignments);
       clear_tail(assignments, K, count);
       work_.turn(assignments);
       for_panels(tile, work_.panel.data(),
-                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count); });
+                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count, sums); });
     });
-    A* encoded = static_cast<A*>(op_.partials.data) + item * K * D;
-    transpose(work_.sums.data(), work_.stride, D, K, encoded, D);
   }
 
  private:
@@ -78,6 +77,10 @@ class Encoder {
 
 int64_t partials(const Encode& op) {
   return tile_chunks(op.x).chunks;
+}
+
+int64_t scratch(const Encode& op) {
+  return columns_size(op.codewords);
 }
 
 Work work(const Encode& op) {

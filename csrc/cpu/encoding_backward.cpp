@@ -127,50 +127,48 @@ class EncoderBackward {
   explicit EncoderBackward(const EncodeBackward& op)
       : op_(op),
         work_(op),
-        distances_(work_.assignments.size()),
         products_(work_.assignments.size()),
         masses_(work_.K * kLanes<A>),
         scale_sums_(masses_.size()) {}
 
   void run(int64_t item) {
     const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
-    grad_ = static_cast<const A*>(op_.grad.data) + n * K * D;
-    as_columns(grad_, K, D, grad_columns_);
-    for (auto* sums : {&work_.sums, &masses_, &scale_sums_}) {
-      std::fill(sums->begin(), sums->end(), A(0));
-    }
+    A* sums = static_cast<A*>(op_.codeword_partials.data) + item * K * D;
+    grad_ = work_.codewords + (1 + n) * D * work_.stride;
+    std::fill(sums, sums + K * D, A(0));
+    for (auto* each : {&masses_, &scale_sums_}) std::fill(each->begin(), each->end(), A(0));
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
       const Tile<T> tile{op_.x, n, first, count}, target{op_.grad_x, n, first, count};
       assign_tile(tile);
       add_rows(work_.assignments.data(), K, masses_.data());
       work_.turn(products_.data());
       for_panels(tile, work_.panel.data(), [&](int64_t d, int64_t depth) {
-        work_.weigh_panel(d, depth, count);
+        work_.weigh_panel(d, depth, count, sums);
         spread_panel(d, depth);
         target.store(work_.panel.data(), d, depth);
       });
     });
-    finish(static_cast<A*>(op_.codeword_partials.data) + item * K * D,
-           static_cast<A*>(op_.scale_partials.data) + item * K);
+    finish(sums, static_cast<A*>(op_.scale_partials.data) + item * K);
   }
 
  private:
   // Assignments, and in products_ the weights 2 q.
   void assign_tile(const Tile<T>& tile) {
     const int64_t K = work_.K, stride = work_.stride;
-    std::fill(distances_.begin(), distances_.end(), A(0));
+    A* distances = work_.weights.data();  // which are made of the products, later
+    std::fill(work_.weights.begin(), work_.weights.end(), A(0));
     std::fill(products_.begin(), products_.end(), A(0));
     for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
       for (int v = 0; v < kTile<A>; v += kHalf * kLanes<A>) {
-        block_products(work_.panel.data() + v, work_.codewords.data() + d * stride + k,
-                       grad_columns_.data() + d * stride + k, stride, depth,
-                       distances_.data() + k * kTile<A> + v, products_.data() + k * kTile<A> + v);
+        block_products(work_.panel.data() + v, work_.codewords + d * stride + k,
+                       grad_ + d * stride + k, stride, depth, distances + k * kTile<A> + v,
+                       products_.data() + k * kTile<A> + v);
       }
     });
     A* assignments = work_.assignments.data();
-    assign(distances_.data(), work_.scale, K, assignments);
+    assign(distances, work_.scale, K, assignments);
     clear_tail(assignments, K, tile.count);
-    weights_of(assignments, distances_.data(), work_.scale, K, tile.count, products_.data(),
+    weights_of(assignments, distances, work_.scale, K, tile.count, products_.data(),
                scale_sums_.data());
   }
 
@@ -182,8 +180,7 @@ class EncoderBackward {
       for (int v = 0; v < kTile<A>; v += kSpread * kLanes<A>) {
         spread_block<A, kDepth>(work_.panel.data() + row * kTile<A> + v,
                                 work_.assignments.data() + v, products_.data() + v,
-                                work_.codewords.data() + column, grad_columns_.data() + column,
-                                work_.K, stride);
+                                work_.codewords + column, grad_ + column, work_.K, stride);
       }
     };
     int64_t row = 0;
@@ -191,31 +188,36 @@ class EncoderBackward {
     if (row < depth) block.template operator()<1>(row);
   }
 
-  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k).
-  void finish(A* codewords, A* scale) const {
-    const int64_t D = work_.D;
-    transpose(work_.sums.data(), work_.stride, D, work_.K, codewords, D);
-    for (int64_t k = 0; k < work_.K; ++k) {
-      const A mass = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
-      for_vectors<A>(D, [&](int64_t d, auto load_some, auto store_some) {
-        A* to = codewords + k * D + d;
-        const Vec<A> grad = load_some(grad_ + k * D + d);
-        store_some(to, -load_some(to) - mass * grad);
-      });
+  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k), over the latter in `sums`.
+  void finish(A* sums, A* scale) {
+    const int64_t K = work_.K;
+    for (int64_t k = 0; k < K; ++k) {
+      masses_[k] = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
       scale[k] = sum_lanes<A>(load(scale_sums_.data() + k * kLanes<A>));
+    }
+    for (int64_t d = 0; d < work_.D; ++d) {
+      for_vectors<A>(K, [&](int64_t k, auto load_some, auto store_some) {
+        A* to = sums + d * K + k;
+        const Vec<A> grad = load_some(grad_ + d * work_.stride + k);
+        store_some(to, -load_some(to) - load_some(masses_.data() + k) * grad);
+      });
     }
   }
 
   const EncodeBackward& op_;
   TileWork<T> work_;
-  const A* grad_ = nullptr;  // (K, D) of the item's image
-  Scratch<A> grad_columns_, distances_, products_, masses_, scale_sums_;
+  const A* grad_ = nullptr;  // of the item's image, (D, stride)
+  Scratch<A> products_, masses_, scale_sums_;
 };
 
 }  // namespace
 
 int64_t partials(const EncodeBackward& op) {
   return tile_chunks(op.x).chunks;
+}
+
+int64_t scratch(const EncodeBackward& op) {
+  return (1 + op.x.size[0]) * columns_size(op.codewords);
 }
 
 Work work(const EncodeBackward& op) {

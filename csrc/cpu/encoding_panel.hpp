@@ -50,6 +50,13 @@ int64_t whole_vectors(int64_t count) {
   return ceil_div(count, kLanes<A>) * kLanes<A>;
 }
 
+// Elements of a parameter (K, D) by columns, (D, K up to whole vectors).
+inline int64_t columns_size(const View& parameter) {
+  const int64_t K = parameter.size[0], D = parameter.size[1];
+  return D *
+         (parameter.dtype == DType::kFloat64 ? whole_vectors<double>(K) : whole_vectors<float>(K));
+}
+
 // Calls run(first, count) for the tiles of a chunk.
 template <class A, class Run>
 void for_tiles(const View& x, int64_t chunk, Run&& run) {

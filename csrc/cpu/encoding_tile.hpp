@@ -108,16 +108,16 @@ void add_rows(const A* rows, int64_t K, A* sums) {
 
 namespace detail {
 
-template <class A, int kDepth, int kVectors>
+template <class A, int kDepth, int kVectors, class Load, class Store>
 inline void weigh_block(const A* panel, const A* codewords, const A* weights, int64_t stride,
-                        int64_t count, A* sums) {
+                        int64_t count, A* sums, int64_t K, Load load_some, Store store_some) {
   Vec<A> code[kDepth][kVectors], sum[kDepth][kVectors];
 #pragma GCC unroll 8
   for (int j = 0; j < kDepth; ++j) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       code[j][v] = load(codewords + j * stride + v * kLanes<A>);
-      sum[j][v] = load(sums + j * stride + v * kLanes<A>);
+      sum[j][v] = load_some(sums + j * K + v * kLanes<A>);
       hold<A>(code[j][v]);
     }
   }
@@ -143,40 +143,31 @@ inline void weigh_block(const A* panel, const A* codewords, const A* weights, in
 #pragma GCC unroll 8
   for (int j = 0; j < kDepth; ++j) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store(sums + j * stride + v * kLanes<A>, sum[j][v]);
+    for (int v = 0; v < kVectors; ++v) store_some(sums + j * K + v * kLanes<A>, sum[j][v]);
   }
 }
 
 }  // namespace detail
 
 // sums[d][k] += sum over the first `count` positions of weights[i][k] (x_id - c_kd), codewords in
-// lanes: codewords and sums are (depth, stride), weights (positions, stride), stride whole vectors.
+// lanes: sums are (depth, K), codewords (depth, stride), weights (positions, stride), stride whole
+// vectors.
 template <class A>
 void weigh(const A* panel, int64_t depth, const A* codewords, const A* weights, int64_t stride,
-           int64_t count, A* sums) {
+           int64_t count, A* sums, int64_t K) {
   const auto rows = [&]<int kDepth>(int64_t& d) {
     for (; d + kDepth <= depth; d += kDepth) {
-      const auto block = [&]<int kVectors>(int64_t k) {
+      for_vector_groups<A, 2>(K, [&]<int kVectors>(int64_t k, auto load_some, auto store_some) {
         detail::weigh_block<A, kDepth, kVectors>(panel + d * kTile<A>, codewords + d * stride + k,
-                                                 weights + k, stride, count, sums + d * stride + k);
-      };
-      int64_t k = 0;
-      for (; k + 2 * kLanes<A> <= stride; k += 2 * kLanes<A>) block.template operator()<2>(k);
-      if (k < stride) block.template operator()<1>(k);
+                                                 weights + k, stride, count, sums + d * K + k, K,
+                                                 load_some, store_some);
+      });
     }
   };
   int64_t d = 0;
   if constexpr (kVectorBytes == 64) rows.template operator()<6>(d);
   rows.template operator()<2>(d);
   rows.template operator()<1>(d);
-}
-
-// A parameter (K, D) as (D, stride), followed in each row by zeros.
-template <class A>
-void as_columns(const void* rows, int64_t K, int64_t D, Scratch<A>& columns) {
-  const int64_t stride = whole_vectors<A>(K);
-  columns.assign(D * stride, A(0));
-  transpose(static_cast<const A*>(rows), D, K, D, columns.data(), stride);
 }
 
 // What the work items of one call share, forward or backward, and the scratch that they reuse.
@@ -187,11 +178,10 @@ struct TileWork {
   const int64_t N, K, D;
   const int64_t stride;  // of arrays whose fastest dimension is K: whole vectors
   const A* const scale;
-  Scratch<A> codewords;    // (D, stride)
-  Scratch<A> panel;        // (kPanel, kTile)
-  Scratch<A> assignments;  // (stride, kTile)
-  Scratch<A> weights;      // (kTile, stride)
-  Scratch<A> sums;         // (D, stride)
+  const A* const codewords;  // (D, stride)
+  Scratch<A> panel;          // (kPanel, kTile)
+  Scratch<A> assignments;    // (stride, kTile)
+  Scratch<A> weights;        // (kTile, stride)
 
   template <class Op>
   explicit TileWork(const Op& op)
@@ -200,20 +190,18 @@ struct TileWork {
         D(op.depth()),
         stride(whole_vectors<A>(K)),
         scale(static_cast<const A*>(op.scale.data)),
+        codewords(static_cast<const A*>(op.scratch.data)),
         panel(kPanel * kTile<A>),
         assignments(stride * kTile<A>),
-        weights(kTile<A> * stride),
-        sums(D * stride) {
-    as_columns(op.codewords.data, K, D, codewords);
-  }
+        weights(kTile<A> * stride) {}
 
   // Codewords into lanes: weights[i][k] = rows[k][i].
   void turn(const A* rows) { transpose(rows, kTile<A>, K, kTile<A>, weights.data(), stride); }
 
-  // sums += the sums over a panel's first `count` positions of weights[i][k] (x_id - c_kd).
-  void weigh_panel(int64_t d, int64_t depth, int64_t count) {
-    weigh(panel.data(), depth, codewords.data() + d * stride, weights.data(), stride, count,
-          sums.data() + d * stride);
+  // sums (D, K) += the sums over a panel's first `count` positions of weights[i][k] (x_id - c_kd).
+  void weigh_panel(int64_t d, int64_t depth, int64_t count, A* sums) const {
+    weigh(panel.data(), depth, codewords + d * stride, weights.data(), stride, count, sums + d * K,
+          K);
   }
 };
 

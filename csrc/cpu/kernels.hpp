@@ -47,11 +47,21 @@ int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
 
 // Elements of scratch that an operator's kernel asks for.
-inline int64_t scratch(const Encode&) {
-  return 0;
+int64_t scratch(const Encode& op);
+int64_t scratch(const EncodeBackward& op);
+
+// What is done, by as many threads, before an operator runs: (K, D) matrices by columns in its
+// scratch, for all its work items.
+struct CodeColumns {
+  View codewords;
+  View grad;     // (N, K, D), or nothing
+  View columns;  // (1 + N, D, K up to whole vectors)
+};
+inline CodeColumns before(const Encode& op) {
+  return {op.codewords, {}, op.scratch};
 }
-inline int64_t scratch(const EncodeBackward&) {
-  return 0;
+inline CodeColumns before(const EncodeBackward& op) {
+  return {op.codewords, op.grad, op.scratch};
 }
 
 Work work(const SumPartials& op);
@@ -65,8 +75,10 @@ Work work(const PyramidPool& op);
 Work work(const PyramidPoolBackward& op);
 Work work(const PyramidMaxPool& op);
 Work work(const PyramidMaxPoolBackward& op);
+Work work(const CodeColumns& op);
 Work work(const Encode& op);
 Work work(const EncodeBackward& op);
+Work work(const EncodeSums& op);
 Work work(const ChannelGate& op);
 Work work(const ChannelGateBackward& op);
 Work work(const PyramidAdd& op);
@@ -85,8 +97,10 @@ void run(const PyramidPool& op, int64_t begin, int64_t end);
 void run(const PyramidPoolBackward& op, int64_t begin, int64_t end);
 void run(const PyramidMaxPool& op, int64_t begin, int64_t end);
 void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end);
+void run(const CodeColumns& op, int64_t begin, int64_t end);
 void run(const Encode& op, int64_t begin, int64_t end);
 void run(const EncodeBackward& op, int64_t begin, int64_t end);
+void run(const EncodeSums& op, int64_t begin, int64_t end);
 void run(const ChannelGate& op, int64_t begin, int64_t end);
 void run(const ChannelGateBackward& op, int64_t begin, int64_t end);
 void run(const PyramidAdd& op, int64_t begin, int64_t end);

@@ -27,6 +27,9 @@ int64_t scratch(const Encode& op);
 int64_t scratch(const EncodeBackward& op);
 
 void launch(const SumPartials& op, Stream stream);
+inline void launch(const EncodeSums& op, Stream stream) {
+  launch(SumPartials{op.partials, op.sums}, stream);
+}
 void launch(const StripPool& op, Stream stream);
 void launch(const StripPoolBackward& op, Stream stream);
 void launch(const StripAddRelu& op, Stream stream);

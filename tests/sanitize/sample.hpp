@@ -133,6 +133,11 @@ class Sample {
     return results_.back();
   }
 
+  // For a kernel's own use, in the same type.
+  View scratch(int64_t elements) {
+    return allocate({nullptr, sum_type(), {elements, 1, 1, 1}, {1, 1, 1, 1}}, 0);
+  }
+
   int64_t image_count() const { return setting_.shape[0]; }
   int64_t channel_count() const { return setting_.shape[1]; }
   int64_t height() const { return setting_.shape[2]; }
@@ -141,6 +146,7 @@ class Sample {
 
   template <class Op>
   void execute(const Op& op) const {
+    if constexpr (requires { cpu::before(op); }) execute(cpu::before(op));
     const cpu::Work work = cpu::work(op);
     if (!setting_.divided) {
       if (work.items > 0) cpu::run(op, 0, work.items);

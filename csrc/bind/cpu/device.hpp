@@ -35,7 +35,8 @@ inline void allocated(const torch::stable::Tensor& result) {
 
 // Runs an operator's independent work items; how they are divided among threads changes no bit.
 template <class Op>
-void execute(const Op& op, const torch::stable::Tensor& /*like*/) {
+void execute(const Op& op, const torch::stable::Tensor& like) {
+  if constexpr (requires { cpu::before(op); }) execute(cpu::before(op), like);
   const cpu::Work work = cpu::work(op);
   torch::stable::parallel_for(0, work.items, work.grain,
                               [&op](int64_t begin, int64_t end) { cpu::run(op, begin, end); });
