@@ -98,6 +98,12 @@ inline Vec<float> widen(const BFloat16*, const Half16& image) {
 }
 
 inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
+#if defined(__AVX512BF16__) && defined(__AVX512DQ__)
+  constexpr int kSubnormal = 0x20;  // which the instruction takes for zeros
+  if (_mm512_fpclass_ps_mask((__m512)value, kSubnormal) == 0) [[likely]] {
+    return (Half16)_mm512_cvtneps_pbh((__m512)value);
+  }
+#endif
   const Word32 word = (Word32)value;
   const Word32 rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
   const Word32 quiet = Word32{} + 0x7fc0;
