@@ -115,6 +115,14 @@ def test_extreme_logits() -> None:
     torch.testing.assert_close(leaf.grad.double(), slope, rtol=1e-5, atol=2e-38)
 
 
+def test_subnormal_numbers_in_bfloat16_survive() -> None:
+    """Processors' own rounding to bfloat16 makes zeros of them."""
+    powers = torch.arange(-133, -101, device=DEVICE, dtype=torch.float64)
+    rows = torch.exp2(powers).bfloat16().view(1, 1, 32, 1)
+    out = functional.strip_add_relu(rows, torch.zeros(1, 1, 1, 20, device=DEVICE).bfloat16())
+    assert torch.equal(out, rows.expand_as(out))
+
+
 X = (2, 3, 4, 5)
 REFUSED: list[Refusal] = [
     (functional.strip_pool, (map_of(2, 3),), "x must be 4-D (N, C, H, W), got 2-D (2, 3)"),

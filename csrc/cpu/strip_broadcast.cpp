@@ -12,15 +12,17 @@ namespace stripctx::cpu {
 
 namespace {
 
-template <class A>
-Vec<A> rectified(const Vec<A>& value) {
-  return value < 0 ? Vec<A>{} : value;  // NaN stays
+constexpr int64_t kPixelRows = 4;  // rows of pixels that are written together
+
+template <class V>
+V rectified(const V& value) {
+  return value < 0 ? V{} : value;  // NaN stays
 }
 
-template <bool kRelu, class A>
-Vec<A> sum(const Vec<A>& column, A row) {
-  const Vec<A> value = column + row;
-  return kRelu ? rectified<A>(value) : value;
+template <bool kRelu, class V, class Row>
+V sum(const V& column, const Row& row) {
+  const V value = column + row;
+  return kRelu ? rectified(value) : value;
 }
 
 // `count` strips, scaled.
@@ -73,22 +75,45 @@ void broadcast_planes(const StripBroadcast& op, int64_t begin, int64_t end) {
   }
 }
 
+// Rows of pixels, kRows of them from h on, from their strips of rows, `length` apart: each pixel of
+// the columns is read once for all of them.
+template <class T, bool kRelu, int kRows>
+void broadcast_pixels(const StripBroadcast& op, int64_t n, int64_t h, const Accumulate<T>* rows,
+                      int64_t length) {
+  using A = Accumulate<T>;
+  const int64_t C = op.out.size[1], W = op.out.size[3], stride = op.out.stride[2];
+  const A factor = A(op.col_factor);
+  for (int64_t w = 0; w < W; ++w) {
+    const T* column = at<const T>(op.cols, n, 0, 0, w);
+    T* out = at<T>(op.out, n, 0, h, w);
+    for_vectors<A>(C, [=](int64_t c, auto load_some, auto store_some) {
+      const Vec<A> value = load_some(column + c) * factor;
+      for (int r = 0; r < kRows; ++r) {
+        store_some(out + r * stride + c, sum<kRelu>(value, load(rows + r * length + c)));
+      }
+    });
+  }
+}
+
 template <class T, bool kRelu>
 void broadcast_pixel_rows(const StripBroadcast& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
-  for (int64_t item = begin; item < end; ++item) {
+  const int64_t C = op.out.size[1], H = op.out.size[2], length = C + kLanes<A>;
+  std::vector<A> rows(kPixelRows * length);
+  for (int64_t item = begin; item < end;) {
     const int64_t n = item / H, h = item % H;
-    const T* row = at<const T>(op.rows, n, 0, h, 0);
-    for (int64_t w = 0; w < W; ++w) {
-      const T* column = at<const T>(op.cols, n, 0, 0, w);
-      T* out = at<T>(op.out, n, 0, h, w);
-      for_vectors<A>(C, [&](int64_t c, auto load_some, auto store_some) {
-        const Vec<A> value =
-            load_some(column + c) * A(op.col_factor) + load_some(row + c) * A(op.row_factor);
-        store_some(out + c, kRelu ? rectified<A>(value) : value);
-      });
+    const int64_t count = std::min({kPixelRows, end - item, H - h});
+    for (int64_t r = 0; r < count; ++r) {
+      scale(at<const T>(op.rows, n, 0, h + r, 0), C, A(op.row_factor), rows.data() + r * length);
     }
+    if (count == kPixelRows) {
+      broadcast_pixels<T, kRelu, kPixelRows>(op, n, h, rows.data(), length);
+    } else {
+      for (int64_t r = 0; r < count; ++r) {
+        broadcast_pixels<T, kRelu, 1>(op, n, h + r, rows.data() + r * length, length);
+      }
+    }
+    item += count;
   }
 }
 
