@@ -43,12 +43,16 @@ inline Vec<A> splat(A value) {
   return value - Vec<A>{};
 }
 
-// The value, which the compiler now knows nothing about. One that is used twice stays in a register
-// (g++ would read it from memory for each use), and a product with a constant stays a product.
+// The value, which the compiler now knows nothing about: used twice it stays in a register (g++
+// would read it from memory for each use), and a product is rounded before anything is added to it.
 template <class V>
 inline V opaque(V value) {
 #if defined(__x86_64__)
   asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+m"(value));
 #endif
   return value;
 }

@@ -87,7 +87,7 @@ void broadcast_pixels(const StripBroadcast& op, int64_t n, int64_t h, const Accu
     const T* column = at<const T>(op.cols, n, 0, 0, w);
     T* out = at<T>(op.out, n, 0, h, w);
     for_vectors<A>(C, [=](int64_t c, auto load_some, auto store_some) {
-      const Vec<A> value = load_some(column + c) * factor;
+      const Vec<A> value = opaque(load_some(column + c) * factor);  // rounded for any kRows
       for (int r = 0; r < kRows; ++r) {
         store_some(out + r * stride + c, sum<kRelu>(value, load(rows + r * length + c)));
       }
