@@ -10,6 +10,7 @@ import json
 import math
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -410,8 +411,8 @@ def test_warm_blocks_keep_their_pages() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     memory.warm_blocks()
-    faults()
-    assert faults() < 100  # of some 36,000 pages
+    taken = [faults() for _ in range(11)]  # the first few times malloc finds other places
+    assert statistics.median(taken) < 100  # of some 36,000 pages
 
 
 @needs_high_water_mark
