@@ -20,8 +20,7 @@ void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t
     Vec<A> x[kTileVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kTileVectors; ++v) {
-      x[v] = load(panel + d * kTile<A> + v * lanes);
-      hold<A>(x[v]);
+      x[v] = opaque(load(panel + d * kTile<A> + v * lanes));
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {

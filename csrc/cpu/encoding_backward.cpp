@@ -26,8 +26,7 @@ void block_products(const A* panel, const A* codewords, const A* grad, int64_t s
     Vec<A> x[kHalf];
 #pragma GCC unroll 8
     for (int v = 0; v < kHalf; ++v) {
-      x[v] = load(panel + d * kTile<A> + v * lanes);
-      hold<A>(x[v]);
+      x[v] = opaque(load(panel + d * kTile<A> + v * lanes));
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {
@@ -94,16 +93,15 @@ void spread_block(A* panel, const A* assignments, const A* weights, const A* cod
     for (int v = 0; v < kSpread; ++v) {
       a[v] = load(assignments + k * kTile<A> + v * lanes);
       weight[v] = load(weights + k * kTile<A> + v * lanes);
-      hold<A>(a[v]);
-      hold<A>(weight[v]);
+      a[v] = opaque(a[v]);
+      weight[v] = opaque(weight[v]);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < kDepth; ++j) {
       Vec<A> residual[kSpread];
 #pragma GCC unroll 8
       for (int v = 0; v < kSpread; ++v) {
-        residual[v] = minus_each(x[j][v], codewords + j * stride + k);
-        hold<A>(residual[v]);
+        residual[v] = opaque(minus_each(x[j][v], codewords + j * stride + k));
       }
       const A g = grad[j * stride + k];
 #pragma GCC unroll 8

@@ -29,17 +29,6 @@ struct LineAllocator {
 template <class A>
 using Scratch = std::vector<A, LineAllocator<A>>;
 
-// Keeps a value that is used many times in its register; g++ would load or broadcast it anew. All
-// that is kept is computed before anything that uses it.
-template <class A>
-inline void hold(Vec<A>& value) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(value));
-#elif defined(__x86_64__)
-  asm("" : "+x"(value));
-#endif
-}
-
 // value - *each in every lane. AVX-512 broadcasts the operand of a subtraction for nothing, where a
 // broadcast of its own, which g++ makes of any scalar used twice, takes one of the adders' turns.
 template <class A>
@@ -118,23 +107,21 @@ inline void weigh_block(const A* panel, const A* codewords, const A* weights, in
     for (int v = 0; v < kVectors; ++v) {
       code[j][v] = load(codewords + j * stride + v * kLanes<A>);
       sum[j][v] = load_some(sums + j * K + v * kLanes<A>);
-      hold<A>(code[j][v]);
+      code[j][v] = opaque(code[j][v]);
     }
   }
   for (int64_t i = 0; i < count; ++i) {
     Vec<A> weight[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      weight[v] = load(weights + i * stride + v * kLanes<A>);
-      hold<A>(weight[v]);
+      weight[v] = opaque(load(weights + i * stride + v * kLanes<A>));
     }
 #pragma GCC unroll 8
     for (int j = 0; j < kDepth; ++j) {
       Vec<A> residual[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        residual[v] = minus_each(code[j][v], panel + j * kTile<A> + i);
-        hold<A>(residual[v]);
+        residual[v] = opaque(minus_each(code[j][v], panel + j * kTile<A> + i));
       }
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[j][v] -= weight[v] * residual[v];

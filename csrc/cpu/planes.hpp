@@ -42,16 +42,25 @@ inline void for_columns(int64_t W, int64_t lanes, Body&& body) {
   }
 }
 
+// The same for whole vectors, where W is at least one: calls body.operator()<vectors>(column), and
+// column(v) is where vector v begins. The last one of all overlaps the one before it, which costs
+// less than a part of a vector.
+template <class Body>
+inline void for_whole_columns(int64_t W, int64_t lanes, Body&& body) {
+  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
+    const int64_t last = std::min(w + (kVectors - 1) * lanes, W - lanes);
+    body.template operator()<kVectors>(
+        [=](int v) { return v < kVectors - 1 ? w + v * lanes : last; });
+  });
+}
+
 // Gathers the rows of a cell of one plane position by position, in `out` from `to` on. Running
-// results stay in registers while rows pass by. The last vector of a row overlaps the one before
-// it, which costs less than a masked load.
+// results stay in registers while rows pass by.
 template <class T, class Row>
 void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t to) {
   constexpr int64_t lanes = kLanes<Accumulate<T>>;
   const int64_t W = x.size[3];
-  const auto gather = [&]<int kVectors>(int64_t w, auto load_some) {
-    const int64_t last = std::max<int64_t>(0, std::min(w + (kVectors - 1) * lanes, W - lanes));
-    const auto column = [&](int v) { return v < kVectors - 1 ? w + v * lanes : last; };
+  const auto gather = [&]<int kVectors>(auto column, auto load_some) {
     typename Row::Lanes gathered[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       gathered[v] = Row::nothing(Row::along(W, rows.begin, column(v)));
@@ -66,10 +75,11 @@ void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t
   };
   if (W < lanes) {
     const int narrow = static_cast<int>(W);
-    return gather.template operator()<1>(0, [narrow](const T* p) { return load(p, narrow); });
+    return gather.template operator()<1>([](int) { return int64_t{0}; },
+                                         [narrow](const T* p) { return load(p, narrow); });
   }
-  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
-    gather.template operator()<kVectors>(w, [](const T* p) { return load(p); });
+  for_whole_columns(W, lanes, [&]<int kVectors>(auto column) {
+    gather.template operator()<kVectors>(column, [](const T* p) { return load(p); });
   });
 }
 

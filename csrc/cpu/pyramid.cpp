@@ -56,12 +56,6 @@ class Sums {
 
 constexpr int kRunSums = 4;  // vectors of running sums: as many additions at a time
 
-// One level of windows as wide as the map, rows side by side: each window is a run of memory.
-bool pools_runs(const PyramidPool& op) {
-  return op.levels.count == 1 && op.levels[0].size[3] == 1 && op.x.stride[2] == op.x.size[3] &&
-         !pools_channels_last(op.x, op.levels);
-}
-
 template <class T>
 inline Vec<Accumulate<T>> sum_run(const T* run, int64_t count) {
   using A = Accumulate<T>;
@@ -130,7 +124,7 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
           }
         });
   }
-  if (pools_runs(op)) return pool_runs<T>(op, begin, end);
+  if (pools_runs(op.x, op.levels)) return pool_runs<T>(op, begin, end);
   pool_planes<T, Sums<A>>(
       op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Sums<A>& sums) {
         const int64_t bins = sizes[k].size();
@@ -149,7 +143,7 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
 }  // namespace
 
 Work work(const PyramidPool& op) {
-  if (pools_runs(op)) return share(op.x.size[0] * op.x.size[1], op.x.numel());
+  if (pools_runs(op.x, op.levels)) return share(op.x.size[0] * op.x.size[1], op.x.numel());
   return pool_work(op.x, op.levels);
 }
 

@@ -272,6 +272,12 @@ inline bool pools_channels_last(const View& x, const Levels& levels) {
   return x.channels_last() && levels.channels_last();
 }
 
+// One level of windows as wide as a map whose rows lie side by side: each is a run of memory.
+inline bool pools_runs(const View& x, const Levels& levels) {
+  return levels.count == 1 && levels[0].size[3] == 1 && x.stride[2] == x.size[3] &&
+         !pools_channels_last(x, levels);
+}
+
 inline Work pool_work(const View& x, const Levels& levels) {
   const int64_t lanes = x.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
   const int64_t items = pools_channels_last(x, levels)

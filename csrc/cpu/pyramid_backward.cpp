@@ -89,13 +89,7 @@ class Expansion {
   std::vector<Step> steps_;
 };
 
-// One level of bins as wide as the map, rows side by side: each row cell is a run of memory, most
-// often of one bin alone.
-bool spreads_runs(const PyramidPoolBackward& op) {
-  return op.grads.count == 1 && op.grads[0].size[3] == 1 &&
-         op.grad_x.stride[2] == op.grad_x.size[3] && !pools_channels_last(op.grad_x, op.grads);
-}
-
+// Of one level of runs: each row cell is one too, most often of one bin alone.
 template <class T>
 void spread_runs(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -249,7 +243,7 @@ void spread_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
 
 Work work(const PyramidPoolBackward& op) {
   const View& map = op.grad_x;
-  if (spreads_runs(op)) return share(map.size[0] * map.size[1], map.numel());
+  if (pools_runs(op.grad_x, op.grads)) return share(map.size[0] * map.size[1], map.numel());
   const int64_t blocks =
       ceil_div(map.size[2], kSpreadRows) * ceil_div(map.size[1], kSpreadChannels);
   const int64_t lanes = map.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
@@ -262,7 +256,8 @@ Work work(const PyramidPoolBackward& op) {
 void run(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.grad_x.dtype, [&]<class T>() {
     if (pools_channels_last(op.grad_x, op.grads)) return spread_pixels<T>(op, begin, end);
-    spreads_runs(op) ? spread_runs<T>(op, begin, end) : spread_planes<T>(op, begin, end);
+    pools_runs(op.grad_x, op.grads) ? spread_runs<T>(op, begin, end)
+                                    : spread_planes<T>(op, begin, end);
   });
 }
 

@@ -19,9 +19,7 @@ void repeat_row(const T* row, int64_t W, int64_t rows, T* out, int64_t stride) {
     for (int64_t h = 0; h < rows; ++h) std::memcpy(out + h * stride, row, W * sizeof(T));
     return;
   }
-  for_columns(W, kElements, [&]<int kVectors>(int64_t w) {
-    const int64_t last = std::min(w + (kVectors - 1) * kElements, W - kElements);
-    const auto column = [&](int v) { return v < kVectors - 1 ? w + v * kElements : last; };
+  for_whole_columns(W, kElements, [&]<int kVectors>(auto column) {
     Bytes vectors[kVectors];
     for (int v = 0; v < kVectors; ++v) std::memcpy(&vectors[v], row + column(v), kVectorBytes);
     for (int64_t h = 0; h < rows; ++h) {

@@ -44,7 +44,8 @@ inline Vec<A> splat(A value) {
 }
 
 // The value, which the compiler now knows nothing about: used twice it stays in a register (g++
-// would read it from memory for each use), and a product is rounded before anything is added to it.
+// would read or broadcast it from memory for each use), and a product is rounded before anything is
+// added to it. All that passes here is computed before anything that uses it.
 template <class V>
 inline V opaque(V value) {
 #if defined(__x86_64__)

@@ -33,8 +33,7 @@ void scale(const T* strip, int64_t count, A factor, A* scaled) {
   });
 }
 
-// A plane, from its rows and columns. A few vectors of columns stay in registers over all rows; the
-// last of them overlaps the one before it.
+// A plane, from its rows and columns. A few vectors of columns stay in registers over all rows.
 template <class T, bool kRelu>
 void broadcast_plane(const Accumulate<T>* rows, const Accumulate<T>* columns, int64_t H, int64_t W,
                      T* out, int64_t stride) {
@@ -47,9 +46,7 @@ void broadcast_plane(const Accumulate<T>* rows, const Accumulate<T>* columns, in
     }
     return;
   }
-  for_columns(W, lanes, [&]<int kVectors>(int64_t w) {
-    const int64_t last = std::min(w + (kVectors - 1) * lanes, W - lanes);
-    const auto position = [&](int v) { return v < kVectors - 1 ? w + v * lanes : last; };
+  for_whole_columns(W, lanes, [&]<int kVectors>(auto position) {
     Vec<A> column[kVectors];
     for (int v = 0; v < kVectors; ++v) column[v] = load(columns + position(v));
     T* row = out;
