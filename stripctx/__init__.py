@@ -5,10 +5,10 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx import layers  # noqa: E402
+from stripctx import functional, layers, losses, models  # noqa: E402
 from stripctx.layers import *  # noqa: E402, F403
 from stripctx.replace import fuse, unfuse  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["fuse", "unfuse"]
+__all__ = ["functional", "fuse", "losses", "models", "unfuse"]
 __all__ += layers.__all__

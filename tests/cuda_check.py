@@ -163,7 +163,7 @@ def table(kernels: Iterable[Kernel], architectures: Sequence[int], sass_of: int)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", nargs="*", type=Path, help="default: csrc/cuda/*.cu")
+    parser.add_argument("sources", nargs="*", type=Path, help="default: every *.cu of csrc")
     parser.add_argument("--arch", nargs="+", type=int, default=toolkit.ARCHITECTURES)
     parser.add_argument("--sass", type=int, default=90, help="whose global accesses to count")
     parser.add_argument("--json", type=Path, help="writes the table there")
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("cuda_check: no nvcc in CUDA_HOME, on PATH or in site-packages", file=sys.stderr)
         print("cuda_check: pip install -r requirements-dev.txt brings one", file=sys.stderr)
         return NO_COMPILER
-    sources = options.sources or sorted((toolkit.SOURCES / "cuda").glob("*.cu"))
+    sources = options.sources or sorted(toolkit.SOURCES.glob("*/*.cu"))
     kernels: list[Kernel] = []
     for source in sources:
         try:

@@ -29,8 +29,8 @@ extension.load()
 __version__ = "0.1.0"
 """,
     "csrc/core/answer.hpp": "constexpr int kAnswer = 42;\n",
-    "csrc/cpu/answer.cpp": '#include "core/answer.hpp"\nint device_answer() { return kAnswer; }\n',
-    "csrc/bind/answer.cpp": """
+    "csrc/answer/cpu.cpp": '#include "core/answer.hpp"\nint device_answer() { return kAnswer; }\n',
+    "csrc/answer/bind.cpp": """
 #include "device.hpp"
 int device_answer();
 extern "C" __attribute__((visibility("default"))) int stripctx_answer() {
@@ -39,7 +39,7 @@ extern "C" __attribute__((visibility("default"))) int stripctx_answer() {
 """,
     "csrc/bind/cpu/device.hpp": "constexpr int kOffset = 0;\n",
     "csrc/bind/cuda/device.hpp": "#include <cuda_runtime.h>\nconstexpr int kOffset = 1;\n",
-    "csrc/cuda/answer.cu": """
+    "csrc/answer/cuda.cu": """
 #include <cuda_fp16.h>
 #include "core/answer.hpp"
 #if defined(__CUDACC__)

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import toolkit
 
-CUDA = toolkit.SOURCES / "cuda"
-KERNELS = sorted(CUDA.glob("*.cu")) + sorted(CUDA.glob("*.cuh"))
+SOURCES = sorted(toolkit.SOURCES.glob("*/*.cu"))
+KERNELS = SOURCES + sorted(toolkit.SOURCES.glob("*/*.cuh"))
 PLAIN = [
     path
-    for folder in ("core", "cpu", "cuda")
-    for path in sorted((toolkit.SOURCES / folder).iterdir())
-    if path.is_file()
+    for path in sorted(toolkit.SOURCES.glob("*/*"))
+    if path.is_file() and path.parent.name != "bind" and path.name != "bind.cpp"
 ]
+
+
+def named(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
 
 # The words that kernels do without, and the one header whose task each is.
 FORBIDDEN = {
@@ -56,7 +60,7 @@ def pointers(text: str) -> Iterator[str]:
     yield from (m[0] for m in re.finditer(rf"{number}(?: +const)? *\* *(?:const +)?\w+", text))
 
 
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", KERNELS, ids=named)
 def test_kernels_use_their_own_words(path: Path) -> None:
     text = code(path.read_text())
     for pattern, allowed in FORBIDDEN.items():
@@ -65,14 +69,14 @@ def test_kernels_use_their_own_words(path: Path) -> None:
             assert not found, f"{path.name}: {found and found[0]!r}, for {pattern}"
 
 
-@pytest.mark.parametrize("path", sorted(CUDA.glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_kernels_hold_no_pointers(path: Path) -> None:
     """A pointer to numbers cannot be read through if there is none: they arrive as Views or void*
     and become a Global<T> at once."""
     assert list(pointers(code(path.read_text()))) == []
 
 
-@pytest.mark.parametrize("path", PLAIN, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", PLAIN, ids=named)
 def test_kernels_know_no_torch(path: Path) -> None:
     for line in code(path.read_text()).splitlines():
         include = re.match(r"\s*#\s*include\s*(.*)", line)

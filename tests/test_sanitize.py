@@ -1,4 +1,4 @@
-"""csrc/core and csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`).
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`).
 
 tests/sanitize runs every CPU kernel on exact-size buffers at the shapes of every family's tests, in
 all dtypes and layouts, compiled once for each way that csrc/cpu/simd.hpp is written. The sanitizers
@@ -63,13 +63,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip(f"the compiler has no sanitizers: {error}")
     includes = [f"-I{toolkit.SOURCES}", f"-I{FOLDER}"]
     # The largest first, so that no core waits for it in the end.
-    sources = [*(toolkit.SOURCES / "cpu").glob("*.cpp"), *FOLDER.glob("*.cpp")]
+    sources = [
+        *toolkit.SOURCES.glob("*/*cpu.cpp"),
+        *toolkit.SOURCES.glob("cpu/*.cpp"),
+        *FOLDER.glob("*.cpp"),
+    ]
     sources.sort(key=lambda path: -path.stat().st_size)
     objects: dict[str, list[str]] = {name: [] for name in BUILDS}
     commands = []
     for source in sources:
         for name in BUILDS:
-            objects[name].append(str(folder / f"{name}-{source.stem}.o"))
+            objects[name].append(str(folder / f"{name}-{source.parent.name}-{source.stem}.o"))
             arguments = [*flags(name), *includes, "-c", str(source), "-o", objects[name][-1]]
             commands.append([*compiler, *arguments])
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -223,12 +223,12 @@ def test_progress_rewrites_its_line_on_a_terminal(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = report.Progress("the cpu kernels")
-    progress.step("[1/2] csrc/cpu/strip.cpp")
+    progress.step("[1/2] csrc/strip/reduce_cpu.cpp")
     progress.done(ok=True)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.endswith("\n")
     lines = [line.rstrip() for line in said.split("\r") if line]
-    assert lines[1] == "stripctx: compiling the cpu kernels [1/2] csrc/cpu/strip.cpp"
+    assert lines[1] == "stripctx: compiling the cpu kernels [1/2] csrc/strip/reduce_cpu.cpp"
     assert re.fullmatch(r"stripctx: compiled the cpu kernels in \d\.\d s", lines[2])
 
 

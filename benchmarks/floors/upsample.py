@@ -21,7 +21,7 @@ from benchmarks.floors.pyramid import PSP_BINS, level_cells
 
 MPM_BINS = (20, 12)  # pyramid_add_relu's levels: SPNet's mixed pooling
 KERNEL = 3  # rows and columns of the convolution whose taps are added
-PLANE_BYTES = 40 * 1024  # of a gradient that csrc/cuda/upsample_backward.cu keeps in a block
+PLANE_BYTES = 40 * 1024  # of a gradient that csrc/upsample/add_backward_cuda.cu keeps in a block
 
 
 def level_lines(shape: Shape, bins: tuple[int, ...], channels: int) -> int:

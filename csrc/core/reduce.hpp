@@ -3,6 +3,8 @@
 #pragma once
 
 #include "core/view.hpp"
+#include "cpu/work.hpp"
+#include "cuda/launch.hpp"
 
 namespace stripctx {
 
@@ -13,3 +15,16 @@ struct SumPartials {
 };
 
 }  // namespace stripctx
+
+namespace stripctx::cpu {
+
+Work work(const SumPartials& op);
+void run(const SumPartials& op, int64_t begin, int64_t end);
+
+}  // namespace stripctx::cpu
+
+namespace stripctx::cuda {
+
+void launch(const SumPartials& op, Stream stream);
+
+}  // namespace stripctx::cuda

@@ -1,6 +1,7 @@
 // The second stage of every fixed-order reduction on the CPU. Reads the partials once.
+#include "core/reduce.hpp"
+
 #include "core/dispatch.hpp"
-#include "cpu/kernels.hpp"
 #include "cpu/simd.hpp"
 
 namespace stripctx::cpu {

@@ -2,7 +2,6 @@
 // once.
 #include "core/reduce.hpp"
 #include "cuda/device.cuh"
-#include "cuda/kernels.hpp"
 #include "cuda/tiling.hpp"
 
 namespace stripctx::cuda {

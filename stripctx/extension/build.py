@@ -1,11 +1,12 @@
 """What the three libraries are made of, and how one is compiled. setup.py uses this file too, so it
 imports neither torch nor the stripctx package at its top.
 
-    cpu        csrc/cpu by the C++ compiler
-    cuda       csrc/cuda by nvcc
-    emulated   csrc/cuda by the C++ compiler, run by tests/simt on a CPU: for tests, from a checkout
+    cpu        csrc/<family>/*cpu.cpp by the C++ compiler
+    cuda       csrc/<family>/*cuda.cu by nvcc
+    emulated   the same *.cu by the C++ compiler, run by tests/simt on a CPU: for tests
 
-csrc/bind is compiled into each of them, against the `device.hpp` that its include folders hold.
+Each holds csrc/<family>/bind.cpp too, compiled against the `device.hpp` that its include folders
+hold, and what families share: csrc/cpu or csrc/cuda.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ class Library:
 
 LIBRARIES = {
     "cpu": Library(
-        sources=("csrc/cpu/*.cpp", "csrc/bind/*.cpp"),
+        sources=("csrc/*/*cpu.cpp", "csrc/cpu/*.cpp", "csrc/*/bind.cpp"),
         includes=("csrc", "csrc/bind/cpu"),
         torch_libraries=("torch_cpu",),
         instruction_set=NATIVE,
     ),
     "cuda": Library(
-        sources=("csrc/cuda/*.cu", "csrc/bind/*.cpp"),
+        sources=("csrc/*/*cuda.cu", "csrc/cuda/*.cu", "csrc/*/bind.cpp"),
         includes=("csrc", "csrc/bind/cuda"),
         torch_libraries=("torch_cpu", "torch_cuda"),
         nvcc=True,
@@ -77,7 +78,7 @@ LIBRARIES = {
         gibibytes_each=2.0,
     ),
     "emulated": Library(
-        sources=("csrc/cuda/*.cu", "csrc/bind/*.cpp", "tests/simt/*.cpp"),
+        sources=("csrc/*/*cuda.cu", "csrc/cuda/*.cu", "csrc/*/bind.cpp", "tests/simt/*.cpp"),
         includes=("csrc", "tests/simt"),
         torch_libraries=("torch_cpu",),
         instruction_set=NATIVE,

@@ -100,7 +100,7 @@ class Progress:
         return time.monotonic() - self._started
 
     def step(self, line: str) -> None:
-        """`line` is ninja's: "[3/7] csrc/cpu/strip.cpp"."""
+        """`line` is ninja's: "[3/7] csrc/strip/reduce_cpu.cpp"."""
         now = time.monotonic()
         if self._terminal:
             self._show(f"compiling {self._what} {line}", end="")

@@ -2,9 +2,8 @@
 
 from stripctx.layers.encoding import ContextEncoding, EncodingLayer
 from stripctx.layers.height import HeightAttention
-from stripctx.layers.mixed import MixedPooling
 from stripctx.layers.pyramid import PyramidPooling, PyramidPoolingConv
-from stripctx.layers.strip import StripPooling
+from stripctx.layers.strip import MixedPooling, StripPooling
 
 __all__ = [
     "ContextEncoding",

@@ -1,5 +1,5 @@
 """Pyramid pooling as layers: PSPNet's pyramid pooling module (Zhao et al., CVPR 2017, section 3.2),
-alone and with the convolution that follows it. SPNet's mixed pooling is in stripctx.layers.mixed.
+alone and with the convolution that follows it. SPNet's mixed pooling is in stripctx.layers.strip.
 """
 
 from __future__ import annotations

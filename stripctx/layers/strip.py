@@ -1,12 +1,16 @@
-"""Strip pooling as a layer: SPNet's strip pooling module (Hou et al., CVPR 2020, fig. 2)."""
+"""Strip pooling and mixed pooling as layers: SPNet's modules (Hou et al., CVPR 2020, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import functional
+from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one, size_pairs
+
+ARMS = ("both", "short", "long")
+POOLINGS = ("strip", "global")
 
 
 class StripPooling(nn.Module):
@@ -36,9 +40,7 @@ class StripPooling(nn.Module):
         torch.Size([2, 64, 32, 48])
     """
 
-    def __init__(
-        self, in_channels: int, *, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
-    ) -> None:
+    def __init__(self, in_channels: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()
         if in_channels < 1:
             raise ValueError(f"StripPooling: in_channels must be positive, got {in_channels}")
@@ -53,3 +55,128 @@ class StripPooling(nn.Module):
         rows = self.bn1(self.conv1(rows))
         cols = self.bn2(self.conv2(cols))
         return functional.strip_gate(x, rows, cols, self.conv3.weight, self.conv3.bias)
+
+
+class MixedPooling(nn.Module):
+    """SPNet's mixed pooling module (MPM): a small pyramid for short-range context, strips for
+    long-range context, side by side in a residual block.
+
+        short = conv2_5(relu(conv2_0(y) + up(conv2_1(pool(y))) + up(conv2_2(pool(y)))))
+        long  = conv2_6(relu(conv2_3(mean over H of z) + conv2_4(mean over W of z)))
+        out   = relu(x + conv3(concat(short, long)))
+
+    with y = conv1_1(x) and z = conv1_2(x) of C // 4 channels (Hou et al., CVPR 2020, section 3.2).
+    Every convolution is without bias and followed by a norm; those to y, z, short and long, then by
+    a ReLU. The pyramid's sum, and the strips', is one pass each.
+
+    Upstream calls this module `StripPooling(in_channels, pool_size, norm_layer, up_kwargs)`; its
+    state_dict loads as it is: `conv1_1.{0,1}` to `conv3.{0,1}`. Its pool_size=(20, 12) also means
+    two square grids, not one of 20 x 12.
+
+    Args:
+        in_channels: C, at least 4.
+        pool_sizes: the two grids of the pyramid, each (h, w) or b for (b, b).
+        arms: "both"; "short" or "long" for one of the paths alone, where conv3 has half as many
+            inputs and the other path's modules do not exist. Upstream has both only.
+        pooling: of the long path: "strip"; or "global", where both means are of the whole map, the
+            paper's comparison. The parameters are the same, though of conv2_3 and conv2_4 only the
+            middle tap counts then, and batch normalisation cannot train on one image.
+        norm_layer: makes the normalisations, called with the number of channels.
+        align_corners: of the pyramid's bilinear interpolation. Strips are broadcast.
+
+    Shape:
+        (N, C, H, W) to (N, C, H, W), any floating dtype.
+
+    Example:
+        >>> MixedPooling(64)(torch.randn(2, 64, 30, 40)).shape
+        torch.Size([2, 64, 30, 40])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        pool_sizes: tuple[int | tuple[int, int], int | tuple[int, int]] = (20, 12),
+        *,
+        arms: str = "both",
+        pooling: str = "strip",
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        if in_channels < 4:
+            raise ValueError(f"MixedPooling: in_channels must be at least 4, got {in_channels}")
+        if arms not in ARMS:
+            raise ValueError(f"MixedPooling: arms must be one of {', '.join(ARMS)}, got {arms!r}")
+        if pooling not in POOLINGS:
+            raise ValueError(
+                f"MixedPooling: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}"
+            )
+        self.in_channels = in_channels
+        self.pool_sizes = size_pairs("MixedPooling", "pool_sizes", pool_sizes, (2,), "two")
+        self.arms = arms
+        self.pooling = pooling
+        self.align_corners = align_corners
+        width = in_channels // 4
+
+        def unit(inputs: int, outputs: int, kernel: tuple[int, int], relu: bool) -> nn.Sequential:
+            padding = (kernel[0] // 2, kernel[1] // 2)
+            layers = [
+                nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False),
+                norm_layer(outputs),
+            ]
+            return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+        if arms != "long":
+            self.conv1_1 = unit(in_channels, width, (1, 1), True)
+            self.conv2_0 = unit(width, width, (3, 3), False)
+            self.conv2_1 = unit(width, width, (3, 3), False)
+            self.conv2_2 = unit(width, width, (3, 3), False)
+            self.conv2_5 = unit(width, width, (3, 3), True)
+        if arms != "short":
+            self.conv1_2 = unit(in_channels, width, (1, 1), True)
+            self.conv2_3 = unit(width, width, (1, 3), False)
+            self.conv2_4 = unit(width, width, (3, 1), False)
+            self.conv2_6 = unit(width, width, (3, 3), True)
+        self.conv3 = unit(2 * width if arms == "both" else width, in_channels, (1, 1), False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"MixedPooling: x must have shape (N, {self.in_channels}, H, W), "
+                f"got {tuple(x.shape)}"
+            )
+        paths = []
+        if self.arms != "long":
+            paths.append(self._short(self.conv1_1(x)))
+        if self.arms != "short":
+            paths.append(self._long(self.conv1_2(x)))
+        mixed = torch.cat(paths, 1) if len(paths) == 2 else paths[0]
+        return F.relu(x + self.conv3(mixed), inplace=True)
+
+    def _short(self, y: Tensor) -> Tensor:
+        fine, coarse = functional.pyramid_pool(y, self.pool_sizes)
+        levels = [self.conv2_1(fine), self.conv2_2(coarse)]
+        return self.conv2_5(
+            functional.pyramid_add_relu(self.conv2_0(y), levels, align_corners=self.align_corners)
+        )
+
+    def _long(self, z: Tensor) -> Tensor:
+        if self.pooling == "strip":
+            rows, cols = functional.strip_pool(z)
+            rows, cols = self.conv2_4(rows), self.conv2_3(cols)
+        else:
+            if self.training and z.shape[0] == 1:
+                for unit in (self.conv2_3, self.conv2_4):
+                    refuse_batch_of_one(
+                        "MixedPooling", unit, 'pooling="strip" there is no such map'
+                    )
+            mean = functional.pyramid_pool(z, (1,))[0]
+            rows = self.conv2_4(mean).expand(-1, -1, z.shape[2], -1)
+            cols = self.conv2_3(mean).expand(-1, -1, -1, z.shape[3])
+        return self.conv2_6(functional.strip_add_relu(rows, cols))
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_channels={self.in_channels}, pool_sizes={self.pool_sizes}, arms={self.arms!r}, "
+            f"pooling={self.pooling!r}, align_corners={self.align_corners}"
+        )

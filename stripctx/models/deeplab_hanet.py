@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stripctx import functional, upstream
 from stripctx.layers import HeightAttention
 from stripctx.models.aspp import ASPP, choose_rates
-from stripctx.models.assembly import assemble
 from stripctx.models.backbones import Weights
+from stripctx.models.build import assemble
 from stripctx.models.heads import conv_unit
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register

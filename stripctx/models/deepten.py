@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from stripctx import upstream
 from stripctx.layers import EncodingLayer
-from stripctx.models.assembly import check_num_classes
 from stripctx.models.backbones import Weights, create_backbone
+from stripctx.models.build import check_num_classes
 from stripctx.models.network import Backbone, NormLayer, check_image
 from stripctx.models.registry import register
 

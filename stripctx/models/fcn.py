@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from stripctx import upstream
-from stripctx.models.assembly import assemble
 from stripctx.models.backbones import Weights
+from stripctx.models.build import assemble
 from stripctx.models.heads import FCNHead
 from stripctx.models.network import Backbone, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register

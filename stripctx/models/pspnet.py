@@ -11,8 +11,8 @@ from torch import nn
 from stripctx import upstream
 from stripctx.layers import PyramidPoolingConv
 from stripctx.models.aspp import ASPPConv, choose_rates
-from stripctx.models.assembly import assemble
 from stripctx.models.backbones import Weights
+from stripctx.models.build import assemble
 from stripctx.models.heads import classifier
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register

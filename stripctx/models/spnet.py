@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from stripctx import upstream
 from stripctx.layers import MixedPooling
-from stripctx.models.assembly import assemble
 from stripctx.models.backbones import Weights
+from stripctx.models.build import assemble
 from stripctx.models.heads import FCNHead, conv_unit
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register

@@ -1,7 +1,4 @@
-"""What operators refuse, in words that name the argument, the expectation and what came.
-
-The native kernels raise the same sentences (csrc/bind/check.hpp).
-"""
+"""What operators refuse, in words that name the argument, the expectation and what came."""
 
 from __future__ import annotations
 

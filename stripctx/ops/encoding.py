@@ -18,9 +18,9 @@ from torch import Tensor
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import in_a_loop, over_channels, over_images_of
-from stripctx.ops.contract import define, save_inputs
+from stripctx.ops.register import define, save_inputs
 from stripctx.reference import encoding as reference
-from stripctx.reference.strip import widen
+from stripctx.reference.common import widen
 
 OPS = torch.ops.stripctx
 HALF = (torch.float16, torch.bfloat16)

@@ -14,7 +14,7 @@ from torch import Tensor
 from stripctx.layout import empty, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_images
-from stripctx.ops.contract import define, save_inputs
+from stripctx.ops.register import define, save_inputs
 from stripctx.reference import height as reference
 from stripctx.reference.upsample import matrix
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from stripctx.layout import empty, is_channels_last, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_channels
-from stripctx.ops.contract import define
+from stripctx.ops.register import define
 from stripctx.reference import pyramid as reference
 
 OPS = torch.ops.stripctx

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stripctx.layout import empty, is_channels_last, memory_format
 from stripctx.ops import checks
-from stripctx.ops.batching import over_channels
-from stripctx.ops.contract import define, save_inputs
+from stripctx.ops.batching import over_channels, over_images_of
+from stripctx.ops.register import define, save_inputs
 from stripctx.reference import strip as reference
 
 OPS = torch.ops.stripctx
@@ -174,6 +175,66 @@ def _backward_gate_backward(
     return to_grad, to_x, to_logits, to_logits.sum((0, 2, 3))
 
 
+# strip_conv: relu(rows + cols) under a 1x1 convolution, the middle of the strip pooling module. The
+# product is the library's; the operator sees to it that the rectified map is not kept for the
+# backward pass, where it is made again, a write, and given back before the gradient as large.
+
+
+def _check_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> None:
+    name = "strip_conv"
+    check_strips(name, rows, cols)
+    checks.tensor(name, "weight", weight, "(C, M, 1, 1)")
+    checks.alike(name, "weight", weight, "rows", rows)
+    checks.size(name, "weight", weight, (weight.size(0), rows.size(1), 1, 1))
+
+
+def _strip_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
+    return _conv1x1(OPS.strip_add_relu(rows, cols), weight)
+
+
+def _fake_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
+    shape = (rows.size(0), weight.size(0), rows.size(2), cols.size(3))
+    return empty(shape, rows, memory_format(rows, cols))
+
+
+def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The weight's gradient first: it alone needs the rectified map."""
+    rows, cols, weight = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=memory_format(rows, cols))
+    grad_weight = None
+    if ctx.needs_input_grad[-1]:
+        grad_weight = _conv1x1_weight(grad, OPS.strip_add_relu(rows, cols), weight)
+    grad_map = _conv1x1(grad, weight.transpose(0, 1))
+    return *OPS.strip_add_relu_backward(grad_map, rows, cols), grad_weight
+
+
+def _autocast_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """All as conv2d casts them; of float64 it casts nothing."""
+    if torch.promote_types(rows.dtype, cols.dtype) is torch.float64:
+        return rows.double(), cols.double(), weight
+    dtype = torch.get_autocast_dtype(rows.device.type)
+    return rows.to(dtype), cols.to(dtype), weight.to(dtype)
+
+
+def _conv1x1(map: Tensor, weight: Tensor) -> Tensor:
+    """The 1x1 convolution, in the memory format of `map`, which is dense, whatever the weight's.
+    The library refuses maps of no pixels."""
+    if map.numel() == 0:
+        return map.new_zeros((map.size(0), weight.size(0), *map.shape[2:]))
+    return F.conv2d(map, weight.flatten(1)[:, :, None, None])
+
+
+def _conv1x1_weight(grad: Tensor, map: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `weight`, given those of the convolution's result and its operand."""
+    if grad.numel() == 0 or map.numel() == 0:
+        return torch.zeros_like(weight)
+    one, none = [1, 1], [0, 0]
+    wanted = [False, True, False]
+    return torch.ops.aten.convolution_backward(
+        grad, map, weight, None, one, none, one, False, none, 1, wanted
+    )[1]
+
+
 define(
     "strip_pool(Tensor x) -> (Tensor rows, Tensor cols)",
     check=_check_pool,
@@ -230,4 +291,14 @@ define(
     setup_context=save_inputs,
     backward=_backward_gate_backward,
     vmap=over_channels,
+)
+define(
+    "strip_conv(Tensor rows, Tensor cols, Tensor weight) -> Tensor",
+    check=_check_conv,
+    reference=_strip_conv,
+    fake=_fake_conv,
+    setup_context=save_inputs,
+    backward=_backward_conv,
+    vmap=over_images_of(2),
+    autocast=_autocast_conv,
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from stripctx.layout import empty, is_channels_last, memory_format
 from stripctx.ops import checks
 from stripctx.ops.batching import over_images
-from stripctx.ops.contract import define
+from stripctx.ops.register import define
 from stripctx.reference import upsample as reference
 
 OPS = torch.ops.stripctx

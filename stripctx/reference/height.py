@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stripctx.layout import memory_format
-from stripctx.reference.strip import widen
+from stripctx.reference.common import widen
 from stripctx.reference.upsample import matrix, samples
 
 

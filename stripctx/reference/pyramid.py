@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stripctx.layout import memory_format
-from stripctx.reference.strip import widen
+from stripctx.reference.common import widen
 
 
 def pairs(bins: Sequence[int]) -> list[tuple[int, int]]:

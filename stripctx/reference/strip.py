@@ -12,11 +12,7 @@ import torch
 from torch import Tensor
 
 from stripctx.layout import memory_format
-
-
-def widen(x: Tensor) -> Tensor:
-    """x in the type that sums run in: float64 for float64, float32 for the others."""
-    return x if x.dtype is torch.float64 else x.float()
+from stripctx.reference.common import widen
 
 
 def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:

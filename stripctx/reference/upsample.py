@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stripctx.layout import is_channels_last, memory_format
-from stripctx.reference.strip import widen
+from stripctx.reference.common import widen
 
 
 def samples(

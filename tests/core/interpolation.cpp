@@ -1,8 +1,8 @@
-// csrc/core/upsample.hpp bound to NumPy: an axis' samples, and the positions that read a cell.
+// csrc/upsample/params.hpp bound to NumPy: an axis' samples, and the positions that read a cell.
+#include "upsample/params.hpp"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-
-#include "core/upsample.hpp"
 
 namespace py = pybind11;
 

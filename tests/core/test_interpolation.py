@@ -1,5 +1,5 @@
-"""Interpolation weights (csrc/core/upsample.hpp) against torch.nn.functional.interpolate, and their
-transpose against themselves."""
+"""Interpolation weights (csrc/upsample/params.hpp) against torch.nn.functional.interpolate, and
+their transpose against themselves."""
 
 from __future__ import annotations
 

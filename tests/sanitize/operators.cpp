@@ -6,6 +6,12 @@
 // Prints a line for every result, "operator dtype layout shape: count", and writes their elements
 // to the file RESULTS as float64, one behind the other. Exit status 1 where dividing the work among
 // threads would change a bit, or where an element was not written.
+#include "encoding/params.hpp"
+#include "height/params.hpp"
+#include "pyramid/params.hpp"
+#include "strip/params.hpp"
+#include "upsample/params.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -128,6 +134,7 @@ const Operator kOperators[] = {
        Encode op{s.flat_map(), s.codewords(K), s.scale(K), false};
        op.partials = s.partials(cpu::partials(op), N * K * D);
        op.scratch = s.scratch(cpu::scratch(op));
+       s.execute(EncodeColumns{op.codewords, {}, op.scratch});
        s.execute(op);
        s.execute(EncodeSums{op.partials, s.partials(N, K * D), K, D});
      }},
@@ -139,6 +146,7 @@ const Operator kOperators[] = {
        op.codeword_partials = s.partials(N * cpu::partials(op), K * D);
        op.scale_partials = s.partials(N * cpu::partials(op), K);
        op.scratch = s.scratch(cpu::scratch(op));
+       s.execute(EncodeColumns{op.codewords, op.grad, op.scratch});
        s.execute(op);
        s.execute(EncodeSums{op.codeword_partials, s.partials(1, K * D), K, D});
      }},

@@ -14,8 +14,8 @@
 
 #include "core/dispatch.hpp"
 #include "core/levels.hpp"
+#include "core/reduce.hpp"
 #include "core/view.hpp"
-#include "cpu/kernels.hpp"
 #include "cpu/types.hpp"
 
 namespace stripctx::sanitize {
@@ -146,7 +146,6 @@ class Sample {
 
   template <class Op>
   void execute(const Op& op) const {
-    if constexpr (requires { cpu::before(op); }) execute(cpu::before(op));
     const cpu::Work work = cpu::work(op);
     if (!setting_.divided) {
       if (work.items > 0) cpu::run(op, 0, work.items);

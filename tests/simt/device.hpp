@@ -4,14 +4,15 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "cuda/kernels.hpp"
+#include "core/reduce.hpp"
 
 #define STRIPCTX_DISPATCH_KEY CPU
 
-namespace stripctx::device {
+namespace stripctx {
 
-using cuda::partials;
-using cuda::scratch;
+namespace kernels = cuda;
+
+namespace device {
 
 inline void allocated(const torch::stable::Tensor& /*result*/) {}
 
@@ -21,4 +22,6 @@ void execute(const Op& op, const torch::stable::Tensor& /*like*/) {
   cuda::launch(op, nullptr);
 }
 
-}  // namespace stripctx::device
+}  // namespace device
+
+}  // namespace stripctx

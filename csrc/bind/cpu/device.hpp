@@ -8,14 +8,15 @@
 #include <sys/mman.h>
 #endif
 
-#include "cpu/kernels.hpp"
+#include "core/reduce.hpp"
 
 #define STRIPCTX_DISPATCH_KEY CPU
 
-namespace stripctx::device {
+namespace stripctx {
 
-using cpu::partials;
-using cpu::scratch;
+namespace kernels = cpu;
+
+namespace device {
 
 // Called on memory that was just allocated. malloc maps a block above 32 MB afresh every time, and
 // smaller ones whenever it has given back what it kept. The system makes pages as they are first
@@ -33,13 +34,15 @@ inline void allocated(const torch::stable::Tensor& result) {
 #endif
 }
 
-// Runs an operator's independent work items; how they are divided among threads changes no bit.
+// Runs an operator's independent work items; how they are divided among threads changes no bit. The
+// operator's kernels are declared in its family's params.hpp, included before this file.
 template <class Op>
-void execute(const Op& op, const torch::stable::Tensor& like) {
-  if constexpr (requires { cpu::before(op); }) execute(cpu::before(op), like);
+void execute(const Op& op, const torch::stable::Tensor& /*like*/) {
   const cpu::Work work = cpu::work(op);
   torch::stable::parallel_for(0, work.items, work.grain,
                               [&op](int64_t begin, int64_t end) { cpu::run(op, begin, end); });
 }
 
-}  // namespace stripctx::device
+}  // namespace device
+
+}  // namespace stripctx

@@ -4,14 +4,15 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "cuda/kernels.hpp"
+#include "core/reduce.hpp"
 
 #define STRIPCTX_DISPATCH_KEY CUDA
 
-namespace stripctx::device {
+namespace stripctx {
 
-using cuda::partials;
-using cuda::scratch;
+namespace kernels = cuda;
+
+namespace device {
 
 inline void allocated(const torch::stable::Tensor& /*result*/) {}
 
@@ -24,4 +25,6 @@ void execute(const Op& op, const torch::stable::Tensor& like) {
   cuda::launch(op, stream);
 }
 
-}  // namespace stripctx::device
+}  // namespace device
+
+}  // namespace stripctx

@@ -1,0 +1,151 @@
+// The encoding family's binding: check, allocate, execute. Compiled once per library against the
+// device.hpp of the CPU, of CUDA or of the tests' emulator.
+#include "encoding/params.hpp"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "bind/check.hpp"
+#include "bind/tensor.hpp"
+#include "device.hpp"
+
+namespace stripctx::bind {
+
+namespace {
+
+void check_encode(const Checker& check, const Tensor& x, const Tensor& codewords,
+                  const Tensor& scale) {
+  check.tensor("x", x, "(N, D, H, W)");
+  check.tensor("codewords", codewords, "(K, D)");
+  check.size("codewords", codewords, {codewords.size(0), x.size(1)});
+  if (codewords.size(0) == 0) check.refuse("codewords", "must be at least one, got 0");
+  const ScalarType type = x.scalar_type();
+  const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  if (!(half && codewords.scalar_type() == ScalarType::Float)) {
+    check.alike("codewords", codewords, "x", x);
+  }
+  check.same_device("codewords", codewords, "x", x);
+  check.tensor("scale", scale, "(K)");
+  check.alike("scale", scale, "codewords", codewords);
+  check.size("scale", scale, {codewords.size(0)});
+}
+
+void check_gate(const Checker& check, const Tensor& x, const Tensor& gate) {
+  check.tensor("x", x, "(N, C, H, W)");
+  check.tensor("gate", gate, "(N, C)");
+  check.alike("gate", gate, "x", x);
+  check.size("gate", gate, {x.size(0), x.size(1)});
+}
+
+// Parameters and their gradients are small: kernels see them dense, in the accumulation type.
+Tensor wide(const Tensor& parameter) {
+  return dense(torch::stable::to(parameter, accumulate_type(parameter)), MemoryFormat::Contiguous);
+}
+
+// A map (N, C, H, W) whose positions lie on one axis, with channels or positions fastest; any other
+// strides cost one copy.
+Tensor flattenable(const Tensor& map, MemoryFormat format) {
+  const Tensor source = readable(map, format);
+  const bool one_axis = source.size(2) == 1 || source.size(3) == 1 ||
+                        source.stride(2) == source.size(3) * source.stride(3);
+  return one_axis ? source : dense(map, format);
+}
+
+View flat(const Tensor& map) {
+  View result = view(map);
+  if (result.size[3] == 1) result.stride[3] = result.stride[2];
+  result.size[3] *= result.size[2];
+  result.size[2] = 1;
+  return result;
+}
+
+// Scratch that this device's kernel asks for, as a row of elements.
+template <class Op>
+Tensor allocate_scratch(Op& op, const Tensor& codewords) {
+  Tensor scratch = empty({kernels::scratch(op)}, codewords, accumulate_type(codewords));
+  op.scratch = view(scratch);
+  return scratch;
+}
+
+Tensor encode(const Tensor& x, const Tensor& codewords, const Tensor& scale, bool allow_tf32) {
+  check_encode(Checker("encode"), x, codewords, scale);
+  const int64_t N = x.size(0), K = codewords.size(0), D = x.size(1);
+  Tensor encoded = empty({N, K, D}, codewords);
+  const Tensor source = flattenable(x, memory_format(x));
+  const Tensor codes = wide(codewords), scales = wide(scale);
+  Encode op{flat(source), view(codes), view(scales), allow_tf32};
+  const Tensor partials = empty({kernels::partials(op), N * K * D}, codes);
+  op.partials = view(partials);
+  const Tensor scratch = allocate_scratch(op, codes);
+  device::execute(EncodeColumns{op.codewords, {}, op.scratch}, x);
+  device::execute(op, x);
+  device::execute(EncodeSums{op.partials, view(encoded), K, D}, x);
+  return encoded;
+}
+
+std::tuple<Tensor, Tensor, Tensor> encode_backward(const Tensor& grad, const Tensor& x,
+                                                   const Tensor& codewords, const Tensor& scale,
+                                                   bool allow_tf32) {
+  const Checker check("encode_backward");
+  check_encode(check, x, codewords, scale);
+  const int64_t N = x.size(0), K = codewords.size(0), D = x.size(1);
+  check.tensor("grad", grad, "(N, K, D)");
+  check.alike("grad", grad, "codewords", codewords);
+  check.size("grad", grad, {N, K, D});
+  const MemoryFormat format = memory_format(x);
+  Tensor grad_x = empty(sizes(x), x, format);
+  Tensor grad_codewords = empty({K, D}, codewords), grad_scale = empty({K}, scale);
+  const Tensor source = flattenable(x, format);
+  const Tensor codes = wide(codewords), scales = wide(scale), grads = wide(grad);
+  EncodeBackward op{view(grads), flat(source), view(codes), view(scales), allow_tf32, flat(grad_x)};
+  const int64_t parts = N * kernels::partials(op);
+  const Tensor codeword_partials = empty({parts, K * D}, codes);
+  const Tensor scale_partials = empty({parts, K}, codes);
+  op.codeword_partials = view(codeword_partials);
+  op.scale_partials = view(scale_partials);
+  const Tensor scratch = allocate_scratch(op, codes);
+  device::execute(EncodeColumns{op.codewords, op.grad, op.scratch}, x);
+  device::execute(op, x);
+  device::execute(EncodeSums{op.codeword_partials, view(grad_codewords), K, D}, x);
+  device::execute(SumPartials{op.scale_partials, view(grad_scale)}, x);
+  return {grad_x, grad_codewords, grad_scale};
+}
+
+Tensor channel_gate(const Tensor& x, const Tensor& gate) {
+  check_gate(Checker("channel_gate"), x, gate);
+  const MemoryFormat format = memory_format(x);
+  Tensor out = empty(sizes(x), x, format);
+  const Tensor map = flattenable(x, format);
+  const Tensor dense_gate = dense(gate, MemoryFormat::Contiguous);
+  device::execute(ChannelGate{flat(map), view(dense_gate), flat(out)}, x);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> channel_gate_backward(const Tensor& grad, const Tensor& x,
+                                                 const Tensor& gate) {
+  const Checker check("channel_gate_backward");
+  check_gate(check, x, gate);
+  check.same_map("grad", grad, "x", x);
+  const MemoryFormat format = memory_format(x);
+  Tensor grad_x = empty(sizes(x), x, format), grad_gate = empty(sizes(gate), x);
+  const Tensor flat_grad = flattenable(grad, format), map = flattenable(x, format);
+  const Tensor dense_gate = dense(gate, MemoryFormat::Contiguous);
+  ChannelGateBackward op{flat(flat_grad), flat(map), view(dense_gate), flat(grad_x)};
+  const Tensor partials = empty({kernels::partials(op), gate.numel()}, x, accumulate_type(x));
+  op.partials = view(partials);
+  device::execute(op, x);
+  device::execute(SumPartials{op.partials, view(grad_gate)}, x);
+  return {grad_x, grad_gate};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
+  library.impl("encode", TORCH_BOX(&encode));
+  library.impl("encode_backward", TORCH_BOX(&encode_backward));
+  library.impl("channel_gate", TORCH_BOX(&channel_gate));
+  library.impl("channel_gate_backward", TORCH_BOX(&channel_gate_backward));
+}
+
+}  // namespace stripctx::bind

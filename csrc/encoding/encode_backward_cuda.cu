@@ -1,0 +1,193 @@
+// The gradients of the encoding layer on CUDA (core/encoding.hpp has the formulas), on tensor
+// cores: reads x and writes its gradient once, in tiles (encoding.cuh). Each block writes one part
+// of the gradients of the codewords and of the scale.
+#include "encoding/tile.cuh"
+
+namespace stripctx::cuda {
+
+namespace {
+
+// An EncodeTile and what the gradient adds to it: G of the block's image, (c'_k . G_k), and the
+// weights 2 q beside the assignments.
+template <class T, Precision kPrecision, int kColumns>
+struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
+  using Tile = EncodeTile<T, kPrecision, kColumns>;
+
+  const Global<const float> gradient;
+  const int64_t base;
+  Shared<float> code_gradients, weights, weight_sums, row_weights;
+
+  __device__ GradientTile(const EncodeBackward& op, int64_t n, SharedMemory& memory)
+      : Tile(op, n, memory),
+        gradient(op.grad),
+        base(n * op.codes() * op.depth()),
+        code_gradients(memory.take<float>(kFastCodes)),
+        weights(memory.take<float>(32 * kRowStride)),
+        weight_sums(memory.take<float>(kFastCodes)),
+        row_weights(memory.take<float>(32)) {
+    for (int k = warp_index(); k < kFastCodes; k += kWarps) {
+      float sum = 0;
+      for (int d = lane_index(); d < this->depth; d += 32) sum += this->code(k, d) * grad(k, d);
+      sum = warp_sum(sum);
+      if (lane_index() == 0) code_gradients[k] = sum;
+    }
+  }
+
+  // G_kd, 0 beyond K and D.
+  __device__ float grad(int k, int d) const {
+    return k < this->codes && d < this->depth ? gradient.load(base + k * this->depth + d) : 0;
+  }
+
+  // The tile becomes the gradient of x: sum over k of a_ik G_k - w_ik c'_k, plus (sum of w_ik)
+  // x'_i. A warp changes its own dimensions, which no other warp reads.
+  __device__ void become_gradient() const {
+    constexpr int kStep = kProductDepth<kPrecision>;
+#pragma unroll 1
+    for (int column = 0; column < kColumns; ++column) {
+      const int first = this->first_dimension(column);
+      if (first >= this->rows) continue;
+      float sum[2][4] = {};
+      for (int code = 0; code < 2 * kFastCodes; code += kStep) {
+        const bool second = code >= kFastCodes;
+        const int offset = second ? code - kFastCodes : code;
+        const auto right = right_operand<kPrecision>([&](int k, int d) {
+          return second ? -this->code(offset + k, first + d) : grad(offset + k, first + d);
+        });
+#pragma unroll
+        for (int half = 0; half < Tile::kCount / 16; ++half) {
+          const auto left = left_operand<kPrecision>([&](int i, int k) {
+            const int at = (half * 16 + i) * kRowStride + offset + k;
+            return second ? weights[at] : this->dots[at];
+          });
+          multiply(sum[half], left, right);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < Tile::kCount / 16; ++half) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int i = half * 16 + product_row(j), d = first + product_column(j);
+          float& value = this->tile[d * Tile::kStride + i];
+          value = sum[half][j] + row_weights[i] * value;
+        }
+      }
+    }
+  }
+
+  // Writes the tile as `load_packs` reads it.
+  template <int N>
+  __device__ void store_packs(const View& map, int64_t first, int64_t end) const {
+    const Global<T> target(map);
+    const int64_t start = this->image * map.stride[0] + first * map.stride[3];
+    const bool along_depth = map.stride[3] != 1 && map.size[3] > 1;
+    const int across = (along_depth ? this->rows : Tile::kCount) / N;
+    for (int j = threadIdx.x; j < this->rows * Tile::kCount / N; j += kBlockThreads) {
+      const int d = along_depth ? j % across * N : j / across;
+      const int i = along_depth ? j / across : j % across * N;
+      if (d >= this->depth || first + i >= end) continue;
+      Pack<T, N> pack;
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        const int at = along_depth ? (d + e) * Tile::kStride + i : d * Tile::kStride + i + e;
+        pack[e] = from_accumulate<T>(this->tile[at]);
+      }
+      target.template store_pack<N>(start + d * map.stride[1] + i * map.stride[3], pack);
+    }
+  }
+};
+
+// At most 54 KB.
+template <int kColumns>
+int64_t gradient_bytes(int64_t depth) {
+  return tile_bytes<kColumns>(depth) + 2 * shared_bytes<float>(kFastCodes) +
+         shared_bytes<float>(32 * kRowStride) + shared_bytes<float>(32);
+}
+
+// Grid and block as encode_tiles. A warp owns every eighth run of 8 dimensions of the gradients.
+template <class T, Precision kPrecision, int kColumns>
+__global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bool packed) {
+  const Chunk chunk(op, chunks);
+  SharedMemory memory;
+  const GradientTile<T, kPrecision, kColumns> tile(op, chunk.image, memory);
+  const int k = lane_index();
+
+  float sums[2][kColumns][4] = {};
+  float mass = 0, weight_sum = 0, scale_sum = 0;
+  for (int64_t position = chunk.first; position < chunk.end; position += tile.kCount) {
+    __syncthreads();
+    tile.load(position, chunk.end, packed);
+    __syncthreads();
+    float products[2][4] = {};
+    tile.multiply_codes(products, [&](int which, int code, int d) {
+      return which == 0 ? tile.code(code, d) : tile.grad(code, d);
+    });
+    tile.store_products(tile.dots, products[0]);
+    tile.store_products(tile.weights, products[1]);
+    __syncthreads();
+    for (int i = warp_index(); i < tile.kCount; i += kWarps) {
+      const float distance = tile.distance(i, k), a = tile.assignment(distance, k);
+      const float along = tile.product(tile.weights, i, k) - tile.code_gradients[k];
+      const bool live = position + i < chunk.end && k < tile.codes;
+      const float mean = warp_sum(k < tile.codes ? a * along : 0);
+      const float slope = live ? a * (along - mean) : 0;
+      const float weight = 2 * tile.scale[k] * slope;
+      tile.dots[i * kRowStride + k] = live ? a : 0;
+      tile.weights[i * kRowStride + k] = live ? weight : 0;
+      const float row_weight = warp_sum(live ? weight : 0);
+      if (k == 0) tile.row_weights[i] = row_weight;
+      if (live) {
+        mass += a;
+        weight_sum += weight;
+        scale_sum += slope * distance;
+      }
+    }
+    __syncthreads();
+    tile.accumulate(sums, tile.weights);
+    __syncwarp();
+    tile.become_gradient();
+    __syncthreads();
+    packed ? tile.template store_packs<4>(op.grad_x, position, chunk.end)
+           : tile.template store_packs<1>(op.grad_x, position, chunk.end);
+  }
+
+  tile.add_warps(scale_sum, tile.scratch);
+  if (threadIdx.x < tile.codes) {
+    Global<float>(op.scale_partials).store(blockIdx.x * op.codes() + k, tile.scratch[k]);
+  }
+  tile.add_warps(mass, tile.scratch);
+  tile.add_warps(weight_sum, tile.weight_sums);
+  const int64_t size = op.codes() * op.depth();
+  const Global<float> partials(op.codeword_partials);
+  tile.for_sums(sums, [&](int code, int d, float sum) {
+    partials.store(blockIdx.x * size + code * op.depth() + d,
+                   tile.weight_sums[code] * tile.code(code, d) - sum -
+                       tile.scratch[code] * tile.grad(code, d));
+  });
+}
+
+}  // namespace
+
+int64_t partials(const EncodeBackward& op) {
+  return encode_chunks(op).count;
+}
+
+int64_t scratch(const EncodeBackward& op) {
+  if (runs_on_tensor_cores(op)) return 0;
+  return 2 * op.x.size[0] * partials(op) * op.codes() * kTileMost;
+}
+
+void launch(const EncodeBackward& op, Stream stream) {
+  if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
+  const EncodeChunks chunks = encode_chunks(op);
+  with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
+    launch({.kernel = "encode_backward_tiles",
+            .grid = {op.x.size[0] * chunks.count},
+            .block = {kBlockThreads},
+            .shared_bytes = gradient_bytes<kColumns>(op.depth()),
+            .stream = stream},
+           encode_backward_tiles<T, kPrecision, kColumns>, op, chunks,
+           moves_packs(op.x) && moves_packs(op.grad_x));
+  });
+}
+
+}  // namespace stripctx::cuda

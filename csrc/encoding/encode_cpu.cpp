@@ -1,0 +1,96 @@
+// The encoding layer on the CPU (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4): reads x once.
+//
+// A work item owns a run of one image's tiles and writes one part of that image's sums. For each
+// tile, panel by panel: distances by the residual form, positions in lanes; softmax over K; then,
+// again panel by panel, sums with codewords in lanes. Two multiply-adds for each position, codeword
+// and dimension.
+#include "encoding/tile_cpu.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+// distances[k][i] += |x_i - c_k|^2 for kCodeBlock codewords, over a panel's dimensions.
+template <class A>
+void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t depth,
+                     A* distances) {
+  constexpr int lanes = kLanes<A>;
+  Vec<A> sum[kCodeBlock][kTileVectors]{};
+  for (int64_t d = 0; d < depth; ++d) {
+    Vec<A> x[kTileVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) {
+      x[v] = opaque(load(panel + d * kTile<A> + v * lanes));
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kCodeBlock; ++k) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        const Vec<A> residual = minus_each(x[v], codewords + d * stride + k);
+        sum[k][v] += residual * residual;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kCodeBlock; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) {
+      add(distances + k * kTile<A> + v * lanes, sum[k][v]);
+    }
+  }
+}
+
+template <class T>
+class Encoder {
+ public:
+  using A = Accumulate<T>;
+
+  explicit Encoder(const Encode& op) : op_(op), work_(op) {}
+
+  void run(int64_t item) {
+    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
+    A* sums = static_cast<A*>(op_.partials.data) + item * K * D;
+    std::fill(sums, sums + K * D, A(0));
+    for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
+      const Tile<T> tile{op_.x, n, first, count};
+      A* assignments = work_.assignments.data();
+      std::fill(work_.assignments.begin(), work_.assignments.end(), A(0));
+      for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
+        block_distances(work_.panel.data(), work_.codewords + d * work_.stride + k, work_.stride,
+                        depth, assignments + k * kTile<A>);
+      });
+      assign(assignments, work_.scale, K, assignments);
+      clear_tail(assignments, K, count);
+      work_.turn(assignments);
+      for_panels(tile, work_.panel.data(),
+                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count, sums); });
+    });
+  }
+
+ private:
+  const Encode& op_;
+  TileWork<T> work_;
+};
+
+}  // namespace
+
+int64_t partials(const Encode& op) {
+  return tile_chunks(op.x).chunks;
+}
+
+int64_t scratch(const Encode& op) {
+  return columns_size(op.codewords);
+}
+
+Work work(const Encode& op) {
+  return {op.x.size[0] * partials(op), 1};
+}
+
+void run(const Encode& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    Encoder<T> encoder(op);
+    for (int64_t item = begin; item < end; ++item) encoder.run(item);
+  });
+}
+
+}  // namespace stripctx::cpu

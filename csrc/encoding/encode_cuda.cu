@@ -1,0 +1,71 @@
+// The encoding layer on CUDA (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4), on tensor cores:
+// reads x once, in tiles (encoding.cuh), and writes one part of E for each block.
+#include "encoding/tile.cuh"
+
+namespace stripctx::cuda {
+
+namespace {
+
+// Grid: chunks of all images, image fastest. Block: kBlockThreads threads; a warp assigns every
+// eighth position and owns every eighth run of 8 dimensions of E, in registers for all tiles.
+template <class T, Precision kPrecision, int kColumns>
+__global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
+  const Chunk chunk(op, chunks);
+  SharedMemory memory;
+  const EncodeTile<T, kPrecision, kColumns> tile(op, chunk.image, memory);
+  const int k = lane_index();
+
+  float sums[2][kColumns][4] = {};
+  float mass = 0;
+  for (int64_t position = chunk.first; position < chunk.end; position += tile.kCount) {
+    __syncthreads();
+    tile.load(position, chunk.end, packed);
+    __syncthreads();
+    float product[1][4] = {};
+    tile.multiply_codes(product, [&](int, int code, int d) { return tile.code(code, d); });
+    tile.store_products(tile.dots, product[0]);
+    __syncthreads();
+    for (int i = warp_index(); i < tile.kCount; i += kWarps) {
+      const float a = tile.assignment(tile.distance(i, k), k);
+      const float live = position + i < chunk.end ? a : 0;
+      tile.dots[i * kRowStride + k] = live;
+      mass += live;
+    }
+    __syncthreads();
+    tile.accumulate(sums, tile.dots);
+  }
+
+  tile.add_warps(mass, tile.scratch);
+  const int64_t size = op.codes() * op.depth();
+  const Global<float> partials(op.partials);
+  tile.for_sums(sums, [&](int code, int d, float sum) {
+    partials.store(blockIdx.x * size + code * op.depth() + d,
+                   sum - tile.scratch[code] * tile.code(code, d));
+  });
+}
+
+}  // namespace
+
+int64_t partials(const Encode& op) {
+  return encode_chunks(op).count;
+}
+
+int64_t scratch(const Encode& op) {
+  if (runs_on_tensor_cores(op)) return 0;
+  return op.x.size[0] * partials(op) * op.codes() * kTileMost;
+}
+
+void launch(const Encode& op, Stream stream) {
+  if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
+  const EncodeChunks chunks = encode_chunks(op);
+  with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
+    launch({.kernel = "encode_tiles",
+            .grid = {op.x.size[0] * chunks.count},
+            .block = {kBlockThreads},
+            .shared_bytes = tile_bytes<kColumns>(op.depth()),
+            .stream = stream},
+           encode_tiles<T, kPrecision, kColumns>, op, chunks, moves_packs(op.x));
+  });
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,126 @@
+// The encoding family (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4; Context Encoding, CVPR 2018):
+// what each operator reads and writes. With d_ik = |x_i - c_k|^2 and a = softmax over k of s_k
+// d_ik, E_k = sum over i of a_ik (x_i - c_k).
+//
+// Maps come as (N, D, 1, L), their positions on one axis, with D or L as the fastest dimension.
+// Parameters and gradients of E are dense and in the accumulation type of x.
+#pragma once
+
+#include "core/reduce.hpp"
+#include "core/view.hpp"
+#include "cpu/work.hpp"
+#include "cuda/launch.hpp"
+
+namespace stripctx {
+
+// Row p of partials (P, N*K*D) holds a part of the sums of E over positions, of each image in the
+// order that EncodeSums expects on the same device.
+struct Encode {
+  View x;           // (N, D, 1, L)
+  View codewords;   // (K, D)
+  View scale;       // K elements
+  bool allow_tf32;  // CUDA's products of float32 may round their operands
+  View partials{};
+  View scratch{};  // elements that the device asks for, in the accumulation type
+
+  STRIPCTX_HOST_DEVICE int64_t depth() const { return x.size[1]; }
+  STRIPCTX_HOST_DEVICE int64_t positions() const { return x.size[3]; }
+  STRIPCTX_HOST_DEVICE int64_t codes() const { return codewords.size[0]; }
+};
+
+// With G = grad, dA_ik = (x_i - c_k).G_k, dP = a (dA - sum over k of a dA) and q = s dP:
+//
+//   grad_x_i = sum over k of a_ik G_k + 2 q_ik (x_i - c_k)
+//   grad_c_k = -sum over n and i of a_ik G_k + 2 q_ik (x_i - c_k)
+//   grad_s_k = sum over n and i of dP_ik d_ik
+//
+// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds a part of the last two; the
+// former is for EncodeSums as well.
+struct EncodeBackward {
+  View grad;  // (N, K, D)
+  View x, codewords, scale;
+  bool allow_tf32;
+  View grad_x;  // as x
+  View codeword_partials{}, scale_partials{};
+  View scratch{};
+
+  STRIPCTX_HOST_DEVICE int64_t depth() const { return x.size[1]; }
+  STRIPCTX_HOST_DEVICE int64_t positions() const { return x.size[3]; }
+  STRIPCTX_HOST_DEVICE int64_t codes() const { return codewords.size[0]; }
+};
+
+// sums[n][k][d] = the sum of the rows of partials, in a fixed order.
+struct EncodeSums {
+  View partials;  // (P, N*K*D), in the accumulation type of `sums`
+  View sums;      // (N, K, D), or (K, D) where N is one, dense
+  int64_t codes, depth;
+};
+
+// The matrices (K, D) by columns, for kernels that read all codewords of a dimension together; CPU
+// kernels do, and find them in the operator's scratch. CUDA kernels read the matrices as they are.
+struct EncodeColumns {
+  View codewords;
+  View grad;     // (N, K, D), or nothing
+  View columns;  // (1 + N, D, K up to whole vectors), in the accumulation type
+};
+
+// out = relu(x + x * gate[n, c]).
+struct ChannelGate {
+  View x;     // (N, C, 1, L)
+  View gate;  // (N, C), dense
+  View out;   // as x
+};
+
+// With p = grad where x + x * gate > 0, else 0: grad_x = p + p * gate; row r of partials (P, N*C)
+// holds a part of the sum of p * x over positions, in the accumulation type.
+struct ChannelGateBackward {
+  View grad, x, gate, grad_x, partials{};
+};
+
+}  // namespace stripctx
+
+namespace stripctx::cpu {
+
+int64_t partials(const Encode& op);          // of each image
+int64_t partials(const EncodeBackward& op);  // of each image
+int64_t partials(const ChannelGateBackward& op);
+
+// Elements of scratch that an operator's kernel asks for.
+int64_t scratch(const Encode& op);
+int64_t scratch(const EncodeBackward& op);
+
+Work work(const EncodeColumns& op);
+Work work(const Encode& op);
+Work work(const EncodeBackward& op);
+Work work(const EncodeSums& op);
+Work work(const ChannelGate& op);
+Work work(const ChannelGateBackward& op);
+void run(const EncodeColumns& op, int64_t begin, int64_t end);
+void run(const Encode& op, int64_t begin, int64_t end);
+void run(const EncodeBackward& op, int64_t begin, int64_t end);
+void run(const EncodeSums& op, int64_t begin, int64_t end);
+void run(const ChannelGate& op, int64_t begin, int64_t end);
+void run(const ChannelGateBackward& op, int64_t begin, int64_t end);
+
+}  // namespace stripctx::cpu
+
+namespace stripctx::cuda {
+
+int64_t partials(const Encode& op);          // of each image
+int64_t partials(const EncodeBackward& op);  // of each image
+int64_t partials(const ChannelGateBackward& op);
+
+// Elements of scratch that an operator's kernel asks for.
+int64_t scratch(const Encode& op);
+int64_t scratch(const EncodeBackward& op);
+
+inline void launch(const EncodeColumns&, Stream) {}
+inline void launch(const EncodeSums& op, Stream stream) {
+  launch(SumPartials{op.partials, op.sums}, stream);
+}
+void launch(const Encode& op, Stream stream);
+void launch(const EncodeBackward& op, Stream stream);
+void launch(const ChannelGate& op, Stream stream);
+void launch(const ChannelGateBackward& op, Stream stream);
+
+}  // namespace stripctx::cuda

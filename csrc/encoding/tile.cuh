@@ -1,0 +1,277 @@
+// What the encoding layer's tensor-core kernels share: a tile of centred positions in shared
+// memory, and its assignments.
+//
+// A block of 8 warps owns one chunk of one image. Everything is taken about the mean codeword m:
+// x' = x - m, c' = c - m. A tile x' (D, kPositions) is read once; distances come from
+// |x'|^2 - 2 x'.c' + |c'|^2, x'.c' on tensor cores, and from the residual form wherever that
+// expansion would cancel more than 4 bits, as it does for positions close to a codeword that is
+// itself far from m. Parameters come from the first-level cache: they are read once a tile.
+#pragma once
+
+#include "cuda/reduce.cuh"
+#include "cuda/split.cuh"
+#include "cuda/tiling.hpp"
+#include "encoding/plan.hpp"
+
+namespace stripctx::cuda {
+
+constexpr int kWarps = kBlockThreads / 32;
+constexpr int kRowStride = 36;  // floats from one position's row of K to the next: banks differ
+
+// kColumns: tiles of 8 dimensions that a warp accumulates; 64 * kColumns is the largest D.
+template <int kColumns>
+constexpr int kPositions = kColumns > 2 ? 16 : 32;
+template <int kColumns>
+constexpr int kTileStride = kPositions<kColumns> + 4;
+
+// D as the tile has it: whole steps of the products, for both halves of the depth.
+STRIPCTX_HOST_DEVICE inline int64_t padded_depth(int64_t depth) {
+  return ceil_div(depth, 32) * 32;
+}
+
+// Bytes that an EncodeTile takes, at most 48 KB.
+template <int kColumns>
+int64_t tile_bytes(int64_t depth) {
+  const int64_t rows = padded_depth(depth);
+  return shared_bytes<float>(rows * kTileStride<kColumns>) + shared_bytes<float>(rows) +
+         shared_bytes<float>(kBlockThreads) + 3 * shared_bytes<float>(kFastCodes) +
+         shared_bytes<float>(32 * kRowStride);
+}
+
+// The positions of a block. Grid: chunks of all images, image fastest.
+struct Chunk {
+  int64_t image, first, end;
+
+  template <class Op>
+  __device__ Chunk(const Op& op, const EncodeChunks& chunks)
+      : image(blockIdx.x % op.x.size[0]),
+        first(blockIdx.x / op.x.size[0] * chunks.positions),
+        end(min(first + chunks.positions, op.positions())) {}
+};
+
+template <class T, Precision kPrecision, int kColumns>
+struct EncodeTile {
+  static constexpr int kStride = kTileStride<kColumns>, kCount = kPositions<kColumns>;
+  static constexpr int kParts = kBlockThreads / kCount;  // of each position's |x'|^2
+  static constexpr bool kHalves = kCount == 16;  // two warps share a product, half the depth each
+
+  const View x;
+  const Global<const float> codewords;
+  const int depth, rows, codes;
+  const int64_t image;
+  Shared<float> tile, mean, norms, code_norms, scale, scratch, dots;
+
+  template <class Op>
+  __device__ EncodeTile(const Op& op, int64_t n, SharedMemory& memory)
+      : x(op.x),
+        codewords(op.codewords),
+        depth(static_cast<int>(op.depth())),
+        rows(static_cast<int>(padded_depth(op.depth()))),
+        codes(static_cast<int>(op.codes())),
+        image(n),
+        tile(memory.take<float>(rows * kStride)),
+        mean(memory.take<float>(rows)),
+        norms(memory.take<float>(kBlockThreads)),
+        code_norms(memory.take<float>(kFastCodes)),
+        scale(memory.take<float>(kFastCodes)),
+        scratch(memory.take<float>(kFastCodes)),
+        dots(memory.take<float>(32 * kRowStride)) {
+    for (int d = threadIdx.x; d < rows; d += kBlockThreads) {
+      float sum = 0;
+      for (int k = 0; k < codes && d < depth; ++k) sum += codewords.load(k * depth + d);
+      const float centre = sum / codes;
+      mean[d] = fabsf(centre) <= FLT_MAX ? centre : 0;
+    }
+    __syncthreads();
+    for (int k = warp_index(); k < kFastCodes; k += kWarps) {
+      float sum = 0;
+      for (int d = lane_index(); d < depth; d += 32) {
+        const float centred = code(k, d);
+        sum += centred * centred;
+      }
+      sum = warp_sum(sum);
+      if (lane_index() == 0) {
+        code_norms[k] = sum;
+        scale[k] = k < codes ? Global<const float>(op.scale).load(k) : 0;
+      }
+    }
+  }
+
+  // c'_kd, 0 beyond K and D.
+  __device__ float code(int k, int d) const {
+    return k < codes && d < depth ? codewords.load(k * depth + d) - mean[d] : 0;
+  }
+
+  // Reads the positions [first, first + kCount), zeros from `end` on. N elements move at once along
+  // the map's fastest dimension.
+  template <int N>
+  __device__ void load_packs(int64_t first, int64_t end) const {
+    const Global<const T> source(x);
+    const int64_t base = image * x.stride[0] + first * x.stride[3];
+    const bool along_depth = x.stride[3] != 1 && x.size[3] > 1;
+    const int across = (along_depth ? rows : kCount) / N;
+    for (int j = threadIdx.x; j < rows * kCount / N; j += kBlockThreads) {
+      const int d = along_depth ? j % across * N : j / across;
+      const int i = along_depth ? j / across : j % across * N;
+      Pack<T, N> pack{};
+      const bool inside = d < depth && first + i < end;
+      if (inside) pack = source.template load_pack<N>(base + d * x.stride[1] + i * x.stride[3]);
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        const int dd = d + (along_depth ? e : 0), ii = i + (along_depth ? 0 : e);
+        tile[dd * kStride + ii] = inside ? to_accumulate(pack[e]) - mean[dd] : 0;
+      }
+    }
+  }
+
+  __device__ void load(int64_t first, int64_t end, bool packed) const {
+    packed ? load_packs<4>(first, end) : load_packs<1>(first, end);
+  }
+
+  // This warp's share of the products x'.c', 16 positions by 8 codewords, and of as many other
+  // matrices (K, D) as there are sums; `at(which, k, d)` is their element. Also |x'|^2 in parts.
+  template <int kMatrices, class At>
+  __device__ void multiply_codes(float (&sum)[kMatrices][4], const At& at) const {
+    constexpr int kStep = kProductDepth<kPrecision>;
+    const int first_code = warp_index() % 4 * 8, upper = warp_index() / 4;
+    const int first_position = kHalves ? 0 : upper * 16;
+    const int begin = kHalves ? upper * rows / 2 : 0, end = kHalves ? begin + rows / 2 : rows;
+    for (int d = begin; d < end; d += kStep) {
+      const auto left = left_operand<kPrecision>(
+          [&](int i, int k) { return tile[(d + k) * kStride + first_position + i]; });
+#pragma unroll
+      for (int which = 0; which < kMatrices; ++which) {
+        multiply(sum[which], left, right_operand<kPrecision>([&](int k, int code) {
+                   return at(which, first_code + code, d + k);
+                 }));
+      }
+    }
+    float norm = 0;
+    const int i = threadIdx.x % kCount;
+    for (int d = threadIdx.x / kCount; d < rows; d += kParts) {
+      norm += tile[d * kStride + i] * tile[d * kStride + i];
+    }
+    norms[threadIdx.x] = norm;
+  }
+
+  // Stores what multiply_codes returned, where product() finds it.
+  __device__ void store_products(const Shared<float>& to, const float (&sum)[4]) const {
+    const int first_code = warp_index() % 4 * 8, first_row = warp_index() / 4 * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[(first_row + product_row(i)) * kRowStride + first_code + product_column(i)] = sum[i];
+    }
+  }
+  __device__ float product(const Shared<float>& from, int i, int k) const {
+    const float first = from[i * kRowStride + k];
+    return kHalves ? first + from[(i + 16) * kRowStride + k] : first;
+  }
+
+  // |x_i - c_k|^2; all lanes of a warp ask for the same i, lane k for codeword k.
+  __device__ float distance(int i, int k) const {
+    const float part = lane_index() < kParts ? norms[lane_index() * kCount + i] : 0;
+    const float squares = warp_sum(part) + code_norms[k];
+    float result = squares - 2 * product(dots, i, k);
+    if (k < codes && !(result * 16 >= squares)) {  // or NaN
+      result = 0;
+      for (int d = 0; d < depth; ++d) {
+        const float residual = tile[d * kStride + i] - code(k, d);
+        result += residual * residual;
+      }
+    }
+    return result;
+  }
+
+  // Softmax over the codewords, lane k holding codeword k; 0 for lanes beyond K.
+  __device__ float assignment(float distance, int k) const {
+    const float logit = rounded_product(distance, scale[k]);
+    float largest = k < codes ? logit : -INFINITY;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, step));
+    }
+    const float e = k < codes ? expf(logit - largest) : 0;
+    return e / warp_sum(e);
+  }
+
+  // sum[code half][column] += weights^T x': the rows of `weights` are positions.
+  __device__ void accumulate(float (&sum)[2][kColumns][4], const Shared<float>& weights) const {
+    constexpr int kStep = kProductDepth<kPrecision>;
+    for (int first = 0; first < kCount; first += kStep) {
+      Fragment<kPrecision, 4> left[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        left[half] = left_operand<kPrecision>(
+            [&](int code, int i) { return weights[(first + i) * kRowStride + half * 16 + code]; });
+      }
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+        const int d = first_dimension(column);
+        if (d >= rows) continue;
+        const auto right = right_operand<kPrecision>(
+            [&](int i, int j) { return tile[(d + j) * kStride + first + i]; });
+#pragma unroll
+        for (int half = 0; half < 2; ++half) multiply(sum[half][column], left[half], right);
+      }
+    }
+  }
+
+  // Calls each(code, d, sum) for the sums, as `accumulate` leaves them, of this thread.
+  template <class Each>
+  __device__ void for_sums(const float (&sums)[2][kColumns][4], Each&& each) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int code = half * 16 + product_row(i);
+          const int d = first_dimension(column) + product_column(i);
+          if (code < codes && d < depth) each(code, d, sums[half][column][i]);
+        }
+      }
+    }
+  }
+
+  // The 8 dimensions of a warp's column start here.
+  __device__ int first_dimension(int column) const { return (column * kWarps + warp_index()) * 8; }
+
+  // Adds lane k's value of every warp into to[k], in the order of the warps. Every thread calls.
+  __device__ void add_warps(float value, const Shared<float>& to) const {
+    __syncthreads();
+    norms[threadIdx.x] = value;
+    __syncthreads();
+    if (threadIdx.x < kFastCodes) {
+      float sum = 0;
+      for (int warp = 0; warp < kWarps; ++warp) sum += norms[warp * 32 + threadIdx.x];
+      to[threadIdx.x] = sum;
+    }
+    __syncthreads();
+  }
+};
+
+// Calls run<T, precision, kColumns>() for an operator that runs on tensor cores.
+template <class Op, class F>
+void with_precision(const Op& op, F&& run) {
+  const auto columns = [&]<class T, Precision kPrecision>() {
+    op.depth() <= 128 ? run.template operator()<T, kPrecision, 2>()
+                      : run.template operator()<T, kPrecision, 8>();
+  };
+  if (op.x.dtype == DType::kFloat16) {
+    columns.template operator()<__half, Precision::kSplitBFloat16>();
+  } else if (op.x.dtype == DType::kBFloat16) {
+    columns.template operator()<__nv_bfloat16, Precision::kSplitBFloat16>();
+  } else if (op.allow_tf32) {
+    columns.template operator()<float, Precision::kTf32>();
+  } else {
+    columns.template operator()<float, Precision::kSplitTf32>();
+  }
+}
+
+// Whether 4 elements may move at once along a map's fastest dimension.
+inline bool moves_packs(const View& map) {
+  const int fastest = map.stride[3] == 1 || map.size[3] == 1 ? 3 : 1;
+  return packs({&map}, map.dtype == DType::kFloat32 ? 4 : 2, fastest, map.size[fastest], 4);
+}
+
+}  // namespace stripctx::cuda

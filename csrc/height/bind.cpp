@@ -1,0 +1,61 @@
+// The height family's binding: check, allocate, execute. Compiled once per library against the
+// device.hpp of the CPU, of CUDA or of the tests' emulator.
+#include "height/params.hpp"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "bind/check.hpp"
+#include "bind/tensor.hpp"
+#include "device.hpp"
+
+namespace stripctx::bind {
+
+namespace {
+
+void check_arguments(const Checker& check, const Tensor& x, const Tensor& logits) {
+  check.tensor("x", x, "(N, C, H, W)");
+  check.tensor("logits", logits, "(N, C, L)");
+  check.alike("logits", logits, "x", x);
+  check.size("logits", logits, {x.size(0), x.size(1), logits.size(2)});
+  if (logits.size(2) < 1) {
+    check.refuse("logits", "must have at least one row, got ", Checker::text(logits.sizes()));
+  }
+}
+
+Tensor row_gate(const Tensor& x, const Tensor& logits) {
+  const Checker check("row_gate");
+  check_arguments(check, x, logits);
+  const MemoryFormat format = memory_format(x);
+  Tensor out = empty(sizes(x), x, format);
+  const Tensor map = readable(x, format);
+  device::execute(RowGate{view(map), view(logits), view(out), format == MemoryFormat::ChannelsLast},
+                  x);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> row_gate_backward(const Tensor& grad, const Tensor& x,
+                                             const Tensor& logits) {
+  const Checker check("row_gate_backward");
+  check_arguments(check, x, logits);
+  check.same_map("grad", grad, "x", x);
+  const MemoryFormat format = memory_format(x);
+  Tensor grad_x = empty(sizes(x), x, format), grad_logits = empty(sizes(logits), x);
+  const Tensor readable_grad = readable(grad, format), map = readable(x, format);
+  RowGateBackward op{view(readable_grad), view(map),         view(logits),
+                     view(grad_x),        view(grad_logits), format == MemoryFormat::ChannelsLast};
+  const Tensor sums = empty({kernels::partials(op)}, x, accumulate_type(x));
+  op.sums = sums.data_ptr();
+  device::execute(op, x);
+  return {grad_x, grad_logits};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
+  library.impl("row_gate", TORCH_BOX(&row_gate));
+  library.impl("row_gate_backward", TORCH_BOX(&row_gate_backward));
+}
+
+}  // namespace stripctx::bind

@@ -1,0 +1,274 @@
+// out = x * interpolated sigmoid(logits) on the CPU, and its gradients. Forward reads x once and
+// writes once; backward reads grad and x once and writes both gradients in the same pass.
+//
+// Contiguous: a work item is a plane. channels_last: a row of pixels forward, a block of channels
+// backward.
+#include "height/params.hpp"
+
+#include "core/dispatch.hpp"
+#include "cpu/transpose.hpp"
+#include "upsample/weights_cpu.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+constexpr int64_t kChannelBlock = 64;    // channels of one work item of the channels_last backward
+constexpr int64_t kGatesTogether = 192;  // of several planes, where the map is contiguous
+
+template <class A>
+Samples<A> row_samples(const View& x, const View& logits) {
+  return {Axis<A>(logits.size[2], x.size[2], false), 0, x.size[2]};
+}
+
+// `count` logits, `stride` apart.
+template <class T, class A = Accumulate<T>>
+void read(const T* logits, int64_t stride, int64_t count, A* out) {
+  if (stride == 1) {
+    for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
+      cpu::store(out + i, load_some(logits + i));
+    });
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = load(logits + i * stride, 1)[0];
+  }
+}
+
+// Their sigmoid.
+template <class T, class A = Accumulate<T>>
+void gates(const T* logits, int64_t stride, int64_t count, A* gate) {
+  read(logits, stride, count, gate);
+  for_vectors<A>(count,
+                 [&](int64_t i, auto, auto) { store(gate + i, sigmoid(load(gate + i)).gate); });
+}
+
+template <class T>
+void gate_planes(const RowGate& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> gate(padded<A>(L));
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
+    gates(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, gate.data());
+    const T* x = at<const T>(op.x, n, c, 0, 0);
+    T* out = at<T>(op.out, n, c, 0, 0);
+    for (int64_t h = 0; h < H; ++h, x += op.x.stride[2], out += op.out.stride[2]) {
+      const Sample<A>& s = samples[h];
+      const A factor = s.first_weight * gate[s.first] + s.second_weight * gate[s.second];
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+        store_some(out + w, load_some(x + w) * factor);
+      });
+    }
+  }
+}
+
+// Gates of all channels, of the two neighbouring rows of logits that rows of the map lie between:
+// one has an even number, the other an odd one.
+template <class T>
+class HeldGates {
+  using A = Accumulate<T>;
+
+ public:
+  explicit HeldGates(const View& logits)
+      : logits_(logits), gates_{std::vector<A>(padded<A>(logits.size[1])), gates_[0]} {}
+
+  const A* row(int64_t n, int64_t l) {
+    std::vector<A>& held = gates_[l & 1];
+    const int64_t wanted = n * logits_.size[2] + l;
+    if (held_[l & 1] != wanted) {
+      gates(at<const T>(logits_, n, 0, l, 0), logits_.stride[1], logits_.size[1], held.data());
+      held_[l & 1] = wanted;
+    }
+    return held.data();
+  }
+
+ private:
+  const View& logits_;
+  std::vector<A> gates_[2];
+  int64_t held_[2] = {-1, -1};
+};
+
+template <class T>
+void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
+  const auto samples = row_samples<A>(op.x, op.logits);
+  HeldGates<T> held(op.logits);
+  std::vector<A> gate(padded<A>(C));
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / H, h = item % H;
+    const Sample<A>& s = samples[h];
+    const A *low = held.row(n, s.first), *high = held.row(n, s.second);
+    for_vectors<A>(C, [&](int64_t c, auto, auto) {
+      store(gate.data() + c, s.first_weight * load(low + c) + s.second_weight * load(high + c));
+    });
+    for (int64_t w = 0; w < W; ++w) {
+      const T* x = at<const T>(op.x, n, 0, h, w);
+      T* out = at<T>(op.out, n, 0, h, w);
+      for_vectors<A>(C, [&](int64_t c, auto load_some, auto store_some) {
+        store_some(out + c, load_some(x + c) * load(gate.data() + c));
+      });
+    }
+  }
+}
+
+// Adds the products of a plane's grad and x to the sums, a vector a gate, and writes its grad_x.
+// Rows that lie between the same two logits are added in registers. Not inlined: its loops need all
+// registers that there are.
+template <class T, class A = Accumulate<T>>
+[[gnu::noinline]] void gate_backward_plane(const RowGateBackward& op, int64_t n, int64_t c,
+                                           const Samples<A>& samples, const A* gate, A* sums) {
+  const int64_t H = op.x.size[2], W = op.x.size[3], grad_stride = op.grad.stride[2],
+                x_stride = op.x.stride[2], grad_x_stride = op.grad_x.stride[2];
+  const Sample<A>* sample = samples.sample.data();
+  const T *grad = at<const T>(op.grad, n, c, 0, 0), *x = at<const T>(op.x, n, c, 0, 0);
+  T* grad_x = at<T>(op.grad_x, n, c, 0, 0);
+  for (int64_t h = 0; h < H;) {
+    const int64_t first = sample[h].first, second = sample[h].second;
+    Vec<A> low{}, high{};  // of the rows between these two logits
+    for (; h < H && sample[h].first == first; ++h) {
+      const Sample<A>& s = sample[h];
+      const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];
+      Vec<A> row{};
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+        const Vec<A> g = load_some(grad + w);
+        row += g * load_some(x + w);
+        store_some(grad_x + w, g * factor);
+      });
+      low += s.first_weight * row;
+      high += s.second_weight * row;
+      grad += grad_stride;
+      x += x_stride;
+      grad_x += grad_x_stride;
+    }
+    A *below = sums + first * kLanes<A>, *above = sums + second * kLanes<A>;
+    cpu::store(below, load(below) + low);
+    cpu::store(above, load(above) + high);
+  }
+}
+
+// Several planes at a time: their gates are made together before, and their logits' gradients
+// after, so that no plane waits for its own.
+template <class T>
+void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  const int64_t C = op.x.size[1], L = op.logits.size[2];
+  const int64_t together = std::max<int64_t>(1, kGatesTogether / L);
+  const int64_t length = padded<A>(together * L) + lanes;
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> logits(length), gate(length), sums(length * lanes);
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t last = std::min(first + together, end), count = (last - first) * L;
+    for (int64_t p = first; p < last; ++p) {
+      read(at<const T>(op.logits, p / C, p % C, 0, 0), op.logits.stride[2], L,
+           logits.data() + (p - first) * L);
+    }
+    for_vectors<A>(count, [&](int64_t i, auto, auto) {
+      store(gate.data() + i, sigmoid(load(logits.data() + i)).gate);
+    });
+    std::fill_n(sums.begin(), count * lanes, A(0));
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t i = (p - first) * L;
+      gate_backward_plane<T>(op, p / C, p % C, samples, gate.data() + i, sums.data() + i * lanes);
+    }
+    for_vectors<A>(count, [&](int64_t i, auto, auto) {
+      Vec<A> each[lanes];
+      for (int k = 0; k < lanes; ++k) each[k] = load(sums.data() + (i + k) * lanes);
+      store(gate.data() + i, sum_each<lanes>(each) * sigmoid(load(logits.data() + i)).slope);
+    });
+    for (int64_t p = first; p < last; ++p) {
+      T* grad_logits = at<T>(op.grad_logits, p / C, p % C, 0, 0);
+      for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
+        store_some(grad_logits + l, load(gate.data() + (p - first) * L + l));
+      });
+    }
+  }
+}
+
+template <class T>
+void gate_backward_channel_blocks(const RowGateBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
+  const int64_t blocks = ceil_div(C, kChannelBlock);
+  const auto samples = row_samples<A>(op.x, op.logits);
+  std::vector<A> gate(L * kChannelBlock), sums(L * kChannelBlock), line(kChannelBlock);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks, c = item % blocks * kChannelBlock;
+    const int64_t count = std::min(kChannelBlock, C - c);
+    for (int64_t l = 0; l < L; ++l) {
+      gates(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count,
+            gate.data() + l * kChannelBlock);
+    }
+    std::fill(sums.begin(), sums.end(), A(0));
+    for (int64_t h = 0; h < H; ++h) {
+      const Sample<A>& s = samples[h];
+      const int64_t low = s.first * kChannelBlock, high = s.second * kChannelBlock;
+      A factor[kChannelBlock], row[kChannelBlock]{};
+      for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
+        store(factor + k, s.first_weight * load(gate.data() + low + k) +
+                              s.second_weight * load(gate.data() + high + k));
+      });
+      for_vector_groups<A, 4>(count, [&]<int kVectors>(int64_t k, auto load_some, auto store_some) {
+        const T* grad = at<const T>(op.grad, n, c + k, h, 0);
+        const T* x = at<const T>(op.x, n, c + k, h, 0);
+        T* grad_x = at<T>(op.grad_x, n, c + k, h, 0);
+        Vec<A> sum[kVectors]{};
+        for (int64_t w = 0; w < W; ++w) {
+          for (int v = 0; v < kVectors; ++v) {
+            const Vec<A> g = load_some(grad + v * kLanes<A>);
+            sum[v] += g * load_some(x + v * kLanes<A>);
+            store_some(grad_x + v * kLanes<A>, g * load(factor + k + v * kLanes<A>));
+          }
+          grad += op.grad.stride[3];
+          x += op.x.stride[3];
+          grad_x += op.grad_x.stride[3];
+        }
+        for (int v = 0; v < kVectors; ++v) store(row + k + v * kLanes<A>, sum[v]);
+      });
+      for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
+        A* sum = sums.data() + low + k;
+        store(sum, load(sum) + s.first_weight * load(row + k));
+        sum = sums.data() + high + k;
+        store(sum, load(sum) + s.second_weight * load(row + k));
+      });
+    }
+    for (int64_t l = 0; l < L; ++l) {
+      read(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count, line.data());
+      for_vectors<A>(count, [&](int64_t k, auto, auto) {
+        A* sum = sums.data() + l * kChannelBlock + k;
+        store(sum, load(sum) * sigmoid(load(line.data() + k)).slope);
+      });
+      for (int64_t k = 0; k < count; ++k) {
+        store(at<T>(op.grad_logits, n, c + k, l, 0), splat(sums[l * kChannelBlock + k]), 1);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Work work(const RowGate& op) {
+  return share(op.x.size[0] * op.x.size[op.channels_last ? 2 : 1], op.x.numel());
+}
+
+Work work(const RowGateBackward& op) {
+  const int64_t C = op.x.size[1];
+  const int64_t items = op.x.size[0] * (op.channels_last ? ceil_div(C, kChannelBlock) : C);
+  return share(items, op.x.numel());
+}
+
+void run(const RowGate& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    op.channels_last ? gate_pixel_rows<T>(op, begin, end) : gate_planes<T>(op, begin, end);
+  });
+}
+
+void run(const RowGateBackward& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    op.channels_last ? gate_backward_channel_blocks<T>(op, begin, end)
+                     : gate_backward_planes<T>(op, begin, end);
+  });
+}
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,289 @@
+// The walk that mean and max pooling share on the CPU: x is read once, a row of cells after
+// another. Cells are gathered into the bins of each level, and every bin that ends here is written.
+//
+// This works on whole vectors of channels: those of a channels_last map as they lie, and as many
+// planes of a contiguous map as a vector has lanes, turned over (transpose.hpp) when the rows of a
+// cell have been gathered position by position.
+//
+// What is gathered is the caller's: `Row` is an array of running results (sums, maxima), read and
+// written a vector, Row::Lanes, at a time; `take` adds elements that stand behind all earlier ones,
+// and `merge` puts two results together.
+#pragma once
+
+#include "pyramid/params.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/loops.hpp"
+#include "cpu/simd.hpp"
+
+namespace stripctx::cpu {
+
+constexpr int64_t kPoolChannels = 128;        // of one work item on the channels_last path
+constexpr int kPoolVectors = 8;               // of channels whose running results stay in registers
+constexpr int64_t kPoolPixels = 4;            // whole pixels that are read side by side, or more:
+constexpr int64_t kPoolElements = 8192;       // of them that the innermost cache holds
+constexpr int64_t kPoolResults = 128 * 1024;  // bytes of running results that the next cache holds
+constexpr int64_t kLongestCell = 64;          // rows: sums of sums are more exact than one long sum
+
+// The cells of a map and the bins of its levels, each axis by itself.
+struct PoolGrid {
+  struct Axis {
+    std::vector<Span> windows;  // the positions of each bin
+    std::vector<Span> cells;    // and its cells
+    std::vector<Span> over;     // the bins over each cell
+  };
+
+  Cells rows, columns;
+  std::vector<Axis> down, across;  // a level's bins along H and along W
+
+  PoolGrid(const View& map, const Levels& levels)
+      : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
+    for (const int64_t bins : levels.bins(2)) down.push_back(axis(rows, bins));
+    for (const int64_t bins : levels.bins(3)) across.push_back(axis(columns, bins));
+  }
+
+ private:
+  static Axis axis(const Cells& cells, int64_t bins) {
+    Axis result;
+    for (int64_t i = 0; i < bins; ++i) {
+      result.windows.push_back(window(i, bins, cells.length()));
+      result.cells.push_back(cells.of(result.windows.back()));
+    }
+    for (int64_t k = 0; k < cells.count(); ++k) {
+      result.over.push_back(bins_at(cells[k].begin, bins, cells.length()));
+    }
+    return result;
+  }
+};
+
+// How many positions each bin of each level has along H (dimension 2) or W (3).
+template <class A>
+std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int dimension) {
+  std::vector<std::vector<A>> result;
+  for (const int64_t bins : levels.bins(dimension)) {
+    auto& level = result.emplace_back();
+    for (int64_t i = 0; i < bins; ++i) {
+      level.push_back(A(window(i, bins, map.size[dimension]).size()));
+    }
+  }
+  return result;
+}
+
+// And each bin of each level, row after row.
+template <class A>
+std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map) {
+  const auto heights = bin_sizes<A>(levels, map, 2), widths = bin_sizes<A>(levels, map, 3);
+  std::vector<std::vector<A>> result(levels.count);
+  for (int k = 0; k < levels.count; ++k) {
+    for (const A height : heights[k]) {
+      for (const A width : widths[k]) result[k].push_back(height * width);
+    }
+  }
+  return result;
+}
+
+// From a row of cells to the bins of all levels, for `width` channels side by side, whole vectors;
+// kWidth is the width where it is known.
+template <class A, class Row, int64_t kWidth = 0>
+class Pooler {
+ public:
+  const int64_t width;
+  Row cells;  // `width` results for each cell of the row
+
+  explicit Pooler(const PoolGrid& grid, int64_t width = kWidth)
+      : width(width), cells(grid.columns.count() * width), grid_(grid) {
+    for (const PoolGrid::Axis& across : grid.across) {
+      const int64_t bins = across.cells.size();
+      levels_.push_back({Row(bins * width), Row(bins * width)});
+    }
+  }
+
+  // Row cell r is complete: calls finish(level, i, results) for every bin row that ends with it.
+  template <class Finish>
+  void close(int64_t r, Finish&& finish) {
+    const int64_t width = kWidth > 0 ? kWidth : this->width;
+    for (size_t k = 0; k < levels_.size(); ++k) {
+      auto& [ready, open] = levels_[k];
+      const auto& across = grid_.across[k].cells;
+      for (size_t j = 0; j < across.size(); ++j) {
+        for (int64_t i = 0; i < width; i += kLanes<A>) {
+          auto lanes = cells.load(across[j].begin * width + i);
+          for (int64_t cell = across[j].begin + 1; cell < across[j].end; ++cell) {
+            lanes = merge(lanes, cells.load(cell * width + i));
+          }
+          ready.store(j * width + i, lanes);
+        }
+      }
+      const PoolGrid::Axis& down = grid_.down[k];
+      for (int64_t i = down.over[r].begin; i < down.over[r].end; ++i) {
+        const bool begins = down.cells[i].begin == r, ends = down.cells[i].end == r + 1;
+        if (begins && ends) {
+          finish(static_cast<int>(k), i, ready);
+          continue;
+        }
+        for (size_t q = 0; q < across.size() * width; q += kLanes<A>) {
+          open.store(q, begins ? ready.load(q) : merge(open.load(q), ready.load(q)));
+        }
+        if (ends) finish(static_cast<int>(k), i, open);
+      }
+    }
+  }
+
+ private:
+  // Results of this row cell, and of the bin that began in an earlier one: there is never more than
+  // one, for neighbouring bins share at most one row.
+  struct Level {
+    Row ready, open;
+  };
+  const PoolGrid& grid_;
+  std::vector<Level> levels_;
+};
+
+// finish(level, plane, count, results): lane p of results[i * bins_w + j] is bin (i, j) of plane p
+// of `count`.
+template <class T, class Row, class Finish>
+void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
+  using A = Accumulate<T>;
+  constexpr int64_t kPlanes = kLanes<A>;
+  const int64_t C = x.size[1], W = x.size[3];
+  const PoolGrid grid(x, levels);
+  Pooler<A, Row, kPlanes> pooler(grid);
+  const Cells& rows = grid.rows;
+  const Shortening<A> shorten(grid.columns);
+  const bool shortens = shorten.length < W;
+  const int64_t length = ceil_div(shorten.length, kPlanes) * kPlanes;
+  const int64_t pitch = length + (shortens ? kPlanes : 0);
+  const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
+  Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
+  std::vector<Row> bins;
+  for (int k = 0; k < levels.count; ++k) {
+    const int64_t count = levels[k].size[2] * levels[k].size[3];
+    bins.emplace_back(ceil_div(count, kPlanes) * kPlanes * kPlanes);  // to be turned over whole
+  }
+
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
+    for (int64_t first = 0; first < rows.count(); first += at_a_time) {
+      const int64_t last = std::min(first + at_a_time, rows.count());
+      for_planes<const T>(x, plane, count, 0, [&](int64_t p, const T* map) {
+        for (int64_t r = first; r < last; ++r) {
+          const int64_t to = ((r - first) * kPlanes + p) * pitch;
+          gather_row(x, map, rows[r], shortens ? line : positions, shortens ? 0 : to);
+          if (shortens) shorten(line, positions, to);
+        }
+      });
+      for (int64_t r = first; r < last; ++r) {
+        for (int64_t w = 0; w < length; w += kPlanes) {
+          turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);
+        }
+        for (int64_t k = 0; k < grid.columns.count(); ++k) {
+          const Span cell = shorten.cells[k];
+          auto lanes = turned.load(cell.begin * kPlanes);
+          for (int64_t w = cell.begin + 1; w < cell.end; ++w) {
+            lanes = merge(lanes, turned.load(w * kPlanes));
+          }
+          pooler.cells.store(k * kPlanes, lanes);
+        }
+        pooler.close(r, [&](int level, int64_t i, const Row& results) {
+          const int64_t width = levels[level].size[3] * kPlanes;
+          for (int64_t q = 0; q < width; q += kPlanes) {
+            bins[level].store(i * width + q, results.load(q));
+          }
+        });
+      }
+    }
+    for (int k = 0; k < levels.count; ++k) finish(k, plane, count, bins[k]);
+  }
+}
+
+// Takes a rectangle of pixels into the running results of `count` channels, or begins with them.
+template <class T, class Row>
+void take_pixels(const View& x, const T* map, const Span& rows, const Span& columns, bool begins,
+                 int64_t count, Row& out, int64_t to) {
+  using A = Accumulate<T>;
+  const int64_t W = x.size[3];
+  for_vector_groups<A, kPoolVectors>(count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
+    typename Row::Lanes gathered[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gathered[v] = begins ? Row::nothing(Row::same(W, rows.begin, columns.begin))
+                           : out.load(to + i + v * kLanes<A>);
+    }
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      const T* pixel = map + h * x.stride[2] + columns.begin * x.stride[3] + i;
+      for (int64_t w = columns.begin; w < columns.end; ++w, pixel += x.stride[3]) {
+        for (int v = 0; v < kVectors; ++v) {
+          gathered[v].take(load_some(pixel + v * kLanes<A>), Row::same(W, h, w));
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) out.store(to + i + v * kLanes<A>, gathered[v]);
+  });
+}
+
+// Gathers the pixels of a cell, as many at a time as the innermost cache holds: running results
+// stay in registers while they pass by, and whole pixels are read one after another.
+template <class T, class Row>
+void gather_pixels(const View& x, const T* map, const Span& rows, const Span& columns,
+                   int64_t count, Row& out, int64_t to) {
+  const int64_t pixels = std::max(kPoolPixels, kPoolElements / count);
+  const int64_t wide = std::min(pixels, columns.size()), tall = pixels / wide;
+  for (int64_t h = rows.begin; h < rows.end; h += tall) {
+    for (int64_t w = columns.begin; w < columns.end; w += wide) {
+      take_pixels(x, map, {h, std::min(h + tall, rows.end)}, {w, std::min(w + wide, columns.end)},
+                  h == rows.begin && w == columns.begin, count, out, to);
+    }
+  }
+}
+
+// finish(level, n, c, count, i, pitch, results): elements j * pitch + (0 ... count - 1) of the
+// results are bin (i, j) of channels c, c + 1, ... Neighbouring items of one image are done
+// together, so that a thread reads long runs.
+template <class T, class Row, class Finish>
+void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t end,
+                   Finish&& finish) {
+  using A = Accumulate<T>;
+  const int64_t C = x.size[1], blocks = ceil_div(C, kPoolChannels);
+  const PoolGrid grid(x, levels);
+  int64_t results = grid.columns.count();  // of a channel
+  for (const int64_t bins : levels.bins(3)) results += 2 * bins;
+  const int64_t bytes = results * kPoolChannels * sizeof(typename Row::Lanes) / kLanes<A>;
+  const int64_t most = std::max<int64_t>(1, kPoolResults / bytes);
+  Pooler<A, Row> pooler(grid, std::min({most, blocks, end - begin}) * kPoolChannels);
+  for (int64_t item = begin; item < end;) {
+    const int64_t n = item / blocks, first = item % blocks, c = first * kPoolChannels;
+    const int64_t together = std::min({most, end - item, blocks - first});
+    const int64_t count = std::min(together * kPoolChannels, C - c);
+    for (int64_t r = 0; r < grid.rows.count(); ++r) {
+      for (int64_t k = 0; k < grid.columns.count(); ++k) {
+        gather_pixels(x, at<const T>(x, n, c, 0, 0), grid.rows[r], grid.columns[k], count,
+                      pooler.cells, k * pooler.width);
+      }
+      pooler.close(r, [&](int level, int64_t i, const Row& results) {
+        finish(level, n, c, count, i, pooler.width, results);
+      });
+    }
+    item += together;
+  }
+}
+
+inline bool pools_channels_last(const View& x, const Levels& levels) {
+  return x.channels_last() && levels.channels_last();
+}
+
+// One level of windows as wide as a map whose rows lie side by side: each is a run of memory.
+inline bool pools_runs(const View& x, const Levels& levels) {
+  return levels.count == 1 && levels[0].size[3] == 1 && x.stride[2] == x.size[3] &&
+         !pools_channels_last(x, levels);
+}
+
+inline Work pool_work(const View& x, const Levels& levels) {
+  const int64_t lanes = x.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+  const int64_t items = pools_channels_last(x, levels)
+                            ? x.size[0] * ceil_div(x.size[1], kPoolChannels)
+                            : ceil_div(x.size[0] * x.size[1], lanes);
+  return share(items, x.numel());
+}
+
+}  // namespace stripctx::cpu

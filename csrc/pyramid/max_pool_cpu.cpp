@@ -1,0 +1,242 @@
+// Max pooling of all levels on the CPU, with indices, and its backward. A contiguous map is divided
+// into its N*C planes, a channels_last one into blocks of channels. Forward reads x once; backward
+// adds each bin's gradient at its index, level after level and bin after bin, and writes grad_x
+// once.
+#include <limits>
+
+#include "core/dispatch.hpp"
+#include "cpu/transpose.hpp"
+#include "pyramid/cells_cpu.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+constexpr int64_t kSomeElements = 32768;  // of grad_x that are added up in the cache
+constexpr int64_t kAddChannels = 64;      // of one work item of a channels_last gradient
+
+// As wide as A, so that vectors of both have the same number of lanes; a plane has fewer than 2^31
+// positions.
+template <class A>
+using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
+// Maxima and where they stand.
+template <class A>
+struct BestLanes {
+  using Places = typename VectorOf<Index<A>>::type;
+  Vec<A> value;
+  Places index;
+
+  void take(const Vec<A>& elements, const Places& places) {
+    const auto better = (elements > value) | (elements != elements);
+    value = better ? elements : value;
+    index = better ? places : index;
+  }
+
+  void store_index(int64_t* out, int64_t count) const {
+    using Wide = typename VectorOf<int64_t, kLanes<A> * 8>::type;
+    const Wide wide = __builtin_convertvector(index, Wide);
+    std::memcpy(out, &wide, count < kLanes<A> ? count * sizeof(int64_t) : sizeof(wide));
+  }
+};
+
+// The larger value, of equals the earlier, of NaNs the later.
+template <class A>
+BestLanes<A> merge(const BestLanes<A>& a, const BestLanes<A>& b) {
+  const auto a_counts = a.value == a.value, b_counts = b.value == b.value;  // else it is NaN
+  const auto larger = (b.value > a.value) | ((b.value == a.value) & (b.index < a.index));
+  const auto better =
+      (a_counts & (larger | ~b_counts)) | (~a_counts & ~b_counts & (b.index > a.index));
+  return {better ? b.value : a.value, better ? b.index : a.index};
+}
+
+template <class A>
+class Bests {
+ public:
+  using Lanes = BestLanes<A>;
+  using Places = typename Lanes::Places;
+
+  explicit Bests(int64_t count) : values_(count + kLanes<A>), indices_(count + kLanes<A>) {}
+
+  // A vector of neighbours in a row, and one of the same position in many channels.
+  static Places along(int64_t W, int64_t h, int64_t w) {
+    Places places;
+    for (int i = 0; i < kLanes<A>; ++i) places[i] = i;
+    return places + static_cast<Index<A>>(h * W + w);
+  }
+  static Places same(int64_t W, int64_t h, int64_t w) {
+    return static_cast<Index<A>>(h * W + w) - Places{};
+  }
+  static Lanes nothing(const Places& first) {
+    return {splat(-std::numeric_limits<A>::infinity()), first};
+  }
+
+  Lanes load(int64_t i) const {
+    Lanes lanes;
+    std::memcpy(&lanes.value, values_.data() + i, sizeof(lanes.value));
+    std::memcpy(&lanes.index, indices_.data() + i, sizeof(lanes.index));
+    return lanes;
+  }
+  void store(int64_t i, const Lanes& lanes) {
+    std::memcpy(values_.data() + i, &lanes.value, sizeof(lanes.value));
+    std::memcpy(indices_.data() + i, &lanes.index, sizeof(lanes.index));
+  }
+
+  // Vectors at to, to + kLanes, ... become those of `from` at first, first + pitch, ..., turned
+  // over.
+  void turn(int64_t to, const Bests& from, int64_t first, int64_t pitch) {
+    Vec<A> values[kLanes<A>];
+    Places indices[kLanes<A>];
+    for (int i = 0; i < kLanes<A>; ++i) {
+      values[i] = from.load(first + i * pitch).value;
+      indices[i] = from.load(first + i * pitch).index;
+    }
+    transpose(values);
+    transpose(indices);
+    for (int i = 0; i < kLanes<A>; ++i) store(to + i * kLanes<A>, {values[i], indices[i]});
+  }
+
+ private:
+  std::vector<A> values_;
+  std::vector<Index<A>> indices_;
+};
+
+template <class T>
+void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int kWide = kLanes<A>;
+  if (pools_channels_last(op.x, op.levels)) {
+    return pool_channels<T, Bests<A>>(
+        op.x, op.levels, begin, end,
+        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, int64_t pitch,
+            const Bests<A>& bests) {
+          const View &level = op.levels[k], &indices = op.indices[k];
+          for (int64_t j = 0; j < level.size[3]; ++j) {
+            T* out = at<T>(level, n, c, i, 0) + j * level.stride[3];
+            int64_t* index = at<int64_t>(indices, n, c, i, 0) + j * indices.stride[3];
+            for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
+              const auto best = bests.load(j * pitch + b);
+              store_some(out + b, best.value);
+              best.store_index(index + b, count - b);
+            });
+          }
+        });
+  }
+  Bests<A> turned(kWide * kWide);
+  pool_planes<T, Bests<A>>(
+      op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Bests<A>& bests) {
+        const View &level = op.levels[k], &indices = op.indices[k];
+        const int64_t bins = level.size[2] * level.size[3];
+        for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
+          turned.turn(0, bests, j * kWide, kWide);
+          for_planes<T>(level, plane, count, 0, [&](int64_t p, T* out) {
+            store_some(out + j, turned.load(p * kWide).value);
+          });
+          for_planes<int64_t>(indices, plane, count, 0, [&](int64_t p, int64_t* out) {
+            turned.load(p * kWide).store_index(out + j, bins - j);
+          });
+        });
+      });
+}
+
+// The windows of each level's bins along H (dimension 2) or W (3).
+std::vector<std::vector<Span>> bin_windows(const PyramidMaxPoolBackward& op, int dimension) {
+  std::vector<std::vector<Span>> result;
+  for (const int64_t bins : op.grads.bins(dimension)) {
+    auto& level = result.emplace_back();
+    for (int64_t i = 0; i < bins; ++i) {
+      level.push_back(window(i, bins, op.grad_x.size[dimension]));
+    }
+  }
+  return result;
+}
+
+// Adds the gradients of one bin, for `count` channels, to the positions from `some.begin` on of
+// `sums`, kChannels apart; an index outside `some` or outside the bin's window adds nothing.
+template <class T, int64_t kChannels>
+void add_bin(const T* grad, const int64_t* indices, int64_t count, int64_t W, const Span& rows,
+             const Span& columns, const Span& some, Accumulate<T>* sums) {
+  using A = Accumulate<T>;
+  const int64_t begin = std::max(some.begin, rows.begin * W);
+  const int64_t end = std::min(some.end, rows.end * W);
+  A wide[kChannels + kLanes<A>];
+  for_vectors<A>(
+      count, [&](int64_t b, auto load_some, auto) { cpu::store(wide + b, load_some(grad + b)); });
+  for (int64_t b = 0; b < count; ++b) {
+    if (indices[b] < begin || indices[b] >= end) continue;
+    const int64_t w = static_cast<uint32_t>(indices[b]) % static_cast<uint32_t>(W);
+    if (w < columns.begin || w >= columns.end) continue;
+    sums[(indices[b] - some.begin) * kChannels + b] += wide[b];
+  }
+}
+
+template <class T, bool kPixels>
+void add_back(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int64_t kChannels = kPixels ? kAddChannels : 1;
+  const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2], W = op.grad_x.size[3];
+  const int64_t blocks = ceil_div(C, kChannels);
+  const int64_t positions = std::min(H * W, std::max<int64_t>(1, kSomeElements / kChannels));
+  const auto windows_down = bin_windows(op, 2), windows_across = bin_windows(op, 3);
+  std::vector<A> sums(positions * kChannels + kLanes<A>);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks, c = item % blocks * kChannels;
+    const int64_t count = std::min(kChannels, C - c);
+    for (int64_t first = 0; first < H * W; first += positions) {
+      const Span some{first, std::min(first + positions, H * W)};
+      std::fill(sums.begin(), sums.end(), A(0));
+      for (int k = 0; k < op.grads.count; ++k) {
+        const View &grad = op.grads[k], &indices = op.indices[k];
+        const int64_t top = bins_at(some.begin / W, grad.size[2], H).begin;
+        const int64_t bottom = bins_at((some.end - 1) / W, grad.size[2], H).end;
+        for (int64_t i = top; i < bottom; ++i) {
+          const T* value = at<const T>(grad, n, c, i, 0);
+          const int64_t* index = at<const int64_t>(indices, n, c, i, 0);
+          for (const Span& columns : windows_across[k]) {
+            add_bin<T, kChannels>(value, index, count, W, windows_down[k][i], columns, some,
+                                  sums.data());
+            value += grad.stride[3];
+            index += indices.stride[3];
+          }
+        }
+      }
+      T* out = at<T>(op.grad_x, n, c, 0, 0);
+      if constexpr (kPixels) {
+        for (int64_t p = some.begin; p < some.end; ++p) {
+          for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
+            store_some(out + p * op.grad_x.stride[3] + b,
+                       load(sums.data() + (p - some.begin) * kChannels + b));
+          });
+        }
+      } else {
+        for_vectors<A>(some.size(), [&](int64_t p, auto, auto store_some) {
+          store_some(out + some.begin + p, load(sums.data() + p));
+        });
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Work work(const PyramidMaxPool& op) {
+  return pool_work(op.x, op.levels);
+}
+Work work(const PyramidMaxPoolBackward& op) {
+  const int64_t C = op.grad_x.size[1];
+  const int64_t items = pools_channels_last(op.grad_x, op.grads) ? ceil_div(C, kAddChannels) : C;
+  return share(op.grad_x.size[0] * items, op.grad_x.numel());
+}
+
+void run(const PyramidMaxPool& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() { pool<T>(op, begin, end); });
+}
+
+void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.grad_x.dtype, [&]<class T>() {
+    pools_channels_last(op.grad_x, op.grads) ? add_back<T, true>(op, begin, end)
+                                             : add_back<T, false>(op, begin, end);
+  });
+}
+
+}  // namespace stripctx::cpu

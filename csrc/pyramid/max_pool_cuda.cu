@@ -1,0 +1,67 @@
+// Max pooling of all levels on CUDA, with indices: one read of x.
+#include "pyramid/params.hpp"
+
+#include "pyramid/pool_launch.cuh"
+
+namespace stripctx::cuda {
+
+namespace {
+
+// A maximum and where it stands, h * W + w; the host refuses planes that 32 bits cannot count.
+template <class A>
+struct Best {
+  A value;
+  int32_t index;
+};
+
+template <class T>
+struct Max {
+  using A = Accumulate<T>;
+  using State = Best<A>;
+
+  // Loses to every element: to -infinity by its index.
+  __device__ static State nothing() { return {A(-INFINITY), INT32_MAX}; }
+  __device__ static State one(A value, int64_t index) { return {value, int32_t(index)}; }
+
+  // The larger value, of equals the earlier, of NaNs the later.
+  __device__ static State merge(const State& a, const State& b) {
+    const bool a_is_nan = a.value != a.value, b_is_nan = b.value != b.value;
+    const bool larger = b.value > a.value || (b.value == a.value && b.index < a.index);
+    const bool better = b_is_nan ? !a_is_nan || b.index > a.index : !a_is_nan && larger;
+    return better ? b : a;
+  }
+  __device__ static State exchange(const State& state, int distance) {
+    return {__shfl_xor_sync(kFullMask, state.value, distance),
+            __shfl_xor_sync(kFullMask, state.index, distance)};
+  }
+  __device__ static void write(const Pooling& op, int k, int64_t n, int64_t c, int64_t i, int64_t j,
+                               int64_t, const State& best) {
+    const View &level = op.levels[k], &indices = op.indices[k];
+    const auto at = [&](const View& view) {
+      return n * view.stride[0] + c * view.stride[1] + i * view.stride[2] + j * view.stride[3];
+    };
+    Global<T>(level).store(at(level), from_accumulate<T>(best.value));
+    Global<int64_t>(indices).store(at(indices), best.index);
+  }
+};
+
+Pooling pooling(const PyramidMaxPool& op) {
+  Pooling result{};
+  result.x = op.x;
+  result.levels = op.levels;
+  result.indices = op.indices;
+  result.partials = op.partials;
+  return result;
+}
+
+}  // namespace
+
+int64_t partials(const PyramidMaxPool& op) {
+  return count_partials<Max>(pooling(op));
+}
+
+void launch(const PyramidMaxPool& op, Stream stream) {
+  launch_pooling<Max>(pooling(op), stream);
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,96 @@
+// What pyramid pooling's kernels know about bins and cells: small tables that the host computes
+// from shapes and that travel by value with the launch, and how the work is cut into blocks. Bins
+// too many for the tables take a path that needs none.
+#pragma once
+
+#include "pyramid/params.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/tiling.hpp"
+
+namespace stripctx::cuda {
+
+constexpr int kMostCuts = 320;
+constexpr int kMostSpans = 256;
+constexpr int64_t kPoolSharedBytes = 48 * 1024;  // what every chip gives without asking
+constexpr int64_t kPoolBlocks = 1024;            // stop splitting maps when there are this many
+
+// The cells of both axes and the run of cells of every bin, (begin | end << 16).
+struct PoolTable {
+  int32_t rows = 0, columns = 0;          // cells
+  int32_t row_bins = 0, column_bins = 0;  // of all levels
+  int32_t cut[kMostCuts];                 // rows + 1 along H, then columns + 1 along W
+  uint32_t span[kMostSpans];              // bins along H, level after level, then those along W
+};
+
+// Pooling forward, mean or max, as one struct of parameters.
+struct Pooling {
+  View x;
+  Levels levels, indices;
+  PyramidPartials partials;
+  PoolTable table;
+  int32_t chunk_rows = 0;                   // row cells of one block: parts where it is not all
+  int32_t gather_lanes = 1, bin_lanes = 1;  // lanes that share one cell, one bin
+};
+
+// False where the bins do not fit. Cells are at most `longest_row` x `longest_column` positions.
+inline bool make_table(const Levels& levels, int64_t H, int64_t W, int64_t longest_row,
+                       int64_t longest_column, PoolTable& table) {
+  int64_t bins = 0;
+  for (int k = 0; k < levels.count; ++k) bins += levels[k].size[2] + levels[k].size[3];
+  if (bins > kMostSpans || H > INT32_MAX || W > INT32_MAX) return false;
+  const Cells rows(H, levels.bins(2), longest_row), columns(W, levels.bins(3), longest_column);
+  if (rows.count() + columns.count() + 2 > kMostCuts) return false;
+  int cut = 0, span = 0;
+  for (const Cells* cells : {&rows, &columns}) {
+    for (const int64_t position : cells->cuts()) table.cut[cut++] = static_cast<int32_t>(position);
+    for (const int64_t count : levels.bins(cells == &rows ? 2 : 3)) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Span run = cells->of(window(i, count, cells->length()));
+        table.span[span++] = static_cast<uint32_t>(run.begin | run.end << 16);
+      }
+    }
+    (cells == &rows ? table.row_bins : table.column_bins) = span;
+  }
+  table.column_bins -= table.row_bins;
+  table.rows = static_cast<int32_t>(rows.count());
+  table.columns = static_cast<int32_t>(columns.count());
+  return true;
+}
+
+inline int64_t table_bytes(const PoolTable& table) {
+  return shared_bytes<int32_t>(table.rows + table.columns + 2) +
+         shared_bytes<uint32_t>(table.row_bins + table.column_bins);
+}
+
+// Positions of the longest cell along W.
+inline int64_t longest_column(const PoolTable& table) {
+  int64_t longest = 1;
+  for (int c = 0; c < table.columns; ++c) {
+    const int32_t* cut = table.cut + table.rows + 1 + c;
+    longest = std::max<int64_t>(longest, cut[1] - cut[0]);
+  }
+  return longest;
+}
+
+// Rows of a cell that one thread walks: some in flight at once, and no more than 64 such walks.
+inline int64_t longest_walk(int64_t H) {
+  return std::max<int64_t>(4, ceil_div(H, 64));
+}
+
+// Row cells of one block, so that `blocks` of them a chunk become enough. Parts of results take at
+// most 1/32 of what the map takes.
+inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t least_rows,
+                            int64_t state_bytes, int64_t element_bytes) {
+  int64_t bins = 0;
+  for (int k = 0; k < op.levels.count; ++k) bins += op.levels[k].size[2] * op.levels[k].size[3];
+  const int64_t most = op.x.size[2] * op.x.size[3] * element_bytes / (32 * bins * state_bytes);
+  const int64_t wanted = kPoolBlocks / std::max<int64_t>(1, blocks);
+  const int64_t chunks =
+      std::clamp<int64_t>(std::min({wanted, most, op.table.rows / least_rows}), 1, 65535);
+  return static_cast<int32_t>(ceil_div(op.table.rows, chunks));
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,264 @@
+// The gradient of mean pooling on the CPU: constant on each cell, so computed once for a cell and
+// written to all of it. Cells are computed for whole vectors of channels: those of a channels_last
+// map as they lie, and as many planes of a contiguous map as a vector has lanes, turned over.
+// Writes grad_x once, in runs as long as a thread's share allows.
+#include "core/dispatch.hpp"
+#include "cpu/loops.hpp"
+#include "cpu/transpose.hpp"
+#include "pyramid/cells_cpu.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+constexpr int64_t kBackwardRows = 8;          // rows of one work item on the channels_last path
+constexpr int64_t kBackwardChannels = 256;    // and its channels
+constexpr int64_t kBackwardElements = 32768;  // of neighbouring items' cells, done together
+
+// The gradient of a row of cells, for `width` channels side by side, whole vectors; kWidth is the
+// width where it is known.
+template <class A, int64_t kWidth = 0>
+class CellGradients {
+ public:
+  PoolGrid grid;
+  std::vector<std::vector<A>> shares;  // of a bin's gradient, for each of its positions
+
+  explicit CellGradients(const PyramidPoolBackward& op, int64_t width = kWidth)
+      : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)), width_(width) {
+    for (auto& level : shares) {
+      for (A& share : level) share = 1 / share;
+    }
+  }
+
+  // Row cell r. `read(level, i)` returns a row of bins' gradients, multiplied with their shares.
+  template <class Read>
+  void compute(int64_t r, Read&& read, A* cells) const {
+    const int64_t columns = grid.columns.count(), width = kWidth > 0 ? kWidth : width_;
+    std::fill(cells, cells + columns * width, A(0));
+    for (size_t k = 0; k < grid.down.size(); ++k) {
+      for (int64_t i = grid.down[k].over[r].begin; i < grid.down[k].over[r].end; ++i) {
+        const A* bins = read(static_cast<int>(k), i);
+        for (int64_t cell = 0; cell < columns; ++cell) {
+          const Span across = grid.across[k].over[cell];
+          for (int64_t b = 0; b < width; b += kLanes<A>) {
+            Vec<A> sum = load(cells + cell * width + b);
+            for (int64_t j = across.begin; j < across.end; ++j) sum += load(bins + j * width + b);
+            store(cells + cell * width + b, sum);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  int64_t width_;
+};
+
+// A row of cells as positions: lane by lane, the cell of each of a vector's columns, counted from
+// the first one's, which is never as far as a vector has lanes.
+template <class A>
+class Expansion {
+ public:
+  using Choice = typename VectorOf<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>>::type;
+
+  explicit Expansion(const Cells& columns) {
+    for (int64_t w = 0; w < columns.length(); w += kLanes<A>) {
+      Step& step = steps_.emplace_back();
+      step.first = columns.holding(w);
+      for (int i = 0; i < kLanes<A>; ++i) {
+        const int64_t column = std::min(w + i, columns.length() - 1);
+        step.choice[i] = columns.holding(column) - step.first;
+      }
+    }
+  }
+
+  // Padded to whole vectors on both sides.
+  template <class T>
+  void operator()(const A* cells, T* row) const {
+    for (const Step& step : steps_) {
+      store(row, Vec<A>(__builtin_shuffle(load(cells + step.first), step.choice)));
+      row += kLanes<A>;
+    }
+  }
+
+ private:
+  struct Step {
+    Choice choice;
+    int64_t first;
+  };
+  std::vector<Step> steps_;
+};
+
+// Of one level of runs: each row cell is one too, most often of one bin alone.
+template <class T>
+void pool_backward_runs(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const View& grad = op.grads[0];
+  const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3], bins = grad.size[2];
+  const PoolGrid grid(op.grad_x, op.grads);
+  const std::vector<Span>& over = grid.down[0].over;
+  std::vector<int64_t> lengths;
+  for (int64_t r = 0; r < grid.rows.count(); ++r) lengths.push_back(grid.rows[r].size() * W);
+  const int64_t cells = lengths.size();
+  const bool one_each =
+      cells == bins &&
+      std::all_of(over.begin(), over.end(), [](const Span& some) { return some.size() == 1; });
+  std::vector<A> shares = bin_sizes<A>(op.grads, op.grad_x)[0], parts(bins), sums(cells);
+  for (A& share : shares) share = 1 / share;
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* grads = at<const T>(grad, plane / C, plane % C, 0, 0);
+    T* out = at<T>(op.grad_x, plane / C, plane % C, 0, 0);
+    for_vectors<A>(bins, [&](int64_t i, auto load_some, auto store_some) {
+      store_some(parts.data() + i, load_some(grads + i) * load_some(shares.data() + i) + 0);
+    });
+    for (int64_t r = 0; r < (one_each ? 0 : cells); ++r) {
+      A sum = 0;
+      for (int64_t i = over[r].begin; i < over[r].end; ++i) sum += parts[i];
+      sums[r] = sum;
+    }
+    const A* values = one_each ? parts.data() : sums.data();
+    for (int64_t r = 0; r < cells; ++r) {
+      fill_run(values[r], lengths[r], out);
+      out += lengths[r];
+    }
+  }
+}
+
+template <class T>
+void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int64_t kPlanes = kLanes<A>;
+  const View& map = op.grad_x;
+  const int64_t W = map.size[3], row = ceil_div(W, kPlanes) * kPlanes;
+  const CellGradients<A, kPlanes> gradients(op);
+  const Cells &rows = gradients.grid.rows, &columns = gradients.grid.columns;
+  const Expansion<A> expand(columns);
+  const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * row));
+  const int64_t pitch = ceil_div(at_a_time * columns.count(), kPlanes) * kPlanes;
+  std::vector<A> cells(kPlanes * pitch), turned((kPlanes + 1) * pitch);
+  std::vector<T> positions(at_a_time * row);
+  const bool runs = columns.count() == 1 && map.stride[2] == W;  // of memory, the rows of a cell
+  std::vector<std::vector<A>> bins;  // of each level: element j of plane p at [j][p]
+  for (const auto& shares : gradients.shares) {
+    bins.emplace_back(ceil_div(static_cast<int64_t>(shares.size()), kPlanes) * kPlanes * kPlanes);
+  }
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t plane = item * kPlanes;
+    const int64_t count = std::min(kPlanes, map.size[0] * map.size[1] - plane);
+    for (int k = 0; k < op.grads.count; ++k) {
+      const std::vector<A>& shares = gradients.shares[k];
+      for_vectors<A>(shares.size(), [&](int64_t j, auto load_some, auto) {
+        Vec<A> square[kPlanes]{};
+        for_planes<const T>(op.grads[k], plane, count, 0, [&](int64_t p, const T* grads) {
+          square[p] = load_some(grads + j) * load_some(shares.data() + j);
+        });
+        transpose(square);
+        for (int q = 0; q < kPlanes; ++q) store(bins[k].data() + (j + q) * kPlanes, square[q]);
+      });
+    }
+    for (int64_t first = 0; first < rows.count(); first += at_a_time) {
+      const int64_t last = std::min(first + at_a_time, rows.count());
+      for (int64_t r = first; r < last; ++r) {
+        gradients.compute(
+            r, [&](int k, int64_t i) { return bins[k].data() + i * op.grads[k].size[3] * kPlanes; },
+            cells.data() + (r - first) * columns.count() * kPlanes);
+      }
+      transpose(cells.data(), kPlanes, (last - first) * columns.count(), kPlanes, turned.data(),
+                pitch);
+      for_planes<T>(map, plane, count, 0, [&](int64_t p, T* out) {
+        if (runs) {
+          for (int64_t r = first; r < last; ++r) {
+            fill_run(turned[p * pitch + r - first], rows[r].size() * W, out + rows[r].begin * W);
+          }
+          return;
+        }
+        for (int64_t r = first; r < last; ++r) {
+          expand(turned.data() + p * pitch + (r - first) * columns.count(),
+                 positions.data() + (r - first) * row);
+        }
+        for (int64_t r = first; r < last; ++r) {
+          repeat_row(positions.data() + (r - first) * row, W, rows[r].size(),
+                     out + rows[r].begin * map.stride[2], map.stride[2]);
+        }
+      });
+    }
+  }
+}
+
+template <class T>
+void pool_backward_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2];
+  const int64_t channel_blocks = ceil_div(C, kBackwardChannels),
+                row_blocks = ceil_div(H, kBackwardRows);
+  const int64_t cells_across = Cells(op.grad_x.size[3], op.grads.bins(3)).count();
+  const int64_t most = std::clamp<int64_t>(kBackwardElements / (cells_across * kBackwardChannels),
+                                           1, std::min(channel_blocks, end - begin));
+  const int64_t width = most * kBackwardChannels;
+  const CellGradients<A> gradients(op, width);
+  const Cells &rows = gradients.grid.rows, &columns = gradients.grid.columns;
+  const std::vector<int64_t> widths = op.grads.bins(3);
+  std::vector<A> bins(*std::max_element(widths.begin(), widths.end()) * width);
+  std::vector<A> cells(columns.count() * width);
+  std::vector<T> pixels(cells.size());
+  for (int64_t item = begin; item < end;) {
+    const int64_t first = item % channel_blocks, c = first * kBackwardChannels;
+    const int64_t n = item / (channel_blocks * row_blocks);
+    const int64_t top = item / channel_blocks % row_blocks * kBackwardRows;
+    const int64_t together = std::min({most, end - item, channel_blocks - first});
+    const int64_t count = std::min(together * kBackwardChannels, C - c);
+    int64_t r = -1;
+    for (int64_t h = top; h < std::min(top + kBackwardRows, H); ++h) {
+      if (r < 0 || h == rows[r].end) {
+        r = rows.holding(h);
+        const auto read = [&](int k, int64_t i) {
+          const T* bin = at<const T>(op.grads[k], n, c, i, 0);
+          const int64_t across = op.grads[k].size[3];
+          for (int64_t j = 0; j < across; ++j, bin += op.grads[k].stride[3]) {
+            const A share = gradients.shares[k][i * across + j];
+            for_vectors<A>(count, [&](int64_t b, auto load_some, auto) {
+              store(bins.data() + j * width + b, load_some(bin + b) * share);
+            });
+          }
+          return bins.data();
+        };
+        gradients.compute(r, read, cells.data());
+        for (int64_t i = 0; i < columns.count() * width; i += kLanes<A>) {
+          store(pixels.data() + i, load(cells.data() + i));
+        }
+      }
+      T* pixel = at<T>(op.grad_x, n, c, h, 0);
+      for (int64_t cell = 0; cell < columns.count(); ++cell) {
+        for (int64_t w = columns[cell].begin; w < columns[cell].end; ++w) {
+          copy(pixels.data() + cell * width, count, pixel);
+          pixel += op.grad_x.stride[3];
+        }
+      }
+    }
+    item += together;
+  }
+}
+
+}  // namespace
+
+Work work(const PyramidPoolBackward& op) {
+  const View& map = op.grad_x;
+  if (pools_runs(op.grad_x, op.grads)) return share(map.size[0] * map.size[1], map.numel());
+  const int64_t blocks =
+      ceil_div(map.size[2], kBackwardRows) * ceil_div(map.size[1], kBackwardChannels);
+  const int64_t lanes = map.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+  const int64_t items = pools_channels_last(map, op.grads)
+                            ? map.size[0] * blocks
+                            : ceil_div(map.size[0] * map.size[1], lanes);
+  return share(items, map.numel());
+}
+
+void run(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.grad_x.dtype, [&]<class T>() {
+    if (pools_channels_last(op.grad_x, op.grads)) return pool_backward_pixels<T>(op, begin, end);
+    pools_runs(op.grad_x, op.grads) ? pool_backward_runs<T>(op, begin, end)
+                                    : pool_backward_planes<T>(op, begin, end);
+  });
+}
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,153 @@
+// Mean pooling of all levels on the CPU: sums of cells, then of bins, and one division for each
+// bin. Reads x once; of windows as wide as a dense map, which need no cells, it reads the rows that
+// two of them share twice, the second time from the cache.
+#include "core/dispatch.hpp"
+#include "cpu/transpose.hpp"
+#include "pyramid/cells_cpu.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+template <class A>
+struct SumLanes {
+  Vec<A> value;
+
+  template <class Places>
+  void take(const Vec<A>& elements, const Places&) {
+    value += elements;
+  }
+};
+
+template <class A>
+SumLanes<A> merge(const SumLanes<A>& a, const SumLanes<A>& b) {
+  return {a.value + b.value};
+}
+
+// Running sums; where an element stands does not matter.
+template <class A>
+class Sums {
+ public:
+  using Lanes = SumLanes<A>;
+  struct Nowhere {};
+
+  explicit Sums(int64_t count) : values_(count + kLanes<A>) {}
+
+  static Nowhere along(int64_t, int64_t, int64_t) { return {}; }
+  static Nowhere same(int64_t, int64_t, int64_t) { return {}; }
+  static Lanes nothing(Nowhere) { return Lanes{Vec<A>{}}; }
+
+  Lanes load(int64_t i) const { return {cpu::load(values_.data() + i)}; }
+  void store(int64_t i, const Lanes& sums) { cpu::store(values_.data() + i, sums.value); }
+
+  // Vectors at to, to + kLanes, ... become those of `from` at first, first + pitch, ..., turned
+  // over.
+  void turn(int64_t to, const Sums& from, int64_t first, int64_t pitch) {
+    Vec<A> square[kLanes<A>];
+    for (int i = 0; i < kLanes<A>; ++i) square[i] = from.load(first + i * pitch).value;
+    transpose(square);
+    for (int i = 0; i < kLanes<A>; ++i) store(to + i * kLanes<A>, {square[i]});
+  }
+
+ private:
+  std::vector<A> values_;
+};
+
+constexpr int kRunSums = 4;  // vectors of running sums: as many additions at a time
+
+template <class T>
+inline Vec<Accumulate<T>> sum_run(const T* run, int64_t count) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  Vec<A> sum{};
+  if (count >= kRunSums * lanes) {
+    Vec<A> sums[kRunSums]{};
+    for (; count >= kRunSums * lanes; count -= kRunSums * lanes, run += kRunSums * lanes) {
+      for (int v = 0; v < kRunSums; ++v) sums[v] += load(run + v * lanes);
+    }
+    static_assert(kRunSums == 4);
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  for (; count >= lanes; count -= lanes, run += lanes) sum += load(run);
+  return count > 0 ? sum + load(run, static_cast<int>(count)) : sum;
+}
+
+template <class T>
+void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int64_t kWindows = kLanes<A>;
+  const View& level = op.levels[0];
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], bins = level.size[2];
+  const int64_t longest = kLongestCell * W;
+  std::vector<Span> runs;
+  for (int64_t i = 0; i < bins; ++i) {
+    const Span rows = window(i, bins, H);
+    runs.push_back({rows.begin * W, rows.end * W});
+  }
+  runs.resize(ceil_div(bins, kWindows) * kWindows);
+  std::vector<A> sizes = bin_sizes<A>(op.levels, op.x)[0];
+  sizes.resize(runs.size());
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* map = at<const T>(op.x, plane / C, plane % C, 0, 0);
+    T* out = at<T>(level, plane / C, plane % C, 0, 0);
+    for_vectors<A>(bins, [&](int64_t i, auto, auto store_some) {
+      Vec<A> sums[kWindows];
+      for (int64_t q = 0; q < kWindows; ++q) {
+        auto [first, last] = runs[i + q];
+        Vec<A> sum = sum_run(map + first, std::min(longest, last - first));
+        while ((first += longest) < last) {
+          sum += sum_run(map + first, std::min(longest, last - first));
+        }
+        sums[q] = sum;
+      }
+      store_some(out + i, sum_each<kWindows>(sums) / load(sizes.data() + i));
+    });
+  }
+}
+
+template <class T>
+void pool(const PyramidPool& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const auto sizes = bin_sizes<A>(op.levels, op.x);
+  if (pools_channels_last(op.x, op.levels)) {
+    return pool_channels<T, Sums<A>>(
+        op.x, op.levels, begin, end,
+        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, int64_t pitch,
+            const Sums<A>& sums) {
+          T* out = at<T>(op.levels[k], n, c, i, 0);
+          for (int64_t j = 0; j < op.levels[k].size[3]; ++j, out += op.levels[k].stride[3]) {
+            const A size = sizes[k][i * op.levels[k].size[3] + j];
+            for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
+              store_some(out + b, sums.load(j * pitch + b).value / size);
+            });
+          }
+        });
+  }
+  if (pools_runs(op.x, op.levels)) return pool_runs<T>(op, begin, end);
+  pool_planes<T, Sums<A>>(
+      op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Sums<A>& sums) {
+        const int64_t bins = sizes[k].size();
+        for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
+          Vec<A> square[kLanes<A>]{};
+          for (int64_t q = 0; q < kLanes<A> && j + q < bins; ++q) {
+            square[q] = sums.load((j + q) * kLanes<A>).value / sizes[k][j + q];
+          }
+          transpose(square);
+          for_planes<T>(op.levels[k], plane, count, 0,
+                        [&](int64_t p, T* out) { store_some(out + j, square[p]); });
+        });
+      });
+}
+
+}  // namespace
+
+Work work(const PyramidPool& op) {
+  if (pools_runs(op.x, op.levels)) return share(op.x.size[0] * op.x.size[1], op.x.numel());
+  return pool_work(op.x, op.levels);
+}
+
+void run(const PyramidPool& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() { pool<T>(op, begin, end); });
+}
+
+}  // namespace stripctx::cpu

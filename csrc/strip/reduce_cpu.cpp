@@ -1,0 +1,213 @@
+// Strip pooling on the CPU: sums over rows and columns of a plane, and their broadcast back.
+//
+// A contiguous map is divided into its N*C planes, a channels_last one into blocks of channels
+// (sums) or rows of pixels (broadcasts). Every kernel reads each map once, or writes it once.
+#include "strip/params.hpp"
+
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "cpu/loops.hpp"
+#include "cpu/transpose.hpp"
+
+namespace stripctx::cpu {
+
+namespace {
+
+constexpr int64_t kRows = 64;  // of a plane, whose sums are finished together
+
+// Channels of one work item on the channels_last path: longer runs of memory where there are more.
+int64_t channel_block(const StripReduction& op) {
+  return op.map.size[1] > 64 ? 64 : 32;
+}
+
+// Where not (row + column <= 0), the value, else 0.
+template <class A>
+Vec<A> masked(const Vec<A>& value, const Vec<A>& sum) {
+  return sum <= 0 ? Vec<A>{} : value;
+}
+
+// What the planes of a contiguous map are reduced in: the sums of a plane's columns, the vector of
+// partial sums of each of its rows, and the columns' part of the mask.
+template <class A>
+struct PlaneSums {
+  Vec<A> rows[kRows]{};
+  std::vector<A> columns, mask;
+
+  PlaneSums(int64_t W, bool masked) : columns(W + kLanes<A>), mask(masked ? W + kLanes<A> : 0) {}
+};
+
+// Adds `count` rows of a plane, from h on, to the sums. A few vectors of column sums stay in
+// registers over all rows.
+template <class T, bool kMasked>
+void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t count,
+              PlaneSums<Accumulate<T>>& sums) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  const Vec<A> one = opaque(splat(A(1)));
+  const int64_t W = op.map.size[3], stride = op.map.stride[2];
+  const T* mask_rows = kMasked ? at<const T>(op.mask_rows, n, c, h, 0) : nullptr;
+  const T* map = at<const T>(op.map, n, c, h, 0);
+  Vec<A>* rows = sums.rows;
+  A *columns = sums.columns.data(), *mask_columns = sums.mask.data();
+  for_columns(W, lanes, [=]<int kVectors>(int64_t w) {
+    const int rest = static_cast<int>(std::min<int64_t>(lanes, W - w - (kVectors - 1) * lanes));
+    Vec<A> column[kVectors], mask[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      column[v] = load(columns + w + v * lanes);
+      if constexpr (kMasked) mask[v] = load(mask_columns + w + v * lanes);
+    }
+    const T* row = map + w;
+    for (int64_t r = 0; r < count; ++r, row += stride) {
+      Vec<A> sum = w == 0 ? Vec<A>{} : rows[r], value[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        const T* p = row + v * lanes;
+        value[v] = opaque(v < kVectors - 1 ? load(p) : load(p, rest));
+        if constexpr (kMasked) value[v] = masked<A>(value[v], mask[v] + A(mask_rows[r]));
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        column[v] += value[v];
+        sum = fused_add(sum, value[v], one);
+      }
+      rows[r] = sum;
+    }
+    for (int v = 0; v < kVectors; ++v) store(columns + w + v * lanes, column[v]);
+  });
+}
+
+template <class T, bool kMasked>
+void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
+  PlaneSums<A> sums(W, kMasked);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
+    std::fill(sums.columns.begin(), sums.columns.end(), A(0));
+    if constexpr (kMasked) {
+      const T* cols = at<const T>(op.mask_cols, n, c, 0, 0);
+      for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
+        store(sums.mask.data() + w, load_some(cols + w));
+      });
+    }
+    for (int64_t h = 0; h < H; h += kRows) {
+      const int64_t count = std::min(kRows, H - h);
+      sum_rows<T, kMasked>(op, n, c, h, count, sums);
+      T* rows = at<T>(op.rows, n, c, h, 0);
+      for_vectors<A>(count, [&](int64_t r, auto, auto store_some) {
+        store_some(rows + r, sum_each<kLanes<A>>(sums.rows + r) / A(op.row_divisor));
+      });
+    }
+    T* cols = at<T>(op.cols, n, c, 0, 0);
+    for_vectors<A>(W, [&](int64_t w, auto, auto store_some) {
+      store_some(cols + w, load(sums.columns.data() + w) / A(op.col_divisor));
+    });
+  }
+}
+
+// Adds `Rows` rows of pixels, `Vectors` vectors of channels from c on, to the column sums, which
+// lie `block` apart, and finishes their row sums. Sums over a row stay in registers.
+template <class T, bool kMasked, int Rows, int Vectors, class Load, class Store>
+void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
+                       const Load& load_some, const Store& store_some, int64_t block,
+                       Accumulate<T>* columns) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  const T* pixel = at<const T>(op.map, n, c, h, 0);
+  const T* mask = kMasked ? at<const T>(op.mask_cols, n, c, 0, 0) : nullptr;
+  const int64_t stride = op.map.stride[2];
+  const Vec<A> one = opaque(splat(A(1)));
+  Vec<A> row_sum[Rows][Vectors]{};
+  Vec<A> mask_row[Rows][Vectors]{};
+  if constexpr (kMasked) {
+    for (int r = 0; r < Rows; ++r) {
+      const T* rows = at<const T>(op.mask_rows, n, c, h + r, 0);
+      for (int v = 0; v < Vectors; ++v) mask_row[r][v] = load_some(rows + v * lanes);
+    }
+  }
+  for (int64_t w = 0; w < op.map.size[3]; ++w) {
+    for (int v = 0; v < Vectors; ++v) {
+      Vec<A> column = load(columns + v * lanes), mask_column{};
+      if constexpr (kMasked) mask_column = load_some(mask + v * lanes);
+      for (int r = 0; r < Rows; ++r) {
+        Vec<A> value = opaque(load_some(pixel + r * stride + v * lanes));
+        if constexpr (kMasked) value = masked<A>(value, mask_row[r][v] + mask_column);
+        row_sum[r][v] = fused_add(row_sum[r][v], value, one);
+        column += value;
+      }
+      store(columns + v * lanes, column);
+    }
+    columns += block;
+    pixel += op.map.stride[3];
+    if constexpr (kMasked) mask += op.mask_cols.stride[3];
+  }
+  for (int r = 0; r < Rows; ++r) {
+    T* rows = at<T>(op.rows, n, c, h + r, 0);
+    for (int v = 0; v < Vectors; ++v) {
+      store_some(rows + v * lanes, row_sum[r][v] / A(op.row_divisor));
+    }
+  }
+}
+
+// Rows and vectors of channels that are summed together: eight sums of rows stay in registers.
+template <class T, bool kMasked, int kTogether, int kVectors>
+void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
+  const int64_t block = channel_block(op), blocks = ceil_div(C, block);
+  std::vector<A> columns(W * block);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks, c = item % blocks * block;
+    const int64_t count = std::min(block, C - c);
+    std::fill(columns.begin(), columns.end(), A(0));
+    const auto reduce_rows = [&]<int Rows>(int64_t h) {
+      for_vector_groups<A, kVectors>(
+          count, [&]<int Vectors>(int64_t i, auto load_some, auto store_some) {
+            reduce_pixel_rows<T, kMasked, Rows, Vectors>(op, n, c + i, h, load_some, store_some,
+                                                         block, columns.data() + i);
+          });
+    };
+    int64_t h = 0;
+    for (; h + kTogether <= H; h += kTogether) reduce_rows.template operator()<kTogether>(h);
+    for (; h < H; ++h) reduce_rows.template operator()<1>(h);
+    for (int64_t w = 0; w < W; ++w) {
+      T* cols = at<T>(op.cols, n, c, 0, w);
+      for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {
+        store_some(cols + i, load(columns.data() + w * block + i) / A(op.col_divisor));
+      });
+    }
+  }
+}
+
+template <bool kMasked>
+void reduce(const StripReduction& op, int64_t begin, int64_t end) {
+  dispatch<Types>(op.map.dtype, [&]<class T>() {
+    if (!op.channels_last()) return reduce_planes<T, kMasked>(op, begin, end);
+    channel_block(op) == 64 ? reduce_channel_blocks<T, kMasked, 2, 4>(op, begin, end)
+                            : reduce_channel_blocks<T, kMasked, 4, 2>(op, begin, end);
+  });
+}
+
+Work work(const StripReduction& op) {
+  const int64_t C = op.map.size[1];
+  const int64_t blocks = op.channels_last() ? ceil_div(C, channel_block(op)) : C;
+  return share(op.map.size[0] * blocks, op.map.numel());
+}
+
+}  // namespace
+
+Work work(const StripPool& op) {
+  return work(reduction(op));
+}
+Work work(const StripAddReluBackward& op) {
+  return work(reduction(op));
+}
+
+void run(const StripPool& op, int64_t begin, int64_t end) {
+  reduce<false>(reduction(op), begin, end);
+}
+
+void run(const StripAddReluBackward& op, int64_t begin, int64_t end) {
+  reduce<true>(reduction(op), begin, end);
+}
+
+}  // namespace stripctx::cpu

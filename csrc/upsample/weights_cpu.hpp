@@ -1,0 +1,170 @@
+// What the interpolating CPU kernels share: tables of where the outputs of an axis read, made once
+// for all planes, and the sum of weighted rows that every output row is.
+#pragma once
+
+#include "upsample/params.hpp"
+
+#include <span>
+#include <vector>
+
+#include "cpu/simd.hpp"
+
+namespace stripctx::cpu {
+
+// Rows of a level that are worked on together along W, because they share its weights, and how many
+// a ring of them holds: neighbours, wherever they are.
+constexpr int64_t kRowsTogether = 4, kRowsHeld = 2 * kRowsTogether;
+
+// One tap along one axis: output i reads position i + offset. Outputs outside [begin, end) read
+// nothing.
+template <class A>
+struct Samples {
+  int64_t cells, begin, end;
+  std::vector<Sample<A>> sample;  // of outputs begin, begin + 1, ...
+
+  Samples(const Axis<A>& axis, int64_t offset, int64_t outputs)
+      : cells(axis.cells),
+        begin(std::min(outputs, std::max<int64_t>(0, -offset))),
+        end(std::max(begin, std::min(outputs, axis.extent - offset))) {
+    sample.reserve(end - begin);
+    for (int64_t i = begin; i < end; ++i) sample.push_back(axis.at(i + offset));
+  }
+
+  bool contain(int64_t i) const { return i >= begin && i < end; }
+  const Sample<A>& operator[](int64_t i) const { return sample[i - begin]; }
+};
+
+// The tables of one level: one for each row of taps, one for each column of taps.
+template <class A>
+struct LevelSamples {
+  std::vector<Samples<A>> rows, columns;
+
+  LevelSamples(const Taps& taps, const View& level, int64_t H, int64_t W) {
+    for (int64_t tap = 0; tap < taps.kernel[0]; ++tap) {
+      rows.emplace_back(taps.axis<A>(level, 0), taps.offset(0, tap), H);
+    }
+    for (int64_t tap = 0; tap < taps.kernel[1]; ++tap) {
+      columns.emplace_back(taps.axis<A>(level, 1), taps.offset(1, tap), W);
+    }
+  }
+};
+
+template <class A>
+std::vector<LevelSamples<A>> level_samples(const Levels& levels, const Taps& taps,
+                                           const View& map) {
+  std::vector<LevelSamples<A>> result;
+  for (int64_t l = 0; l < levels.count; ++l) {
+    result.emplace_back(taps, levels.level[l], map.size[2], map.size[3]);
+  }
+  return result;
+}
+
+// Rows of a buffer are this long, so that whole vectors may be read and written at their ends.
+template <class A>
+int64_t padded(int64_t length) {
+  return ceil_div(length, kLanes<A>) * kLanes<A>;
+}
+
+// Zeros that start where a vector may, so that no whole vector of them crosses a cache line.
+template <class A>
+class Buffer {
+ public:
+  explicit Buffer(int64_t length) : vectors_(ceil_div(length, kLanes<A>)) {}
+
+  A* data() { return reinterpret_cast<A*>(vectors_.data()); }
+  void clear() { std::fill(vectors_.begin(), vectors_.end(), Vec<A>{}); }
+
+ private:
+  std::vector<Vec<A>> vectors_;
+};
+
+// As many lists as there are outputs, one behind the other: what each of them is made from.
+template <class Item>
+class Lists {
+ public:
+  void add(const Item& item) { items_.push_back(item); }
+  void close() { ends_.push_back(items_.size()); }
+
+  [[gnu::always_inline]] std::span<const Item> operator[](int64_t i) const {
+    const size_t begin = i == 0 ? 0 : ends_[i - 1];
+    return {items_.data() + begin, ends_[i] - begin};
+  }
+
+ private:
+  std::vector<Item> items_;
+  std::vector<size_t> ends_;
+};
+
+template <class A>
+struct WeightedRow {
+  A weight;
+  const A* row;
+};
+
+// Calls body.operator()<kVectors>(i, count) for every four vectors of [0, length), or as many as
+// are left: kVectors of them from i on, the last one of `count` elements.
+template <class A, class Body>
+inline void for_four_vectors(int64_t length, Body&& body) {
+  constexpr int64_t lanes = kLanes<A>;
+  for (int64_t i = 0; i < length; i += 4 * lanes) {
+    const int64_t rest = std::min(length - i, 4 * lanes);
+    const int count = static_cast<int>((rest - 1) % lanes + 1);
+    switch ((rest - 1) / lanes) {
+      case 0:
+        body.template operator()<1>(i, count);
+        break;
+      case 1:
+        body.template operator()<2>(i, count);
+        break;
+      case 2:
+        body.template operator()<3>(i, count);
+        break;
+      default:
+        body.template operator()<4>(i, count);
+    }
+  }
+}
+
+// The last of kVectors vectors holds `count` elements.
+template <class T, int kVectors, class A = Accumulate<T>>
+[[gnu::always_inline]] inline void load_vectors(const T* p, int count, Vec<A> (&value)[kVectors]) {
+  constexpr int lanes = kLanes<A>, last = kVectors - 1;
+  for (int v = 0; v < last; ++v) value[v] = load(p + v * lanes);
+  value[last] = count == lanes ? load(p + last * lanes) : load(p + last * lanes, count);
+}
+
+template <class T, int kVectors, class A = Accumulate<T>>
+[[gnu::always_inline]] inline void store_vectors(T* p, int count, const Vec<A> (&value)[kVectors]) {
+  constexpr int lanes = kLanes<A>, last = kVectors - 1;
+  for (int v = 0; v < last; ++v) store(p + v * lanes, value[v]);
+  count == lanes ? store(p + last * lanes, value[last])
+                 : store(p + last * lanes, value[last], count);
+}
+
+// Rows [begin, end) of out = x + sum of weight * row, rectified if so asked, for the sums listed; x
+// may be null. A sum runs in the order of its list.
+template <bool kRelu, class T, class A = Accumulate<T>>
+void write_rows(const T* x, int64_t x_stride, const Lists<WeightedRow<A>>& sums, int64_t begin,
+                int64_t end, T* out, int64_t out_stride, int64_t length) {
+  for_four_vectors<A>(
+      length, [=, &sums]<int kVectors>(int64_t i, int count) __attribute__((always_inline)) {
+        const T* from = x ? x + i : nullptr;
+        T* to = out + i;
+        for (int64_t row = begin; row < end; ++row, to += out_stride) {
+          const std::span<const WeightedRow<A>> terms = sums[row];
+          Vec<A> sum[kVectors]{};
+          if (from) load_vectors(from, count, sum), from += x_stride;
+          for (const WeightedRow<A>& term : terms) {
+            for (int v = 0; v < kVectors; ++v) {
+              sum[v] += term.weight * load(term.row + i + v * kLanes<A>);
+            }
+          }
+          if constexpr (kRelu) {
+            for (Vec<A>& each : sum) each = each < 0 ? Vec<A>{} : each;  // NaN stays
+          }
+          store_vectors(to, count, sum);
+        }
+      });
+}
+
+}  // namespace stripctx::cpu

@@ -1,0 +1,51 @@
+"""The private functions of torch that this package stands on, in one place. Each is tested for
+being there (tests/test_compat.py): a release of torch that moves one shows here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def redispatch_below_autograd(operator: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    """Calls an operator's kernel below the Autograd key of `keyset`."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def any_requires_grad(args: Sequence[Any]) -> bool:
+    return torch._C._any_requires_grad(*args)
+
+
+def functorch_is_active() -> bool:
+    """Whether torch.func.grad, jvp, vmap or their kin transform what runs now."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_tangent(value: Any) -> bool:
+    """Whether forward-mode differentiation follows this tensor."""
+    if forward_ad._current_level < 0 or not isinstance(value, Tensor):
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None
+
+
+def call_batched(rule: Callable[..., Any], operator: Any, args: Sequence[Any]) -> Any:
+    """Calls an operator under vmap by a batching rule, as torch.library.register_vmap does."""
+    from torch._functorch.autograd_function import custom_function_call_vmap_helper
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    return custom_function_call_vmap_helper(interpreter, rule, operator, *args)
+
+
+def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
+    """A scope in which the dispatcher passes over the kernels of one key."""
+    return torch._C._ExcludeDispatchKeyGuard(
+        torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    )

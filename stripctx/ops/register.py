@@ -1,0 +1,165 @@
+"""How every operator is registered: `define` turns a family's functions into an operator of
+`torch.ops.stripctx`.
+
+An operator exists whether or not anything was compiled. Its reference is the default kernel of
+every device; loading the extension adds native kernels for CPU and CUDA under the same name.
+Autograd, autocast, vmap and the fake kernel stand above both and know nothing of them.
+
+Arguments are checked here, before any kernel runs. Native kernels repeat only what memory safety
+needs, for callers that pass Autograd by (tensors made in inference mode).
+
+Schemas have no default values: the dispatcher drops arguments that equal them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stripctx import _compat
+
+LIBRARY = torch.library.Library("stripctx", "DEF")
+
+Kernel = Callable[..., Any]
+
+
+def define(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    reference: Kernel,
+    fake: Kernel,
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+    vmap: Callable[[Kernel], Kernel],
+    autocast: Callable[..., Sequence[Any]] | None = None,
+) -> None:
+    """Define `stripctx::<schema>`.
+
+    Args:
+        schema: name, arguments and returns, in the dispatcher's language.
+        check: raises ValueError, in words, for arguments that the operator refuses.
+        reference: plain PyTorch, explicit; runs below autograd.
+        fake: shapes, dtypes and true strides of the result, by `torch.empty`.
+        setup_context, backward: the autograd formula, as in `torch.library.register_autograd`.
+        vmap: maps the operator to its batching rule, as in `torch.library.register_vmap`.
+        autocast: maps the arguments to those the operator gets under autocast; None leaves them.
+    """
+    name = schema.partition("(")[0]
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+    LIBRARY.define(schema, tags=tags)
+    operator = getattr(torch.ops.stripctx, name).default
+
+    def checked(kernel: Kernel) -> Kernel:
+        def run(*args: Any) -> Any:
+            check(*args)
+            return kernel(*args)
+
+        return run
+
+    LIBRARY.impl(name, checked(reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"stripctx::{name}", checked(fake), lib=LIBRARY)
+    autograd = _autograd_kernel(name, operator, check, setup_context, backward)
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+    LIBRARY.impl(name, _vmap_kernel(operator, vmap(operator)), "FuncTorchBatched", with_keyset=True)
+    if autocast is not None:
+        for key in ("AutocastCPU", "AutocastCUDA"):
+            LIBRARY.impl(name, _autocast_kernel(operator, autocast, key), key)
+
+
+def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    """The `setup_context` of an operator whose backward pass needs its arguments, all tensors."""
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd_kernel(
+    name: str,
+    operator: Any,
+    check: Callable[..., None],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> Kernel:
+    """`torch.library.register_autograd` at half its cost a call; refuses what that gets wrong.
+
+    `torch.autograd.Function` sees tensors only as arguments and results of their own, so lists of
+    them are laid flat on the way in and gathered again inside.
+    """
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, lengths: tuple[int, ...], *flat: Any) -> Any:
+            args = _gather(flat, lengths)
+            output = _compat.redispatch_below_autograd(operator, keyset, args)
+            setup_context(ctx, args, output)
+            return tuple(output) if isinstance(output, list) else output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            return None, None, *_lay_flat(backward(ctx, *grads))[0]
+
+    Differentiable.__name__ = Differentiable.__qualname__ = name
+    returns_list = any(str(r.type) == "List[Tensor]" for r in operator._schema.returns)
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        check(*args)
+        flat, lengths = _lay_flat(args)
+        _refuse_forward_mode(name, flat)
+        if torch.is_grad_enabled() and _compat.any_requires_grad(flat):
+            output = Differentiable.apply(keyset, lengths, *flat)
+            return list(output) if returns_list else output
+        return _compat.redispatch_below_autograd(operator, keyset, args)
+
+    return kernel
+
+
+def _lay_flat(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The arguments with lists of tensors opened, and each one's length: -1 where it is no list."""
+    flat: list[Any] = []
+    lengths: list[int] = []
+    for arg in args:
+        opens = isinstance(arg, (list, tuple)) and all(_is_gradient(item) for item in arg)
+        flat += arg if opens else [arg]
+        lengths.append(len(arg) if opens else -1)
+    return tuple(flat), tuple(lengths)
+
+
+def _is_gradient(item: Any) -> bool:
+    return item is None or isinstance(item, Tensor)
+
+
+def _gather(flat: Sequence[Any], lengths: tuple[int, ...]) -> tuple[Any, ...]:
+    items = iter(flat)
+    return tuple(
+        next(items) if length < 0 else [next(items) for _ in range(length)] for length in lengths
+    )
+
+
+def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
+    """A kernel sees values only: without this, a tangent would silently be lost."""
+    if _compat.functorch_is_active():
+        raise NotImplementedError(
+            f"{name}: torch.func.grad, jvp, jacrev and their kin are not supported; "
+            "use Tensor.backward or torch.autograd.grad"
+        )
+    if any(map(_compat.has_tangent, args)):
+        raise NotImplementedError(
+            f"{name}: forward-mode differentiation is not supported; use reverse mode"
+        )
+
+
+def _vmap_kernel(operator: Any, rule: Kernel) -> Kernel:
+    def kernel(keyset: Any, *args: Any) -> Any:
+        return _compat.call_batched(rule, operator, args)
+
+    return kernel
+
+
+def _autocast_kernel(operator: Any, cast: Callable[..., Sequence[Any]], key: str) -> Kernel:
+    def kernel(*args: Any) -> Any:
+        with _compat.without_dispatch_key(key):
+            return operator(*cast(*args))
+
+    return kernel
