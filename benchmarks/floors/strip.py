@@ -115,9 +115,9 @@ def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
     return strip_pool_extra(shape, launches) + operands
 
 
-def strip_broadcast_extra(shape: Shape, launches: Launches) -> Floor:
+def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
     """Each tile reads its rows, each chunk its cols; on contiguous maps each slot for itself."""
-    layout, launch = launch_of(launches, "strip_broadcast")
+    layout, launch = launch_of(launches, "strip_expand")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     times = chunks * slots if layout == "_planes" else chunks
     return visits(shape, shape.rows, tiles) + visits(shape, shape.cols, times)
@@ -152,8 +152,8 @@ FLOORS: dict[str, FloorOf] = {
 PRODUCTS: dict[str, ProductOf] = {"strip_gate": strip_gate_product}
 CUDA_EXTRA: dict[str, Extra] = {
     "strip_pool": strip_pool_extra,
-    "strip_pool_backward": strip_broadcast_extra,
-    "strip_add_relu": strip_broadcast_extra,
+    "strip_pool_backward": strip_expand_extra,
+    "strip_add_relu": strip_expand_extra,
     "strip_add_relu_backward": strip_add_relu_backward_extra,
     "sigmoid_gate": sigmoid_gate_extra,
     "sigmoid_gate_backward": sigmoid_gate_backward_extra,
