@@ -470,10 +470,11 @@ def _interpolation(
         return modes, [0.0] * (2 * count)
     one = (int, float, type(None))
     if isinstance(scale_factor, tuple) and len(scale_factor) == 2 and count != 2:
-        scale_factor = [scale_factor] * count  # one pair for all levels
-    factors = _each(name, "scale_factor", scale_factor, count, (*one, tuple, list))
+        pairs: list[Any] = [scale_factor] * count  # one pair for all levels
+    else:
+        pairs = _each(name, "scale_factor", scale_factor, count, (*one, tuple, list))
     ratios: list[float] = []
-    for factor, code in zip(factors, modes, strict=True):
+    for factor, code in zip(pairs, modes, strict=True):
         pair = factor if isinstance(factor, (tuple, list)) else (factor, factor)
         if len(pair) != 2 or any(f is not None and not f > 0 for f in pair):
             raise ValueError(

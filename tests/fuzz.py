@@ -172,6 +172,8 @@ def spoil(value: Any) -> Any:
         return not value
     if isinstance(value, int):
         return random.choice(INTEGERS)
+    if isinstance(value, float):
+        return random.choice((0.0, 1.0, -1.0, 1e-30, 1e30, float("nan"), float("inf")))
     if value is None:
         return value
     items = list(value)

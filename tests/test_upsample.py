@@ -24,9 +24,16 @@ KERNEL = {"kernel": (3, 2), "padding": (1, 2), "dilation": (1, 2)}
 
 
 def up(level: Tensor, size: tuple[int, int], align_corners: bool | None, mode: str) -> Tensor:
-    """F.interpolate, also of nothing."""
+    """F.interpolate, also of nothing. The nearest by float32's indices: of contiguous float64 maps
+    torch takes others, here and there, than of any other."""
     if level.numel() == 0 or 0 in size:
         return level.new_zeros((*level.shape[:2], *size)) + 0 * level.sum()
+    if mode != "bilinear":
+        for dim, extent in ((2, size[0]), (3, size[1])):
+            cells = torch.arange(level.size(dim), dtype=torch.float32)[None, None, :, None]
+            index = F.interpolate(cells, (extent, 1), mode=mode).flatten().long()
+            level = level.index_select(dim, index.to(level.device))
+        return level
     return F.interpolate(level, size, mode=mode, align_corners=align_corners)
 
 

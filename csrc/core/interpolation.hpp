@@ -22,7 +22,7 @@ struct Sample {
 };
 
 // `cells` spread over `extent` positions, as torch.nn.functional.interpolate spreads them, with its
-// index formula: linear in the type A that sums run in, nearest by a ratio in float.
+// index formula: linear in the type A that sums run in, nearest always in float.
 template <class A>
 struct Axis {
   int64_t cells, extent;
@@ -43,8 +43,8 @@ struct Axis {
   }
 
   STRIPCTX_HOST_DEVICE Sample<A> at(int64_t position) const {
-    if (cells == extent) return {position, position, 1, 0};
     if (mode == Mode::kNearest || mode == Mode::kNearestExact) return nearest(position);
+    if (cells == extent) return {position, position, 1, 0};
     A source = mode == Mode::kBilinearAligned ? scale * A(position)
                                               : scale * (A(position) + A(0.5)) - A(0.5);
     if (source < 0) source = 0;
@@ -76,8 +76,10 @@ struct Axis {
   // Halves, so that an infinite cell stays one.
   STRIPCTX_HOST_DEVICE Sample<A> nearest(int64_t position) const {
     int64_t cell = position / 2;  // where the size doubles, whatever the ratio says
-    if (mode == Mode::kNearestExact) {
-      cell = static_cast<int64_t>((double(position) + 0.5) * double(nearest_scale));
+    if (cells == extent) {
+      cell = position;
+    } else if (mode == Mode::kNearestExact) {
+      cell = static_cast<int64_t>((float(position) + 0.5f) * nearest_scale);
     } else if (extent != 2 * cells) {
       cell = static_cast<int64_t>(float(position) * nearest_scale);
     }

@@ -60,11 +60,11 @@ def samples(
 
 
 def _nearest(cells: int, extent: int, mode: int, ratio: float, position: Tensor) -> Tensor:
-    """The cells of positions, by a ratio in float32 for every dtype, as torch's kernels take it."""
+    """The cells of positions, in float32 for every dtype, as torch's kernels take them."""
     scale = torch.tensor(ratio or cells / max(extent, 1), dtype=torch.float32)
     scale = scale.to(position.device)
     if mode == NEAREST_EXACT:
-        cell = ((position.double() + 0.5) * scale.double()).floor()
+        cell = ((position.float() + 0.5) * scale).floor()
     elif extent == 2 * cells:
         cell = (position / 2).floor()
     else:

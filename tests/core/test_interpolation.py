@@ -36,8 +36,9 @@ def matrix(index: np.ndarray, weight: np.ndarray, cells: int) -> np.ndarray:
 def torch_matrix(cells: int, extent: int, mode: int, dtype: torch.dtype) -> np.ndarray:
     """The same by interpolating the rows of the identity."""
     identity = torch.eye(cells, dtype=dtype)[None]
-    if mode > 1:
-        return F.interpolate(identity, extent, mode=MODES[mode])[0].T.numpy()
+    if mode > 1:  # of maps: of lines torch takes the nearest in another type
+        columns = F.interpolate(identity.float()[..., None], (extent, 1), mode=MODES[mode])
+        return columns[0, :, :, 0].T.numpy()
     return F.interpolate(identity, extent, mode="linear", align_corners=mode == 1)[0].T.numpy()
 
 
