@@ -1,6 +1,7 @@
 # make setup       a virtual environment with everything the other targets need
 # make test        every test: the operator families once on each kind of kernel, then all the rest
 # make lint        formatters and static checks
+# make compilers   the CPU kernels' results, built by each of g++ and clang that is on PATH
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
 # make demo        the five-minute tour: builds the kernels, trains small networks, draws demo.png
@@ -15,7 +16,7 @@ FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tes
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup test lint format sanitize cuda-check demo bench gpu clean
+.PHONY: setup test compilers lint format sanitize cuda-check demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +36,15 @@ test: setup
 	STRIPCTX_BACKEND=reference $(PYTEST) $(FAMILIES)
 	STRIPCTX_BACKEND=emulated $(PYTEST) $(FAMILIES) $(EMULATED)
 	$(MAKE) cuda-check ARCHITECTURES="80 90"
+
+# Installs none. One that is there and cannot build the kernels, or gives other numbers, is a failure.
+COMPILERS ?= $(notdir $(shell for one in g++ $(addprefix g++-,11 12 13 14 15) \
+	clang++ $(addprefix clang++-,14 15 16 17 18 19 20 21); do command -v $$one; done))
+
+compilers: setup
+	for one in $(COMPILERS); do echo "== $$one"; CXX=$$one STRIPCTX_BACKEND=native \
+		OMP_WAIT_POLICY=passive $(RUN) -m pytest -q -k "against_float64 or same_bits" \
+		$(FAMILIES) || exit 1; done
 
 sanitize: setup
 	$(RUN) -m pytest tests/test_sanitize.py
