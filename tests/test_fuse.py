@@ -703,7 +703,7 @@ def test_data_parallel(process_group: None) -> None:
     """Fused inside DDP: it holds the same Parameter objects."""
     plain = make("semseg PSPNet")
     wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
-    assert {one.path for one in fuse(wrapped).replaced} == {"module.ppm", "module"}
+    assert {one.path for one in fuse(wrapped).replaced} >= {"module.ppm", "module"}
     x = image()
     for root in (wrapped, plain):
         torch.manual_seed(1)
