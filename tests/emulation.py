@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import toolkit
-from battery import EMULATED
+from operator_checks import EMULATED
 
 from stripctx import extension
 

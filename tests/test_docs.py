@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
-import doubles
 import pytest
 import torch
+import upstream_models
 from torch import nn
 
 import stripctx
@@ -56,9 +56,11 @@ def test_examples_run(
 ) -> None:
     """All blocks of a page, one after another. A checkpoint is whatever the network holds, and smp
     makes no more than a pyramid."""
-    names: dict[str, Any] = {"network": doubles.PPM(8, 2, (1, 2, 3, 6))}
+    names: dict[str, Any] = {"network": upstream_models.PPM(8, 2, (1, 2, 3, 6))}
     smp = ModuleType("segmentation_models_pytorch")
-    monkeypatch.setattr(smp, "PSPNet", lambda _: doubles.PPM(8, 2, (1, 2, 3, 6)), raising=False)
+    monkeypatch.setattr(
+        smp, "PSPNet", lambda _: upstream_models.PPM(8, 2, (1, 2, 3, 6)), raising=False
+    )
     monkeypatch.setitem(sys.modules, smp.__name__, smp)
     monkeypatch.setattr(torch, "load", lambda *_, **__: names["network"].state_dict())
     monkeypatch.chdir(tmp_path)

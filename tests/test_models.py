@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pkgutil import iter_modules
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
-from battery import DEVICE
 from checkpoints import count, randomise
 from networks import (
     GLOBAL_NORMS,
@@ -25,6 +24,7 @@ from networks import (
     make,
     undropped,
 )
+from operator_checks import DEVICE
 from torch import Tensor, nn
 
 from stripctx import losses, models
@@ -49,7 +49,7 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
         assert outputs["out"].shape == (batch, 5, height, width)
         assert outputs["out"].isfinite().all()
         if batch == 1 and name in GLOBAL_NORMS:
-            battery.raises(ValueError, "with global_norm=False", lambda: network.train()(x))
+            operator_checks.raises(ValueError, "with global_norm=False", lambda: network.train()(x))
         elif height > 1:
             outputs = network.train()(x)
             assert {"out", "aux"} <= set(outputs)
@@ -115,7 +115,7 @@ def test_channels_last_and_autocast(name: str) -> None:
         last = network.to(memory_format=torch.channels_last)(
             x.contiguous(memory_format=torch.channels_last)
         )
-        assert battery.relative_error(as_dict(last)["out"], expected) < 1e-4
+        assert operator_checks.relative_error(as_dict(last)["out"], expected) < 1e-4
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         outputs = network.train()(x)
         assert as_dict(outputs)["out"].dtype == torch.bfloat16
@@ -222,7 +222,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)
 
 
 @pytest.mark.parametrize("module", [name for _, name, _ in iter_modules(models.__path__)])

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toolkit
-from battery import SHAPES
+from operator_checks import SHAPES
 
 FOLDER = toolkit.REPOSITORY / "tests" / "sanitize"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
