@@ -19,7 +19,7 @@ from torch import nn
 
 LAYERS = sorted((Path(__file__).resolve().parent.parent / "docs" / "layers").glob("*.md"))
 
-# Upstreams that cannot be installed, as tests/upstream_models.py has them; norms are BatchNorm2d there.
+# Upstreams that cannot be installed, from tests/upstream_models.py; norms are BatchNorm2d there.
 UPSTREAMS: dict[str, dict[str, Any]] = {
     "models.resnet": {"SPBlock": upstream_models.SPBlock},
     "models.customize": {
