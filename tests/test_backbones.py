@@ -310,7 +310,7 @@ def test_strip_pooling_keeps_its_values_where_the_weights_lack_it() -> None:
 
 def test_unsafe_file_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": Path("x")}, tmp_path / "weights.pth")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         models.create_backbone("resnet18", weights=tmp_path / "weights.pth")
 
 

@@ -7,7 +7,7 @@ import torch
 from checkpoints import BACKBONE_OF_ENCODING, count, randomise, renamed, same_state
 from networks import image, make
 from operator_checks import DEVICE
-from test_encoding_layers import plain_encoding, soften
+from test_layers_encoding import plain_encoding, soften
 
 from stripctx import models
 from stripctx.models.resnet import ResNet

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stripctx import StripPooling
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 2
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from checkpoints import randomise
 from networks import Tiny, image, make, undropped
 from operator_checks import DEVICE
-from test_encoding_layers import plain_context, soften
+from test_layers_encoding import plain_context, soften
 from torch import Tensor, nn
 
 from stripctx import models

@@ -1,5 +1,5 @@
 """The encoding family: operators, gradients, rounding, operator suite, refusals. The layers are
-tested in test_encoding_layers.py."""
+tested in test_layers_encoding.py."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import torch
 from test_layers import arguments, make
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (
     "StripPooling",
     "MixedPooling",

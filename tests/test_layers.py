@@ -13,7 +13,7 @@ import pytest
 import torch
 from checkpoints import randomise, same_state
 from operator_checks import DEVICE
-from test_encoding_layers import soften
+from test_layers_encoding import soften
 from torch import Tensor, nn
 
 from stripctx import (

@@ -22,6 +22,8 @@ import pytest
 import toolkit
 from operator_checks import SHAPES
 
+pytestmark = pytest.mark.slow
+
 FOLDER = toolkit.REPOSITORY / "tests" / "sanitize"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
