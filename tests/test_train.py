@@ -431,7 +431,7 @@ def test_command_names_the_broken_file(tmp_path: Path) -> None:
 
 def test_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     trainer = Trainer(small(tmp_path, "optimizer.rate=1e30"), tmp_path / "run")
-    with pytest.raises(FloatingPointError, match="the loss is (nan|inf)"):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf)"):
         trainer.run()
 
 
