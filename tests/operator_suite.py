@@ -89,6 +89,7 @@ class OperatorSuite:
     def test_keeps_the_format(self, case: Case) -> None:
         operator_checks.check_format(case, ODD, torch.float32)
 
+    @pytest.mark.slow
     def test_gradients(self, case: Case) -> None:
         operator_checks.check_gradients(case, SMALL)
 
@@ -100,10 +101,12 @@ class OperatorSuite:
     def test_nan_and_infinity_spread(self, spreading_kernel: Case, layout: str) -> None:
         operator_checks.check_nonfinite(spreading_kernel, PLAIN, layout)
 
+    @pytest.mark.slow
     @any_format
     def test_compile(self, case: Case, layout: str) -> None:
         operator_checks.check_compile(case, PLAIN, layout)
 
+    @pytest.mark.slow
     def test_export(self, case: Case) -> None:
         operator_checks.check_export(case, PLAIN)
 
@@ -118,6 +121,7 @@ class OperatorSuite:
     def test_cuda_graph(self, case: Case, layout: str) -> None:
         operator_checks.check_cuda_graph(case, ODD, layout)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
     def test_opcheck(self, operator: Any, layout: str) -> None:
         arguments = tuple(leaf(a) for a in self.samples(layout)[operator])

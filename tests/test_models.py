@@ -126,31 +126,30 @@ def test_channels_last_and_autocast(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
 
 
-@every_network
-def test_compiles(name: str) -> None:
-    """Forward and backward, whole."""
+def check_compiled(network: nn.Module, *sizes: tuple[int, int]) -> None:
+    """Whole, forward and backward, one after another for images of any size."""
     torch._dynamo.reset()
-    network = undropped(make(name, "resnet18"))
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
     parameters = [p for p in network.parameters() if p.requires_grad]
-    x = image(2, 3, 64, 64)
-    outputs = as_dict(compiled(x)), as_dict(network(x))
-    assert_close(*outputs)
-    totals = [sum(y.square().mean() for y in one.values()) for one in outputs]
-    both = [torch.autograd.grad(total, parameters) for total in totals]
-    for a, b in zip(*both, strict=True):
-        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-4
+    for height, width in sizes:
+        x = image(2, 3, height, width)
+        outputs = as_dict(compiled(x)), as_dict(network(x))
+        assert_close(*outputs)
+        totals = [sum(y.square().mean() for y in one.values()) for one in outputs]
+        both = [torch.autograd.grad(total, parameters) for total in totals]
+        for a, b in zip(*both, strict=True):
+            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-4
 
 
+@pytest.mark.slow
 @every_network
-def test_compiles_for_any_size(name: str) -> None:
-    torch._dynamo.reset()
-    network = undropped(make(name))
-    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch.no_grad():
-        for height, width in ((64, 96), (48, 70)):
-            x = image(2, 3, height, width)
-            assert_close(as_dict(compiled(x)), as_dict(network(x)))
+def test_compiles(name: str) -> None:
+    check_compiled(undropped(make(name)), (64, 96), (48, 70))
+
+
+@pytest.mark.slow
+def test_a_resnet_compiles() -> None:
+    check_compiled(undropped(make("fcn", "resnet18")), (64, 64))
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
@@ -159,6 +158,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_network
 def test_exports(name: str) -> None:
     """For any size of image."""

@@ -42,9 +42,10 @@ class Run:
 
 
 def flags(name: str) -> list[str]:
-    """Unoptimised: every access that the source makes is checked, and compiling takes a third."""
+    """Unoptimised: every access that the source makes is checked, and compiling takes a third. Line
+    numbers are all that reports need of -g."""
     ours = [flag for flag in toolkit.build.CXX_FLAGS if flag != "-O3"]
-    return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", "-g", *SANITIZE]
+    return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", "-g1", *SANITIZE]
 
 
 def runs_here(name: str) -> bool:
