@@ -158,7 +158,6 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 @every_network
 def test_exports(name: str) -> None:
     """For any size of image."""

@@ -184,7 +184,7 @@ class Sample {
   template <class Make>
   static Levels each(const Sizes& sizes, const Make& make) {
     Levels levels;
-    for (const auto& [h, w] : sizes) levels[levels.count++] = make(h, w);
+    for (const auto& [h, w] : sizes) static_cast<View&>(levels[levels.count++]) = make(h, w);
     return levels;
   }
 
