@@ -9,12 +9,12 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import battery
-import doubles
+import operator_checks
 import oracles
 import pytest
 import torch
-from battery import DEVICE
+import upstream_models
+from operator_checks import DEVICE
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,27 +56,27 @@ def mmseg_enc(**options: Any) -> nn.Module:
 
 
 def after_a_map(head: nn.Module) -> nn.Module:
-    return nn.Sequential(doubles.unit(3, 8, 3), head)
+    return nn.Sequential(upstream_models.unit(3, 8, 3), head)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "smp PSPNet": lambda: oracles.smp().PSPNet("", psp_out_channels=6, classes=3),
     "smp UPerNet": lambda: nn.Sequential(
-        doubles.unit(3, 8, 3), oracles.smp().UPerNetPSPModule(8, 3)
+        upstream_models.unit(3, 8, 3), oracles.smp().UPerNetPSPModule(8, 3)
     ),
     "mmseg PSPHead": mmseg_psp,
     "mmseg PSPHead align_corners": lambda: mmseg_psp(align_corners=True),
     "mmseg PSPHead no norm": lambda: mmseg_psp(norm_cfg=None),
     "mmseg EncHead": mmseg_enc,
-    "semseg PSPNet": doubles.PSPNet,
-    "SPNet": doubles.SPNet,
-    "HANet": doubles.HANet,
-    "HANet dropout": lambda: doubles.HANet(
+    "semseg PSPNet": upstream_models.PSPNet,
+    "SPNet": upstream_models.SPNet,
+    "HANet": upstream_models.HANet,
+    "HANet dropout": lambda: upstream_models.HANet(
         layer=2, pos_injection=1, pooling="max", dropout_prob=0.3, pos_noise=1.0
     ),
-    "PyTorch-Encoding PSPHead": lambda: after_a_map(doubles.PSPHead()),
-    "PyTorch-Encoding EncHead": doubles.EncHead,
-    "PyTorch-Encoding EncHead no logits": lambda: doubles.EncHead(se_loss=False),
+    "PyTorch-Encoding PSPHead": lambda: after_a_map(upstream_models.PSPHead()),
+    "PyTorch-Encoding EncHead": upstream_models.EncHead,
+    "PyTorch-Encoding EncHead no logits": lambda: upstream_models.EncHead(se_loss=False),
 }
 # What is fused, and which operators that brings.
 PYRAMID_CONV = ("stripctx.pyramid_taps_add",)
@@ -299,7 +299,9 @@ def test_compiles(name: str) -> None:
     network = make(name)
     fuse(network)
     if name == "mmseg EncHead":  # its backbone is compiled with the other head
-        network = nn.Sequential(doubles.unit(3, 6, 3), network.decode_head.enc_module).double()
+        network = nn.Sequential(
+            upstream_models.unit(3, 6, 3), network.decode_head.enc_module
+        ).double()
     compiled = torch.compile(
         copy.deepcopy(network), fullgraph=True, dynamic=True, backend="aot_eager"
     )
@@ -507,7 +509,7 @@ def test_a_forward_that_uses_the_pyramid_otherwise(use: str, compiled: bool) -> 
 
 
 def test_an_input_that_changes_meanwhile_is_refused() -> None:
-    class Changing(doubles.PSPNet):
+    class Changing(upstream_models.PSPNet):
         def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
             features = self.layer0(x)
             pyramid = self.ppm(features)
@@ -519,7 +521,7 @@ def test_an_input_that_changes_meanwhile_is_refused() -> None:
     for guard in (torch.no_grad, torch.enable_grad):
         with guard():
             words = "changed in place while its interpolation waited"
-            battery.raises(RuntimeError, words, lambda: network(image().float()))
+            operator_checks.raises(RuntimeError, words, lambda: network(image().float()))
     unfuse(network)
     assert network(image().float()).isfinite().all()
     with torch.inference_mode():
@@ -578,7 +580,7 @@ def changed(module: nn.Module, **attributes: Any) -> nn.Module:
     return module
 
 
-def ppm(kind: type[nn.Module] = doubles.PPM, **options: Any) -> nn.Module:
+def ppm(kind: type[nn.Module] = upstream_models.PPM, **options: Any) -> nn.Module:
     return kind(8, 2, (1, 2, 3, 6), **options)
 
 
@@ -592,39 +594,39 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "it has a forward of its own, set on the object",
     ),
     "groups": (
-        lambda: changed(doubles.SPBlock(8, 8), conv1=nn.Conv2d(8, 8, (3, 1), groups=2)),
+        lambda: changed(upstream_models.SPBlock(8, 8), conv1=nn.Conv2d(8, 8, (3, 1), groups=2)),
         "conv1 has groups 2, not 1",
     ),
     "padding mode": (
-        lambda: changed(doubles.SPBlock(8, 8), conv2__padding_mode="circular"),
+        lambda: changed(upstream_models.SPBlock(8, 8), conv2__padding_mode="circular"),
         "conv2 has padding_mode 'circular', not 'zeros'",
     ),
     "activation": (
-        lambda: changed(doubles.SPBlock(8, 8), relu=nn.GELU()),
+        lambda: changed(upstream_models.SPBlock(8, 8), relu=nn.GELU()),
         "relu is GELU",
     ),
     "batch norm over rows": (
-        lambda: doubles.HANet_Conv(8, 6, r_factor=2, norm=nn.BatchNorm2d),
+        lambda: upstream_models.HANet_Conv(8, 6, r_factor=2, norm=nn.BatchNorm2d),
         "its own forward raises ValueError: expected 4D input",
     ),
     "rows": (
-        lambda: changed(doubles.HANet_Conv(8, 6), rowpool=nn.AdaptiveAvgPool2d((16, 2))),
+        lambda: changed(upstream_models.HANet_Conv(8, 6), rowpool=nn.AdaptiveAvgPool2d((16, 2))),
         "rowpool pools to (16, 2), not to (L, 1)",
     ),
     "codewords": (
-        lambda: changed(doubles.Encoding(8, 4), extra=nn.Parameter(torch.zeros(1))),
+        lambda: changed(upstream_models.Encoding(8, 4), extra=nn.Parameter(torch.zeros(1))),
         "not codewords (K, D) and scale (K)",
     ),
     "encoding": (
-        lambda: changed(doubles.EncModule(8, 3, 4), encoding__0=nn.Identity()),
+        lambda: changed(upstream_models.EncModule(8, 3, 4), encoding__0=nn.Identity()),
         "encoding.0 is Identity, not Conv2d",
     ),
     "names": (
-        lambda: changed(doubles.PSPNet().ppm, upstream=nn.Identity()),
+        lambda: changed(upstream_models.PSPNet().ppm, upstream=nn.Identity()),
         "it has upstream, a name that fuse needs",
     ),
     "strips": (
-        lambda: changed(doubles.StripPooling(8, (5, 3), doubles.UP), _up_kwargs={}),
+        lambda: changed(upstream_models.StripPooling(8, (5, 3), upstream_models.UP), _up_kwargs={}),
         "no _up_kwargs that say align_corners",
     ),
 }
@@ -647,9 +649,9 @@ def test_is_left(name: str) -> None:
 )
 def test_a_convolution_that_cannot_take_a_pyramid(changes: dict[str, Any]) -> None:
     """With an example the report says that nothing was found; the network is as it was."""
-    network = changed(doubles.PSPNet(), **changes).eval()
+    network = changed(upstream_models.PSPNet(), **changes).eval()
     report = fuse(network, image().float())
-    assert not report.replaced and type(network) is doubles.PSPNet
+    assert not report.replaced and type(network) is upstream_models.PSPNet
     assert ("", "PSPNet") in [(one.path, one.name) for one in report.left]
 
 
@@ -674,19 +676,21 @@ def test_other_dtypes(name: str) -> None:
         fuse(network)
     for a, b, c in zip(fused, plain, flat(want), strict=True):
         assert a.dtype == b.dtype
-        assert battery.relative_error(a, c) < max(2 * battery.relative_error(b, c), 0.02)
+        assert operator_checks.relative_error(a, c) < max(
+            2 * operator_checks.relative_error(b, c), 0.02
+        )
     last = network.to(memory_format=torch.channels_last)
     for a, b in zip(
         flat(last(x.float().contiguous(memory_format=torch.channels_last))),
         flat(want),
         strict=True,
     ):
-        assert battery.relative_error(a, b) < 1e-4
+        assert operator_checks.relative_error(a, b) < 1e-4
 
 
 def test_on_meta() -> None:
     with torch.device("meta"):
-        network = doubles.PSPNet()
+        network = upstream_models.PSPNet()
     assert {one.path for one in fuse(network).replaced} == {"ppm", ""}
     assert next(network.parameters()).is_meta
 
@@ -714,7 +718,7 @@ def test_data_parallel(process_group: None) -> None:
 
 def test_attention_is_still_given() -> None:
     """HANet's forward gives more on request; its own forward then runs."""
-    layer = doubles.HANet_Conv(8, 6, r_factor=2).double().eval()
+    layer = upstream_models.HANet_Conv(8, 6, r_factor=2).double().eval()
     x, out = (torch.randn(2, c, 20, 7, dtype=torch.float64) for c in (8, 6))
     want = layer(x, out, return_attention=True)
     fuse(layer)

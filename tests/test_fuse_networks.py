@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from decoder_networks import CASES
-from stripctx.fusion import cost
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripctx import fuse, unfuse
+from stripctx.fusion import cost
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's, of which there are many
 every_case = pytest.mark.parametrize("name", CASES)

@@ -64,7 +64,6 @@ def test_a_stage_over_its_limit_is_killed_with_its_children(tmp_path: Path) -> N
     runner = Runner(tmp_path / "gpu.json", tmp_path, budget=60)
     result = runner.run(Stage("endless", 3, {"endless": python(code)}))["commands"]["endless"]
     assert result["status"] == "timed out" and result["exit_status"] == -9
-    assert result["seconds"] < 20
     assert not is_running(int(result["tail"]))
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cuda_check
 import pytest
 import torch
 from sandbox import Sandbox
@@ -262,6 +263,7 @@ int nvmlDeviceGetCudaComputeCapability(void* device, int* major, int* minor) {
 """
 
 
+@pytest.mark.slow
 def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
     """A pretended CUDA torch and driver; the compiler, the linker and the loader are real."""
     sandbox = Sandbox(tmp_path)
@@ -290,15 +292,25 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
     assert "torch was built for CUDA 7.0" in warning and mismatch.cpu["loaded"]
 
 
-def test_the_real_cuda_library_needs_only_torch_and_the_system(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path, stand_in=False)
-    output = tmp_path / "stripctx_cuda.so"
-    code = f"from stripctx.extension import build; build.cuda(['9.0'], {str(output)!r})"
-    outcome = sandbox.run("-c", code, STRIPCTX_BACKEND="reference")
+@pytest.fixture(scope="module")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real CUDA library for the two architectures that matter most, compiled once; its
+    build.log lies beside it."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("cuda"), stand_in=False)
+    output = sandbox.folder / "stripctx_cuda.so"
+    code = f"from stripctx.extension import build; build.cuda(['8.0', '9.0'], {str(output)!r})"
+    outcome = sandbox.run("-c", code, timeout=1100, STRIPCTX_BACKEND="reference")
     if "no nvcc was found" in outcome.stderr or "lacks" in outcome.stderr:
         pytest.skip(outcome.stderr.splitlines()[-1])
     assert outcome.code == 0, outcome.stderr
-    names = subprocess.run(["nm", "-D", str(output)], capture_output=True, text=True, check=True)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_real_cuda_library_needs_only_torch_and_the_system(cuda_library: Path) -> None:
+    command = ["nm", "-D", str(cuda_library)]
+    names = subprocess.run(command, capture_output=True, text=True, check=True)
     undefined = re.findall(
         r"^ +U ([^@\s]+)$", names.stdout, re.MULTILINE
     )  # the system's have @versions
@@ -371,3 +383,15 @@ def test_float16_on_the_cpu(tmp_path: Path, flags: tuple[str, ...]) -> None:
     rounded = torch.frombuffer(bytearray(done.stdout[4 * 65536 :]), dtype=torch.int16)
     want = words.view(torch.float32).half().view(torch.int16)
     assert torch.equal(rounded, want)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_no_kernel_of_the_real_cuda_library_spills(cuda_library: Path) -> None:
+    """As `make cuda-check` finds for every architecture, in a compilation of its own."""
+    usages = cuda_check.parse_resources(cuda_library.with_name("build.log").read_text())
+    assert len(usages) > 100
+    for symbol, usage in usages.items():
+        assert set(usage) == {80, 90}
+        for chip, used in usage.items():
+            assert used.fault() is None, f"{cuda_check.demangle(symbol)} on sm_{chip}"
