@@ -12,7 +12,6 @@ channels_last kept from input to output.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -202,14 +201,3 @@ def compiled(candidate: Callable[..., Any]) -> Callable[..., Any]:
             return module(*arguments)
 
     return peer
-
-
-def warm(candidate: Callable[[], Any], calls: int = 3, budget: float = 1.0) -> Callable[[], Any]:
-    """Calls it until nothing is left to compile or to allocate for the first time: once more at
-    least, and no more once `budget` seconds are over."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        candidate()
-        if time.perf_counter() - started > budget:
-            break
-    return candidate

@@ -2,14 +2,15 @@
 where the concatenation stays below 32 MB. PyramidPoolingConv is PSPNet's head, from pooling to the
 bottleneck's output."""
 
-from collections.abc import Callable
+import sys
 
-from benchmarks.family import Case, Family
+from benchmarks.family import Family
 
 CROP_473, CROP_713 = (1, 2048, 60, 60), (1, 2048, 90, 90)
 HALF, QUARTER = (1, 1024, 60, 60), (1, 512, 60, 60)
 
 FAMILY = Family(
+    "pyramid",
     {
         "pyramid_pool": (CROP_473, HALF, CROP_713),
         "PyramidPooling": (HALF, CROP_473),
@@ -18,6 +19,5 @@ FAMILY = Family(
     variants={"PyramidPoolingConv": QUARTER},
 )
 
-
-def test_pyramid(case: Case, run: Callable[[Case], None]) -> None:
-    run(case)
+if __name__ == "__main__":
+    sys.exit(FAMILY.main())

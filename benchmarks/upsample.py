@@ -2,13 +2,14 @@
 half of them, where the concatenation stays below 32 MB, and with a quarter; and the short-range
 path of mixed pooling on crops of 480 and 768."""
 
-from collections.abc import Callable
+import sys
 
-from benchmarks.family import Case, Family
+from benchmarks.family import Family
 
 WHOLE, HALF, QUARTER = (1, 2048, 60, 60), (1, 1024, 60, 60), (1, 512, 60, 60)
 
 FAMILY = Family(
+    "upsample",
     {
         "pyramid_concat": (HALF, QUARTER, WHOLE),
         "pyramid_add_relu": ((1, 256, 60, 60), (1, 256, 96, 96)),
@@ -17,6 +18,5 @@ FAMILY = Family(
     variants={"pyramid_conv": QUARTER},
 )
 
-
-def test_upsample(case: Case, run: Callable[[Case], None]) -> None:
-    run(case)
+if __name__ == "__main__":
+    sys.exit(FAMILY.main())
