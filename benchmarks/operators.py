@@ -80,8 +80,13 @@ class Sample:
         return self.levels(PSP_BINS, KERNEL**2 * self.size[1])
 
     def tap_geometry(self) -> tuple[Any, ...]:
-        """Size, kernel, padding, dilation, align_corners."""
-        return list(self.size[2:]), [KERNEL] * 2, [KERNEL // 2] * 2, [1, 1], True
+        """Size, kernel, padding, dilation, modes, ratios."""
+        geometry = (list(self.size[2:]), [KERNEL] * 2, [KERNEL // 2] * 2, [1, 1])
+        return *geometry, *self.interpolation(PSP_BINS)
+
+    def interpolation(self, bins: tuple[int, ...]) -> tuple[list[int], list[float]]:
+        """Modes, bilinear with aligned corners, and ratios, as the sizes say."""
+        return [1] * len(bins), [0.0] * (2 * len(bins))
 
     def logits(self) -> Tensor:
         return self.tensor(*self.size[:2], GATE_ROWS)
@@ -109,10 +114,28 @@ OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
         *make.size[2:],
         make.channels_last,
     ),
-    "pyramid_concat": lambda make: (make.map(), make.concat_levels(), True, True),
-    "pyramid_concat_backward": lambda make: (*make.concat_grad(), True, make.channels_last),
-    "pyramid_add_relu": lambda make: (make.map(), make.levels(MPM_BINS, make.size[1]), True),
-    "pyramid_add_relu_backward": lambda make: (make.map(), make.map(), squares(MPM_BINS), True),
+    "pyramid_concat": lambda make: (
+        make.map(),
+        make.concat_levels(),
+        *make.interpolation(PSP_BINS),
+        0,
+    ),
+    "pyramid_concat_backward": lambda make: (
+        *make.concat_grad(),
+        *make.interpolation(PSP_BINS),
+        make.channels_last,
+    ),
+    "pyramid_add_relu": lambda make: (
+        make.map(),
+        make.levels(MPM_BINS, make.size[1]),
+        *make.interpolation(MPM_BINS),
+    ),
+    "pyramid_add_relu_backward": lambda make: (
+        make.map(),
+        make.map(),
+        squares(MPM_BINS),
+        *make.interpolation(MPM_BINS),
+    ),
     "pyramid_taps_add": lambda make: (make.map(), make.taps(), *make.tap_geometry()),
     "pyramid_taps_add_backward": lambda make: (
         make.map(),

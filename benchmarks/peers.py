@@ -103,7 +103,7 @@ def _enlarge(level: Tensor, x: Tensor, align_corners: bool) -> Tensor:
 
 
 def pyramid_concat(
-    x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_first: bool = True
+    x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_index: int = 0
 ) -> Tensor:
     """Every part in the format of x: torch.cat falls back to contiguous if one is not."""
     maps = [
@@ -112,7 +112,8 @@ def pyramid_concat(
         .contiguous(memory_format=memory_format(x))
         for level in levels
     ]
-    return torch.cat([x, *maps] if x_first else [*maps, x], 1)
+    maps.insert(x_index if x_index >= 0 else len(maps), x)
+    return torch.cat(maps, 1)
 
 
 def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
@@ -132,9 +133,9 @@ def pyramid_conv(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     align_corners: bool,
-    x_first: bool = True,
+    x_index: int = 0,
 ) -> Tensor:
-    concat = pyramid_concat(x, levels, align_corners=align_corners, x_first=x_first)
+    concat = pyramid_concat(x, levels, align_corners=align_corners, x_index=x_index)
     return F.conv2d(concat, weight, bias, padding=padding, dilation=dilation)
 
 

@@ -9,6 +9,7 @@ ValueError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ import stripctx.ops  # noqa: F401  (defines the operators)
 __all__ = [
     "channel_gate",
     "encode",
+    "pyramid_add",
     "pyramid_add_relu",
     "pyramid_concat",
     "pyramid_conv",
@@ -32,6 +34,17 @@ __all__ = [
 ]
 
 _OPS = torch.ops.stripctx
+
+ScaleFactor: TypeAlias = float | tuple[float, float]
+_Value = TypeVar("_Value")
+EachLevel: TypeAlias = _Value | Sequence[_Value]  # one for all levels of a pyramid, or one a level
+
+_MODES = {
+    ("bilinear", False): 0,
+    ("bilinear", True): 1,
+    ("nearest", False): 2,
+    ("nearest-exact", False): 3,
+}
 
 
 def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,20 +267,30 @@ def _is_count(value: object) -> bool:
 
 
 def pyramid_concat(
-    x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_first: bool = True
+    x: Tensor,
+    levels: Sequence[Tensor],
+    *,
+    mode: EachLevel[str] = "bilinear",
+    align_corners: EachLevel[bool | None] = None,
+    scale_factor: EachLevel[ScaleFactor | None] = None,
+    x_index: int = 0,
 ) -> Tensor:
-    """A map and its pyramid: x and every level, interpolated bilinearly to the size of x, side by
-    side in one tensor that is written once.
+    """A map and its pyramid: x and every level, interpolated to the size of x, side by side in one
+    tensor that is written once.
 
-    PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `torch.cat([x, *up(levels)], 1)` with
-    `up = F.interpolate(level, (H, W), mode="bilinear", align_corners=align_corners)`. The gradient
-    of x is a view of the output's, as it is for torch.cat.
+    PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `torch.cat([x, *up(levels)], 1)`, x at any
+    place of the list, with `up = F.interpolate(level, (H, W), mode=mode, align_corners=...)`. The
+    gradient of x is a view of the output's, as it is for torch.cat.
 
     Args:
         x: (N, C, H, W).
         levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up, also above H and W.
-        align_corners: as in `F.interpolate`.
-        x_first: the levels follow x; otherwise x comes last.
+        mode: "bilinear", "nearest" or "nearest-exact", as in `F.interpolate`; one for all levels,
+            or a sequence of one a level. So are the next two.
+        align_corners: as in `F.interpolate`; None means False, and is all that "nearest" takes.
+        scale_factor: the number or pair that `F.interpolate` was given in place of a size; torch
+            then uses it, not the sizes, to find where a position reads. None: as the sizes say.
+        x_index: the place of x among the levels, 0 before all of them, -1 behind.
 
     Returns:
         (N, C + sum of C_l, H, W), in the memory format of x.
@@ -278,19 +301,60 @@ def pyramid_concat(
         tensor([[0., 0., 0.],
                 [1., 2., 3.]])
     """
-    return _OPS.pyramid_concat(x, list(levels), align_corners, x_first)
+    name, maps = "pyramid_concat", list(levels)
+    modes, ratios = _interpolation(name, len(maps), mode, align_corners, scale_factor)
+    return _OPS.pyramid_concat(x, maps, modes, ratios, _place(name, x_index, len(maps)))
 
 
-def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
-    """relu(x + every level interpolated bilinearly to the size of x): reads x, writes once.
+def pyramid_add(
+    x: Tensor,
+    levels: Sequence[Tensor],
+    *,
+    mode: EachLevel[str] = "bilinear",
+    align_corners: EachLevel[bool | None] = None,
+    scale_factor: EachLevel[ScaleFactor | None] = None,
+) -> Tensor:
+    """x + every level interpolated to the size of x: reads x, writes once, keeps nothing.
 
-    The pyramid arm of SPNet's mixed pooling module (Hou et al., CVPR 2020), section 3.2, before its
-    last convolution. Keeps its output for the backward pass, and nothing else.
+    The top-down path of feature pyramids (Lin et al., CVPR 2017, fig. 3), the fusion of HRNet
+    (Wang et al., TPAMI 2020, section 3) before its rectifier.
 
     Args:
         x: (N, C, H, W).
         levels: 1 to 8 maps (N, C, h, w) of x's dtype; h and w from 1 up, also above H and W.
-        align_corners: as in `F.interpolate`.
+        mode, align_corners, scale_factor: see `pyramid_concat`.
+
+    Returns:
+        (N, C, H, W), in the memory format of x.
+
+    Example:
+        >>> x, level = torch.full((1, 1, 1, 3), -2.0), torch.tensor([[[[1.0, 3.0]]]])
+        >>> pyramid_add(x, [level], align_corners=True)
+        tensor([[[[-1.,  0.,  1.]]]])
+    """
+    maps = list(levels)
+    interpolation = _interpolation("pyramid_add", len(maps), mode, align_corners, scale_factor)
+    size = list(x.shape[2:])
+    return _OPS.pyramid_taps_add(x, maps, size, [1, 1], [0, 0], [1, 1], *interpolation)
+
+
+def pyramid_add_relu(
+    x: Tensor,
+    levels: Sequence[Tensor],
+    *,
+    mode: EachLevel[str] = "bilinear",
+    align_corners: EachLevel[bool | None] = None,
+    scale_factor: EachLevel[ScaleFactor | None] = None,
+) -> Tensor:
+    """relu(x + every level interpolated to the size of x): reads x, writes once.
+
+    The pyramid arm of SPNet's mixed pooling module (Hou et al., CVPR 2020), section 3.2, before its
+    last convolution; HRNet's fusion. Keeps its output for the backward pass, and nothing else.
+
+    Args:
+        x: (N, C, H, W).
+        levels: 1 to 8 maps (N, C, h, w) of x's dtype; h and w from 1 up, also above H and W.
+        mode, align_corners, scale_factor: see `pyramid_concat`.
 
     Returns:
         (N, C, H, W), in the memory format of x.
@@ -300,7 +364,9 @@ def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool
         >>> pyramid_add_relu(x, [level], align_corners=True)
         tensor([[[[0., 0., 1.]]]])
     """
-    return _OPS.pyramid_add_relu(x, list(levels), align_corners)
+    maps = list(levels)
+    interpolation = _interpolation("pyramid_add_relu", len(maps), mode, align_corners, scale_factor)
+    return _OPS.pyramid_add_relu(x, maps, *interpolation)
 
 
 def pyramid_conv(
@@ -311,25 +377,27 @@ def pyramid_conv(
     *,
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
-    align_corners: bool,
-    x_first: bool = True,
+    mode: EachLevel[str] = "bilinear",
+    align_corners: EachLevel[bool | None] = None,
+    scale_factor: EachLevel[ScaleFactor | None] = None,
+    x_index: int = 0,
 ) -> Tensor:
     """The convolution over `pyramid_concat(x, levels, ...)`, without the concatenation.
 
     Interpolation and convolution are both linear, so a level's share of the convolution is taken
     on the level itself: a 1x1 convolution to the kernel's taps, whose small maps are interpolated
     and added to the convolution of x. It is exact but for the rounding, and the larger map never
-    exists.
+    exists. A level at 1/s of the resolution costs 1/s^2 of the products.
 
     Args:
         x: (N, C, H, W).
-        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up.
+        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up. Those of x's own size
+            are convolved with x.
         weight: (O, C + sum of C_l, kh, kw), over the channels of the concatenation.
         bias: (O,) or None.
         padding: zeros on each side, an integer or (rows, columns).
         dilation: an integer or (rows, columns).
-        align_corners: as in `F.interpolate`.
-        x_first: the channels of x come first in `weight`; otherwise last.
+        mode, align_corners, scale_factor, x_index: see `pyramid_concat`.
 
     Returns:
         (N, O, H + 2 * padding - dilation * (kh - 1), likewise for W).
@@ -340,25 +408,100 @@ def pyramid_conv(
         >>> pyramid_conv(x, levels, weight, padding=1, align_corners=True).shape
         torch.Size([2, 4, 9, 7])
     """
-    channels = [x.size(1), *(level.size(1) for level in levels)]
+    name, maps = "pyramid_conv", list(levels)
+    modes, ratios = _interpolation(name, len(maps), mode, align_corners, scale_factor)
+    maps.insert(_place(name, x_index, len(maps)), x)
+    channels = [map.size(1) for map in maps]
     if weight.dim() != 4 or weight.size(1) != sum(channels):
         raise ValueError(
-            f"pyramid_conv: weight must have shape (O, {sum(channels)}, kh, kw), "
+            f"{name}: weight must have shape (O, {sum(channels)}, kh, kw), "
             f"got {tuple(weight.shape)}"
         )
-    rows, columns = weight.shape[2:]
     pads, steps = _pair("padding", padding), _pair("dilation", dilation)
-    if x_first:
-        of_x, *of_levels = weight.split(channels, 1)
+    whole, taps = [], []  # (map, its slice of the weight) at full size; taps of the others
+    for map, part in zip(maps, weight.split(channels, 1), strict=True):
+        if map.shape[2:] == x.shape[2:]:
+            whole.append((map, part))
+        else:
+            each_tap = part.permute(2, 3, 0, 1).reshape(-1, part.size(1), 1, 1)
+            taps.append(F.conv2d(map, each_tap))
+    of_whole, parts = zip(*whole, strict=True)
+    if len(whole) == 1:
+        out = F.conv2d(x, parts[0], bias, padding=pads, dilation=steps)
     else:
-        *of_levels, of_x = weight.split([*channels[1:], channels[0]], 1)
-    out = F.conv2d(x, of_x, bias, padding=pads, dilation=steps)
-    taps = [
-        F.conv2d(level, part.permute(2, 3, 0, 1).reshape(-1, part.size(1), 1, 1))
-        for level, part in zip(levels, of_levels, strict=True)
-    ]
-    size = list(x.shape[2:])
-    return _OPS.pyramid_taps_add(out, taps, size, [rows, columns], pads, steps, align_corners)
+        out = F.conv2d(
+            torch.cat(of_whole, 1), torch.cat(parts, 1), bias, padding=pads, dilation=steps
+        )
+    if not taps:
+        return out
+    small = [k for k, level in enumerate(levels) if level.shape[2:] != x.shape[2:]]
+    return _OPS.pyramid_taps_add(
+        out,
+        taps,
+        list(x.shape[2:]),
+        list(weight.shape[2:]),
+        pads,
+        steps,
+        [modes[k] for k in small],
+        [ratio for k in small for ratio in ratios[2 * k : 2 * k + 2]],
+    )
+
+
+def _interpolation(
+    name: str,
+    count: int,
+    mode: EachLevel[str],
+    align_corners: EachLevel[bool | None],
+    scale_factor: EachLevel[ScaleFactor | None],
+) -> tuple[list[int], list[float]]:
+    """The operators' code of each level's mode, and its two ratios."""
+    names = _each(name, "mode", mode, count, str)
+    corners = _each(name, "align_corners", align_corners, count, (bool, type(None)))
+    modes: list[int] = []
+    for value, aligned in zip(names, corners, strict=True):
+        code = _MODES.get((value, bool(aligned)))
+        if code is None or (value != "bilinear" and aligned is not None):
+            raise ValueError(
+                f'{name}: mode must be "bilinear", "nearest" or "nearest-exact", the last two '
+                f"without align_corners, got {value!r} and {aligned}"
+            )
+        modes.append(code)
+    if scale_factor is None:
+        return modes, [0.0] * (2 * count)
+    one = (int, float, type(None))
+    if isinstance(scale_factor, tuple) and len(scale_factor) == 2 and count != 2:
+        pairs: list[Any] = [scale_factor] * count  # one pair for all levels
+    else:
+        pairs = _each(name, "scale_factor", scale_factor, count, (*one, tuple, list))
+    ratios: list[float] = []
+    for factor, code in zip(pairs, modes, strict=True):
+        pair = factor if isinstance(factor, (tuple, list)) else (factor, factor)
+        if len(pair) != 2 or any(f is not None and not f > 0 for f in pair):
+            raise ValueError(
+                f"{name}: scale_factor must be positive, a number or a pair of them, got {factor}"
+            )
+        unused = code == _MODES["bilinear", True]
+        ratios += [0.0 if f is None or unused else 1.0 / f for f in pair]
+    return modes, ratios
+
+
+def _each(name: str, argument: str, value: Any, count: int, one: Any) -> list[Any]:
+    """A value for each level: the one that was given for all of them, or the sequence."""
+    if isinstance(value, one) and not isinstance(value, (tuple, list)):
+        return [value] * count
+    if isinstance(value, (str, bytes)) or not isinstance(value, (tuple, list)):
+        raise ValueError(f"{name}: {argument} must be one value or one a level, got {value!r}")
+    if len(value) != count or not all(isinstance(each, one) for each in value):
+        raise ValueError(
+            f"{name}: {argument} must be one value or one for each of {count} levels, got {value}"
+        )
+    return list(value)
+
+
+def _place(name: str, x_index: int, count: int) -> int:
+    if not -count - 1 <= x_index <= count:
+        raise ValueError(f"{name}: x_index must be from {-count - 1} to {count}, got {x_index}")
+    return x_index if x_index >= 0 else x_index + count + 1
 
 
 def _pair(argument: str, value: int | tuple[int, int]) -> list[int]:

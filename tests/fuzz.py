@@ -50,6 +50,7 @@ INTEGER_LISTS = {
     "kernel": [3, 1],
     "padding": [1, 0],
     "dilation": [1, 1],
+    "modes": [1, 2],
 }
 # Where a name means another shape in one operator.
 EXCEPTIONS: dict[tuple[str, str], Any] = {
@@ -94,6 +95,8 @@ def argument_for(operator: str, name: str, kind: str, dtype: torch.dtype) -> Any
         return [values(shape, dtype) for shape in shapes]
     if kind in ("List[int]", "List[SymInt]"):
         return list(special or INTEGER_LISTS.get(name, [1, 2]))
+    if kind == "List[float]":
+        return [0.0, 0.0, 0.0, 0.25]
     if kind in ("int", "SymInt"):
         return {"height": H, "width": W}.get(name, 2)
     return coin()
@@ -169,6 +172,8 @@ def spoil(value: Any) -> Any:
         return not value
     if isinstance(value, int):
         return random.choice(INTEGERS)
+    if isinstance(value, float):
+        return random.choice((0.0, 1.0, -1.0, 1e-30, 1e30, float("nan"), float("inf")))
     if value is None:
         return value
     items = list(value)

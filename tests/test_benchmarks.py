@@ -151,9 +151,9 @@ def test_peers_with_other_options(layout: torch.memory_format) -> None:
         (partial(functional.pyramid_pool, mode="max"), [x, [2, (4, 1)]]),
         (partial(functional.row_pool, mode="max"), [x, 4]),
         (partial(functional.pyramid_add_relu, align_corners=False), [x, levels]),
-        (partial(functional.pyramid_concat, align_corners=False, x_first=False), [x, levels]),
+        (partial(functional.pyramid_concat, align_corners=False, x_index=-1), [x, levels]),
         (
-            partial(functional.pyramid_conv, dilation=2, align_corners=False, x_first=False),
+            partial(functional.pyramid_conv, dilation=2, align_corners=False, x_index=-1),
             [x, levels, weight],
         ),
     ):

@@ -69,12 +69,12 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: PyramidPoolingConv(8, 5),
     "conv-smp": lambda: PyramidPoolingConv(8, 5, kernel_size=1, x_first=False, bias=True),
     "conv-mmseg": lambda: PyramidPoolingConv(8, 5, align_corners=False, norm_layer=group_norm),
-    "mixed": lambda: MixedPooling(8, (5, 3)),
+    "strip": lambda: MixedPooling(8, (5, 3)),
     "mixed-short": lambda: MixedPooling(8, (5, (3, 2)), arms="short", align_corners=False),
     "mixed-long": lambda: MixedPooling(8, arms="long"),
     "mixed-global": lambda: MixedPooling(8, (5, 3), pooling="global"),
 }
-LAYERS = ("smp", "conv", "mixed")
+LAYERS = ("smp", "conv", "strip")
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -280,7 +280,7 @@ def test_refuses(call: Callable[[], Any], words: str) -> None:
     battery.raises(ValueError, words, call)
 
 
-@pytest.mark.parametrize("module", ["mixed", "pyramid"])
+@pytest.mark.parametrize("module", ["strip", "pyramid"])
 def test_examples_run(module: str) -> None:
     code = importlib.import_module(f"stripctx.layers.{module}")
     assert doctest.testmod(code, extraglobs={"torch": torch}).failed == 0

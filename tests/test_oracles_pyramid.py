@@ -43,7 +43,7 @@ def mmseg_pyramid(align_corners: bool, **norm: Any) -> nn.Module:
 
 def functions(layer: PyramidPooling) -> nn.Module:
     """A layer's branches between `functional.pyramid_pool` and `functional.pyramid_concat`."""
-    options = {"align_corners": layer.align_corners, "x_first": layer.x_first}
+    options = {"align_corners": layer.align_corners, "x_index": layer.x_index}
 
     def call(x: Tensor) -> Tensor:
         pooled = functional.pyramid_pool(x, BINS)

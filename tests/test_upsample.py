@@ -23,20 +23,60 @@ ODD = ((5, 3), (1, 9), (14, 31))  # not square, larger than most maps
 KERNEL = {"kernel": (3, 2), "padding": (1, 2), "dilation": (1, 2)}
 
 
-def up(level: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """F.interpolate, also of nothing."""
+def up(level: Tensor, size: tuple[int, int], align_corners: bool | None, mode: str) -> Tensor:
+    """F.interpolate, also of nothing. The nearest by float32's indices: of contiguous float64 maps
+    torch takes others, here and there, than of any other."""
     if level.numel() == 0 or 0 in size:
         return level.new_zeros((*level.shape[:2], *size)) + 0 * level.sum()
-    return F.interpolate(level, size, mode="bilinear", align_corners=align_corners)
+    if mode != "bilinear":
+        for dim, extent in ((2, size[0]), (3, size[1])):
+            cells = torch.arange(level.size(dim), dtype=torch.float32)[None, None, :, None]
+            index = F.interpolate(cells, (extent, 1), mode=mode).flatten().long()
+            level = level.index_select(dim, index.to(level.device))
+        return level
+    return F.interpolate(level, size, mode=mode, align_corners=align_corners)
 
 
-def plain_concat(x: Tensor, *levels: Tensor, align_corners: bool, x_first: bool) -> Tensor:
-    maps = [up(level, x.shape[2:], align_corners) for level in levels]
-    return torch.cat([x, *maps] if x_first else [*maps, x], 1)
+# (align_corners, mode) of levels, one after the other and again from the first; codes as in
+# stripctx/reference/upsample.py.
+ALIGNED, HALF_PIXEL = ((True, "bilinear"),), ((False, "bilinear"),)
+MIXED = ((None, "nearest"), (True, "bilinear"), (None, "nearest-exact"), (False, "bilinear"))
+Ways = tuple[tuple[bool | None, str], ...]
+CODES = {
+    (False, "bilinear"): 0, (True, "bilinear"): 1, (None, "nearest"): 2, (None, "nearest-exact"): 3
+}  # fmt: skip
 
 
-def plain_add_relu(x: Tensor, *levels: Tensor, align_corners: bool) -> Tensor:
-    return F.relu(x + sum(up(level, x.shape[2:], align_corners) for level in levels))
+def of_levels(ways: Ways, count: int) -> list[tuple[bool | None, str]]:
+    return [ways[k % len(ways)] for k in range(count)]
+
+
+def in_words(ways: Ways, count: int) -> dict[str, Any]:
+    align_corners, modes = zip(*of_levels(ways, count), strict=True)
+    return {"align_corners": align_corners, "mode": modes}
+
+
+def in_codes(ways: Ways, count: int) -> tuple[list[int], list[float]]:
+    return [CODES[way] for way in of_levels(ways, count)], [0.0] * (2 * count)
+
+
+def at_size(size: tuple[int, int], levels: tuple[Tensor, ...], ways: Ways) -> list[Tensor]:
+    each = zip(levels, of_levels(ways, len(levels)), strict=True)
+    return [up(level, size, *way) for level, way in each]
+
+
+def plain_concat(x: Tensor, *levels: Tensor, ways: Ways, x_index: int) -> Tensor:
+    maps = at_size(x.shape[2:], levels, ways)
+    maps.insert(x_index if x_index >= 0 else len(maps), x)
+    return torch.cat(maps, 1)
+
+
+def plain_add(x: Tensor, *levels: Tensor, ways: Ways) -> Tensor:
+    return x + sum(at_size(x.shape[2:], levels, ways))
+
+
+def plain_add_relu(x: Tensor, *levels: Tensor, ways: Ways) -> Tensor:
+    return F.relu(plain_add(x, *levels, ways=ways))
 
 
 def plain_taps_add(
@@ -46,13 +86,12 @@ def plain_taps_add(
     kernel: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-    align_corners: bool,
+    ways: Ways,
 ) -> Tensor:
     """Each tap's map, padded, shifted and cut out."""
     height, width = base.shape[2:]
-    for level in taps:
-        pads = (padding[1], padding[1], padding[0], padding[0])
-        maps = F.pad(up(level, size, align_corners), pads)
+    for level in at_size(size, taps, ways):
+        maps = F.pad(level, (padding[1], padding[1], padding[0], padding[0]))
         for tap, part in enumerate(maps.split(max(base.size(1), 1), 1)):
             top = tap // kernel[1] * dilation[0]
             left = tap % kernel[1] * dilation[1]
@@ -60,56 +99,59 @@ def plain_taps_add(
     return base
 
 
-def concat_case(name: str, sizes: Any, align_corners: bool, x_first: bool) -> Case:
-    options = {"align_corners": align_corners, "x_first": x_first}
+def concat_case(name: str, sizes: Any, ways: Ways, x_index: int) -> Case:
+    options = {**in_words(ways, len(sizes)), "x_index": x_index}
     return Case(
         name,
         lambda x, *levels: functional.pyramid_concat(x, levels, **options),
-        lambda x, *levels: plain_concat(x, *levels, **options),
+        lambda x, *levels: plain_concat(x, *levels, ways=ways, x_index=x_index),
         lambda s: [s, *((s[0], (s[1] + i) // 2, *size) for i, size in enumerate(sizes))],
         rounds_as_plain=True,
         cancels=5,  # a level of one cell gets the sum of a whole plane
     )
 
 
-def add_relu_case(name: str, sizes: Any, align_corners: bool) -> Case:
+def add_relu_case(name: str, sizes: Any, ways: Ways) -> Case:
+    options = in_words(ways, len(sizes))
     return Case(
         name,
-        lambda x, *levels: functional.pyramid_add_relu(x, levels, align_corners=align_corners),
-        lambda x, *levels: plain_add_relu(x, *levels, align_corners=align_corners),
+        lambda x, *levels: functional.pyramid_add_relu(x, levels, **options),
+        lambda x, *levels: plain_add_relu(x, *levels, ways=ways),
         lambda s: [s, *((s[0], s[1], *size) for size in sizes)],
         rounds_as_plain=True,
     )
 
 
-def taps_case(name: str, sizes: Any, align_corners: bool, **geometry: tuple[int, int]) -> Case:
+def taps_case(name: str, sizes: Any, ways: Ways, **geometry: tuple[int, int]) -> Case:
     kernel, padding, dilation = (geometry[key] for key in ("kernel", "padding", "dilation"))
     grown = [dilation[i] * (kernel[i] - 1) - 2 * padding[i] for i in (0, 1)]
 
     def options(base: Tensor) -> dict[str, Any]:
         size = (base.size(2) + grown[0], base.size(3) + grown[1])
-        return {"size": size, **geometry, "align_corners": align_corners}
+        return {"size": size, **geometry}
 
     return Case(
         name,
-        lambda base, *taps: OPS.pyramid_taps_add(base, taps, *options(base).values()),
-        lambda base, *taps: plain_taps_add(base, *taps, **options(base)),
+        lambda base, *taps: OPS.pyramid_taps_add(
+            base, taps, *options(base).values(), *in_codes(ways, len(taps))
+        ),
+        lambda base, *taps: plain_taps_add(base, *taps, **options(base), ways=ways),
         lambda s: [s, *((s[0], s[1] * kernel[0] * kernel[1], *size) for size in sizes)],
         rounds_as_plain=True,
     )
 
 
 def conv_case(
-    name: str, sizes: Any, kernel: tuple[int, int], align_corners: bool, x_first: bool, **rest: Any
+    name: str, sizes: Any, kernel: tuple[int, int], ways: Ways, x_index: int, **rest: Any
 ) -> Case:
-    options = {"align_corners": align_corners, "x_first": x_first}
+    options = {**in_words(ways, len(sizes)), "x_index": x_index}
     return Case(
         name,
         lambda x, weight, bias, *levels: functional.pyramid_conv(
             x, levels, weight, bias, **rest, **options
         ),
         lambda x, weight, bias, *levels: F.conv2d(
-            plain_concat(x, *levels, **options), weight, bias, **rest
+            plain_concat(x, *levels, ways=ways, x_index=x_index), weight, bias, **rest
         ),
         lambda s: [
             s,
@@ -121,19 +163,25 @@ def conv_case(
     )
 
 
-CONCAT = concat_case("concat", PSP, True, True)
-CONCAT_ODD = concat_case("concat_odd", ODD, False, False)
-ADD_RELU = add_relu_case("add_relu", MPM, True)
-ADD_RELU_ODD = add_relu_case("add_relu_odd", ODD, False)
-TAPS = taps_case("taps", PSP, True, kernel=(3, 3), padding=(1, 1), dilation=(1, 1))
-TAPS_ODD = taps_case("taps_odd", ODD, False, kernel=(3, 2), padding=(2, 1), dilation=(2, 1))
-NATIVE = (CONCAT, CONCAT_ODD, ADD_RELU, ADD_RELU_ODD, TAPS, TAPS_ODD)
+CONCAT = concat_case("concat", PSP, ALIGNED, 0)
+CONCAT_ODD = concat_case("concat_odd", ODD, HALF_PIXEL, -1)
+CONCAT_MIXED = concat_case("concat_mixed", ODD, MIXED, 1)
+ADD_RELU = add_relu_case("add_relu", MPM, ALIGNED)
+ADD_RELU_ODD = add_relu_case("add_relu_odd", ODD, HALF_PIXEL)
+ADD_RELU_MIXED = add_relu_case("add_relu_mixed", ODD, MIXED)
+TAPS = taps_case("taps", PSP, ALIGNED, kernel=(3, 3), padding=(1, 1), dilation=(1, 1))
+TAPS_ODD = taps_case("taps_odd", ODD, HALF_PIXEL, kernel=(3, 2), padding=(2, 1), dilation=(2, 1))
+TAPS_MIXED = taps_case("taps_mixed", ODD, MIXED, kernel=(2, 3), padding=(0, 2), dilation=(1, 2))
+NATIVE = (
+    CONCAT, CONCAT_ODD, CONCAT_MIXED, ADD_RELU, ADD_RELU_ODD, ADD_RELU_MIXED, TAPS, TAPS_ODD,
+    TAPS_MIXED,
+)  # fmt: skip
 CONVS = (
-    conv_case("conv3x3", PSP, (3, 3), True, True, padding=1),
-    conv_case("conv1x1", ((1, 1),), (1, 1), False, False),
-    conv_case("conv1x3", MPM, (1, 3), False, True, padding=(1, 3), dilation=(1, 2)),
-    conv_case("conv5x5", ODD, (5, 5), True, False, padding=(4, 2), dilation=(2, 1)),
-    conv_case("conv2x4", PSP, (2, 4), False, True, padding=(1, 2)),
+    conv_case("conv3x3", PSP, (3, 3), ALIGNED, 0, padding=1),
+    conv_case("conv1x1", ((1, 1),), (1, 1), HALF_PIXEL, -1),
+    conv_case("conv1x3", MPM, (1, 3), HALF_PIXEL, 0, padding=(1, 3), dilation=(1, 2)),
+    conv_case("conv5x5", ODD, (5, 5), ALIGNED, -1, padding=(4, 2), dilation=(2, 1)),
+    conv_case("conv2x4", PSP, (2, 4), MIXED, 2, padding=(1, 2)),
 )
 
 
@@ -148,11 +196,11 @@ def test_maps_as_in_networks(shape: Shape, layout: str) -> None:
 @pytest.mark.parametrize("layout", FORMATS)
 def test_large_levels(layout: str) -> None:
     """Levels that fit no shared memory: halved maps, and a map a tenth of its level."""
-    case = add_relu_case("large", ((40, 70), (64, 8)), False)
+    case = add_relu_case("large", ((40, 70), (64, 8)), HALF_PIXEL)
     battery.check_float64(case, (1, 5, 80, 140), torch.float32, layout)
-    case = add_relu_case("shrink", ((97, 120),), True)
+    case = add_relu_case("shrink", ((97, 120),), ALIGNED)
     battery.check_float64(case, (1, 9, 9, 12), torch.float32, layout)
-    case = taps_case("many", ((20, 20), (40, 31)), False, **KERNEL)
+    case = taps_case("many", ((20, 20), (40, 31)), MIXED[2:], **KERNEL)
     battery.check_float64(case, (1, 4, 41, 60), torch.float64, layout)
 
 
@@ -168,7 +216,7 @@ def test_every_level_of_every_size(align_corners: bool, layout: str) -> None:
                 for n in range(first, first + 8)
             ]
             out = functional.pyramid_concat(x, levels, align_corners=align_corners)
-            want = plain_concat(x, *levels, align_corners=align_corners, x_first=True)
+            want = plain_concat(x, *levels, ways=((align_corners, "bilinear"),), x_index=0)
             torch.testing.assert_close(out, want, rtol=1e-13, atol=1e-13)
 
 
@@ -193,9 +241,7 @@ def test_autocast() -> None:
         assert same.dtype == torch.bfloat16
         out = functional.pyramid_conv(x, [level], weight, padding=1, align_corners=True)
     assert out.dtype == torch.bfloat16
-    want = F.conv2d(
-        plain_concat(x, level.float(), align_corners=True, x_first=True), weight, padding=1
-    )
+    want = F.conv2d(plain_concat(x, level.float(), ways=ALIGNED, x_index=0), weight, padding=1)
     assert battery.relative_error(out, want) < 1e-2
 
 
@@ -245,18 +291,19 @@ def peak_bytes(work: Callable[[], None]) -> int:
 X = (2, 3, 4, 5)
 L = (2, 3, 2, 2)
 ONES, NONE = [1, 1], [0, 0]
+ONE_LEVEL = [1], [0.0, 0.0]  # its mode and ratios
 
 
 def concat(x: Tensor, *levels: Tensor) -> Tensor:
-    return OPS.pyramid_concat(x, list(levels), True, True)
+    return OPS.pyramid_concat(x, list(levels), [1] * len(levels), [0.0] * 2 * len(levels), 0)
 
 
 def add_relu(x: Tensor, *levels: Tensor) -> Tensor:
-    return OPS.pyramid_add_relu(x, list(levels), True)
+    return OPS.pyramid_add_relu(x, list(levels), [1] * len(levels), [0.0] * 2 * len(levels))
 
 
 def taps_add(base: Tensor, taps: Tensor, *geometry: Any) -> Tensor:
-    return OPS.pyramid_taps_add(base, [taps], *geometry, True)
+    return OPS.pyramid_taps_add(base, [taps], *geometry, *ONE_LEVEL)
 
 
 def conv(x: Tensor, level: Tensor, weight: Tensor, **options: Any) -> Tensor:
@@ -325,33 +372,53 @@ REFUSED: list[Refusal] = [
     ),
     (
         OPS.pyramid_concat_backward,
-        (map_of(*X), [3, 2], True, False),
+        (map_of(*X), [3, 2], *ONE_LEVEL, False),
         "sizes must hold 3 numbers a level, got 2",
     ),
     (
         OPS.pyramid_concat_backward,
-        (map_of(*X), [3, 2, 0], True, False),
+        (map_of(*X), [3, 2, 0], *ONE_LEVEL, False),
         "sizes must be positive, got (3, 2, 0)",
     ),
     (
         OPS.pyramid_concat_backward,
-        (map_of(*X), [2, 2, 2], True, False),
+        (map_of(*X), [2, 2, 2], *ONE_LEVEL, False),
         "grad must have shape (2, 2, 4, 5), got (2, 3, 4, 5)",
     ),
     (
         OPS.pyramid_add_relu_backward,
-        (map_of(2, 3, 4, 6), map_of(*X), [2, 2], True),
+        (map_of(2, 3, 4, 6), map_of(*X), [2, 2], *ONE_LEVEL),
         "grad must have shape (2, 3, 4, 5), got (2, 3, 4, 6)",
     ),
     (
         OPS.pyramid_add_relu_backward,
-        (map_of(*X), map_of(*X), [], True),
+        (map_of(*X), map_of(*X), [], [], []),
         "sizes must hold 1 to 8 tensors, got 0",
     ),
     (
         OPS.pyramid_taps_add_backward,
-        (map_of(*X), [2, 2], [4, 5], ONES, NONE, [1, 0], True, False),
+        (map_of(*X), [2, 2], [4, 5], ONES, NONE, [1, 0], *ONE_LEVEL, False),
         "dilation must be two integers of at least 1, got (1, 0)",
+    ),
+    (
+        OPS.pyramid_add_relu,
+        (map_of(*X), [map_of(*L)], [4], [0.0, 0.0]),
+        "pyramid_add_relu: modes must hold a code from 0 to 3 a level, got [4]",
+    ),
+    (
+        OPS.pyramid_add_relu,
+        (map_of(*X), [map_of(*L)], [1], [0.0]),
+        "pyramid_add_relu: ratios must hold two numbers a level, got [0.0]",
+    ),
+    (
+        OPS.pyramid_add_relu,
+        (map_of(*X), [map_of(*L)], [0], [0.0, 0.5]),
+        "ratios must be from 0 to input size / output size, got 0.5 for 2 / 5",
+    ),
+    (
+        OPS.pyramid_concat,
+        (map_of(*X), [map_of(*L)], *ONE_LEVEL, 2),
+        "pyramid_concat: x_index must be from 0 to 1, got 2",
     ),
     (
         conv,
@@ -387,23 +454,100 @@ class TestUpsample(Contract):
         sizes = [size for level in same for size in level.shape[2:]]
         base, *taps = TAPS.arguments((2, 5, 6, 7), torch.float32, layout)
         tap_sizes = [size for level in taps for size in level.shape[2:]]
-        geometry = ([6, 7], [3, 3], [1, 1], [1, 1], True)
+        geometry = ([6, 7], [3, 3], [1, 1], [1, 1], *in_codes(ALIGNED, len(taps)))
         return {
-            OPS.pyramid_concat: (x, levels, True, layout == "sliced"),
-            OPS.pyramid_concat_backward: (grad, concat_sizes, True, last),
-            OPS.pyramid_add_relu: (y, same, False),
-            OPS.pyramid_add_relu_backward: (y, x, sizes, False),
+            OPS.pyramid_concat: (x, levels, *in_codes(MIXED, len(levels)), layout == "sliced"),
+            OPS.pyramid_concat_backward: (grad, concat_sizes, *in_codes(MIXED, len(levels)), last),
+            OPS.pyramid_add_relu: (y, same, *in_codes(HALF_PIXEL, len(same))),
+            OPS.pyramid_add_relu_backward: (y, x, sizes, *in_codes(HALF_PIXEL, len(same))),
             OPS.pyramid_taps_add: (base, taps, *geometry),
             OPS.pyramid_taps_add_backward: (base, tap_sizes, *geometry, last),
         }
 
-    @pytest.mark.parametrize("align_corners", [True, False])
-    def test_gradients(self, align_corners: bool) -> None:
+    @pytest.mark.parametrize("ways", [ALIGNED, HALF_PIXEL, MIXED], ids=str)
+    def test_gradients(self, ways: Ways) -> None:
         few = ((1, 1), (2, 3), (5, 2))
         for case in (
-            concat_case("concat", few, align_corners, align_corners),
-            add_relu_case("add_relu", few, align_corners),
-            taps_case("taps", few[1:], align_corners, **KERNEL),
-            conv_case("conv", few[1:], (3, 3), align_corners, align_corners, padding=1),
+            concat_case("concat", few, ways, 1),
+            add_relu_case("add_relu", few, ways),
+            taps_case("taps", few[1:], ways, **KERNEL),
+            conv_case("conv", few[1:], (3, 3), ways, -1, padding=1),
         ):
             battery.check_gradients(case, (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("way", CODES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> None:
+    """1 to 24 cells over 1 to 26 positions, alone, in a sum and under a kernel, both ways."""
+    for height, width in ((1, 26), (5, 13), (12, 24), (17, 7)):
+        x = battery.make((1, 3, height, width), torch.float64, layout)
+        weight = battery.make((2, 6, 3, 3), torch.float64, "contiguous")
+        for size in ((1, 1), (3, 12), (6, 13), (24, 2), (height, 5)):
+            level = battery.make((1, 3, *size), torch.float64, layout).requires_grad_()
+            options = in_words((way,), 1)
+            concat = plain_concat(x, level, ways=(way,), x_index=0)
+            for ours, want in (
+                (functional.pyramid_concat(x, [level], **options), concat),
+                (functional.pyramid_add(x, [level], **options), plain_add(x, level, ways=(way,))),
+                (
+                    functional.pyramid_conv(x, [level], weight, padding=1, **options),
+                    F.conv2d(concat, weight, padding=1),
+                ),
+            ):
+                torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-11)
+                grad = torch.randn_like(want)
+                gradients = [torch.autograd.grad(y, level, grad)[0] for y in (ours, want)]
+                torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "nearest-exact"])
+@pytest.mark.parametrize("factor", [2.0, 1.7, 2.05, (1.5, 3.3), 0.6])
+def test_scale_factors(mode: str, factor: Any) -> None:
+    """torch reads by the factor it was given, not by the sizes that came of it."""
+    for size in ((10, 7), (5, 9), (3, 3)):
+        level = battery.make((1, 3, *size), torch.float64, "contiguous").requires_grad_()
+        up = F.interpolate(level, scale_factor=factor, mode=mode)
+        x = torch.randn_like(up)
+        ours = functional.pyramid_add(x, [level], mode=mode, scale_factor=[factor])
+        torch.testing.assert_close(ours, x + up, rtol=1e-11, atol=1e-11)
+        grad = torch.randn_like(up)
+        gradients = [torch.autograd.grad(y, level, grad)[0] for y in (ours, x + up)]
+        torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
+
+
+def test_nearest_keeps_infinities() -> None:
+    level = torch.tensor([[[[float("inf"), 1.0, float("nan")]]]])
+    out = functional.pyramid_add(torch.zeros(1, 1, 1, 9), [level], mode="nearest")
+    want = F.interpolate(level, (1, 9), mode="nearest")
+    torch.testing.assert_close(out, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("x_index", [0, 1, 2, -1])
+def test_levels_of_the_maps_own_size(x_index: int) -> None:
+    """Convolved as x is; of several maps at full size any may be called x."""
+    x = battery.make((2, 3, 6, 7), torch.float64, "contiguous")
+    levels = [battery.make((2, 2, *size), torch.float64, "contiguous") for size in ((6, 7), (3, 4))]
+    weight = battery.make((4, 7, 3, 3), torch.float64, "contiguous")
+    out = functional.pyramid_conv(x, levels, weight, padding=1, x_index=x_index)
+    want = plain_concat(x, *levels, ways=HALF_PIXEL, x_index=x_index)
+    torch.testing.assert_close(out, F.conv2d(want, weight, padding=1), rtol=1e-11, atol=1e-11)
+    alone = functional.pyramid_conv(x, levels[:1], weight[:, :5], x_index=-1)
+    want = F.conv2d(torch.cat([levels[0], x], 1), weight[:, :5])
+    torch.testing.assert_close(alone, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "bicubic"}, 'mode must be "bilinear", "nearest" or "nearest-exact"'),
+        ({"mode": "nearest", "align_corners": False}, "the last two without align_corners"),
+        ({"mode": ["nearest"] * 3}, "mode must be one value or one for each of 1 levels"),
+        ({"align_corners": "yes"}, "align_corners must be one value or one a level, got 'yes'"),
+        ({"scale_factor": 0.0}, "scale_factor must be positive, a number or a pair of them"),
+    ],
+)
+def test_interpolation_is_refused_in_words(options: dict[str, Any], message: str) -> None:
+    battery.raises(
+        ValueError, message, lambda: functional.pyramid_add(map_of(*X), [map_of(*L)], **options)
+    )

@@ -3,19 +3,26 @@
 
 #include <vector>
 
+#include "core/interpolation.hpp"
 #include "core/view.hpp"
 
 namespace stripctx {
 
 constexpr int kMostLevels = 8;
 
+// A map and how it is interpolated, where it is: along H and W.
+struct Level : View {
+  Mode mode = Mode::kBilinear;
+  double ratio[2] = {0, 0};  // input to output, 0: as the sizes say
+};
+
 // One tensor a level, all in the layout of the map.
 struct Levels {
   int count = 0;
-  View level[kMostLevels];
+  Level level[kMostLevels];
 
-  STRIPCTX_HOST_DEVICE View& operator[](int64_t k) { return level[k]; }
-  STRIPCTX_HOST_DEVICE const View& operator[](int64_t k) const { return level[k]; }
+  STRIPCTX_HOST_DEVICE Level& operator[](int64_t k) { return level[k]; }
+  STRIPCTX_HOST_DEVICE const Level& operator[](int64_t k) const { return level[k]; }
 
   STRIPCTX_HOST_DEVICE bool channels_last() const {
     for (int k = 0; k < count; ++k) {

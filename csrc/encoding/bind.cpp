@@ -16,25 +16,25 @@ namespace {
 
 void check_encode(const Checker& check, const Tensor& x, const Tensor& codewords,
                   const Tensor& scale) {
-  check.tensor("x", x, "(N, D, H, W)");
-  check.tensor("codewords", codewords, "(K, D)");
+  check.tensor("x", x, 4);
+  check.tensor("codewords", codewords, 2);
   check.size("codewords", codewords, {codewords.size(0), x.size(1)});
-  if (codewords.size(0) == 0) check.refuse("codewords", "must be at least one, got 0");
+  check.require(codewords.size(0) > 0, "codewords", "must be at least one");
   const ScalarType type = x.scalar_type();
   const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
   if (!(half && codewords.scalar_type() == ScalarType::Float)) {
-    check.alike("codewords", codewords, "x", x);
+    check.alike("codewords", codewords, x);
   }
-  check.same_device("codewords", codewords, "x", x);
-  check.tensor("scale", scale, "(K)");
-  check.alike("scale", scale, "codewords", codewords);
+  check.same_device("codewords", codewords, x);
+  check.tensor("scale", scale, 1);
+  check.alike("scale", scale, codewords);
   check.size("scale", scale, {codewords.size(0)});
 }
 
 void check_gate(const Checker& check, const Tensor& x, const Tensor& gate) {
-  check.tensor("x", x, "(N, C, H, W)");
-  check.tensor("gate", gate, "(N, C)");
-  check.alike("gate", gate, "x", x);
+  check.tensor("x", x, 4);
+  check.tensor("gate", gate, 2);
+  check.alike("gate", gate, x);
   check.size("gate", gate, {x.size(0), x.size(1)});
 }
 
@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor> encode_backward(const Tensor& grad, const Ten
   const Checker check("encode_backward");
   check_encode(check, x, codewords, scale);
   const int64_t N = x.size(0), K = codewords.size(0), D = x.size(1);
-  check.tensor("grad", grad, "(N, K, D)");
-  check.alike("grad", grad, "codewords", codewords);
+  check.tensor("grad", grad, 3);
+  check.alike("grad", grad, codewords);
   check.size("grad", grad, {N, K, D});
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format);
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor> channel_gate_backward(const Tensor& grad, const Tenso
                                                  const Tensor& gate) {
   const Checker check("channel_gate_backward");
   check_gate(check, x, gate);
-  check.same_map("grad", grad, "x", x);
+  check.same_map("grad", grad, x);
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format), grad_gate = empty(sizes(gate), x);
   const Tensor flat_grad = flattenable(grad, format), map = flattenable(x, format);

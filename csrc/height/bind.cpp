@@ -15,13 +15,11 @@ namespace stripctx::bind {
 namespace {
 
 void check_arguments(const Checker& check, const Tensor& x, const Tensor& logits) {
-  check.tensor("x", x, "(N, C, H, W)");
-  check.tensor("logits", logits, "(N, C, L)");
-  check.alike("logits", logits, "x", x);
+  check.tensor("x", x, 4);
+  check.tensor("logits", logits, 3);
+  check.alike("logits", logits, x);
   check.size("logits", logits, {x.size(0), x.size(1), logits.size(2)});
-  if (logits.size(2) < 1) {
-    check.refuse("logits", "must have at least one row, got ", Checker::text(logits.sizes()));
-  }
+  check.require(logits.size(2) > 0, "logits", "must have at least one row");
 }
 
 Tensor row_gate(const Tensor& x, const Tensor& logits) {
@@ -39,7 +37,7 @@ std::tuple<Tensor, Tensor> row_gate_backward(const Tensor& grad, const Tensor& x
                                              const Tensor& logits) {
   const Checker check("row_gate_backward");
   check_arguments(check, x, logits);
-  check.same_map("grad", grad, "x", x);
+  check.same_map("grad", grad, x);
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format), grad_logits = empty(sizes(logits), x);
   const Tensor readable_grad = readable(grad, format), map = readable(x, format);

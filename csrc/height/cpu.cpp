@@ -18,7 +18,7 @@ constexpr int64_t kGatesTogether = 192;  // of several planes, where the map is 
 
 template <class A>
 Samples<A> row_samples(const View& x, const View& logits) {
-  return {Axis<A>(logits.size[2], x.size[2], false), 0, x.size[2]};
+  return {Axis<A>(logits.size[2], x.size[2]), 0, x.size[2]};
 }
 
 // `count` logits, `stride` apart.

@@ -25,7 +25,7 @@ template <class T>
 __device__ Accumulate<T> row_factor(const View& logits, int64_t n, int64_t c, int64_t h,
                                     int64_t H) {
   using A = Accumulate<T>;
-  const Sample<A> sample = Axis<A>(logits.size[2], H, false).at(h);
+  const Sample<A> sample = Axis<A>(logits.size[2], H).at(h);
   const Global<const T> source(logits);
   const int64_t base = n * logits.stride[0] + c * logits.stride[1];
   const A low = sigmoid(to_accumulate(source.load(base + sample.first * logits.stride[2])));
@@ -170,7 +170,7 @@ __global__ void gate_backward_logits(RowGateBackward op) {
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= op.x.size[0] * C * L) return;
   const int64_t n = k / (C * L), c = k / L % C, l = k % L;
-  const Axis<A> axis(L, H, false);
+  const Axis<A> axis(L, H);
   const int64_t end = axis.end(l);
   A sum = 0;
   for (int64_t h = axis.begin(l); h < end; ++h) {

@@ -4,7 +4,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <string>
 #include <vector>
 
 #include "bind/check.hpp"
@@ -17,78 +16,50 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-std::string item(const char* argument, size_t k) {
-  return std::string(argument) + "[" + std::to_string(k) + "]";
-}
-
 void check_map(const Checker& check, const Tensor& x) {
-  check.tensor("x", x, "(N, C, H, W)");
-  if (x.size(2) < 1 || x.size(3) < 1) {
-    check.refuse("x", "must have at least one row and one column, got ", check.text(x.sizes()));
-  }
+  check.tensor("x", x, 4);
+  check.require(x.size(2) > 0 && x.size(3) > 0, "x", "must not be empty along H and W");
 }
 
 // bins are (height, width) pairs, laid flat.
 void check_bins(const Checker& check, const std::vector<int64_t>& bins) {
-  if (bins.empty() || bins.size() % 2 != 0 || bins.size() > 2 * kMostLevels) {
-    check.refuse("bins", "must hold 1 to ", kMostLevels, " pairs (height, width), laid flat, got ",
-                 check.text(bins));
-  }
+  check.require(!bins.empty() && bins.size() % 2 == 0 && bins.size() <= 2 * kMostLevels, "bins",
+                "has the wrong length");
   for (const int64_t bin : bins) {
-    if (bin < 1 || bin > kMostBins) {
-      check.refuse("bins", "must be from 1 to ", kMostBins, ", got ", check.text(bins));
-    }
+    check.require(bin > 0 && bin <= kMostBins, "bins", "is out of range");
   }
 }
 
 void check_grads(const Checker& check, const Tensors& grads, int64_t height, int64_t width) {
-  if (grads.empty() || grads.size() > kMostLevels) {
-    check.refuse("grads", "must hold 1 to ", kMostLevels, " levels, got ", grads.size());
-  }
-  for (size_t k = 0; k < grads.size(); ++k) {
-    const std::string name = item("grads", k);
-    const Tensor& grad = grads[k];
-    check.tensor(name.c_str(), grad, "(N, C, H, W)");
-    check.alike(name.c_str(), grad, "grads[0]", grads[0]);
-    check.size(name.c_str(), grad,
-               {grads[0].size(0), grads[0].size(1), grad.size(2), grad.size(3)});
+  check.require(!grads.empty() && grads.size() <= kMostLevels, "grads", "has the wrong length");
+  for (const Tensor& grad : grads) {
+    check.tensor("grads", grad, 4);
+    check.alike("grads", grad, grads[0]);
+    check.size("grads", grad, {grads[0].size(0), grads[0].size(1), grad.size(2), grad.size(3)});
     for (const int64_t bins : {grad.size(2), grad.size(3)}) {
-      if (bins < 1 || bins > kMostBins) {
-        check.refuse(name.c_str(), "must have from 1 to ", kMostBins, " bins along H and W, got ",
-                     check.text(grad.sizes()));
-      }
+      check.require(bins > 0 && bins <= kMostBins, "grads", "has too many bins or none");
     }
   }
-  if (height < 1 || width < 1) {
-    check.refuse("height and width", "must be positive, got ",
-                 check.text(std::vector<int64_t>{height, width}));
-  }
+  check.require(height > 0 && width > 0, "height and width", "must be positive");
 }
 
 // Indices are counted in 32 bits inside the kernels.
 void check_positions(const Checker& check, const char* argument, int64_t height, int64_t width) {
-  if (height > INT32_MAX / width) {
-    check.refuse(argument, "must span fewer than 2147483648 positions, got ",
-                 check.text(std::vector<int64_t>{height, width}));
-  }
+  check.require(height <= INT32_MAX / width, argument, "must span fewer than 2^31 positions");
 }
 
 void check_indices(const Checker& check, const Tensors& grads, const Tensors& indices) {
-  if (indices.size() != grads.size()) {
-    check.refuse("indices", "must hold as many levels as grads, ", grads.size(), ", got ",
-                 indices.size());
-  }
+  check.require(indices.size() == grads.size(), "indices", "must hold as many levels as grads");
   for (size_t k = 0; k < indices.size(); ++k) {
-    const std::string name = item("indices", k);
-    check.index_tensor(name.c_str(), indices[k]);
-    check.size(name.c_str(), indices[k], sizes(grads[k]));
-    check.same_device(name.c_str(), indices[k], item("grads", k).c_str(), grads[k]);
+    check.index_tensor("indices", indices[k]);
+    check.size("indices", indices[k], sizes(grads[k]));
+    check.same_device("indices", indices[k], grads[k]);
   }
 }
 
 Levels levels_of(const Tensors& tensors) {
   Levels levels;
-  for (const Tensor& tensor : tensors) levels.level[levels.count++] = view(tensor);
+  for (const Tensor& tensor : tensors) levels.level[levels.count++] = {view(tensor)};
   return levels;
 }
 

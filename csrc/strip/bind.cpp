@@ -16,18 +16,18 @@ namespace {
 
 void check_strips(const Checker& check, const char* rows_name, const Tensor& rows,
                   const char* cols_name, const Tensor& cols) {
-  check.tensor(rows_name, rows, "(N, C, H, 1)");
-  check.tensor(cols_name, cols, "(N, C, 1, W)");
-  check.alike(cols_name, cols, rows_name, rows);
+  check.tensor(rows_name, rows, 4);
+  check.tensor(cols_name, cols, 4);
+  check.alike(cols_name, cols, rows);
   check.size(rows_name, rows, {rows.size(0), rows.size(1), rows.size(2), 1});
   check.size(cols_name, cols, {rows.size(0), rows.size(1), 1, cols.size(3)});
 }
 
 void check_gate(const Checker& check, const Tensor& x, const Tensor& logits, const Tensor& bias) {
-  check.tensor("x", x, "(N, C, H, W)");
-  check.same_map("logits", logits, "x", x);
-  check.tensor("bias", bias, "(C)");
-  check.alike("bias", bias, "x", x);
+  check.tensor("x", x, 4);
+  check.same_map("logits", logits, x);
+  check.tensor("bias", bias, 1);
+  check.alike("bias", bias, x);
   check.size("bias", bias, {x.size(1)});
 }
 
@@ -48,7 +48,7 @@ Tensor allocate_partials(Op& op, const Tensor& rows, const Tensor& cols) {
 
 std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
   const Checker check("strip_pool");
-  check.tensor("x", x, "(N, C, H, W)");
+  check.tensor("x", x, 4);
   const MemoryFormat format = memory_format(x);
   Tensor rows = empty({x.size(0), x.size(1), x.size(2), 1}, x, format);
   Tensor cols = empty({x.size(0), x.size(1), 1, x.size(3)}, x, format);
@@ -85,8 +85,8 @@ std::tuple<Tensor, Tensor> strip_add_relu_backward(const Tensor& grad, const Ten
                                                    const Tensor& cols) {
   const Checker check("strip_add_relu_backward");
   check_strips(check, "rows", rows, "cols", cols);
-  check.tensor("grad", grad, "(N, C, H, W)");
-  check.alike("grad", grad, "rows", rows);
+  check.tensor("grad", grad, 4);
+  check.alike("grad", grad, rows);
   check.size("grad", grad, {rows.size(0), rows.size(1), rows.size(2), cols.size(3)});
   const MemoryFormat format = memory_format(rows, cols);
   Tensor grad_rows = empty(sizes(rows), rows, format), grad_cols = empty(sizes(cols), cols, format);
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, con
                                                          const Tensor& logits, const Tensor& bias) {
   const Checker check("sigmoid_gate_backward");
   check_gate(check, x, logits, bias);
-  check.same_map("grad", grad, "x", x);
+  check.same_map("grad", grad, x);
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format), grad_logits = empty(sizes(x), x, format);
   Tensor grad_bias = empty(sizes(bias), x);

@@ -101,7 +101,7 @@ void mask_row(const T* grad, const T* out, T* grad_x, int64_t length) {
 }
 
 template <class T>
-void reduce_planes(const PyramidReduce& op, int64_t begin, int64_t end) {
+void add_backward_planes(const PyramidAddBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t kh = op.taps.kernel[0], kw = op.taps.kernel[1];
@@ -120,7 +120,7 @@ void reduce_planes(const PyramidReduce& op, int64_t begin, int64_t end) {
     }
     const Plane<T> plane{at<const T>(source, n, c, 0, 0), source.stride[2], W};
     for (int64_t l = 0; l < op.levels.count; ++l) {
-      const View& level = op.levels.level[l];
+      const Level& level = op.levels.level[l];
       for (int64_t dy = 0; dy < kh; ++dy) {
         sums.reduce(
             plane, samples[l].rows[dy], [&](int64_t i, int64_t rows, const A* row, int64_t stride) {
@@ -234,7 +234,7 @@ class PixelSums {
 };
 
 template <class T>
-void reduce_channel_blocks(const PyramidReduce& op, int64_t begin, int64_t end) {
+void add_backward_channel_blocks(const PyramidAddBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t blocks = ceil_div(C, kChannelBlock);
@@ -262,15 +262,16 @@ void reduce_channel_blocks(const PyramidReduce& op, int64_t begin, int64_t end) 
 
 }  // namespace
 
-Work work(const PyramidReduce& op) {
+Work work(const PyramidAddBackward& op) {
   const int64_t C = op.grad.size[1];
   const int64_t items = op.grad.size[0] * (op.channels_last ? ceil_div(C, kChannelBlock) : C);
   return share(items, op.grad.numel());
 }
 
-void run(const PyramidReduce& op, int64_t begin, int64_t end) {
+void run(const PyramidAddBackward& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.grad.dtype, [&]<class T>() {
-    op.channels_last ? reduce_channel_blocks<T>(op, begin, end) : reduce_planes<T>(op, begin, end);
+    op.channels_last ? add_backward_channel_blocks<T>(op, begin, end)
+                     : add_backward_planes<T>(op, begin, end);
   });
 }
 

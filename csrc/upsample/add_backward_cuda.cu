@@ -1,7 +1,7 @@
 // The adjoint of interpolation on CUDA, for contiguous maps: sums of an output's gradient over the
 // positions that read each cell of each level, in fixed order. A block owns a plane: it reads the
 // gradient once into shared memory, where that fits, sums it along H for some of a level's rows at
-// a time, then along W. channels_last maps: upsample_backward_pixels.cu.
+// a time, then along W. channels_last maps: add_backward_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -16,7 +16,7 @@ constexpr int64_t kPlaneBytes = 40 * 1024;  // of a block's shared memory, for t
 constexpr int64_t kRowsBytes = 6 * 1024;    // for the rows that are summed along H
 constexpr int64_t kMostSamples = 512;       // positions of both axes whose samples are kept
 
-struct ReduceTiles {
+struct BackwardTiles {
   int64_t plane;    // elements of the gradient in shared memory, 0: none
   int64_t samples;  // samples in shared memory, 0: none
   int64_t rows;     // level rows that are summed at once
@@ -43,7 +43,8 @@ struct Positions {
     for (int64_t p = thread_rank(); p < axis.extent; p += blockDim.x) {
       const Sample<A> sample = axis.at(p);
       first[begin + static_cast<int>(p)] = static_cast<int>(sample.first);
-      fraction[begin + static_cast<int>(p)] = sample.second_weight;
+      fraction[begin + static_cast<int>(p)] =
+          sample.first == sample.second ? A(0) : sample.second_weight;
     }
   }
 
@@ -80,7 +81,7 @@ struct Positions {
 
 // Block: a row of threads. Grid: planes.
 template <class T, int N>
-__global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
+__global__ void add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
@@ -118,7 +119,7 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
   };
 
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.level[l];
+    const Level& level = op.levels.level[l];
     const bool kept = cut.samples > 0;
     const Positions<A> rows{op.taps.template axis<A>(level, 0), kept_first, kept_fraction, 0, kept};
     const Positions<A> columns{op.taps.template axis<A>(level, 1), kept_first, kept_fraction,
@@ -171,10 +172,10 @@ __global__ void reduce_planes(PyramidReduce op, ReduceTiles cut) {
 }
 
 template <class T, int N>
-void launch_planes(const PyramidReduce& op, Stream stream) {
+void launch_planes(const PyramidAddBackward& op, Stream stream) {
   using A = Accumulate<T>;
   const int64_t H = op.grad.size[2], W = op.grad.size[3];
-  ReduceTiles cut{};
+  BackwardTiles cut{};
   cut.plane = H * W * int64_t{sizeof(T)} <= kPlaneBytes ? H * W : 0;
   cut.samples = op.taps.size[0] + op.taps.size[1];
   if (cut.samples > kMostSamples) cut.samples = 0;
@@ -186,19 +187,19 @@ void launch_planes(const PyramidReduce& op, Stream stream) {
   cut.rows = std::clamp<int64_t>(fitting, 1, most_rows);
   const int64_t threads =
       std::max<int64_t>(kWarpSize, power_of_two(ceil_div(H * W, 4), kBlockThreads));
-  launch({.kernel = "pyramid_reduce_planes",
+  launch({.kernel = "pyramid_add_backward_planes",
           .grid = {op.grad.size[0] * op.grad.size[1]},
           .block = {threads},
           .shared_bytes = shared_bytes<T>(cut.plane) + shared_bytes<A>(cut.rows * W) +
                           shared_bytes<int>(cut.samples) + shared_bytes<A>(cut.samples),
           .stream = stream},
-         reduce_planes<T, N>, op, cut);
+         add_backward_planes<T, N>, op, cut);
 }
 
 }  // namespace
 
-void launch(const PyramidReduce& op, Stream stream) {
-  if (op.channels_last) return launch_reduce_pixels(op, stream);
+void launch(const PyramidAddBackward& op, Stream stream) {
+  if (op.channels_last) return launch_add_backward_pixels(op, stream);
   dispatch<Types>(op.grad.dtype, [&]<class T>() {
     const View& out = op.masked() ? op.out : op.grad;
     const View& grad_x = op.masked() ? op.grad_x : op.grad;

@@ -31,7 +31,7 @@ __device__ int64_t pixel(const View& view, int64_t n, int64_t c, int64_t h, int6
 
 // grad_x = grad where not (out <= 0). A thread owns a pack of channels of one pixel.
 template <class T, int N>
-__global__ void mask_pixels(PyramidReduce op) {
+__global__ void mask_pixels(PyramidAddBackward op) {
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t packs = C / N, k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= op.grad.size[0] * H * W * packs) return;
@@ -53,10 +53,11 @@ struct LevelPlace {
 
 // Calls each(level, its place) for every level.
 template <class Each>
-__device__ void for_levels(const PyramidReduce& op, const PixelTiles& cut, int pitch, Each&& each) {
+__device__ void for_levels(const PyramidAddBackward& op, const PixelTiles& cut, int pitch,
+                           Each&& each) {
   LevelPlace place{};
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.level[l];
+    const Level& level = op.levels.level[l];
     place.height = static_cast<int>(level.size[2]), place.width = static_cast<int>(level.size[3]);
     each(level, place);
     const int line = static_cast<int>(cut.tap_columns) * place.width * pitch;
@@ -69,7 +70,8 @@ __device__ void for_levels(const PyramidReduce& op, const PixelTiles& cut, int p
 // channels; slot y takes rows y, y + slots, ... and sums each along W. After every `slots` rows the
 // block adds what they hold to the cells.
 template <class T, int N>
-__global__ void reduce_pixels(PyramidReduce op, PixelTiles cut, int line, int all_cells) {
+__global__ void add_backward_pixels(PyramidAddBackward op, PixelTiles cut, int line,
+                                    int all_cells) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int pitch = static_cast<int>(blockDim.x) * N, lane = static_cast<int>(threadIdx.x) * N;
@@ -109,7 +111,7 @@ __global__ void reduce_pixels(PyramidReduce op, PixelTiles cut, int line, int al
                                                       loaded[p]);
         }
       }
-      for_levels(op, cut, pitch, [&](const View& level, const LevelPlace& place) {
+      for_levels(op, cut, pitch, [&](const Level& level, const LevelPlace& place) {
         const Axis<A> columns = op.taps.template axis<A>(level, 1);
         for (int dx = 0; dx < cut.tap_columns; ++dx) {
           const int64_t offset = op.taps.offset(1, first_dx + dx);
@@ -132,7 +134,7 @@ __global__ void reduce_pixels(PyramidReduce op, PixelTiles cut, int line, int al
     }
     __syncthreads();
     const int64_t end = min(step + blockDim.y, H);
-    for_levels(op, cut, pitch, [&](const View& level, const LevelPlace& place) {
+    for_levels(op, cut, pitch, [&](const Level& level, const LevelPlace& place) {
       const Axis<A> rows = op.taps.template axis<A>(level, 0);
       const int row = place.width * pitch, taps = static_cast<int>(cut.tap_columns);
       for (int k = rank; k < static_cast<int>(cut.tap_rows) * taps * row; k += threads) {
@@ -151,7 +153,7 @@ __global__ void reduce_pixels(PyramidReduce op, PixelTiles cut, int line, int al
     });
   }
   __syncthreads();
-  for_levels(op, cut, pitch, [&](const View& level, const LevelPlace& place) {
+  for_levels(op, cut, pitch, [&](const Level& level, const LevelPlace& place) {
     const int plane = place.height * place.width * pitch;
     const int taps = static_cast<int>(cut.tap_rows * cut.tap_columns);
     for (int k = rank; k < taps * plane; k += threads) {
@@ -167,9 +169,9 @@ __global__ void reduce_pixels(PyramidReduce op, PixelTiles cut, int line, int al
 
 // A thread owns a pack of channels of one cell under one tap; packs are fastest.
 template <class T, int N>
-__global__ void gather_pixels(PyramidReduce op) {
+__global__ void gather_pixels(PyramidAddBackward op) {
   using A = Accumulate<T>;
-  const View& level = op.levels.level[0];
+  const Level& level = op.levels.level[0];
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t taps = op.taps.kernel[0] * op.taps.kernel[1], packs = C / N;
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -205,10 +207,10 @@ struct PixelStorage {
 };
 
 template <int N>
-PixelStorage storage(const PyramidReduce& op, const PixelTiles& cut) {
+PixelStorage storage(const PyramidAddBackward& op, const PixelTiles& cut) {
   PixelStorage result{};
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.level[l];
+    const Level& level = op.levels.level[l];
     const int64_t line = cut.tap_columns * level.size[3] * cut.lanes * N;
     result.line += line;
     result.cells += cut.tap_rows * level.size[2] * line;
@@ -219,7 +221,7 @@ PixelStorage storage(const PyramidReduce& op, const PixelTiles& cut) {
 // Sums all levels of `op` at once, all taps at once or one at a time; false where the cells do not
 // fit in shared memory.
 template <class T, int N, class Name>
-bool launch_reduce(const PyramidReduce& op, const Name& kernel, Stream stream) {
+bool launch_reduce(const PyramidAddBackward& op, const Name& kernel, Stream stream) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2];
   PixelTiles cut{};
@@ -244,7 +246,7 @@ bool launch_reduce(const PyramidReduce& op, const Name& kernel, Stream stream) {
               .block = {cut.lanes, cut.slots},
               .shared_bytes = bytes(),
               .stream = stream},
-             reduce_pixels<T, N>, op, cut, static_cast<int>(held.line),
+             add_backward_pixels<T, N>, op, cut, static_cast<int>(held.line),
              static_cast<int>(held.cells));
       return true;
     }
@@ -253,8 +255,8 @@ bool launch_reduce(const PyramidReduce& op, const Name& kernel, Stream stream) {
 }
 
 template <class T, int N>
-void launch_level(const PyramidReduce& op, Stream stream) {
-  if (launch_reduce<T, N>(op, "pyramid_reduce_level_pixels", stream)) return;
+void launch_level(const PyramidAddBackward& op, Stream stream) {
+  if (launch_reduce<T, N>(op, "pyramid_add_backward_level_pixels", stream)) return;
   launch({.kernel = "pyramid_gather_pixels",
           .grid = {ceil_div(op.levels[0].numel() / N, kBlockThreads)},
           .block = {kBlockThreads},
@@ -264,7 +266,7 @@ void launch_level(const PyramidReduce& op, Stream stream) {
 
 }  // namespace
 
-void launch_reduce_pixels(const PyramidReduce& op, Stream stream) {
+void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream) {
   const auto level = [&](int64_t l) { return &op.levels[l < op.levels.count ? l : 0]; };
   const View& out = op.masked() ? op.out : op.grad;
   const View& grad_x = op.masked() ? op.grad_x : op.grad;
@@ -272,8 +274,8 @@ void launch_reduce_pixels(const PyramidReduce& op, Stream stream) {
     with_pack<T>({&op.grad, &out, &grad_x, level(0), level(1), level(2), level(3), level(4),
                   level(5), level(6), level(7)},
                  1, op.grad.size[1], [&]<int N>() {
-                   if (launch_reduce<T, N>(op, "pyramid_reduce_pixels", stream)) return;
-                   PyramidReduce one = op;  // a level at a time, of the masked gradient
+                   if (launch_reduce<T, N>(op, "pyramid_add_backward_pixels", stream)) return;
+                   PyramidAddBackward one = op;  // a level at a time, of the masked gradient
                    one.levels.count = 1;
                    if (op.masked()) {
                      launch({.kernel = "pyramid_mask_pixels",

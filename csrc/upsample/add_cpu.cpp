@@ -75,7 +75,7 @@ class PlanePlan {
   // Of `rows` rows of a level from `row` on. `channel` is that of the first tap of the map's first.
   struct Interpolation {
     int64_t output_row;  // the first that needs it
-    const View* level;
+    const Level* level;
     const Columns* columns;
     int64_t channel, row, rows;
     A* out;
@@ -83,7 +83,7 @@ class PlanePlan {
 
   void interpolate(const Interpolation& step, int64_t n, int64_t c) const {
     const Columns& columns = *step.columns;
-    const View& level = *step.level;
+    const Level& level = *step.level;
     for (size_t tap = 0; tap < columns.size(); ++tap) {
       const T* cells = at<const T>(level, n, step.channel + tap * C_ + c, step.row, 0);
       columns[tap].write(cells, level.stride[2], step.rows, step.out, length_, tap > 0);
@@ -143,7 +143,7 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
     const int64_t n = item / H, h = item % H;
     buffer.clear();
     for (int64_t l = 0; l < op.levels.count; ++l) {
-      const View& level = op.levels.level[l];
+      const Level& level = op.levels.level[l];
       for (int64_t tap = 0; tap < kh * kw; ++tap) {
         const Samples<A>& rows = samples[l].rows[tap / kw];
         if (!rows.contain(h)) continue;

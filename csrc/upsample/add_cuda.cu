@@ -65,7 +65,7 @@ template <class Each>
 __device__ void for_lines(const PyramidAdd& op, int64_t columns, Each&& each) {
   int64_t base = 0, place = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.level[l];
+    const Level& level = op.levels.level[l];
     for (int64_t dx = 0; dx < op.taps.kernel[1]; ++dx) {
       each(level, base, dx, place);
       place += cells_read(level.size[3], op.taps.size[1], columns);
@@ -110,7 +110,7 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
     const int64_t h = step + threadIdx.y;
     if (cut.line > 0) {
       __syncwarp();  // a slot's lanes are in one warp: the last row has been read
-      for_lines(op, cut.columns, [&](const View& level, int64_t base, int64_t dx, int64_t place) {
+      for_lines(op, cut.columns, [&](const Level& level, int64_t base, int64_t dx, int64_t place) {
         const Axis<A> axis = op.taps.template axis<A>(level, 1);
         const CellRange range = cells_of(op.taps, axis, dx, tile, tile_end);
         for (int64_t j = range.first + threadIdx.x; j < range.end; j += blockDim.x) {
@@ -128,7 +128,7 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
           n * op.x.stride[0] + c * op.x.stride[1] + h * op.x.stride[2] + w);
       for (int i = 0; i < N; ++i) sum[i] = to_accumulate(pack[i]);
     }
-    for_lines(op, cut.columns, [&](const View& level, int64_t base, int64_t dx, int64_t place) {
+    for_lines(op, cut.columns, [&](const Level& level, int64_t base, int64_t dx, int64_t place) {
       const Axis<A> axis = op.taps.template axis<A>(level, 1);
       const auto value = [&](int64_t j) {
         if (cut.line > 0) return lines[static_cast<int>(line + place + j)];
@@ -174,7 +174,7 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
   for (int64_t h = first_row; h < end_row; ++h) {
     __syncthreads();  // the cells are there, and the last row has been read
     if (cut.line > 0 && owns) {
-      for_lines(op, cut.columns, [&](const View& level, int64_t base, int64_t dx, int64_t place) {
+      for_lines(op, cut.columns, [&](const Level& level, int64_t base, int64_t dx, int64_t place) {
         const Axis<A> axis = op.taps.template axis<A>(level, 1);
         const CellRange range = cells_of(op.taps, axis, dx, tile, tile_end);
         for (int64_t j = range.first + threadIdx.y; j < range.end; j += blockDim.y) {
@@ -193,7 +193,7 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
             n * op.x.stride[0] + c + h * op.x.stride[2] + w * op.x.stride[3]);
         for (int i = 0; i < N; ++i) sum[i] = to_accumulate(pack[i]);
       }
-      for_lines(op, cut.columns, [&](const View& level, int64_t base, int64_t dx, int64_t place) {
+      for_lines(op, cut.columns, [&](const Level& level, int64_t base, int64_t dx, int64_t place) {
         const Axis<A> axis = op.taps.template axis<A>(level, 1);
         const int64_t origin = cut.line ? cells_of(op.taps, axis, dx, tile, tile_end).first : 0;
         const Column<A> column = column_at(op.taps, axis, dx, w, origin);
@@ -224,7 +224,7 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
 void choose_storage(const PyramidAdd& op, int64_t cell_bytes, int64_t rows, AddTiles& cut) {
   cut.cells = cut.line = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
-    const View& level = op.levels.level[l];
+    const Level& level = op.levels.level[l];
     cut.cells += tap_cells(op.taps, level);
     cut.line += op.taps.kernel[1] * cells_read(level.size[3], op.taps.size[1], cut.columns);
   }

@@ -4,7 +4,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "bind/check.hpp"
 #include "bind/tensor.hpp"
@@ -21,66 +23,65 @@ constexpr int64_t kAnyNumber = -1;
 constexpr int64_t kMost = INT32_MAX;      // so that no sum or product below leaves 64 bits
 constexpr int64_t kMostTaps = INT16_MAX;  // along one axis
 
-std::string item(const char* list, size_t i) {
-  return std::string(list) + "[" + std::to_string(i) + "]";
+// How levels are interpolated: a code of Mode each, and two ratios, along H and W.
+struct Interpolation {
+  const Sizes& modes;
+  const std::vector<double>& ratios;
+};
+
+// Ratios that read no more cells than there are, whatever the extent: kernels size their tiles so.
+void check_interpolation(const Checker& check, const Interpolation& how, size_t levels) {
+  check.require(how.modes.size() == levels, "modes", "must hold one code a level");
+  check.require(how.ratios.size() == 2 * levels, "ratios", "must hold two numbers a level");
+  for (const int64_t mode : how.modes) {
+    check.require(mode >= 0 && mode < kModes, "modes", "must be codes of modes");
+  }
 }
 
-void check_count(const Checker& check, const char* argument, size_t count) {
-  if (count < 1 || count > kMostLevels) {
-    check.refuse(argument, "must hold 1 to ", kMostLevels, " tensors, got ", count);
+void set_interpolation(const Checker& check, const Interpolation& how, size_t l, const Taps& taps,
+                       Level& level) {
+  level.mode = static_cast<Mode>(how.modes[l]);
+  for (int axis = 0; axis < 2; ++axis) {
+    const double ratio = how.ratios[2 * l + axis];
+    const double cells = static_cast<double>(level.size[2 + axis]);
+    check.require(ratio >= 0 && ratio * static_cast<double>(taps.size[axis]) <= cells * (1 + 1e-6),
+                  "ratios", "must be from 0 to input size / output size");
+    level.ratio[axis] = ratio;
   }
 }
 
 // Maps of the batch, dtype and device of `other`, with `channels` channels or any number.
 void check_levels(const Checker& check, const char* argument, const Tensors& levels,
-                  const char* first, const Tensor& other, int64_t channels) {
-  check_count(check, argument, levels.size());
-  for (size_t i = 0; i < levels.size(); ++i) {
-    const std::string name = item(argument, i);
-    const Tensor& level = levels[i];
-    check.tensor(name.c_str(), level, "(N, C, h, w)");
-    check.alike(name.c_str(), level, first, other);
-    check.size(name.c_str(), level,
+                  const Tensor& other, int64_t channels) {
+  check.require(!levels.empty() && levels.size() <= kMostLevels, argument,
+                "has the wrong number of levels");
+  for (const Tensor& level : levels) {
+    check.tensor(argument, level, 4);
+    check.alike(argument, level, other);
+    check.size(argument, level,
                {other.size(0), channels == kAnyNumber ? level.size(1) : channels, level.size(2),
                 level.size(3)});
-    if (level.size(2) < 1 || level.size(3) < 1) {
-      check.refuse(name.c_str(), "must have at least one row and one column, got ",
-                   Checker::text(level.sizes()));
-    }
-  }
-}
-
-void check_most(const Checker& check, const char* argument, const Sizes& values, int64_t most) {
-  for (const int64_t value : values) {
-    if (value > most) {
-      check.refuse(argument, "must be at most ", most, ", got ", Checker::text(values));
-    }
+    check.require(level.size(2) > 0 && level.size(3) > 0, argument, "must not be empty");
   }
 }
 
 // `each` numbers a level: the last two, its rows and columns, are positive.
 void check_sizes(const Checker& check, const Sizes& sizes, size_t each) {
-  if (sizes.size() % each != 0) {
-    check.refuse("sizes", "must hold ", each, " numbers a level, got ", sizes.size());
-  }
-  check_count(check, "sizes", sizes.size() / each);
+  check.require(!sizes.empty() && sizes.size() % each == 0 && sizes.size() / each <= kMostLevels,
+                "sizes", "has the wrong length");
   for (size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] < (i % each + 2 < each ? 0 : 1)) {
-      check.refuse("sizes", "must be positive, got ", Checker::text(sizes));
-    }
+    const int64_t least = i % each + 2 < each ? 0 : 1;
+    check.require(sizes[i] >= least && sizes[i] <= kMost, "sizes", "is out of range");
   }
-  check_most(check, "sizes", sizes, kMost);
 }
 
 Taps check_kernel(const Checker& check, const Sizes& size, const Sizes& kernel,
-                  const Sizes& padding, const Sizes& dilation, bool align_corners,
-                  const char* base_name, const Tensor& base) {
+                  const Sizes& padding, const Sizes& dilation, const char* base_name,
+                  const Tensor& base) {
   const auto pair = [&](const char* argument, const Sizes& value, int64_t least, int64_t most) {
-    if (value.size() != 2 || value[0] < least || value[1] < least) {
-      check.refuse(argument, "must be two integers of at least ", least, ", got ",
-                   Checker::text(value));
-    }
-    check_most(check, argument, value, most);
+    check.require(value.size() == 2 && std::min(value[0], value[1]) >= least &&
+                      std::max(value[0], value[1]) <= most,
+                  argument, "must be two numbers in range");
   };
   pair("size", size, 0, kMost);
   pair("kernel", kernel, 1, kMostTaps);
@@ -91,7 +92,6 @@ Taps check_kernel(const Checker& check, const Sizes& size, const Sizes& kernel,
   };
   check.size(base_name, base, {base.size(0), base.size(1), outputs(0), outputs(1)});
   return {{size[0], size[1]},
-          align_corners,
           {kernel[0], kernel[1]},
           {padding[0], padding[1]},
           {dilation[0], dilation[1]}};
@@ -121,140 +121,163 @@ size_t element_size(const Tensor& tensor) {
 }
 
 // Levels as kernels read them; `kept` keeps copies alive.
-Levels readable_levels(const Tensors& levels, MemoryFormat format, Tensors& kept) {
+Levels readable_levels(const Checker& check, const Tensors& levels, const Interpolation& how,
+                       const Taps& taps, MemoryFormat format, Tensors& kept) {
+  check_interpolation(check, how, levels.size());
   Levels result;
-  for (const Tensor& level : levels) {
-    kept.push_back(readable(level, format));
-    result.level[result.count++] = view(kept.back());
+  for (size_t l = 0; l < levels.size(); ++l) {
+    kept.push_back(readable(levels[l], format));
+    static_cast<View&>(result.level[l]) = view(kept.back());
+    set_interpolation(check, how, l, taps, result.level[l]);
   }
+  result.count = static_cast<int>(levels.size());
   return result;
 }
 
-Tensor pyramid_concat(const Tensor& x, const Tensors& levels, bool align_corners, bool x_first) {
+// Fresh gradients of levels of sizes (h, w), (h, w), ... with `channels` channels.
+Levels allocate_levels(const Checker& check, const Tensor& grad, const Sizes& sizes,
+                       int64_t channels, const Interpolation& how, const Taps& taps,
+                       MemoryFormat format, Tensors& grads) {
+  check_interpolation(check, how, sizes.size() / 2);
+  Levels result;
+  for (size_t l = 0; 2 * l < sizes.size(); ++l) {
+    grads.push_back(empty({grad.size(0), channels, sizes[2 * l], sizes[2 * l + 1]}, grad, format));
+    static_cast<View&>(result.level[l]) = view(grads.back());
+    set_interpolation(check, how, l, taps, result.level[l]);
+  }
+  result.count = static_cast<int>(sizes.size() / 2);
+  return result;
+}
+
+// The levels one by one, at their places around x.
+Tensor pyramid_concat(const Tensor& x, const Tensors& levels, const Sizes& modes,
+                      const std::vector<double>& ratios, int64_t x_index) {
   const Checker check("pyramid_concat");
-  check.tensor("x", x, "(N, C, H, W)");
-  check_levels(check, "levels", levels, "x", x, kAnyNumber);
+  check.tensor("x", x, 4);
+  check_levels(check, "levels", levels, x, kAnyNumber);
+  const int64_t count = static_cast<int64_t>(levels.size());
+  check.require(x_index >= 0 && x_index <= count, "x_index", "is out of range");
   const MemoryFormat format = memory_format(x);
-  int64_t others = 0;
-  for (const Tensor& level : levels) others += level.size(1);
-  Tensor out = empty({x.size(0), x.size(1) + others, x.size(2), x.size(3)}, x, format);
-  Tensor slice = torch::stable::narrow(out, 1, x_first ? 0 : others, x.size(1));
-  torch::stable::copy_(slice, x);
+  int64_t channels_out = x.size(1);
+  for (const Tensor& level : levels) channels_out += level.size(1);
+  Tensor out = empty({x.size(0), channels_out, x.size(2), x.size(3)}, x, format);
   Tensors kept;
-  const Levels sources = readable_levels(levels, format, kept);
-  const Taps taps{{x.size(2), x.size(3)}, align_corners};
-  int64_t begin = x_first ? x.size(1) : 0;
-  for (int64_t l = 0; l < sources.count; ++l) {
-    const int64_t count = sources.level[l].size[1];
-    const View target = channels(view(out), begin, count, element_size(out));
+  const Taps taps{{x.size(2), x.size(3)}};
+  const Levels sources = readable_levels(check, levels, {modes, ratios}, taps, format, kept);
+  int64_t begin = 0;
+  for (int64_t l = 0; l <= count; ++l) {
+    if (l == x_index) {
+      Tensor slice = torch::stable::narrow(out, 1, begin, x.size(1));
+      torch::stable::copy_(slice, x);
+      begin += x.size(1);
+    }
+    if (l == count) break;
+    const View target = channels(view(out), begin, sources[l].size[1], element_size(out));
     device::execute(
         PyramidAdd{
-            {}, target, {1, {sources.level[l]}}, taps, false, format == MemoryFormat::ChannelsLast},
+            {}, target, {1, {sources[l]}}, taps, false, format == MemoryFormat::ChannelsLast},
         x);
-    begin += count;
+    begin += sources[l].size[1];
   }
   return out;
 }
 
-Tensors pyramid_concat_backward(const Tensor& grad, const Sizes& sizes, bool align_corners,
-                                bool channels_last) {
+// `grad` holds the levels' channels only, side by side.
+Tensors pyramid_concat_backward(const Tensor& grad, const Sizes& sizes, const Sizes& modes,
+                                const std::vector<double>& ratios, bool channels_last) {
   const Checker check("pyramid_concat_backward");
-  check.tensor("grad", grad, "(N, C, H, W)");
+  check.tensor("grad", grad, 4);
   check_sizes(check, sizes, 3);
+  check_interpolation(check, {modes, ratios}, sizes.size() / 3);
   int64_t total = 0;
   for (size_t i = 0; i < sizes.size(); i += 3) total += sizes[i];
   check.size("grad", grad, {grad.size(0), total, grad.size(2), grad.size(3)});
   const MemoryFormat format = format_of(channels_last);
   const Tensor source = readable(grad, format);
-  const Taps taps{{grad.size(2), grad.size(3)}, align_corners};
+  const Taps taps{{grad.size(2), grad.size(3)}};
   Tensors grads;
   int64_t begin = 0;
-  for (size_t i = 0; i < sizes.size(); i += 3) {
-    grads.push_back(empty({grad.size(0), sizes[i], sizes[i + 1], sizes[i + 2]}, grad, format));
-    const View part = channels(view(source), begin, sizes[i], element_size(grad));
-    device::execute(PyramidReduce{part, {}, {}, {1, {view(grads.back())}}, taps, channels_last},
-                    grad);
-    begin += sizes[i];
+  for (size_t l = 0; 3 * l < sizes.size(); ++l) {
+    const int64_t count = sizes[3 * l];
+    grads.push_back(empty({grad.size(0), count, sizes[3 * l + 1], sizes[3 * l + 2]}, grad, format));
+    Levels level{1, {{view(grads.back())}}};
+    set_interpolation(check, {modes, ratios}, l, taps, level[0]);
+    const View part = channels(view(source), begin, count, element_size(grad));
+    device::execute(PyramidAddBackward{part, {}, {}, level, taps, channels_last}, grad);
+    begin += count;
   }
   return grads;
 }
 
-Tensor pyramid_add_relu(const Tensor& x, const Tensors& levels, bool align_corners) {
+Tensor pyramid_add_relu(const Tensor& x, const Tensors& levels, const Sizes& modes,
+                        const std::vector<double>& ratios) {
   const Checker check("pyramid_add_relu");
-  check.tensor("x", x, "(N, C, H, W)");
-  check_levels(check, "levels", levels, "x", x, x.size(1));
+  check.tensor("x", x, 4);
+  check_levels(check, "levels", levels, x, x.size(1));
   const MemoryFormat format = memory_format(x);
   Tensor out = empty(sizes(x), x, format);
   const Tensor map = readable(x, format);
   Tensors kept;
-  const Taps taps{{x.size(2), x.size(3)}, align_corners};
-  device::execute(PyramidAdd{view(map), view(out), readable_levels(levels, format, kept), taps,
-                             true, format == MemoryFormat::ChannelsLast},
-                  x);
+  const Taps taps{{x.size(2), x.size(3)}};
+  const Levels sources = readable_levels(check, levels, {modes, ratios}, taps, format, kept);
+  device::execute(
+      PyramidAdd{view(map), view(out), sources, taps, true, format == MemoryFormat::ChannelsLast},
+      x);
   return out;
 }
 
-// Fresh gradients of the given channels for levels of sizes (h, w), (h, w), ...
-Levels allocate_levels(const Tensor& grad, const Sizes& sizes, int64_t channels,
-                       MemoryFormat format, Tensors& grads) {
-  Levels result;
-  for (size_t i = 0; i < sizes.size(); i += 2) {
-    grads.push_back(empty({grad.size(0), channels, sizes[i], sizes[i + 1]}, grad, format));
-    result.level[result.count++] = view(grads.back());
-  }
-  return result;
-}
-
 Tensors pyramid_add_relu_backward(const Tensor& grad, const Tensor& out, const Sizes& level_sizes,
-                                  bool align_corners) {
+                                  const Sizes& modes, const std::vector<double>& ratios) {
   const Checker check("pyramid_add_relu_backward");
-  check.tensor("out", out, "(N, C, H, W)");
-  check.same_map("grad", grad, "out", out);
+  check.tensor("out", out, 4);
+  check.same_map("grad", grad, out);
   check_sizes(check, level_sizes, 2);
   const MemoryFormat format = memory_format(out);
   const Tensor readable_grad = readable(grad, format), map = readable(out, format);
   Tensors grads{empty(sizes(out), out, format)};
   const View grad_x = view(grads[0]);
-  const Levels levels = allocate_levels(grad, level_sizes, out.size(1), format, grads);
-  const Taps taps{{out.size(2), out.size(3)}, align_corners};
-  device::execute(PyramidReduce{view(readable_grad), view(map), grad_x, levels, taps,
-                                format == MemoryFormat::ChannelsLast},
+  const Taps taps{{out.size(2), out.size(3)}};
+  const Levels levels =
+      allocate_levels(check, grad, level_sizes, out.size(1), {modes, ratios}, taps, format, grads);
+  device::execute(PyramidAddBackward{view(readable_grad), view(map), grad_x, levels, taps,
+                                     format == MemoryFormat::ChannelsLast},
                   out);
   return grads;
 }
 
 Tensor pyramid_taps_add(const Tensor& base, const Tensors& taps, const Sizes& size,
                         const Sizes& kernel, const Sizes& padding, const Sizes& dilation,
-                        bool align_corners) {
+                        const Sizes& modes, const std::vector<double>& ratios) {
   const Checker check("pyramid_taps_add");
-  check.tensor("base", base, "(N, C, H, W)");
-  const Taps geometry =
-      check_kernel(check, size, kernel, padding, dilation, align_corners, "base", base);
-  check_levels(check, "taps", taps, "base", base, kernel[0] * kernel[1] * base.size(1));
+  check.tensor("base", base, 4);
+  const Taps geometry = check_kernel(check, size, kernel, padding, dilation, "base", base);
+  check_levels(check, "taps", taps, base, kernel[0] * kernel[1] * base.size(1));
   const MemoryFormat format = memory_format(base);
   Tensor out = empty(sizes(base), base, format);
   const Tensor map = readable(base, format);
   Tensors kept;
-  device::execute(PyramidAdd{view(map), view(out), readable_levels(taps, format, kept), geometry,
-                             false, format == MemoryFormat::ChannelsLast},
+  const Levels sources = readable_levels(check, taps, {modes, ratios}, geometry, format, kept);
+  device::execute(PyramidAdd{view(map), view(out), sources, geometry, false,
+                             format == MemoryFormat::ChannelsLast},
                   base);
   return out;
 }
 
 Tensors pyramid_taps_add_backward(const Tensor& grad, const Sizes& level_sizes, const Sizes& size,
                                   const Sizes& kernel, const Sizes& padding, const Sizes& dilation,
-                                  bool align_corners, bool channels_last) {
+                                  const Sizes& modes, const std::vector<double>& ratios,
+                                  bool channels_last) {
   const Checker check("pyramid_taps_add_backward");
-  check.tensor("grad", grad, "(N, C, H, W)");
-  const Taps geometry =
-      check_kernel(check, size, kernel, padding, dilation, align_corners, "grad", grad);
+  check.tensor("grad", grad, 4);
+  const Taps geometry = check_kernel(check, size, kernel, padding, dilation, "grad", grad);
   check_sizes(check, level_sizes, 2);
   const MemoryFormat format = format_of(channels_last);
   const Tensor source = readable(grad, format);
   Tensors grads;
+  const int64_t channels = kernel[0] * kernel[1] * grad.size(1);
   const Levels levels =
-      allocate_levels(grad, level_sizes, kernel[0] * kernel[1] * grad.size(1), format, grads);
-  device::execute(PyramidReduce{view(source), {}, {}, levels, geometry, channels_last}, grad);
+      allocate_levels(check, grad, level_sizes, channels, {modes, ratios}, geometry, format, grads);
+  device::execute(PyramidAddBackward{view(source), {}, {}, levels, geometry, channels_last}, grad);
   return grads;
 }
 

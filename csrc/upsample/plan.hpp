@@ -1,4 +1,4 @@
-// The channels_last half of interpolation's adjoint (upsample_backward_pixels.cu).
+// The channels_last half of interpolation's adjoint (add_backward_pixels_cuda.cu).
 #pragma once
 
 #include "upsample/params.hpp"
@@ -7,6 +7,6 @@
 
 namespace stripctx::cuda {
 
-void launch_reduce_pixels(const PyramidReduce& op, Stream stream);
+void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda

@@ -34,7 +34,7 @@ class Cells {
   __device__ void stage(int64_t first, int64_t step) const {
     int64_t base = 0;
     for (int64_t l = 0; l < op_.levels.count; ++l) {
-      const View& level = op_.levels.level[l];
+      const Level& level = op_.levels.level[l];
       const int64_t plane = level.size[2] * level.size[3], cells = tap_cells(op_.taps, level);
       for (int64_t k = first; k < cells; k += step) {
         const int64_t tap = k / plane, i = k % plane / level.size[3], j = k % level.size[3];
@@ -49,7 +49,7 @@ class Cells {
 
   // sum += column j of a level at output row h, under the taps of kernel column dx. `base` counts
   // the cells of the levels before this one.
-  __device__ void add_column(const View& level, int64_t base, int64_t dx, int64_t h, int64_t j,
+  __device__ void add_column(const Level& level, int64_t base, int64_t dx, int64_t h, int64_t j,
                              A (&sum)[M]) const {
     const Axis<A> rows = op_.taps.template axis<A>(level, 0);
     for (int64_t dy = 0; dy < op_.taps.kernel[0]; ++dy) {
@@ -73,7 +73,7 @@ class Cells {
         i * level.stride[2] + j * level.stride[3]);
   }
 
-  __device__ void read(const View& level, int64_t base, int64_t tap, int64_t i, int64_t j,
+  __device__ void read(const Level& level, int64_t base, int64_t tap, int64_t i, int64_t j,
                        A (&value)[M]) const {
     if (is_staged_) {
       const int64_t cell = base + (tap * level.size[2] + i) * level.size[3] + j;

@@ -39,7 +39,7 @@ template <class A>
 struct LevelSamples {
   std::vector<Samples<A>> rows, columns;
 
-  LevelSamples(const Taps& taps, const View& level, int64_t H, int64_t W) {
+  LevelSamples(const Taps& taps, const Level& level, int64_t H, int64_t W) {
     for (int64_t tap = 0; tap < taps.kernel[0]; ++tap) {
       rows.emplace_back(taps.axis<A>(level, 0), taps.offset(0, tap), H);
     }

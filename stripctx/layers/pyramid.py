@@ -99,6 +99,7 @@ class _Pyramid(nn.Module):
         self.mode = mode
         self.align_corners = align_corners
         self.x_first = x_first
+        self.x_index = 0 if x_first else -1
         self.branches = nn.ModuleList()
         for pair in self.bins:
             normed = norm_layer is not None and (global_norm or pair != (1, 1))
@@ -203,7 +204,7 @@ class PyramidPooling(_Pyramid):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.pyramid_concat(
-            x, self.levels(x), align_corners=self.align_corners, x_first=self.x_first
+            x, self.levels(x), align_corners=self.align_corners, x_index=self.x_index
         )
 
 
@@ -285,5 +286,5 @@ class PyramidPoolingConv(_Pyramid):
             self.conv.bias,
             padding=self.conv.kernel_size[0] // 2,
             align_corners=self.align_corners,
-            x_first=self.x_first,
+            x_index=self.x_index,
         )

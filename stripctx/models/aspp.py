@@ -68,7 +68,7 @@ class ASPP(nn.Module):
             conv.bias,
             padding=conv.kernel_size[0] // 2,
             align_corners=True,
-            x_first=False,
+            x_index=-1,
         )
 
     def _branches(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -16,7 +16,7 @@ from stripctx.ops import checks
 from stripctx.ops.batching import over_images
 from stripctx.ops.register import define, save_inputs
 from stripctx.reference import height as reference
-from stripctx.reference.upsample import matrix
+from stripctx.reference.upsample import BILINEAR, matrix
 
 OPS = torch.ops.stripctx
 
@@ -70,7 +70,7 @@ def _backward_gate_backward(ctx: Any, grad_x: Tensor, grad_logits: Tensor) -> tu
     grad, x, logits = ctx.saved_tensors
     gate = torch.sigmoid(logits)
     slope = gate * torch.sigmoid(-logits)
-    rows = matrix(logits.size(2), x.size(2), False, logits)
+    rows = matrix(logits.size(2), x.size(2), BILINEAR, 0.0, logits)
     toward_rows = ((grad_logits * slope) @ rows.T)[..., None]
     to_grad = grad_x * (gate @ rows.T)[..., None] + toward_rows * x
     to_x = toward_rows * grad

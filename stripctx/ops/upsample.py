@@ -1,4 +1,5 @@
-"""The interpolating operators of the pyramid: schemas, fake kernels, autograd formulas, autocast.
+"""The upsample family's operators, which interpolate levels: schemas, fake kernels, autograd
+formulas, autocast, vmap.
 
 Shapes: x, out, grad (N, C, H, W); levels: 1 to 8 maps (N, C_l, h, w), any sizes from 1 up. The
 functions a user calls are in stripctx.functional, the arithmetic in stripctx.reference.upsample.
@@ -64,6 +65,30 @@ def _check_sizes(name: str, sizes: Sequence[int], each: int) -> None:
     _check_most(name, "sizes", sizes, MOST)
 
 
+def _check_interpolation(
+    name: str,
+    modes: Sequence[int],
+    ratios: Sequence[float],
+    cells: Sequence[int],
+    extent: Sequence[int],
+) -> None:
+    """A mode and two ratios for each level, whose `cells` are (h, w), (h, w), ...; no ratio above
+    input size to output size, so that none reads beyond a level."""
+    if len(modes) != len(cells) // 2 or any(mode not in reference.MODES for mode in modes):
+        raise ValueError(
+            f"{name}: modes must hold a code from 0 to {len(reference.MODES) - 1} a level, "
+            f"got {list(modes)}"
+        )
+    if len(ratios) != len(cells):
+        raise ValueError(f"{name}: ratios must hold two numbers a level, got {list(ratios)}")
+    for i, ratio in enumerate(ratios):
+        if ratio != 0 and not 0 < ratio * extent[i % 2] <= cells[i] * (1 + 1e-6):
+            raise ValueError(
+                f"{name}: ratios must be from 0 to input size / output size, got {ratio} for "
+                f"{cells[i]} / {extent[i % 2]}"
+            )
+
+
 def _check_most(name: str, argument: str, values: Sequence[int], most: int) -> None:
     """A symbolic size is not asked: the question would become a bound on what can be exported."""
     if any(isinstance(value, int) and value > most for value in values):
@@ -90,63 +115,89 @@ def _promote(*tensors: Tensor) -> list[Tensor]:
 # gradients from their channels of grad; that of x is a view of grad, as torch.cat's is.
 
 
-def _check_concat(x: Tensor, levels: Sequence[Tensor], align_corners: bool, x_first: bool) -> None:
-    checks.tensor("pyramid_concat", "x", x, "(N, C, H, W)")
-    _check_levels("pyramid_concat", "levels", levels, "x", x)
+def _check_concat(
+    x: Tensor, levels: Sequence[Tensor], modes: Sequence[int], ratios: Sequence[float], x_index: int
+) -> None:
+    name = "pyramid_concat"
+    checks.tensor(name, "x", x, "(N, C, H, W)")
+    _check_levels(name, "levels", levels, "x", x)
+    _check_interpolation(name, modes, ratios, _sizes(levels), x.shape[2:])
+    if not 0 <= x_index <= len(levels):
+        raise ValueError(f"{name}: x_index must be from 0 to {len(levels)}, got {x_index}")
 
 
-def _fake_concat(x: Tensor, levels: Sequence[Tensor], align_corners: bool, x_first: bool) -> Tensor:
+def _fake_concat(x: Tensor, levels: Sequence[Tensor], *interpolation: Any) -> Tensor:
     channels = x.size(1) + sum(level.size(1) for level in levels)
     return empty((x.size(0), channels, *x.shape[2:]), x, memory_format(x))
 
 
 def _save_concat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, levels, ctx.align_corners, ctx.x_first = inputs
+    x, levels, ctx.modes, ctx.ratios, ctx.x_index = inputs
     ctx.channels = x.size(1)
     ctx.sizes = [size for level in levels for size in level.shape[1:]]
     ctx.channels_last = is_channels_last(x)
 
 
 def _backward_concat(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    others = sum(ctx.sizes[::3])
-    first, second = (0, ctx.channels) if ctx.x_first else (others, 0)
+    channels = ctx.sizes[::3]
+    before = sum(channels[: ctx.x_index])
+    of_levels = [
+        grad.narrow(1, 0, before),
+        grad.narrow(1, before + ctx.channels, sum(channels) - before),
+    ]
+    around = [part for part in of_levels if part.size(1) > 0]
     grads = OPS.pyramid_concat_backward(
-        grad.narrow(1, second, others), ctx.sizes, ctx.align_corners, ctx.channels_last
+        around[0] if len(around) == 1 else torch.cat(of_levels, 1),
+        ctx.sizes,
+        ctx.modes,
+        ctx.ratios,
+        ctx.channels_last,
     )
-    return grad.narrow(1, first, ctx.channels), grads, None, None
+    return grad.narrow(1, before, ctx.channels), grads, None, None, None
 
 
 def _autocast_concat(
-    x: Tensor, levels: Sequence[Tensor], align_corners: bool, x_first: bool
+    x: Tensor, levels: Sequence[Tensor], modes: Sequence[int], ratios: Sequence[float], x_index: int
 ) -> tuple[Any, ...]:
     x, *levels = _promote(x, *levels)
-    return x, levels, align_corners, x_first
+    return x, levels, modes, ratios, x_index
 
 
 def _check_concat_backward(
-    grad: Tensor, sizes: Sequence[int], align_corners: bool, channels_last: bool
+    grad: Tensor,
+    sizes: Sequence[int],
+    modes: Sequence[int],
+    ratios: Sequence[float],
+    channels_last: bool,
 ) -> None:
     name = "pyramid_concat_backward"
     checks.tensor(name, "grad", grad, "(N, C, H, W)")
     _check_sizes(name, sizes, 3)
     checks.size(name, "grad", grad, (grad.size(0), sum(sizes[::3]), *grad.shape[2:]))
+    cells = [size for i, size in enumerate(sizes) if i % 3]
+    _check_interpolation(name, modes, ratios, cells, grad.shape[2:])
 
 
 def _fake_concat_backward(
-    grad: Tensor, sizes: Sequence[int], align_corners: bool, channels_last: bool
+    grad: Tensor,
+    sizes: Sequence[int],
+    modes: Sequence[int],
+    ratios: Sequence[float],
+    channels_last: bool,
 ) -> list[Tensor]:
     format = _format(channels_last)
     return [empty((grad.size(0), *sizes[i : i + 3]), grad, format) for i in range(0, len(sizes), 3)]
 
 
 def _save_concat_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    grad, _, ctx.align_corners, _ = inputs
+    grad, _, ctx.modes, ctx.ratios, _ = inputs
     ctx.shape = (grad.size(0), 0, *grad.shape[2:])
 
 
 def _backward_concat_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     map = grads[0].new_empty(ctx.shape)  # no channels: it only says how large
-    return OPS.pyramid_concat(map, list(grads), ctx.align_corners, True), None, None, None
+    to_grad = OPS.pyramid_concat(map, list(grads), ctx.modes, ctx.ratios, 0)
+    return to_grad, None, None, None, None
 
 
 # pyramid_add_relu: out = relu(x + every level at (H, W)). Its backward reads the saved output, not
@@ -154,34 +205,41 @@ def _backward_concat_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 # where recomputing the sum would keep x and interpolate once more. NaN counts as passed.
 
 
-def _check_add_relu(x: Tensor, levels: Sequence[Tensor], align_corners: bool) -> None:
+def _check_add_relu(
+    x: Tensor, levels: Sequence[Tensor], modes: Sequence[int], ratios: Sequence[float]
+) -> None:
     checks.tensor("pyramid_add_relu", "x", x, "(N, C, H, W)")
     _check_levels("pyramid_add_relu", "levels", levels, "x", x, x.size(1))
+    _check_interpolation("pyramid_add_relu", modes, ratios, _sizes(levels), x.shape[2:])
 
 
-def _fake_add_relu(x: Tensor, levels: Sequence[Tensor], align_corners: bool) -> Tensor:
+def _fake_add_relu(x: Tensor, levels: Sequence[Tensor], *interpolation: Any) -> Tensor:
     return empty(tuple(x.shape), x, memory_format(x))
 
 
 def _save_add_relu(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, levels, ctx.align_corners = inputs
+    _, levels, ctx.modes, ctx.ratios = inputs
     ctx.sizes = _sizes(levels)
     ctx.save_for_backward(output)
 
 
 def _backward_add_relu(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (out,) = ctx.saved_tensors
-    grad_x, *grads = OPS.pyramid_add_relu_backward(grad, out, ctx.sizes, ctx.align_corners)
-    return grad_x, grads, None
+    grad_x, *grads = OPS.pyramid_add_relu_backward(grad, out, ctx.sizes, ctx.modes, ctx.ratios)
+    return grad_x, grads, None, None
 
 
-def _autocast_add_relu(x: Tensor, levels: Sequence[Tensor], align_corners: bool) -> tuple[Any, ...]:
+def _autocast_add_relu(x: Tensor, levels: Sequence[Tensor], *interpolation: Any) -> tuple[Any, ...]:
     x, *levels = _promote(x, *levels)
-    return x, levels, align_corners
+    return x, levels, *interpolation
 
 
 def _check_add_relu_backward(
-    grad: Tensor, out: Tensor, sizes: Sequence[int], align_corners: bool
+    grad: Tensor,
+    out: Tensor,
+    sizes: Sequence[int],
+    modes: Sequence[int],
+    ratios: Sequence[float],
 ) -> None:
     name = "pyramid_add_relu_backward"
     checks.tensor(name, "out", out, "(N, C, H, W)")
@@ -189,10 +247,11 @@ def _check_add_relu_backward(
     checks.alike(name, "grad", grad, "out", out)
     checks.size(name, "grad", grad, tuple(out.shape))
     _check_sizes(name, sizes, 2)
+    _check_interpolation(name, modes, ratios, sizes, out.shape[2:])
 
 
 def _fake_add_relu_backward(
-    grad: Tensor, out: Tensor, sizes: Sequence[int], align_corners: bool
+    grad: Tensor, out: Tensor, sizes: Sequence[int], *interpolation: Any
 ) -> list[Tensor]:
     format = memory_format(out)
     levels = [sizes[i : i + 2] for i in range(0, len(sizes), 2)]
@@ -201,7 +260,7 @@ def _fake_add_relu_backward(
 
 
 def _save_add_relu_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, out, _, ctx.align_corners = inputs
+    _, out, _, ctx.modes, ctx.ratios = inputs
     ctx.save_for_backward(out)
 
 
@@ -210,9 +269,9 @@ def _backward_add_relu_backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> tup
     height, width = out.shape[2:]
     one, none = [1, 1], [0, 0]
     total = OPS.pyramid_taps_add(
-        grad_x, list(grads), [height, width], one, none, one, ctx.align_corners
+        grad_x, list(grads), [height, width], one, none, one, ctx.modes, ctx.ratios
     )
-    return torch.where(out <= 0, 0, total), None, None, None
+    return torch.where(out <= 0, 0, total), None, None, None, None
 
 
 # pyramid_taps_add: out = base + for every level and every tap of the kernel, the tap's channels at
@@ -254,12 +313,14 @@ def _check_taps_add(
     kernel: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    align_corners: bool,
+    modes: Sequence[int],
+    ratios: Sequence[float],
 ) -> None:
     name = "pyramid_taps_add"
     checks.tensor(name, "base", base, "(N, C, H, W)")
     _check_kernel(name, size, kernel, padding, dilation, "base", base)
     _check_levels(name, "taps", taps, "base", base, kernel[0] * kernel[1] * base.size(1))
+    _check_interpolation(name, modes, ratios, _sizes(taps), size)
 
 
 def _fake_taps_add(base: Tensor, taps: Sequence[Tensor], *geometry: Any) -> Tensor:
@@ -274,7 +335,7 @@ def _save_taps_add(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_taps_add(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grads = OPS.pyramid_taps_add_backward(grad, ctx.sizes, *ctx.geometry, ctx.channels_last)
-    return grad, grads, None, None, None, None, None
+    return grad, grads, None, None, None, None, None, None
 
 
 def _autocast_taps_add(base: Tensor, taps: Sequence[Tensor], *geometry: Any) -> tuple[Any, ...]:
@@ -289,13 +350,15 @@ def _check_taps_add_backward(
     kernel: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    align_corners: bool,
+    modes: Sequence[int],
+    ratios: Sequence[float],
     channels_last: bool,
 ) -> None:
     name = "pyramid_taps_add_backward"
     checks.tensor(name, "grad", grad, "(N, C, H, W)")
     _check_kernel(name, size, kernel, padding, dilation, "grad", grad)
     _check_sizes(name, sizes, 2)
+    _check_interpolation(name, modes, ratios, sizes, size)
 
 
 def _fake_taps_add_backward(
@@ -305,7 +368,8 @@ def _fake_taps_add_backward(
     kernel: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    align_corners: bool,
+    modes: Sequence[int],
+    ratios: Sequence[float],
     channels_last: bool,
 ) -> list[Tensor]:
     format = _format(channels_last)
@@ -324,11 +388,12 @@ def _save_taps_add_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tens
 def _backward_taps_add_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     zeros = grads[0].new_zeros(ctx.shape)
     to_grad = OPS.pyramid_taps_add(zeros, list(grads), *ctx.geometry)
-    return to_grad, None, None, None, None, None, None, None
+    return to_grad, None, None, None, None, None, None, None, None
 
 
 define(
-    "pyramid_concat(Tensor x, Tensor[] levels, bool align_corners, bool x_first) -> Tensor",
+    "pyramid_concat(Tensor x, Tensor[] levels, int[] modes, float[] ratios, SymInt x_index)"
+    " -> Tensor",
     check=_check_concat,
     reference=reference.pyramid_concat,
     fake=_fake_concat,
@@ -338,7 +403,8 @@ define(
     autocast=_autocast_concat,
 )
 define(
-    "pyramid_concat_backward(Tensor grad, SymInt[] sizes, bool align_corners, bool channels_last)"
+    "pyramid_concat_backward(Tensor grad, SymInt[] sizes, int[] modes, float[] ratios,"
+    " bool channels_last)"
     " -> Tensor[]",
     check=_check_concat_backward,
     reference=reference.pyramid_concat_backward,
@@ -348,7 +414,7 @@ define(
     vmap=over_images,
 )
 define(
-    "pyramid_add_relu(Tensor x, Tensor[] levels, bool align_corners) -> Tensor",
+    "pyramid_add_relu(Tensor x, Tensor[] levels, int[] modes, float[] ratios) -> Tensor",
     check=_check_add_relu,
     reference=reference.pyramid_add_relu,
     fake=_fake_add_relu,
@@ -358,8 +424,8 @@ define(
     autocast=_autocast_add_relu,
 )
 define(
-    "pyramid_add_relu_backward(Tensor grad, Tensor out, SymInt[] sizes, bool align_corners)"
-    " -> Tensor[]",
+    "pyramid_add_relu_backward(Tensor grad, Tensor out, SymInt[] sizes, int[] modes,"
+    " float[] ratios) -> Tensor[]",
     check=_check_add_relu_backward,
     reference=reference.pyramid_add_relu_backward,
     fake=_fake_add_relu_backward,
@@ -369,7 +435,7 @@ define(
 )
 define(
     "pyramid_taps_add(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
-    " SymInt[] padding, SymInt[] dilation, bool align_corners) -> Tensor",
+    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios) -> Tensor",
     check=_check_taps_add,
     reference=reference.pyramid_taps_add,
     fake=_fake_taps_add,
@@ -380,7 +446,8 @@ define(
 )
 define(
     "pyramid_taps_add_backward(Tensor grad, SymInt[] sizes, SymInt[] size, SymInt[] kernel,"
-    " SymInt[] padding, SymInt[] dilation, bool align_corners, bool channels_last) -> Tensor[]",
+    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios,"
+    " bool channels_last) -> Tensor[]",
     check=_check_taps_add_backward,
     reference=reference.pyramid_taps_add_backward,
     fake=_fake_taps_add_backward,

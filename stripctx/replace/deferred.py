@@ -84,7 +84,7 @@ class Pyramid(Deferred):
         self.x = x
         self.version = _version(x)
         self.levels = levels
-        self.how = {"align_corners": align_corners, "x_first": x_first}
+        self.how: dict[str, Any] = {"align_corners": align_corners, "x_index": 0 if x_first else -1}
 
     def make(self) -> Tensor:
         self.check()

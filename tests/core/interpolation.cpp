@@ -1,5 +1,5 @@
-// csrc/upsample/params.hpp bound to NumPy: an axis' samples, and the positions that read a cell.
-#include "upsample/params.hpp"
+// csrc/core/interpolation.hpp bound to NumPy: an axis' samples, and the positions that read a cell.
+#include "core/interpolation.hpp"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -10,8 +10,8 @@ namespace {
 
 // (positions, 2) cells and (positions, 2) weights.
 template <class A>
-py::tuple samples(int64_t cells, int64_t extent, bool align_corners) {
-  const stripctx::Axis<A> axis(cells, extent, align_corners);
+py::tuple samples(int64_t cells, int64_t extent, int64_t mode, double ratio) {
+  const stripctx::Axis<A> axis(cells, extent, static_cast<stripctx::Mode>(mode), ratio);
   py::array_t<int64_t> index({extent, int64_t{2}});
   py::array_t<A> weight({extent, int64_t{2}});
   for (int64_t p = 0; p < extent; ++p) {
@@ -26,8 +26,8 @@ py::tuple samples(int64_t cells, int64_t extent, bool align_corners) {
 
 // (cells, extent): the weight of every cell at every position, by `weight` inside [begin, end).
 template <class A>
-py::array_t<A> transpose(int64_t cells, int64_t extent, bool align_corners) {
-  const stripctx::Axis<A> axis(cells, extent, align_corners);
+py::array_t<A> transpose(int64_t cells, int64_t extent, int64_t mode, double ratio) {
+  const stripctx::Axis<A> axis(cells, extent, static_cast<stripctx::Mode>(mode), ratio);
   py::array_t<A> matrix({cells, extent});
   for (int64_t i = 0; i < cells; ++i) {
     for (int64_t p = 0; p < extent; ++p) {

@@ -1,4 +1,4 @@
-"""Interpolation weights (csrc/upsample/params.hpp) against torch.nn.functional.interpolate, and
+"""Interpolation weights (csrc/core/interpolation.hpp) against torch.nn.functional.interpolate, and
 their transpose against themselves."""
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ SIZES = (1, 2, 3, 5, 6, 12, 20, 33, 60, 97, 301)
 
 each_size = pytest.mark.parametrize("extent", SIZES)
 each_cells = pytest.mark.parametrize("cells", SIZES)
-each_alignment = pytest.mark.parametrize("align_corners", [True, False])
+MODES = ("bilinear", "aligned", "nearest", "nearest-exact")  # in the order of Mode
+each_mode = pytest.mark.parametrize("mode", range(len(MODES)), ids=MODES)
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +33,37 @@ def matrix(index: np.ndarray, weight: np.ndarray, cells: int) -> np.ndarray:
     return result
 
 
-def torch_matrix(cells: int, extent: int, align_corners: bool, dtype: torch.dtype) -> np.ndarray:
+def torch_matrix(cells: int, extent: int, mode: int, dtype: torch.dtype) -> np.ndarray:
     """The same by interpolating the rows of the identity."""
     identity = torch.eye(cells, dtype=dtype)[None]
-    rows = F.interpolate(identity, extent, mode="linear", align_corners=align_corners)
-    return rows[0].T.numpy()
+    if mode > 1:  # of maps: of lines torch takes the nearest in another type
+        columns = F.interpolate(identity.float()[..., None], (extent, 1), mode=MODES[mode])
+        return columns[0, :, :, 0].T.numpy()
+    return F.interpolate(identity, extent, mode="linear", align_corners=mode == 1)[0].T.numpy()
 
 
 @each_cells
 @each_size
-@each_alignment
-def test_weights_are_torchs(core: ModuleType, cells: int, extent: int, align_corners: bool) -> None:
+@each_mode
+def test_weights_are_torchs(core: ModuleType, cells: int, extent: int, mode: int) -> None:
     for samples, dtype, error in (
         (core.samples64, torch.float64, 1e-12),
         (core.samples32, torch.float32, 4e-7 * cells),
     ):
-        index, weight = samples(cells, extent, align_corners)
+        index, weight = samples(cells, extent, mode, 0.0)
         ours = matrix(index, weight, cells)
-        assert np.abs(ours - torch_matrix(cells, extent, align_corners, dtype)).max() <= error
+        assert np.abs(ours - torch_matrix(cells, extent, mode, dtype)).max() <= error
         assert index.min() >= 0 and index.max() < cells
         assert (np.diff(index, axis=0) >= 0).all()  # the kernels walk along
 
 
 @each_cells
 @each_size
-@each_alignment
-def test_transpose_is_exact(core: ModuleType, cells: int, extent: int, align_corners: bool) -> None:
+@each_mode
+def test_transpose_is_exact(core: ModuleType, cells: int, extent: int, mode: int) -> None:
     for samples, transpose in (
         (core.samples64, core.transpose64),
         (core.samples32, core.transpose32),
     ):
-        index, weight = samples(cells, extent, align_corners)
-        assert np.array_equal(
-            transpose(cells, extent, align_corners).T, matrix(index, weight, cells)
-        )
+        index, weight = samples(cells, extent, mode, 0.0)
+        assert np.array_equal(transpose(cells, extent, mode, 0.0).T, matrix(index, weight, cells))

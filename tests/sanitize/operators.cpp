@@ -35,13 +35,20 @@ const Sizes kBins = {{1, 1}, {2, 3}, {16, 1}, {3, 17}};
 const Sizes kCells = {{1, 1}, {2, 3}, {6, 17}};
 constexpr int64_t kKernel[2] = {3, 1}, kPadding[2] = {2, 0}, kDilation[2] = {2, 1};
 
-Taps plain(const Sample& s, bool align_corners) {
-  return {{s.height(), s.width()}, align_corners};
+Taps plain(const Sample& s) {
+  return {{s.height(), s.width()}};
+}
+
+// Levels in every mode by turns; one with a ratio of its own.
+Levels mixed(Levels levels) {
+  for (int l = 0; l < levels.count; ++l) levels[l].mode = static_cast<Mode>((l + 1) % kModes);
+  levels[0].ratio[1] = 0.25 * static_cast<double>(levels[0].size[3]) / 100;
+  return levels;
 }
 
 // A kernel whose result has the size of the map.
 Taps tall(const Sample& s) {
-  Taps taps = plain(s, true);
+  Taps taps = plain(s);
   std::copy_n(kKernel, 2, taps.kernel);
   std::copy_n(kPadding, 2, taps.padding);
   std::copy_n(kDilation, 2, taps.dilation);
@@ -83,41 +90,42 @@ const Operator kOperators[] = {
      }},
     {"pyramid_concat",
      [](Sample& s) {
-       const Levels levels = s.levels(kCells);
+       const Levels levels = mixed(s.levels(kCells));
        const View out = s.double_map_result();
        for (const int k : {0, 1}) {
          s.execute(PyramidAdd{
-             {}, s.half(out, k), {1, {levels[k + 1]}}, plain(s, false), false, s.channels_last()});
+             {}, s.half(out, k), {1, {levels[k + 1]}}, plain(s), false, s.channels_last()});
        }
      }},
     {"pyramid_concat_backward",
      [](Sample& s) {
-       s.execute(PyramidReduce{
-           s.map(), {}, {}, s.levels_result(kCells), plain(s, false), s.channels_last()});
+       s.execute(PyramidAddBackward{
+           s.map(), {}, {}, mixed(s.levels_result(kCells)), plain(s), s.channels_last()});
      }},
     {"pyramid_add_relu",
      [](Sample& s) {
-       s.execute(PyramidAdd{s.map(), s.map_result(), s.levels(kCells), plain(s, true), true,
+       s.execute(PyramidAdd{s.map(), s.map_result(), mixed(s.levels(kCells)), plain(s), true,
                             s.channels_last()});
      }},
     {"pyramid_add_relu_backward",
      [](Sample& s) {
-       s.execute(PyramidReduce{s.map(), s.map(), s.map_result(), s.levels_result(kCells),
-                               plain(s, true), s.channels_last()});
+       s.execute(PyramidAddBackward{s.map(), s.map(), s.map_result(),
+                                    mixed(s.levels_result(kCells)), plain(s), s.channels_last()});
      }},
     {"pyramid_taps_add",
      [](Sample& s) {
-       s.execute(PyramidAdd{s.map(), s.map_result(), s.levels(kCells, kKernel[0] * kKernel[1]),
-                            tall(s), false, s.channels_last()});
+       s.execute(PyramidAdd{s.map(), s.map_result(),
+                            mixed(s.levels(kCells, kKernel[0] * kKernel[1])), tall(s), false,
+                            s.channels_last()});
      }},
     {"pyramid_taps_add_backward",
      [](Sample& s) {
-       s.execute(PyramidReduce{s.map(),
-                               {},
-                               {},
-                               s.levels_result(kCells, kKernel[0] * kKernel[1]),
-                               tall(s),
-                               s.channels_last()});
+       s.execute(PyramidAddBackward{s.map(),
+                                    {},
+                                    {},
+                                    mixed(s.levels_result(kCells, kKernel[0] * kKernel[1])),
+                                    tall(s),
+                                    s.channels_last()});
      }},
     {"row_gate",
      [](Sample& s) {
