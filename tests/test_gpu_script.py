@@ -128,7 +128,8 @@ def test_a_stage_over_its_limit_keeps_its_lines_and_leaves_nothing(tmp_path: Pat
         "import signal, subprocess, sys, time; from benchmarks import gpu_cases;"
         "gpu_cases.record(case='one', status='passed');"
         "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True));"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        " stderr=-3);"
         "print(child.pid, flush=True); [time.sleep(1) for _ in range(60)]"
     )
     runner = Runner(tmp_path / "gpu.jsonl", budget=60)

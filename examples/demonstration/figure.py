@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks import plots
-from examples.tour import study_figure
-from examples.tour.training import Study
+from examples import figures
+from examples.demonstration import training_figure
+from examples.demonstration.training import Study
 
 INK, FAINT, ROWS, COLUMNS = "#222222", "#8A8A8A", "#0072B2", "#D55E00"
-STYLE = plots.STYLE | {"text.color": INK, "axes.labelcolor": INK}
+STYLE = figures.STYLE | {"text.color": INK, "axes.labelcolor": INK}
 
 # Inches.
 WIDTH, MARGIN, GAP = 13.0, 0.4, 0.5
@@ -91,7 +91,7 @@ def compose(content: Content) -> Figure:
     maps = TITLE + 0.3 + height + LEGEND + 0.45
     bars = maps + map_height + PROFILE + 0.65
     lower = bars + BARS + 0.45
-    page = Page(lower + (study_figure.HEIGHT if content.study else 0) + 0.1)
+    page = Page(lower + (training_figure.HEIGHT if content.study else 0) + 0.1)
     page.text(MARGIN, 0.22, "One picture through strip pooling", fontsize=15, weight="bold")
 
     _picture(page.axes(MARGIN, TITLE + 0.3, width, height), content.image, "The picture")
@@ -100,12 +100,12 @@ def compose(content: Content) -> Figure:
     _gate(page, second, maps, map_width, map_height, content)
     indent = 1.0
     axes = page.axes(MARGIN + indent, bars, half - indent, BARS)
-    plots.bars(axes, content.times, "ms", f"Time of {content.measured}")
+    figures.bars(axes, content.times, "ms", f"Time of {content.measured}")
     if content.peaks:
         axes = page.axes(second + indent, bars, half - indent, BARS)
-        plots.bars(axes, content.peaks, "MiB", f"Peak memory of {content.measured}")
+        figures.bars(axes, content.peaks, "MiB", f"Peak memory of {content.measured}")
     if content.study:
-        study_figure.draw(page, MARGIN, lower, WIDTH - 2 * MARGIN, content.study)
+        training_figure.draw(page, MARGIN, lower, WIDTH - 2 * MARGIN, content.study)
     page.text(MARGIN, page.height - 0.3, content.footnote, fontsize=7.5, color=FAINT)
     return page.figure
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 import stripctx
-from benchmarks import compare, plots
+from examples import figures
+from examples.demonstration import plain
+from examples.demonstration.measure import Measured, measure
 from stripctx import functional, reference
 
 BOUND = 1e-5  # of max |fused - reference| / max |reference|, float32 against float64
@@ -25,14 +30,14 @@ def check(console: Console, layer: stripctx.StripPooling, features: Tensor) -> f
         rows, cols = layer.bn1(layer.conv1(rows)), layer.bn2(layer.conv2(cols))
     gate_arguments = [features, rows, cols, layer.conv3.weight, layer.conv3.bias]
     worst = {"forward": 0.0, "gradients": 0.0}
-    for fused, plain, arguments in (
+    for fused, formula, arguments in (
         (functional.strip_pool, reference.strip.strip_pool, [features]),
         (functional.strip_gate, reference_gate, gate_arguments),
     ):
         ours = [value.detach().clone().requires_grad_() for value in arguments]
         exact = [value.detach().double().requires_grad_() for value in arguments]
-        results = compare.bind(fused, ours, "fwd+bwd")()
-        expected = compare.bind(plain, exact, "fwd+bwd")()
+        results = with_gradients(fused, ours)
+        expected = with_gradients(formula, exact)
         for index, (value, truth) in enumerate(zip(results, expected, strict=True)):
             kind = "gradients" if index >= len(results) - len(arguments) else "forward"
             error = ((value.double() - truth).abs().max() / truth.abs().max()).item()
@@ -51,39 +56,44 @@ def reference_gate(x: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, bias: 
     return reference.strip.sigmoid_gate(x, torch.nn.functional.conv2d(hidden, weight), bias)
 
 
-def measure(
+def with_gradients(function: Callable[..., Any], arguments: Sequence[Tensor]) -> list[Tensor]:
+    """Results, and the gradients of the sum of their squares."""
+    outputs = function(*arguments)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    total = sum(output.square().sum() for output in outputs)
+    return [*outputs, *torch.autograd.grad(total, list(arguments))]
+
+
+def against_plain(
     console: Console, layer: stripctx.StripPooling, features: Tensor, with_compile: bool
-) -> compare.Comparison:
+) -> Measured:
     """Forward, then forward and backward; prints the table and returns the latter."""
     layer = copy.deepcopy(layer)
-    x = features.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    found: dict[str, compare.Comparison] = {}
+    eager = partial(plain.strip_pooling, layer)
+    candidates: dict[str, Callable[[Tensor], Tensor]] = {"fused": layer, "eager": eager}
+    if with_compile:
+        candidates["compile"] = torch.compile(eager)
+    parameters = list(layer.parameters())
     with console.status("measuring, compiling the peer"):
-        for mode in compare.MODES:
-            found[mode] = compare.compare(layer, [x], mode=mode, with_compile=with_compile)
-    table = Table(
-        title=f"StripPooling on {' x '.join(map(str, x.shape))}, medians", title_justify="left"
-    )
+        layer.eval()
+        forward = measure(candidates, features, parameters, backward=False)
+        layer.train()
+        both = measure(candidates, features, parameters, backward=True)
+    shape = " x ".join(map(str, features.shape))
+    table = Table(title=f"StripPooling on {shape}, medians", title_justify="left")
     table.add_column("")
     for heading in ("forward", "forward + backward", "peak memory"):
         table.add_column(heading, justify="right")
-    last = found["fwd+bwd"]
-    for name in last.times:
-        times = [
-            f"{each.times[name].median * 1e3:.2f} ms"
-            for each in found.values()
-            if name in each.times
-        ]
-        peak = last.peaks[name]
-        memory = "unknown" if peak is None else f"{peak / 2**20:.1f} MiB"
-        table.add_row(plots.LABELS[name], *times, memory)
+    for name in both.times:
+        times = [f"{each.median(name) * 1e3:.2f} ms" for each in (forward, both)]
+        table.add_row(figures.LABELS[name], *times, f"{both.peaks[name] / 2**20:.1f} MiB")
     console.print(table)
-    spread = max(t.p80 / t.p20 for each in found.values() for t in each.times.values())
+    spread = max(forward.spread, both.spread)
     if spread > BUSY:
         console.print(f"[yellow]This machine is busy: times vary by a factor of {spread:.1f}.[/]")
-    for name, why in last.failures.items():
-        console.print(f"{plots.LABELS[name]} is not in the table: {why}")
-    return last
+    for name, why in both.failures.items():
+        console.print(f"{figures.LABELS[name]} is not in the table: {why}")
+    return both
 
 
 @torch.no_grad()

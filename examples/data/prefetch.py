@@ -1,4 +1,4 @@
-"""Reads ahead in threads, within bounded memory."""
+"""Prefetches in threads, within bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def read_ahead(read: Callable[[int], T], indices: Iterable[int], readers: int) -> Iterator[T]:
+def prefetch(read: Callable[[int], T], indices: Iterable[int], readers: int) -> Iterator[T]:
     """What `read` gives for each, in order, at most twice as many at once as there are readers."""
     with ThreadPoolExecutor(max(1, readers)) as pool:
         waiting: deque[Future[T]] = deque()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from benchmarks import plots
+from examples.demonstration.training import FUSED, PLAIN, WITHOUT, Study
+from examples.figures import bars as draw_bars
 from examples.figures import label_map
-from examples.tour.training import FUSED, PLAIN, WITHOUT, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from examples.tour.figure import Page
+    from examples.demonstration.figure import Page
 
 HEIGHT = 5.6  # inches that it takes
 GAP = 0.18
@@ -47,7 +47,7 @@ def draw(page: Page, left: float, top: float, width: float, study: Study) -> Non
     indent = 0.52 * width + 1.75
     bars = page.axes(left + indent, lower + 0.35, width - indent, 0.75)
     times = {name: seconds * 1e3 for name, seconds in study.times.items()}
-    plots.bars(bars, times, "ms", "Time of its context module")
+    draw_bars(bars, times, "ms", "Time of its context module")
     page.text(
         left + indent - 0.95,
         lower + 1.35,

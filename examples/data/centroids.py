@@ -1,10 +1,10 @@
 """Where the classes lie in the scenes of a dataset, for crops to be drawn around them.
 
 Every scene is cut into square tiles, from its top left corner; a class that a tile holds has its
-place there, at the mean row and column of its pixels in that tile: HANet's class-uniform sampling
-(as released; Choi et al., CVPR 2020). A class scattered over a tile may lie around its place.
+centroid there, the mean row and column of its pixels in that tile: HANet's class-uniform sampling
+(as released; Choi et al., CVPR 2020). A class scattered over a tile may lie around its centroid.
 
-Places are int32 (M, 4), a row each: the scene's number, the class, the row and the column of a
+Centroids are int32 (M, 4), a row each: the scene's number, the class, the row and the column of a
 pixel. They are in the order of the scenes, in a scene by tiles, in a tile by classes.
 """
 
@@ -23,11 +23,11 @@ NONE = np.empty((0, 4), np.int32)
 
 
 def of_scene(number: int, labels: np.ndarray, classes: int, tile: int) -> np.ndarray:
-    """The places of one scene.
+    """The centroids of one scene.
 
     Args:
         number: of the scene.
-        labels: uint8 (H, W); values from `classes` on have no places.
+        labels: uint8 (H, W); values from `classes` on have no centroids.
         classes: K.
         tile: the side of a tile, in pixels. The last of a row or column may be smaller.
 
@@ -54,28 +54,28 @@ def of_scene(number: int, labels: np.ndarray, classes: int, tile: int) -> np.nda
 
 
 def joined(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Places of several scenes, in the order of the scenes."""
+    """Centroids of several scenes, in the order of the scenes."""
     together = np.concatenate([NONE, *parts])
     return together[np.argsort(together[:, 0], kind="stable")]
 
 
 def version(labels: str, tile: int) -> str:
-    """What places were found in, as a file of theirs keeps it: `labels` is `Scenes.version`."""
+    """What centroids were found in, as a file of theirs keeps it: `labels` is `Scenes.version`."""
     return hashlib.sha256(f"{labels} {tile}".encode()).hexdigest()
 
 
-def save(path: Path, places: np.ndarray, found_in: str) -> None:
+def save(path: Path, centroids: np.ndarray, found_in: str) -> None:
     """Replaces `path` in one step."""
     with replaced(path) as file:
-        np.savez_compressed(file, places=places, found_in=np.array(found_in))
+        np.savez_compressed(file, centroids=centroids, found_in=np.array(found_in))
 
 
 def read(path: Path, found_in: str) -> np.ndarray | None:
-    """What `save` wrote of this version; None where there is no such file, or a broken one: places
+    """What `save` wrote of this version; None where there is no such file, or a broken one: they
     can be found again."""
     try:
         with np.load(path, allow_pickle=False) as kept:
-            places, known = kept["places"], str(kept["found_in"])
+            centroids, known = kept["centroids"], str(kept["found_in"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None
-    return places if known == found_in and places.shape[1:] == (4,) else None
+    return centroids if known == found_in and centroids.shape[1:] == (4,) else None

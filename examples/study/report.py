@@ -10,7 +10,7 @@ import matplotlib as mpl
 import matplotlib.ticker
 from rich.table import Table
 
-from benchmarks import plots
+from examples import figures
 
 LABELS = {
     "fcn": "FCN",
@@ -66,7 +66,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     entries = result["entries"]
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         for name, runs in by_network(entries).items():

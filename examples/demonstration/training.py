@@ -1,4 +1,4 @@
-"""The end of the tour: a small network learns generated street scenes, without its context module,
+"""The end of the demo: a small network learns generated street scenes, without its context module,
 with it, and with it on plain PyTorch in place of the fused kernels.
 
 The network is PSPNet's on a backbone whose features see 15 x 15 pixels; without the pyramid it is
@@ -13,17 +13,18 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
-from benchmarks import compare, peers
 from examples.data.augment import normalise, to_tensor
 from examples.data.pairs import Scene
+from examples.demonstration import plain
+from examples.demonstration.measure import Measured, measure
 from examples.inference import View
 from examples.training import log, recipe
 from examples.training.trainer import Trainer
@@ -102,7 +103,7 @@ def study(console: Console, seconds: float) -> Study:
         scores={label: trainer.scores["miou"] for label, trainer in trainers.items()},
         first_gap=max(DIGITS, first_gap),
         mean_gap=mean_gap,
-        times={name: samples.median for name, samples in measured.times.items()},
+        times={name: measured.median(name) for name in measured.times},
         features=" x ".join(map(str, shape)),
     )
 
@@ -118,7 +119,7 @@ def _settings(label: str, steps: int) -> recipe.Recipe:
 
 def _train(label: str, folder: Path, steps: int, console: Console | None) -> Trainer:
     trainer = Trainer(_settings(label, steps), _run(folder, label), console=console, title=label)
-    with peers.installed() if label == PLAIN else contextlib.nullcontext():
+    with plain.instead() if label == PLAIN else contextlib.nullcontext():
         trainer.run()
     return trainer
 
@@ -146,14 +147,13 @@ def _predict(trainer: Trainer, scene: Scene) -> np.ndarray:
     return view.classes(trainer.network.eval(), scene.image).byte().numpy()
 
 
-def _measure(trainer: Trainer) -> tuple[compare.Comparison, tuple[int, ...]]:
+def _measure(trainer: Trainer) -> tuple[Measured, tuple[int, ...]]:
     """A copy of the context module, on features of scenes, forward and backward."""
     network, scenes = trainer.network.eval(), trainer.examples.scenes
-    context: nn.Module = copy.deepcopy(network.head[0])
+    context = copy.deepcopy(network.head[0]).train()
     images = [to_tensor(scenes[index].image) for index in range(RECIPE["train"]["batch"])]
     with torch.no_grad():
         features = network.extract(normalise(torch.stack(images), trainer.recipe.augmentation))[-1]
-    found = compare.compare(
-        context, [features.requires_grad_()], mode="fwd+bwd", with_compile=False
-    )
+    candidates = {"fused": context, "eager": partial(plain.pyramid_pooling_conv, context)}
+    found = measure(candidates, features, list(context.parameters()), backward=True)
     return found, tuple(features.shape)

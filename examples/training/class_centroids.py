@@ -1,4 +1,4 @@
-"""Finds where the classes lie in all scenes: once, by all processes, and kept beside the run."""
+"""Finds where the classes lie in all scenes, once, by all processes, and kept beside the run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from examples.data import places
-from examples.data.ahead import read_ahead
+from examples.data import centroids
 from examples.data.labels import DataError
 from examples.data.pairs import Scenes
+from examples.data.prefetch import prefetch
 from examples.training.processes import Processes
 
-PLACES = "places.npz"
+CENTROIDS = "centroids.npz"
 
 
-def survey(
+def find_centroids(
     scenes: Scenes,
     tile: int,
     folder: Path,
@@ -27,10 +27,10 @@ def survey(
     console: Console | None = None,
     readers: int = 2,
 ) -> np.ndarray:
-    """The places of every class in every scene, as `examples.data.places` describes them.
+    """The centroids of every class in every scene, as `examples.data.centroids` describes them.
 
-    From places.npz in the run's folder, where it was found in these labels; else every label file
-    is read, shared out to the processes, and the file written.
+    From centroids.npz in the run's folder, where it was found in these labels; else every label
+    file is read, shared out to the processes, and the file written.
 
     Args:
         tile: the side of a tile, in pixels.
@@ -41,10 +41,10 @@ def survey(
     Raises:
         DataError: in every process, where one of them finds a broken label file.
     """
-    path, kept = folder / PLACES, None
+    path, kept = folder / CENTROIDS, None
     if processes.first:
-        found_in = places.version(scenes.version(), tile)
-        kept = places.read(path, found_in)
+        found_in = centroids.version(scenes.version(), tile)
+        kept = centroids.read(path, found_in)
     kept = processes.share(kept)
     if kept is not None:
         return kept
@@ -59,21 +59,21 @@ def survey(
     for each in together:
         if isinstance(each, DataError):
             raise each
-    every = places.joined(part for parts in together for part in parts)
+    every = centroids.joined(part for parts in together for part in parts)
     if processes.first:
-        places.save(path, every, found_in)
+        centroids.save(path, every, found_in)
     return every
 
 
 def _own(
     scenes: Scenes, tile: int, processes: Processes, console: Console | None, readers: int
 ) -> Iterator[np.ndarray]:
-    """The places of this process's scenes, scene by scene."""
+    """The centroids of this process's scenes, scene by scene."""
     classes = len(scenes.labelling.classes)
     own = range(processes.rank, len(scenes), processes.size)
 
     def find(number: int) -> np.ndarray:
-        return places.of_scene(number, scenes.labels(number), classes, tile)
+        return centroids.of_scene(number, scenes.labels(number), classes, tile)
 
     with Progress(
         TextColumn("looking for the classes"),
@@ -84,4 +84,4 @@ def _own(
         console=console,
         disable=console is None or not console.is_terminal,
     ) as bar:
-        yield from bar.track(read_ahead(find, own, readers), len(own))
+        yield from bar.track(prefetch(find, own, readers), len(own))

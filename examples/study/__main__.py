@@ -1,31 +1,34 @@
 """Does context help? Five networks with one backbone, from random weights, on real road scenes:
 
-    python -m benchmarks.camvid --data PATH                      three seeds to convergence, a GPU
-    python -m benchmarks.camvid --data PATH --budget short       one seed, a CPU
+    python -m examples.study --data PATH                        three seeds to convergence, a GPU
+    python -m examples.study --data PATH --budget short         one seed, a CPU
 
 PATH holds CamVid with SegNet's split: train/images, train/labels, val/images, val/labels. All
 networks have the same recipe, seeds and number of steps; no result picks a checkpoint. Killed at
-any moment, the same command goes on. The table, the curves and every number are written to
-benchmarks/results/camvid; runs of other networks and seeds that stand there are kept.
+any moment, the same command goes on. Every number is written to examples/study/results, the curves
+beside the checkpoints; runs of other networks and seeds that stand there are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
-from benchmarks import machine, results
-from benchmarks.camvid import report
+from examples.data.files import replaced
 from examples.data.labels import DataError
+from examples.study import report
 from examples.training import log, processes, recipe
 from examples.training.trainer import StoppedError, Trainer
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 # resnet18 has no bottlenecks for strip pooling: what is compared of SPNet is its mixed pooling
 NETWORKS: dict[str, dict[str, Any]] = {
     "fcn": {},
@@ -74,24 +77,34 @@ def main(arguments: list[str] | None = None) -> int:
             trainer = Trainer(run.settings(budget, options.data), folder, here, console)
             trainer.run()
         except (recipe.RecipeError, DataError) as refusal:
-            print(f"camvid: {refusal}", file=sys.stderr)
+            print(f"study: {refusal}", file=sys.stderr)
             return 2
         except StoppedError as stop:
             console.print(f"{stop}; the same command goes on", highlight=False)
             return 3
         entries.append(entry(run, trainer))
-    path = results.FOLDER / "camvid" / f"{budget}.json"
-    facts = {**machine.describe(here.device.type), "recipe": shared(budget)}
-    results.write(path, facts, together(path, facts["recipe"], entries))
-    found = results.read(path)
-    report.draw(found, path.with_suffix(".svg"))
+    path = RESULTS / f"{budget}.json"
+    facts = {"torch": torch.__version__, "device": here.device.type, "recipe": shared(budget)}
+    found = {"machine": facts, "entries": together(path, facts["recipe"], entries)}
+    write(path, found)
+    curves = options.runs / f"{budget}.svg"
+    report.draw(found, curves)
     console.print(report.table(found["entries"]))
-    console.print(f"[bold]Wrote {path} and {path.with_suffix('.svg').name}[/]")
+    console.print(f"[bold]Wrote {path} and {curves}[/]")
     return 0
 
 
+def write(path: Path, found: dict[str, Any]) -> None:
+    """One run a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine, entries = json.dumps(found["machine"], indent=1), map(json.dumps, found["entries"])
+    lines = ",\n".join(entries)
+    with replaced(path) as file:
+        file.write(f'{{"machine": {machine},\n"entries": [\n{lines}\n]}}\n'.encode())
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.camvid", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("--budget", choices=("short", "long"), default="long")
@@ -115,7 +128,7 @@ def together(
     path: Path, settings: dict[str, Any], entries: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The entries and those of other runs by the same recipe in the file, by network and seed."""
-    before = results.read(path) if path.exists() else {"machine": {}, "entries": []}
+    before = json.loads(path.read_text()) if path.exists() else {"machine": {}, "entries": []}
     kept = before["entries"] if before["machine"].get("recipe") == settings else []
     known = {(each["network"], each["seed"]): each for each in [*kept, *entries]}
     order = list(NETWORKS)

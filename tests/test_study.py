@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,9 +12,8 @@ import scene_files
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks import results  # noqa: E402
-from benchmarks.camvid import __main__ as camvid  # noqa: E402
-from benchmarks.camvid import report  # noqa: E402
+from examples.study import __main__ as camvid  # noqa: E402
+from examples.study import report  # noqa: E402
 from examples.training import recipe  # noqa: E402
 from stripctx import models  # noqa: E402
 
@@ -31,9 +31,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scene_files.write_camvid(tmp_path / "camvid", list(range(12)))
     (tmp_path / "short.yaml").write_text(SMALL)
     monkeypatch.setattr(camvid, "HERE", tmp_path)
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(camvid, "RESULTS", tmp_path / "results")
     data, runs = tmp_path / "camvid", tmp_path / "runs"
     return ["--data", str(data), "--budget", "short", "--runs", str(runs), "--device", "cpu"]
+
+
+def networks_in(path: Path) -> list[str]:
+    return [each["network"] for each in json.loads(path.read_text())["entries"]]
 
 
 def test_the_study_writes_numbers_and_curves(
@@ -42,8 +46,8 @@ def test_the_study_writes_numbers_and_curves(
     assert camvid.main([*study, "--seeds", "0", "1"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("mIoU", "cyclist", "±"))
-    path = tmp_path / "results" / "camvid" / "short.json"
-    found = results.read(path)
+    path = tmp_path / "results" / "short.json"
+    found = json.loads(path.read_text())
     assert [(each["network"], each["seed"]) for each in found["entries"]] == [
         (name, seed) for name in camvid.NETWORKS for seed in (0, 1)
     ]
@@ -53,22 +57,25 @@ def test_the_study_writes_numbers_and_curves(
         assert entry["validation"]["steps"] == [1, 2]
         assert entry["miou"] == pytest.approx(entry["validation"]["miou"][-1], abs=1e-5)
         assert len(entry["iou"]) == 11
-    assert path.with_suffix(".svg").read_text().count("<svg") == 1
+    assert (tmp_path / "runs" / "short.svg").read_text().count("<svg") == 1
     assert str(tmp_path) not in path.read_text()
 
 
 def test_the_study_goes_on_where_it_was(study: list[str], tmp_path: Path) -> None:
     """Runs that are complete are not trained again, and results of other runs are kept."""
-    path = tmp_path / "results" / "camvid" / "short.json"
+    path = tmp_path / "results" / "short.json"
     assert camvid.main([*study, "--networks", "encnet"]) == 0
     assert camvid.main([*study, "--networks", "fcn"]) == 0
-    assert [each["network"] for each in results.read(path)["entries"]] == ["fcn", "encnet"]
+    assert networks_in(path) == [
+        "fcn",
+        "encnet",
+    ]
     logs = sorted((tmp_path / "runs").rglob("log.csv"))
     before = [each.read_text() for each in logs]
     assert len(before) == 2
     assert camvid.main(study) == 0
     assert [each.read_text() for each in logs] == before
-    assert [each["network"] for each in results.read(path)["entries"]] == list(camvid.NETWORKS)
+    assert networks_in(path) == list(camvid.NETWORKS)
 
 
 def test_results_of_another_recipe_are_not_kept(study: list[str], tmp_path: Path) -> None:
@@ -76,8 +83,8 @@ def test_results_of_another_recipe_are_not_kept(study: list[str], tmp_path: Path
     (tmp_path / "short.yaml").write_text(SMALL.replace("batch: 2", "batch: 1"))
     other = [*study, "--networks", "spnet", "--runs", str(tmp_path / "other")]
     assert camvid.main(other) == 0
-    path = tmp_path / "results" / "camvid" / "short.json"
-    assert [each["network"] for each in results.read(path)["entries"]] == ["spnet"]
+    path = tmp_path / "results" / "short.json"
+    assert networks_in(path) == ["spnet"]
 
 
 def test_the_study_names_what_is_missing(
@@ -85,7 +92,7 @@ def test_the_study_names_what_is_missing(
 ) -> None:
     study[1] = "nowhere"
     assert camvid.main(study) == 2
-    assert capsys.readouterr().err == "camvid: nowhere/train/images: there is no such folder\n"
+    assert capsys.readouterr().err == "study: nowhere/train/images: there is no such folder\n"
 
 
 @pytest.mark.parametrize("budget", ["short", "long"])
