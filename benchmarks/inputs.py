@@ -67,6 +67,7 @@ def inputs(
         return convolution, [x, levels(PSP_BINS, branch), weight, tensor(branch)]
     aligned: dict[str, Callable[[], list[Tensor]]] = {
         "pyramid_concat": lambda: levels(PSP_BINS, branch),
+        "pyramid_add": lambda: [tensor(batch, channels, -(-height // 2), -(-width // 2))],
         "pyramid_add_relu": lambda: levels(MPM_BINS, channels),
     }
     if operator in aligned:

@@ -116,12 +116,16 @@ def pyramid_concat(
     return torch.cat(maps, 1)
 
 
-def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
+def pyramid_add(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
     first, *others = (_enlarge(level, x, align_corners) for level in levels)
     out = x + first
     for other in others:
         out = out.add_(other)
-    return out.relu_()
+    return out
+
+
+def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
+    return pyramid_add(x, levels, align_corners=align_corners).relu_()
 
 
 def pyramid_conv(
@@ -148,6 +152,7 @@ PEERS: dict[str, Callable[..., Any]] = {
     "channel_gate": channel_gate,
     "pyramid_pool": pyramid_pool,
     "pyramid_concat": pyramid_concat,
+    "pyramid_add": pyramid_add,
     "pyramid_add_relu": pyramid_add_relu,
     "pyramid_conv": pyramid_conv,
     "row_pool": row_pool,

@@ -12,6 +12,7 @@ FAMILY = Family(
     "upsample",
     {
         "pyramid_concat": (HALF, QUARTER, WHOLE),
+        "pyramid_add": ((1, 256, 60, 60), (1, 256, 96, 96)),
         "pyramid_add_relu": ((1, 256, 60, 60), (1, 256, 96, 96)),
         "pyramid_conv": (WHOLE, QUARTER),
     },
