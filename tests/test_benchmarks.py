@@ -319,7 +319,7 @@ def test_comparison_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_cuda_seconds", measuring._cpu_seconds)
     monkeypatch.setattr(memory, "peak_extra_bytes", lambda run, device: 7)
     function, arguments = inputs("strip_gate", SIZE, torch.float32, torch.channels_last)
-    found = compare.compare(
+    compare.compare(
         function, arguments, mode="fwd+bwd", floor=floor, device="cuda", with_compile=False
     )
     size = sum(value.nbytes for value in arguments)
@@ -348,7 +348,7 @@ def test_runs_of_several_calls_are_divided() -> None:
 
 
 def test_a_gpu_gets_larger_batches() -> None:
-    family = Family({"strip_pool": ((1, 512, 60, 60), (2, 64, 9, 9))})
+    family = Family("strip", {"strip_pool": ((1, 512, 60, 60), (2, 64, 9, 9))})
     one, eight = list(family.cases()), list(family.cases(batch=8))
     assert [replace(case, shape=(case.shape[0] * 8, *case.shape[1:])) for case in one] == eight
 
