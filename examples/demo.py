@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts
+import torch  # noqa: E402
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -98,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
             measured="StripPooling, forward and backward",
             footnote=f"Features {' x '.join(map(str, features.shape))}, float32, channels_last. "
             f"Fused against reference in float64: at most {error:.1e} apart. "
-            f"stripctx {stripctx.__version__}, {extension.backend()} kernels; "
+            f"stripctx {stripctx.__version__}, {kernels()} kernels; "
             f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
             study=study,
         ),
@@ -135,6 +137,13 @@ def tell_kernels(console: Console) -> None:
         console.print(f"[bold]{name}[/] {state}", highlight=False)
     if not status.libraries:
         console.print(f"[bold]{status.backend}[/] kernels in PyTorch, by STRIPCTX_BACKEND")
+
+
+def kernels() -> str:
+    """Those that run."""
+    status = extension.status()
+    native = any(library.loaded for library in status.libraries.values())
+    return "native" if native and status.backend == "auto" else status.backend
 
 
 def tell_study(console: Console, seconds: float) -> training.Study:

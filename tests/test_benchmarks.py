@@ -474,3 +474,12 @@ def test_every_function_and_layer_is_measured() -> None:
 
 def test_facts_name_no_host_and_no_folder() -> None:
     assert all(word not in json.dumps(machine.describe()) for word in ("/home", "/root", "/work"))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_benchmarks_and_examples_stand_apart(folder: str) -> None:
+    other = "examples" if folder == "benchmarks" else "benchmarks"
+    imports = re.compile(rf"^\s*(from|import) {other}\b", re.MULTILINE)
+    paths = list((REPOSITORY / folder).rglob("*.py"))
+    assert len(paths) > 10
+    assert not [path for path in paths if imports.search(path.read_text())]
