@@ -6,8 +6,8 @@
 # make compilers   the CPU kernels' results, built by each of g++ and clang that is on PATH
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
-# make demo        the five-minute tour: builds the kernels, trains small networks, draws demo.png
-# make bench       measures everything against plain PyTorch on this machine: tables and plots
+# make demo        builds the kernels, trains small networks, draws demo.png, in five minutes
+# make bench       measures everything against plain PyTorch on this machine, for the tables
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
 
 PYTHON ?= python3
@@ -18,6 +18,7 @@ FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tes
 FAMILY_FILES = $(wildcard tests/test_$(FAMILY).py tests/test_layers_$(FAMILY).py)
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 PYTEST := $(RUN) -m pytest --numprocesses 2
+MEASURED := strip pyramid upsample height encoding networks
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup test quick check compilers lint format sanitize cuda-check demo bench gpu clean
@@ -78,7 +79,7 @@ demo: setup
 	$(RUN) examples/demo.py $(if $(IMAGE),--image "$(IMAGE)")
 
 bench: setup
-	$(RUN) -m pytest benchmarks
+	for family in $(MEASURED); do $(RUN) -m benchmarks.$$family || exit 1; done
 	$(RUN) -m benchmarks.report
 
 gpu:
