@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts
-import torch  # noqa: E402
+import torch
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
