@@ -275,7 +275,7 @@ def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
     assert plain.steps == 12 and curve(tmp_path / "plain") != curve(tmp_path / "whole")
     stopped = Trainer(recipe, tmp_path / "stopped")
     stop_after(stopped, 5)
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match="after step 5 of 12"):
         stopped.run()
     (tmp_path / "stopped" / CENTROIDS).unlink()  # a kill may leave none
     train(recipe, tmp_path / "stopped")

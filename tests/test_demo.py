@@ -23,6 +23,8 @@ from examples.demonstration import network, training  # noqa: E402
 from examples.street import scenes  # noqa: E402
 from examples.training.trainer import Trainer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def run_demo(
     folder: Path, *arguments: str, training: str = "0"

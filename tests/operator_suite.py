@@ -1,6 +1,6 @@
 """The tests that every family of operators passes, on every backend. A family names its cases:
 
-    class TestStrip(Contract):
+    class TestStrip(OperatorSuite):
         kernels = (POOL, ADD_RELU, GATE)
         compositions = (STRIP_GATE,)
         refusals = [(function, arguments, words), ...]
@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import battery
+import operator_checks
 import pytest
 import torch
-from battery import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from operator_checks import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
 from torch import Tensor
 
 Refusal = tuple[Callable[..., Any], tuple[Any, ...], str]
@@ -29,7 +29,7 @@ any_format = pytest.mark.parametrize("layout", FORMATS)
 SMALL, ODD, PLAIN = (2, 3, 4, 5), (2, 9, 6, 11), (2, 5, 6, 7)
 
 
-class Contract:
+class OperatorSuite:
     kernels: ClassVar[tuple[Case, ...]]  # one operator each
     compositions: ClassVar[tuple[Case, ...]] = ()  # of several operators, libraries' among them
     refusals: ClassVar[list[Refusal]]
@@ -68,7 +68,7 @@ class Contract:
     def test_against_float64(
         self, kernel: Case, shape: Shape, dtype: torch.dtype, layout: str
     ) -> None:
-        battery.check_float64(kernel, shape, dtype, layout)
+        operator_checks.check_float64(kernel, shape, dtype, layout)
 
     @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
     @any_format
@@ -76,48 +76,52 @@ class Contract:
         self, composition: Case, dtype: torch.dtype, layout: str
     ) -> None:
         for shape in (PLAIN, (1, 3, 13, 12), (1, 2, 11, 9)):
-            battery.check_float64(composition, shape, dtype, layout)
+            operator_checks.check_float64(composition, shape, dtype, layout)
 
     @any_dtype
     @pytest.mark.parametrize("layout", ODD_LAYOUTS)
     def test_any_strides(self, typical_kernel: Case, dtype: torch.dtype, layout: str) -> None:
-        battery.check_float64(typical_kernel, ODD, dtype, layout)
+        operator_checks.check_float64(typical_kernel, ODD, dtype, layout)
 
     def test_mixed_layouts(self, typical_kernel: Case) -> None:
-        battery.check_mixed_layouts(typical_kernel, ODD)
+        operator_checks.check_mixed_layouts(typical_kernel, ODD)
 
     def test_keeps_the_format(self, case: Case) -> None:
-        battery.check_format(case, ODD, torch.float32)
+        operator_checks.check_format(case, ODD, torch.float32)
 
+    @pytest.mark.slow
     def test_gradients(self, case: Case) -> None:
-        battery.check_gradients(case, SMALL)
+        operator_checks.check_gradients(case, SMALL)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_same_bits(self, typical_kernel: Case, layout: str) -> None:
-        battery.check_bits(typical_kernel, self.large, torch.float32, layout)
+        operator_checks.check_bits(typical_kernel, self.large, torch.float32, layout)
 
     @any_format
     def test_nan_and_infinity_spread(self, spreading_kernel: Case, layout: str) -> None:
-        battery.check_nonfinite(spreading_kernel, PLAIN, layout)
+        operator_checks.check_nonfinite(spreading_kernel, PLAIN, layout)
 
+    @pytest.mark.slow
     @any_format
     def test_compile(self, case: Case, layout: str) -> None:
-        battery.check_compile(case, PLAIN, layout)
+        operator_checks.check_compile(case, PLAIN, layout)
 
+    @pytest.mark.slow
     def test_export(self, case: Case) -> None:
-        battery.check_export(case, PLAIN)
+        operator_checks.check_export(case, PLAIN)
 
     def test_vmap(self, typical_kernel: Case) -> None:
-        battery.check_vmap(typical_kernel, SMALL)
+        operator_checks.check_vmap(typical_kernel, SMALL)
 
     def test_forward_mode_is_refused(self, typical_kernel: Case) -> None:
-        battery.check_refusals_of_forward_mode(typical_kernel, SMALL)
+        operator_checks.check_refusals_of_forward_mode(typical_kernel, SMALL)
 
     @pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
     @any_format
     def test_cuda_graph(self, case: Case, layout: str) -> None:
-        battery.check_cuda_graph(case, ODD, layout)
+        operator_checks.check_cuda_graph(case, ODD, layout)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
     def test_opcheck(self, operator: Any, layout: str) -> None:
         arguments = tuple(leaf(a) for a in self.samples(layout)[operator])
@@ -126,8 +130,8 @@ class Contract:
     def test_refuses(self, refusal: Refusal) -> None:
         """In the same words from the kernels and from the fake kernels."""
         function, arguments, words = refusal
-        battery.raises(ValueError, words, lambda: function(*arguments))
-        battery.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))
+        operator_checks.raises(ValueError, words, lambda: function(*arguments))
+        operator_checks.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))
 
 
 def leaf(argument: Any) -> Any:

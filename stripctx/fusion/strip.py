@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.layers import MixedPooling
-from stripctx.replace import deferred
-from stripctx.replace.fused import (
+from stripctx.fusion import lazy, scope
+from stripctx.fusion.module import (
     Fused,
     UnknownModuleError,
     convolution,
@@ -20,6 +19,7 @@ from stripctx.replace.fused import (
     part,
     up_aligned,
 )
+from stripctx.layers import MixedPooling
 
 
 class SPBlockRecipe(Fused):
@@ -28,7 +28,6 @@ class SPBlockRecipe(Fused):
     names = ("SPBlock",)
     upstream = "SPNet"
     functions = "strip_pool, strip_add_relu"
-    deferring = False  # whether the sigmoid may wait for its product
 
     @classmethod
     def check(cls, module: Any) -> None:
@@ -51,12 +50,12 @@ class SPBlockRecipe(Fused):
         )
 
     def forward(self, x: Tensor) -> Any:
-        if self.steps_aside():
+        if self.steps_aside(x):
             return super().forward(x)
         rows, cols = functional.strip_pool(x)
         both = functional.strip_add_relu(self.bn1(self.conv1(rows)), self.bn2(self.conv2(cols)))
-        gate = deferred.Gate(self.conv3(both))
-        return gate if self.deferring else gate.tensor()
+        gate = lazy.Gate(self.conv3(both))
+        return gate if scope.is_open() else gate.tensor()  # it waits for its product
 
 
 # The children that are called, and what the others, whose work is done elsewhere, may be.
@@ -103,7 +102,7 @@ class StripPoolingRecipe(Fused):
         return all(idle(pool, nn.AdaptiveAvgPool2d) for pool in pools)
 
     def forward(self, x: Tensor) -> Any:
-        if self.steps_aside():
+        if self.steps_aside(x):
             return super().forward(x)
         mixed = torch.cat([self._short(self.conv1_1(x)), self._long(self.conv1_2(x))], 1)
         return torch.relu_(x + self.conv3(mixed))

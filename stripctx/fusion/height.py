@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.replace.fused import Fused, UnknownModuleError, idle, part
+from stripctx.fusion.module import Fused, UnknownModuleError, idle, part
 
 
 class HANetRecipe(Fused):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.replace.fused import Fused, UnknownModuleError, example, flag, part
+from stripctx.fusion.module import Fused, UnknownModuleError, example, flag, part
 
 
 class EncodingRecipe(Fused):
@@ -38,7 +38,7 @@ class EncodingRecipe(Fused):
         return True
 
     def forward(self, x: Tensor) -> Any:
-        if self.steps_aside():
+        if self.steps_aside(x):
             return super().forward(x)
         return functional.encode(x, self.codewords, self.scale)
 
@@ -75,7 +75,7 @@ class EncodingEncModule(ContextRecipe):
             part(module, "selayer")
 
     def forward(self, x: Tensor) -> Any:
-        if self.steps_aside():
+        if self.steps_aside(x):
             return super().forward(x)
         encoded = self.encoding(x)
         features = functional.channel_gate(x, self.fc(encoded))
@@ -89,7 +89,7 @@ class MmsegEncModule(ContextRecipe):
     projection = "encoding_project.conv"
 
     def forward(self, x: Tensor) -> Any:
-        if self.steps_aside():
+        if self.steps_aside(x):
             return super().forward(x)
         encoded = self.encoding(self.encoding_project(x)).mean(dim=1)
         return encoded, functional.channel_gate(x, self.fc(encoded))

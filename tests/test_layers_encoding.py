@@ -6,12 +6,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import battery
+import operator_checks
 import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, FORMATS
+from operator_checks import DEVICE, FORMATS
 from torch import Tensor, nn
 
 from stripctx import ContextEncoding, EncodingLayer
@@ -47,7 +47,7 @@ def soften(module: nn.Module) -> None:
 
 def assert_same(value: Tensor | None, expected: Tensor | None, tolerance: float = 1e-11) -> None:
     assert value is not None and expected is not None
-    assert battery.relative_error(value, expected) < tolerance
+    assert operator_checks.relative_error(value, expected) < tolerance
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -57,7 +57,7 @@ def test_context_equals_plain(training: bool, layout: str, reduction: str) -> No
     layer = ContextEncoding(8, 5, 6, reduction=reduction).to(DEVICE).double().train(training)
     soften(layer)
     other = copy.deepcopy(layer)
-    x = battery.make((3, 8, 9, 7), torch.float64, layout).requires_grad_()
+    x = operator_checks.make((3, 8, 9, 7), torch.float64, layout).requires_grad_()
     y = x.detach().clone().requires_grad_()
     out, expected = layer(x), plain_context(other, y)
     for values in (out, expected):
@@ -96,7 +96,7 @@ def test_scale_dropout() -> None:
     torch.manual_seed(3)
     drawn = -torch.rand(4, dtype=torch.float64, device=DEVICE)
     assert_same(first, plain_encoding(layer, x, drawn))
-    assert battery.relative_error(layer(x), first) > 1e-3
+    assert operator_checks.relative_error(layer(x), first) > 1e-3
     first.sum().backward()
     assert layer.codewords.grad.any() and layer.scale is None
     half = torch.full((4,), -0.5, dtype=torch.float64, device=DEVICE)
@@ -108,7 +108,7 @@ def test_scale_dropout() -> None:
     assert list(layer.state_dict()) == ["codewords"]
     whole = ContextEncoding(3, 5, 4, scale_dropout=True)
     whole.load_state_dict(PyTorchEncoding(3, 5, 4).state_dict(), strict=True)
-    battery.raises(
+    operator_checks.raises(
         RuntimeError, "scale", lambda: EncodingLayer(3, 4).load_state_dict(layer.state_dict())
     )
 
@@ -264,15 +264,19 @@ def test_layer_refuses() -> None:
         ((0, 4), "EncodingLayer: in_channels must be positive, got 0"),
         ((8, 0), "EncodingLayer: num_codes must be positive, got 0"),
     ):
-        battery.raises(ValueError, words, lambda a=arguments: EncodingLayer(*a))
-    battery.raises(ValueError, "num_classes must be positive", lambda: ContextEncoding(8, 0))
+        operator_checks.raises(ValueError, words, lambda a=arguments: EncodingLayer(*a))
+    operator_checks.raises(
+        ValueError, "num_classes must be positive", lambda: ContextEncoding(8, 0)
+    )
     words = "se_loss or gated must be true, got neither"
-    battery.raises(ValueError, words, lambda: ContextEncoding(8, 3, se_loss=False, gated=False))
-    battery.raises(
+    operator_checks.raises(
+        ValueError, words, lambda: ContextEncoding(8, 3, se_loss=False, gated=False)
+    )
+    operator_checks.raises(
         ValueError,
         'reduction must be "mean" or "sum", got \'max\'',
         lambda: ContextEncoding(8, 3, reduction="max"),
     )
     wrong = torch.zeros(2, 7, 4, 5, device=DEVICE)
     words = "codewords must have shape (4, 7), got (4, 8)"
-    battery.raises(ValueError, words, lambda: EncodingLayer(8, 4).to(DEVICE)(wrong))
+    operator_checks.raises(ValueError, words, lambda: EncodingLayer(8, 4).to(DEVICE)(wrong))

@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stripctx.fusion import find, scope
+
 
 class UnknownModuleError(Exception):
     """Why a recipe leaves a module alone, in words for the report."""
 
 
 class Fused(nn.Module):
-    """What every recipe is: the `forward` of a module of somebody else's class, found by that name.
+    """What every recipe is: the `forward` of a module of somebody else's class.
 
     A recipe is never constructed. It comes before the module's own class in the generated one, so
     that `super().forward` is the module's own, and `self` has the attributes of that class.
     """
 
-    names: ClassVar[tuple[str, ...]]  # of the classes it may replace
+    names: ClassVar[tuple[str, ...]]  # of the classes that it knows
     upstream: ClassVar[str]
     functions: ClassVar[str]  # what it computes with
     own: ClassVar[type[nn.Module]]  # set in the generated class: the module's own class
@@ -52,11 +54,11 @@ class Fused(nn.Module):
         """Whether nobody watches the children that are not called. `idle` says who does."""
         raise NotImplementedError
 
-    def steps_aside(self) -> bool:
+    def steps_aside(self, *args: Any) -> bool:
         """Whether the module's own forward has to run: also where what becomes of it does not know
-        our operators, ONNX and TorchScript."""
+        our operators, ONNX, TorchScript and torch.fx, whose proxies are among `args`."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if tracing or torch.onnx.is_in_onnx_export():
+        if tracing or torch.onnx.is_in_onnx_export() or _has_proxy(args):
             return True
         try:
             return not self.unnoticed()
@@ -77,6 +79,47 @@ class Fused(nn.Module):
 
 def _again(make: Any, recipe: type[Fused], own: type[nn.Module], *arguments: Any) -> Any:
     return make(generated(recipe, own), *arguments)
+
+
+class Scope(Fused):
+    """A module in which interpolated maps wait: its own forward, in a scope."""
+
+    names = ()
+    upstream = "torch"
+    functions = "pyramid_conv, pyramid_add"
+    catches: ClassVar[bool] = True  # what F.interpolate gives
+
+    @classmethod
+    def check(cls, module: Any) -> None:
+        if "checkpoint" in find.names(module):
+            raise UnknownModuleError(
+                "its forward uses checkpointing, which may hide a map's gradient from a promise"
+            )
+
+    def unnoticed(self) -> bool:
+        """A hook on a module inside would be handed promises."""
+        return not any(map(_hooked, self.modules()))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.steps_aside(*args, *kwargs.values()):
+            return super().forward(*args, **kwargs)
+        return scope.run(super().forward, args, kwargs, self.catches)
+
+
+class Boundary(Scope):
+    """A module that calls one in which interpolated maps wait: they may reach it, and go no
+    further."""
+
+    catches = False
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 _GENERATED: dict[tuple[type, type], type[Fused]] = {}
@@ -111,18 +154,18 @@ def become(module: nn.Module, kind: type[nn.Module]) -> None:
         raise UnknownModuleError(f"its class cannot change: {error}") from error
 
 
+def _has_proxy(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_has_proxy(one) for one in value)
+    return isinstance(value, torch.fx.Proxy)
+
+
 def idle(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a child's call may be left out: it is of one of the kinds, if any are given, has no
     hooks, and its forward is its class's."""
     if kinds and type(module) not in kinds:
         return False
-    hooks = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-    return not hooks and "forward" not in vars(module)
+    return not _hooked(module) and "forward" not in vars(module)
 
 
 def part(module: nn.Module, path: str, *kinds: type[nn.Module]) -> Any:
