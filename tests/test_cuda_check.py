@@ -49,6 +49,7 @@ def test_stack_and_spills_fail(
     assert "wrong.cu: " in captured.err and "on sm_80: " in captured.err and "bytes" in captured.err
 
 
+@pytest.mark.slow
 @needs_nvcc
 @needs_cuobjdump
 def test_the_table_of_known_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +72,7 @@ def test_the_table_of_known_kernels(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(printed) == 1 + len(kernels)
 
 
+@pytest.mark.slow
 @needs_nvcc
 @needs_cuobjdump
 def test_computed_packs_are_stored_whole(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
 # Killed and resumed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -> None:
     """Killed after some steps, between checkpoints, with the process that reads for it, as by a
