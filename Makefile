@@ -3,10 +3,11 @@
 # make quick       in minutes: what is not marked slow, on the native kernels
 # make check       FAMILY=strip (pyramid, upsample, height, encoding): one family on each kind
 # make lint        formatters and static checks
+# make compilers   the CPU kernels' results, built by each of g++ and clang that is on PATH
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
-# make demo        the five-minute tour: builds the kernels, trains small networks, draws demo.png
-# make bench       measures everything against plain PyTorch on this machine: tables and plots
+# make demo        builds the kernels, trains small networks, draws demo.png, in five minutes
+# make bench       measures everything against plain PyTorch on this machine, for the tables
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
 
 PYTHON ?= python3
@@ -17,9 +18,10 @@ FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tes
 FAMILY_FILES = $(wildcard tests/test_$(FAMILY).py tests/test_layers_$(FAMILY).py)
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 PYTEST := $(RUN) -m pytest --numprocesses 2
+MEASURED := strip pyramid upsample height encoding networks
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup test quick check lint format sanitize cuda-check demo bench gpu clean
+.PHONY: setup test quick check compilers lint format sanitize cuda-check demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +48,15 @@ check: setup
 	STRIPCTX_BACKEND=reference $(PYTEST) $(FAMILY_FILES)
 	STRIPCTX_BACKEND=emulated $(PYTEST) $(FAMILY_FILES)
 
+# Installs none. One that is there and cannot build the kernels, or gives other numbers, is a failure.
+COMPILERS ?= $(notdir $(shell for one in g++ $(addprefix g++-,11 12 13 14 15) \
+	clang++ $(addprefix clang++-,14 15 16 17 18 19 20 21); do command -v $$one; done))
+
+compilers: setup
+	for one in $(COMPILERS); do echo "== $$one"; CXX=$$one STRIPCTX_BACKEND=native \
+		OMP_WAIT_POLICY=passive $(RUN) -m pytest -q -k "against_float64 or same_bits" \
+		$(FAMILIES) || exit 1; done
+
 sanitize: setup
 	$(RUN) -m pytest tests/test_sanitize.py
 
@@ -68,7 +79,7 @@ demo: setup
 	$(RUN) examples/demo.py $(if $(IMAGE),--image "$(IMAGE)")
 
 bench: setup
-	$(RUN) -m pytest benchmarks
+	for family in $(MEASURED); do $(RUN) -m benchmarks.$$family || exit 1; done
 	$(RUN) -m benchmarks.report
 
 gpu:

@@ -497,7 +497,9 @@ def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> 
             ):
                 torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-11)
                 grad = torch.randn_like(want)
-                gradients = [torch.autograd.grad(y, level, grad)[0] for y in (ours, want)]
+                gradients = [
+                    torch.autograd.grad(y, level, grad, retain_graph=True)[0] for y in (ours, want)
+                ]
                 torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 

@@ -3,17 +3,12 @@
 // read cells that lie in two, so that with AVX-512 one permutation fetches a vector of them.
 #pragma once
 
+#include "cpu/shuffle.hpp"
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace detail {
-
-// An integer for every lane of Vec<A>.
-template <class A>
-using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-template <class A>
-using IndexVec = typename VectorOf<Index<A>>::type;
 
 #if defined(__AVX512F__)
 constexpr bool kPermutes = true;
@@ -39,8 +34,8 @@ class ColumnInterpolation {
         const Sample<A>& sample = columns[i];
         block.near = block.near && sample.second - block.base < 2 * lanes;
         block.inside[i - w] = -1;
-        block.first[i - w] = static_cast<detail::Index<A>>(sample.first - block.base);
-        block.second[i - w] = static_cast<detail::Index<A>>(sample.second - block.base);
+        block.first[i - w] = static_cast<Index<A>>(sample.first - block.base);
+        block.second[i - w] = static_cast<Index<A>>(sample.second - block.base);
         block.first_weight[i - w] = sample.first_weight;
         block.second_weight[i - w] = sample.second_weight;
       }
@@ -74,7 +69,7 @@ class ColumnInterpolation {
     int64_t base;
     int low, high;
     bool near;
-    detail::IndexVec<A> inside, first, second;
+    IndexVec<A> inside, first, second;
     Vec<A> first_weight, second_weight;
   };
 
@@ -82,13 +77,13 @@ class ColumnInterpolation {
   [[gnu::always_inline]] static void write_near(const Block& block, const T* cells, int64_t stride,
                                                 int64_t rows, A* out, int64_t out_stride,
                                                 bool add) {
-    const detail::IndexVec<A> inside = block.inside, first = block.first, second = block.second;
+    const IndexVec<A> inside = block.inside, first = block.first, second = block.second;
     const Vec<A> first_weight = block.first_weight, second_weight = block.second_weight;
     const int low_count = block.low, high_count = block.high;
     for (int64_t row = 0; row < rows; ++row, cells += stride, out += out_stride) {
       const Vec<A> low = load(cells, low_count), high = load(cells + kLanes<A>, high_count);
-      Vec<A> value = first_weight * __builtin_shuffle(low, high, first) +
-                     second_weight * __builtin_shuffle(low, high, second);
+      Vec<A> value = first_weight * permute<A>(low, high, first) +
+                     second_weight * permute<A>(low, high, second);
       value = inside ? value : Vec<A>{};
       store(out, add ? load(out) + value : value);
     }
