@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(1024, 2) spills(const float* x, float* out) {
 """
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("source", [USES_STACK, SPILLS], ids=["stack", "spill"])
 def test_stack_and_spills_fail(
