@@ -18,7 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stripctx import fuse, unfuse
 from stripctx.fusion import cost
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's, of which there are many
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # upstream's, of which there are many
+]
 every_case = pytest.mark.parametrize("name", CASES)
 CONVOLUTIONS = ("stripctx.pyramid_taps_add",)
 SUMS = ("stripctx.pyramid_add", "stripctx.pyramid_add_relu")
