@@ -425,9 +425,16 @@ def pyramid_conv(
         else:
             each_tap = part.permute(2, 3, 0, 1).reshape(-1, part.size(1), 1, 1)
             taps.append(F.conv2d(map, each_tap))
+    whole = [(map, part) for map, part in whole if map.size(1) > 0] or whole[:1]
     of_whole, parts = zip(*whole, strict=True)
-    if len(whole) == 1:
-        out = F.conv2d(x, parts[0], bias, padding=pads, dilation=steps)
+    if of_whole[0].size(1) == 0 and taps:  # all that is convolved is small
+        sides = [x.size(2 + d) + 2 * pads[d] - steps[d] * (weight.size(2 + d) - 1) for d in (0, 1)]
+        shape = (x.size(0), weight.size(0), *sides)
+        like = taps[0]
+        out = like.new_zeros(()) if bias is None else bias.to(like.dtype)[:, None, None]
+        out = out.expand(shape)
+    elif len(whole) == 1:
+        out = F.conv2d(of_whole[0], parts[0], bias, padding=pads, dilation=steps)
     else:
         out = F.conv2d(
             torch.cat(of_whole, 1), torch.cat(parts, 1), bias, padding=pads, dilation=steps
