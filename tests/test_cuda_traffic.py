@@ -33,8 +33,8 @@ USUAL_SHARED = 48 * 1024
 # The levels of a channels_last pyramid in half types do not fit a block together: each reads the
 # gradient by itself, a level of 20 x 20 cell by cell.
 MOST: dict[str | tuple[str, str], float] = {
-    "pyramid_add_relu_backward": 2.6,
-    "pyramid_taps_add_backward": 3.7,
+    ("pyramid_add_relu_backward", "bfloat16"): 2.6,
+    ("pyramid_taps_add_backward", "bfloat16"): 3.7,
     "strip_pool_backward": 1.3,
     "strip_add_relu": 1.3,
     "strip_add_relu_backward": 1.3,
