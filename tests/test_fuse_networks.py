@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from stripctx import functional, fuse, unfuse
 from stripctx.fusion import cost
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's, of which there are many
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # upstream's, of which there are many
+]
 every_case = pytest.mark.parametrize("name", CASES)
 CONVOLUTIONS = ("pyramid_conv",)
 SUMS = ("pyramid_add", "pyramid_add_relu")
