@@ -3,9 +3,10 @@ the same gradients.
 
 Recipes, which know a module by its name, are tried on small random maps in float64, in evaluation
 and in training, with random parameters, which an initial zero cannot hide from. A network is tried
-on the example that the user gives. Nothing is copied: parameters and buffers are exchanged for the
-call, so that modules which hold locks or queues can be tried too; hooks do not fire; the state of
-the random generators stays. Norms that talk to other processes are not run in training.
+on the example that the user gives, with its hooks, which may be part of what it computes. Nothing
+is copied: parameters and buffers are exchanged for the call, so that modules which hold locks or
+queues can be tried too; the state of the random generators stays. Norms that talk to other
+processes are not run in training.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def compare(network: nn.Module, example: tuple[Any, ...], own: Callable[[], Any]
     device = next((one.device for one in _state(network)), torch.device("cpu"))
     cuda = [device] if device.type == "cuda" else []
     training = network.training and not any(map(_talks, network.modules()))
-    with warnings.catch_warnings(), torch.random.fork_rng(cuda), _unwatched(network):
+    with warnings.catch_warnings(), torch.random.fork_rng(cuda):
         warnings.simplefilter("ignore")
         state = {name: value.detach().clone() for name, value in _named_state(network)}
         with _mode(network, training):
