@@ -1,21 +1,27 @@
 # make setup       a virtual environment with everything the other targets need
 # make test        every test: the operator families once on each kind of kernel, then all the rest
+# make quick       in minutes: what is not marked slow, on the native kernels
+# make check       FAMILY=strip (pyramid, upsample, height, encoding): one family on each kind
 # make lint        formatters and static checks
+# make compilers   the CPU kernels' results, built by each of g++ and clang that is on PATH
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
-# make demo        the five-minute tour: builds the kernels, trains small networks, draws demo.png
-# make bench       measures everything against plain PyTorch on this machine: tables and plots
+# make demo        builds the kernels, trains small networks, draws demo.png, in five minutes
+# make bench       measures everything against plain PyTorch on this machine, for the tables
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tests/test_height.py \
-	tests/test_encoding.py tests/test_encoding_layers.py tests/test_layers.py
+	tests/test_encoding.py tests/test_layers_encoding.py tests/test_layers.py
+FAMILY_FILES = $(wildcard tests/test_$(FAMILY).py tests/test_layers_$(FAMILY).py)
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
+PYTEST := $(RUN) -m pytest --numprocesses 2
+MEASURED := strip pyramid upsample height encoding networks
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup test lint format sanitize cuda-check demo bench gpu clean
+.PHONY: setup test quick check compilers lint format sanitize cuda-check demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -28,13 +34,28 @@ $(VENV)/.ready: requirements-dev.txt requirements-oracles.txt pyproject.toml
 	@touch $@
 
 # Two processes take whole files, so that what a file prepares is prepared once.
-test: export OMP_WAIT_POLICY := passive
-test: PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
 test: setup
-	STRIPCTX_BACKEND=native $(PYTEST) tests
-	STRIPCTX_BACKEND=reference $(PYTEST) $(FAMILIES)
-	STRIPCTX_BACKEND=emulated $(PYTEST) $(FAMILIES) $(EMULATED)
-	$(MAKE) cuda-check ARCHITECTURES="80 90"
+	STRIPCTX_BACKEND=native $(PYTEST) --dist loadfile tests
+	STRIPCTX_BACKEND=reference $(PYTEST) --dist loadfile $(FAMILIES)
+	STRIPCTX_BACKEND=emulated $(PYTEST) --dist loadfile $(FAMILIES) $(EMULATED)
+
+quick: setup
+	STRIPCTX_BACKEND=native $(PYTEST) --dist loadfile -m "not slow" tests
+
+check: setup
+	$(if $(FAMILY_FILES),,$(error make check FAMILY=strip: one of the families))
+	STRIPCTX_BACKEND=native $(PYTEST) $(FAMILY_FILES)
+	STRIPCTX_BACKEND=reference $(PYTEST) $(FAMILY_FILES)
+	STRIPCTX_BACKEND=emulated $(PYTEST) $(FAMILY_FILES)
+
+# Installs none. One that is there and cannot build the kernels, or gives other numbers, is a failure.
+COMPILERS ?= $(notdir $(shell for one in g++ $(addprefix g++-,11 12 13 14 15) \
+	clang++ $(addprefix clang++-,14 15 16 17 18 19 20 21); do command -v $$one; done))
+
+compilers: setup
+	for one in $(COMPILERS); do echo "== $$one"; CXX=$$one STRIPCTX_BACKEND=native \
+		OMP_WAIT_POLICY=passive $(RUN) -m pytest -q -k "against_float64 or same_bits" \
+		$(FAMILIES) || exit 1; done
 
 sanitize: setup
 	$(RUN) -m pytest tests/test_sanitize.py
@@ -58,7 +79,7 @@ demo: setup
 	$(RUN) examples/demo.py $(if $(IMAGE),--image "$(IMAGE)")
 
 bench: setup
-	$(RUN) -m pytest benchmarks
+	for family in $(MEASURED); do $(RUN) -m benchmarks.$$family || exit 1; done
 	$(RUN) -m benchmarks.report
 
 gpu:

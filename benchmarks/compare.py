@@ -6,6 +6,7 @@ times them in turn together with the floor, and measures each one's peak memory.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import cuda, measure, memory, peers
-from benchmarks.inputs import tensors
+from benchmarks import measuring, memory, peers
+from benchmarks.measuring import Run, tensors
 
 MODES = ("fwd", "fwd+bwd")
 CANDIDATES = ("fused", "eager", "compile")
@@ -29,8 +30,7 @@ TOLERANCE = {
 # Rounding takes the arguments of some rectifiers to the other side of zero: one in so many results
 # may be far off, by more than this share of what they are on average.
 FEW, FAR = 1e-4, 1e-2
-# A module's results may lie further apart: where rounding takes a rectifier's argument to the other
-# side of zero, one gradient passes there and the other does not.
+# In a module one gradient then passes and the other does not.
 LOOSER_FOR_MODULES = {
     torch.float64: 1e-6,
     torch.float32: 0.1,
@@ -43,12 +43,14 @@ LOOSER_FOR_MODULES = {
 class Comparison:
     """Seconds and bytes by candidate; what could not run, by candidate and why."""
 
-    times: dict[str, measure.Samples]
+    times: dict[str, list[float]]
     peaks: dict[str, int | None]
     results: dict[str, int]  # bytes of what a call returns, gradients among them
-    kernels: dict[str, int]  # launched by a call; empty on a CPU
-    floor: measure.Samples | None = None
+    floor: list[float] | None = None
     failures: dict[str, str] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.times[name])
 
 
 def compare(
@@ -56,15 +58,14 @@ def compare(
     arguments: Sequence[Any],
     *,
     mode: str,
-    floor: Callable[[], measure.Run] | None = None,
+    floor: Callable[[], Run] | None = None,
     with_compile: bool = True,
     with_memory: bool = True,
     device: str = "cpu",
     rounds: int = 50,
     budget: float = 2.0,
 ) -> Comparison:
-    """Measures `function(*arguments)`. On CUDA by graphs of calls on copies of the arguments that
-    together do not fit the cache.
+    """Measures `function(*arguments)`.
 
     Args:
         function: one of `stripctx.functional`, or a partial of one, or a module built from them.
@@ -75,7 +76,7 @@ def compare(
             between buffers of its own.
         with_compile: whether to compile the peer, which takes some seconds.
         with_memory: whether to measure peak memory.
-        device, rounds, budget: as in `measure.interleave`.
+        device, rounds, budget: as in `measuring.interleave`.
     """
     if device == "cpu":
         memory.warm_blocks()
@@ -85,42 +86,37 @@ def compare(
     failures: dict[str, str] = {}
     expected: list[Tensor] = []
     returned: dict[str, int] = {}
-    parameters = parameters_of(function)
     for name in CANDIDATES if with_compile else CANDIDATES[:2]:
         try:
-            run = bind(candidate(function, name), arguments, mode, parameters)
+            run = bind(candidate(function, name), arguments, mode, parameters_of(function))
             outputs = run()
         except Exception as error:
             if name != "compile":
                 raise
             failures[name] = reason(error)
             continue
-        check = check_module if isinstance(function, nn.Module) else check_agreement
-        check(name, outputs, expected or outputs)
         expected = expected or outputs
+        check_agreement(name, outputs, expected, module=isinstance(function, nn.Module))
         returned[name] = run.result_bytes(outputs)
-        peers.warm(run)
         runs[name] = run
+        measuring.warm(run)
     del outputs, expected
     peaks = {
         name: memory.peak_extra_bytes(run, device=device) if with_memory else None
         for name, run in runs.items()
     }
-    kernels = {name: cuda.launches(run) for name, run in runs.items() if device == "cuda"}
-    copies = cuda.rotated(arguments) if device == "cuda" else []
-    timed: dict[str, list[measure.Run]] = {
-        name: [run, *map(run.on, copies)] for name, run in runs.items()
-    }
+    copies = measuring.rotated(arguments) if device == "cuda" else []
+    timed: dict[str, list[Run]] = {name: [run, *map(run.on, copies)] for name, run in runs.items()}
     if floor is not None:
-        timed["floor"] = [peers.warm(floor()) for _ in range(1 + len(copies))]
-    times = measure.interleave(
-        {name: cuda.graph(each) if copies else each[0] for name, each in timed.items()},
+        timed["floor"] = [measuring.warm(floor()) for _ in range(1 + len(copies))]
+    times = measuring.interleave(
+        {name: measuring.graph(each) if copies else each[0] for name, each in timed.items()},
         device=device,
         rounds=rounds,
         budget=budget,
         calls_a_run=1 + len(copies),
     )
-    return Comparison(times, peaks, returned, kernels, times.pop("floor", None), failures)
+    return Comparison(times, peaks, returned, times.pop("floor", None), failures)
 
 
 def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -133,7 +129,7 @@ def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 @dataclass
 class Bound:
     """A function closed over its arguments. A call returns the outputs, and where there is an
-    upstream gradient, those of arguments and parameters after them."""
+    upstream gradient, those of the arguments and parameters that it uses after them."""
 
     function: Callable[..., Any]
     arguments: Sequence[Any]
@@ -147,9 +143,10 @@ class Bound:
     def __call__(self) -> list[Tensor]:
         if not self.upstream:
             with torch.no_grad():
-                return _listed(self.function(*self.arguments))
-        outputs = _listed(self.function(*self.arguments))
-        return [*outputs, *torch.autograd.grad(outputs, self.inputs, self.upstream)]
+                return listed(self.function(*self.arguments))
+        outputs = listed(self.function(*self.arguments))
+        grads = torch.autograd.grad(outputs, self.inputs, self.upstream, allow_unused=True)
+        return [*outputs, *(grad for grad in grads if grad is not None)]
 
     def on(self, arguments: Sequence[Any]) -> Bound:
         """The same on other arguments, with an upstream gradient of its own."""
@@ -175,7 +172,7 @@ def bind(
         return Bound(function, arguments)
     if parameters is None:
         parameters = parameters_of(function)
-    upstream = [_like(output) for output in _listed(function(*arguments))]
+    upstream = [_like(output) for output in listed(function(*arguments))]
     return Bound(function, arguments, parameters, upstream)
 
 
@@ -186,20 +183,21 @@ def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
     return [value for value in function.parameters() if value.requires_grad]
 
 
-def check_agreement(name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raises AssertionError where a candidate computes something else."""
+def check_agreement(
+    name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor], *, module: bool = False
+) -> None:
+    """Raises AssertionError where a candidate computes something else. Of a module all results are
+    compared together: some gradients are nothing but rounding, such as that of a bias before a
+    norm."""
+    if module:
+        error = relative_error(_joined(outputs), _joined(expected))
+        if not error <= LOOSER_FOR_MODULES[outputs[0].dtype]:
+            raise AssertionError(f"{name}: results differ by {error:.1e}")
+        return
     for index, (output, other) in enumerate(zip(outputs, expected, strict=True)):
         error = relative_error(*_but_a_few(output, other))
         if not error <= TOLERANCE[output.dtype]:
             raise AssertionError(f"{name}: result {index} differs by {error:.1e}")
-
-
-def check_module(name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """The same for all results together: some gradients are nothing but rounding, such as that of a
-    bias before a norm."""
-    error = relative_error(_joined(outputs), _joined(expected))
-    if not error <= LOOSER_FOR_MODULES[outputs[0].dtype]:
-        raise AssertionError(f"{name}: results differ by {error:.1e}")
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -220,7 +218,7 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
     return torch.cat([value.detach().double().flatten() for value in values])
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
@@ -232,11 +230,12 @@ def _storage(value: Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.nbytes()
 
 
-def _listed(outputs: Any) -> list[Tensor]:
+def listed(outputs: Any) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _like(output: Tensor) -> Tensor:
     """Normal noise, the same for every candidate, in the output's strides."""
-    noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(output.device).manual_seed(0)
+    noise = torch.randn(output.shape, generator=generator, device=output.device)
     return torch.empty_like(output).copy_(noise)

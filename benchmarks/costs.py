@@ -29,8 +29,7 @@ import torch
 
 import stripctx
 from benchmarks import floors, peers, traffic
-from benchmarks.report import REPOSITORY
-from benchmarks.tables import markdown, shape_text
+from benchmarks.report import REPOSITORY, bring_up_to_date, markdown, shape_text
 from benchmarks.traffic import Traffic
 
 PAGES = REPOSITORY / "docs"
@@ -216,18 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.costs", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     options = parser.parse_args(arguments)
-    stale = 0
-    for path in sorted(PAGES.rglob("*.md")):
-        text = path.read_text()
-        made = update(text)
-        if made != text:
-            stale = 1
-            if options.check:
-                print(f"{path.name}: out of date; run python -m benchmarks.costs", file=sys.stderr)
-            else:
-                path.write_text(made)
-                print(f"updated {path.name}")
-    return stale if options.check else 0
+    return bring_up_to_date(sorted(PAGES.rglob("*.md")), update, options.check)
 
 
 if __name__ == "__main__":

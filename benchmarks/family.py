@@ -1,51 +1,113 @@
-"""What every family's benchmark file shares: which cases there are, and how one is measured.
+"""What every family's script shares: which cases there are, how one is measured, what is written.
 
-A family's file declares its operators and layers with their shapes:
+    python -m benchmarks.strip [--device cuda] [--quick] [--without-compile] [--results FOLDER]
 
-    FAMILY = Family({"strip_pool": ((1, 512, 60, 60), (1, 64, 120, 120))})
+A script declares its operators and layers with their shapes:
 
-    def test_strip(case: Case, run: Callable[[Case], None]) -> None:
-        run(case)
+    FAMILY = Family("strip", {"strip_pool": ((1, 512, 60, 60), (1, 64, 120, 120))})
 
-Measured are: every shape in float32 and contiguous, forward and forward with backward; the other
-dtypes and layouts at one shape; and for functions how time grows with N, C and H = W. torch.compile
-takes part at the first shape. `--every-case` measures everything at every shape with torch.compile.
+Measured are every shape in float32 and contiguous, forward and forward with backward, and the other
+dtypes and layouts at one shape; torch.compile takes part at the first shape. results/strip.json has
+one entry a line, with every sample; a case that failed is an entry with its error, and whatever was
+measured before an interruption is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import results, yardstick
-from benchmarks.compare import MODES, bind, compare
-from benchmarks.inputs import LAYERS, Size, inputs
+from benchmarks import machine, measuring, traffic
+from benchmarks.compare import MODES, Comparison, bind, compare, reason
+from benchmarks.floors import FLOORS, PRODUCTS, Floor, Product, Shape, multiply_adds
+from benchmarks.inputs import Size, inputs
+from benchmarks.operators import DTYPES, LAYOUTS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+RESULTS = Path(__file__).resolve().parent / "results"
 PAIRS = tuple(product(DTYPES, LAYOUTS))
-FIRST, *OTHERS = PAIRS
-
-# One size grows, the others stay: maps larger than a core's cache, none above 32 MB.
-GROWTH: dict[str, tuple[Size, ...]] = {
-    "N": tuple((n, 256, 48, 48) for n in (1, 2, 4, 6)),
-    "C": tuple((1, c, 48, 48) for c in (128, 256, 512, 768)),
-    "H=W": tuple((1, 256, side, side) for side in (32, 48, 64, 96)),
-}
 QUICK_SHAPE = (1, 16, 12, 20)
-QUICK_GROWTH: dict[str, tuple[Size, ...]] = {"N": ((1, 8, 12, 12), (2, 8, 12, 12))}
+CUDA_BATCH = 8  # for one image on a CPU: enough to fill a large GPU
+# A layer that computes more for each byte takes as long as its products, not as its traffic: about
+# where one core of today's processors changes sides.
+OPERATIONS_A_BYTE = 16
+
+Entry = dict[str, Any]
 
 
 class Measurable(Protocol):
-    def measured(
-        self, device: str, *, with_compile: bool, quick: bool
-    ) -> tuple[dict[str, Any], Callable[[], Any]]:
-        """The entry for the result file, and the fused call."""
+    def measured(self, device: str, *, with_compile: bool, quick: bool) -> Entry:
+        """The entry for the result file."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a case at least needs, and what takes as long: "copy", of as many bytes, or "product",
+    of as many operations. `make` allocates the buffers of one."""
+
+    least: Floor
+    by: str
+    make: Callable[[], measuring.Run]
+
+
+def limit_of_function(
+    operator: str, size: Size, dtype: torch.dtype, mode: str, device: str
+) -> Limit:
+    shape = Shape(*size, element_size=dtype.itemsize)
+    least = FLOORS[operator](shape)
+    if mode != "fwd":
+        least += FLOORS[f"{operator}_backward"](shape)
+    if operator in PRODUCTS:
+        return _by_product(least, PRODUCTS[operator](shape), dtype, device)
+    return _by_copy(least, device)
+
+
+def limit_of_layer(
+    layer: nn.Module,
+    arguments: Sequence[Any],
+    size: Size,
+    run: Callable[[], list[Tensor]],
+    device: str,
+) -> Limit:
+    """Arguments, parameters and results once each, and the operations of the products that `run`,
+    a call with these arguments, is seen to do."""
+    with traffic.Counting() as counting:
+        results = run()
+    least = Floor(
+        read=sum(value.nbytes for value in [*measuring.tensors(arguments), *layer.parameters()]),
+        written=sum(value.nbytes for value in results),
+        operations=2 * counting.traffic.products,
+    )
+    if least.operations < OPERATIONS_A_BYTE * least.bytes:
+        return _by_copy(least, device)
+    shape = Shape(*size)
+    columns = round(least.operations / multiply_adds((shape.pixels, shape.channels, 1)))
+    sizes = (shape.pixels, shape.channels, min(columns, shape.channels))
+    return _by_product(least, sizes, results[0].dtype, device)
+
+
+def _by_copy(least: Floor, device: str) -> Limit:
+    return Limit(least, "copy", partial(measuring.copy_of, least.bytes, device))
+
+
+def _by_product(least: Floor, sizes: Product, dtype: torch.dtype, device: str) -> Limit:
+    """As many products of this size as make up the operations."""
+    times = max(1, round(least.operations / multiply_adds(sizes)))
+
+    def make() -> measuring.Run:
+        multiply = measuring.product_of(*sizes, dtype, device)
+        return lambda: [multiply() for _ in range(times)]
+
+    return Limit(least, "product", make)
 
 
 @dataclass(frozen=True)
@@ -55,17 +117,9 @@ class Case:
     dtype: str = "float32"
     layout: str = "contiguous"
     mode: str = "fwd+bwd"
-    axis: str = ""  # which size grows from case to case; "" where that is not the question
     with_compile: bool = False
 
-    def __str__(self) -> str:
-        shape = "x".join(str(size) for size in self.shape)
-        parts = (self.operator, shape, self.dtype, self.layout, self.mode, self.axis)
-        return "-".join(part for part in parts if part)
-
-    def measured(
-        self, device: str, *, with_compile: bool, quick: bool
-    ) -> tuple[dict[str, Any], Callable[[], Any]]:
+    def measured(self, device: str, *, with_compile: bool, quick: bool) -> Entry:
         dtype = DTYPES[self.dtype]
         function, arguments = inputs(
             self.operator,
@@ -75,78 +129,131 @@ class Case:
             device=device,
             requires_grad=self.mode != "fwd",
         )
-        fused = bind(function, arguments, self.mode)
         if isinstance(function, nn.Module):
-            stick = yardstick.of_layer(function, arguments, self.shape, fused, device)
+            run = bind(function, arguments, self.mode)
+            limit = limit_of_layer(function, arguments, self.shape, run, device)
         else:
-            stick = yardstick.of_function(self.operator, self.shape, dtype, self.mode, device)
-        rounds, budget = (5, 0.05) if quick else (20, 0.1) if self.axis else (50, 0.5)
-        comparison = compare(
+            limit = limit_of_function(self.operator, self.shape, dtype, self.mode, device)
+        found = compare(
             function,
             arguments,
             mode=self.mode,
-            floor=stick.make,
+            floor=limit.make,
             with_compile=with_compile and self.with_compile,
-            with_memory=not self.axis,
             device=device,
-            rounds=rounds,
-            budget=budget,
+            rounds=5 if quick else 50,
+            budget=0.05 if quick else 0.5,
         )
-        facts = {"dtype": self.dtype, "layout": self.layout, "mode": self.mode}
-        facts |= {"axis": self.axis} if self.axis else {}
-        return results.entry(self.operator, self.shape, comparison, stick, **facts), fused
+        return entry(self, found, limit)
+
+
+def entry(case: Any, found: Comparison, limit: Limit | None = None) -> Entry:
+    """One line of a result file."""
+    line = facts_of(case)
+    if limit is not None and found.floor is not None:
+        line["floor"] = {
+            "by": limit.by,
+            "bytes": limit.least.bytes,
+            "operations": limit.least.operations,
+            "samples_ms": milliseconds(found.floor),
+        }
+    line["candidates"] = {
+        name: {
+            "samples_ms": milliseconds(seconds),
+            "peak_bytes": found.peaks[name],
+            "result_bytes": found.results[name],
+        }
+        for name, seconds in found.times.items()
+    }
+    if found.failures:
+        line["failures"] = found.failures
+    return line
+
+
+def facts_of(case: Any) -> Entry:
+    """What tells a case from others."""
+    names = ("operator", "shape", "dtype", "layout", "mode")
+    return {name: getattr(case, name) for name in names}
+
+
+def milliseconds(seconds: Sequence[float]) -> list[float]:
+    """To a tenth of a microsecond."""
+    return [round(each * 1e3, 4) for each in seconds]
 
 
 @dataclass(frozen=True)
 class Family:
     """Args:
-    shapes: of each function and layer. The first stands in the scorecard. Maps above 32 MB cost a
+    name: of the result file.
+    shapes: of each function and layer. The first stands in the tables. Maps above 32 MB cost a
         CPU more in page faults than anything else: not among the first.
     variants: where dtypes and layouts are compared, if not at the first shape.
     """
 
+    name: str
     shapes: dict[str, tuple[Size, ...]]
     variants: dict[str, Size] = field(default_factory=dict)
 
-    def cases(self, *, quick: bool = False, every: bool = False, batch: int = 1) -> Iterator[Case]:
-        """`batch` multiplies N."""
-        for case in self._cases(quick, every):
-            images, *others = case.shape
-            yield replace(case, shape=(images * batch, *others))
-
-    def _cases(self, quick: bool, every: bool) -> Iterator[Case]:
+    def cases(self, *, quick: bool = False, batch: int = 1) -> Iterator[Measurable]:
+        """`batch` multiplies N. Quick ones have tiny maps, in the first and the last format."""
         for operator, shapes in self.shapes.items():
             if quick:
-                yield from self._quick(operator)
+                for pair, mode in product((PAIRS[0], PAIRS[-1]), MODES):
+                    yield Case(operator, QUICK_SHAPE, *pair, mode)
                 continue
-            for shape, (dtype, layout), mode in product(shapes, PAIRS, MODES):
-                first = shape == shapes[0]
-                chosen = (dtype, layout) == FIRST or shape == self.variants.get(operator, shapes[0])
-                if every or chosen:
-                    usual = first and (dtype, layout) == FIRST
-                    yield Case(operator, shape, dtype, layout, mode, with_compile=every or usual)
-            if operator not in LAYERS:
-                yield from growth(operator, GROWTH)
+            variant = self.variants.get(operator, shapes[0])
+            for shape, pair, mode in product(shapes, PAIRS, MODES):
+                usual = pair == PAIRS[0]
+                if usual or shape == variant:
+                    whole = (shape[0] * batch, *shape[1:])
+                    yield Case(operator, whole, *pair, mode, usual and shape == shapes[0])
 
-    def _quick(self, operator: str) -> Iterator[Case]:
-        for (dtype, layout), mode in product((PAIRS[0], PAIRS[-1]), MODES):
-            yield Case(operator, QUICK_SHAPE, dtype, layout, mode)
-        if operator not in LAYERS:
-            yield from growth(operator, QUICK_GROWTH)
+    def main(self, arguments: list[str] | None = None) -> int:
+        parser = argparse.ArgumentParser(prog=f"benchmarks.{self.name}")
+        parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+        parser.add_argument("--quick", action="store_true", help="tiny maps, no torch.compile")
+        parser.add_argument("--without-compile", action="store_true")
+        parser.add_argument("--results", type=Path, help="folder; else benchmarks/results")
+        options = parser.parse_args(arguments)
+        batch = CUDA_BATCH if options.device == "cuda" else 1
+        cases = self.cases(quick=options.quick, batch=batch)
+        with_compile = not (options.quick or options.without_compile)
+        entries: list[Entry] = []
+        try:
+            for case in cases:
+                entries.append(attempt(case, options.device, with_compile, options.quick))
+                print(summary(entries[-1]), flush=True)
+        finally:
+            folder = options.results or (None if options.quick else RESULTS)
+            if folder is not None and entries:
+                suffix = "-cuda" if options.device == "cuda" else ""
+                path = folder / f"{self.name}{suffix}.json"
+                write(path, machine.describe(options.device), entries)
+        return 1 if any("error" in each for each in entries) else 0
 
 
-def growth(operator: str, axes: dict[str, tuple[Size, ...]]) -> Iterator[Case]:
-    for axis, shapes in axes.items():
-        for shape in shapes:
-            yield Case(operator, shape, axis=axis)
+def attempt(case: Any, device: str, with_compile: bool, quick: bool) -> Entry:
+    try:
+        entry: Entry = case.measured(device, with_compile=with_compile, quick=quick)
+    except Exception as error:
+        entry = {**facts_of(case), "error": reason(error)}
+    return entry
 
 
-def summary(entry: dict[str, Any]) -> dict[str, Any]:
-    """Medians in milliseconds and peaks in MiB, for pytest-benchmark's files."""
-    facts: dict[str, Any] = {}
-    floor = {"floor": entry["floor"]} if "floor" in entry else {}
-    for name, values in (entry["candidates"] | floor).items():
-        facts[f"{name}_ms"] = results.median_ms(values)
-        if values.get("peak_bytes") is not None:
-            facts[f"{name}_peak_mib"] = round(values["peak_bytes"] / 2**20, 2)
-    return facts
+def summary(entry: Entry) -> str:
+    """One line for whoever waits."""
+    what = f"{entry['operator']} {entry['dtype']} {entry['layout']} {entry['mode']}"
+    what += " " + "x".join(map(str, entry["shape"]))
+    if "error" in entry:
+        return f"{what}: {entry['error']}"
+    times = (
+        f"{name} {statistics.median(each['samples_ms']):.3g} ms"
+        for name, each in entry["candidates"].items()
+    )
+    return f"{what}: {', '.join(times)}"
+
+
+def write(path: Path, facts: dict[str, Any], entries: Sequence[Entry]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    path.write_text(f'{{"machine": {json.dumps(facts, indent=1)},\n"entries": [\n{lines}\n]}}\n')

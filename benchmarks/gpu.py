@@ -1,101 +1,82 @@
-"""Everything that is worth knowing from a machine with a GPU, in ten minutes, with the python3 at
-hand: `make gpu`, or
+"""Everything that is worth knowing from a machine with a GPU, in seven minutes, most valuable
+first, with the python3 at hand: `make gpu`, or
 
-    python3 -m benchmarks.gpu tests/test_strip.py ... [--only correctness ...] [--dry-run]
+    python3 -m benchmarks.gpu tests/test_strip.py ... [--only check times] [--dry-run]
 
-It needs torch, pytest, pytest-benchmark, ninja, a C++ compiler and nvcc, installs nothing, and
-builds for the GPU in sight alone. Stages: machine, build, correctness, sanitizer, profile, and one
-benchmark a family. gpu.json, rewritten after each stage, and the benchmarks' result files go to
-$OUT, or else to benchmarks/results/gpu. Exit status: 0 where every family is correct on CUDA,
-1 where one is not, 2 where no GPU is visible. Other stages fail without consequence.
+It needs torch, pytest, ninja, a C++ compiler and nvcc, and installs nothing. The first stage builds
+the kernels; the others never compile, and are skipped where that failed. Each stage is a process of
+its own that is interrupted, and soon after killed, when its time is over; none stops those after.
+Every result is a line of JSON in gpu.jsonl, in $OUT or else benchmarks/results/gpu, written as soon
+as it is known: to be stopped at any time. Exit status: 0 where nothing failed in `build`, `check`
+and `tests`, 1 where something did or did not run, 2 where no GPU is visible.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import importlib.util
+import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stages import PASSED, Command, Runner, Stage
-
 REPOSITORY = Path(__file__).resolve().parent.parent
-BUDGET = 560.0  # seconds for everything
-BENCHMARK_SECONDS = 60.0  # of one family
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
-DRAM = "dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum"
+BUDGET = 420.0  # seconds for everything
+GRACE = 5.0  # seconds from the interrupt to the kill
+TAIL = 1500  # characters of a stage's output that are kept
+DECISIVE = ("build", "check", "tests")
+LOST = 75  # exit status of a worker whose GPU takes no more work: the next case needs a new process
+# Of the families' tests, those of the kernels, at sizes and layouts that are theirs alone.
+KERNEL_TESTS = "against_float64 or any_strides or same_bits or nan_and_infinity or cuda_graph"
+COUNTERS = "gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum"
 
 
-def machine_stage(scratch: Path) -> Stage:
-    return Stage("machine", 45, {"machine": probe("machine", scratch)})
+@dataclass(frozen=True)
+class Stage:
+    """`missing` says why it cannot run; `table` is a file of CSV that it leaves."""
+
+    name: str
+    limit: float  # seconds
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    missing: str = ""
+    table: Path | None = None
 
 
-def stages(families: list[str], folder: Path, scratch: Path, arch: str) -> Iterator[Stage]:
-    """Those after the first, for a GPU of the compute capability `arch`, "9.0"."""
-    native = {
-        "STRIPCTX_BACKEND": "native",
-        "TORCH_CUDA_ARCH_LIST": arch,
-        "STRIPCTX_CACHE_DIR": "build/gpu",
-    }
-    yield Stage("build", 150, {"build": probe("build", scratch, native)})
-    yield Stage(
-        "correctness",
-        200,
-        {name_of(path): correctness(path, scratch, native) for path in families},
-    )
-    yield Stage("sanitizer", 90, {tool: sanitizer(tool, native) for tool in SANITIZERS})
-    yield Stage("profile", 60, {"profile": probe("profile", scratch, native)})
-    yield Stage("counters", 60, {"ncu": counters(scratch, native)})
-    for name in map(name_of, families):
-        if (REPOSITORY / "benchmarks" / f"test_{name}.py").is_file():
-            command = benchmark(name, folder, native)
-            yield Stage(f"benchmark {name}", BENCHMARK_SECONDS + 30, {name: command})
-
-
-def probe(what: str, scratch: Path, environment: dict[str, str] | None = None) -> Command:
-    report = scratch / f"{what}.json"
-    arguments = [sys.executable, "-m", "benchmarks.gpu_probe", what, "--report", str(report)]
-    return Command(arguments, environment or {}, report)
-
-
-def pytest(*arguments: str) -> list[str]:
-    """Without pyproject's options, which may name plugins that are not installed here."""
-    return [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-q",
-            "--tb=short", *arguments]  # fmt: skip
-
-
-def correctness(path: str, scratch: Path, native: dict[str, str]) -> Command:
-    report = scratch / f"{name_of(path)}.xml"
-    environment = {**native, "STRIPCTX_TEST_DEVICE": "cuda"}
-    return Command(pytest(path, f"--junitxml={report}"), environment, report)
-
-
-def sanitizer(tool: str, native: dict[str, str]) -> Command:
-    """Every operator once, each tensor an allocation of its own, so that its bounds are known."""
+def stages(families: list[str], scratch: Path, tiny: bool) -> Iterator[Stage]:
+    """`tiny`: a rehearsal on a CPU, whose kernels STRIPCTX_BACKEND names."""
+    backend = {} if tiny else {"STRIPCTX_BACKEND": "native"}
+    cases = [sys.executable, "-m", "benchmarks.gpu_cases", *(["--tiny"] if tiny else [])]
+    yield Stage("build", 120, [*cases, "build"], backend)
+    yield Stage("check", 40, [*cases, "check"], backend)
+    yield Stage("times", 70, [*cases, "times"], backend)
+    yield Stage("heads", 45, [*cases, "heads"], backend)
+    pytest = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+    pytest += ["-p", "benchmarks.gpu_cases", "-k", KERNEL_TESTS]
+    pytest += ["-n", "8"] if importlib.util.find_spec("xdist") and not tiny else []
+    device = {} if tiny else {"STRIPCTX_TEST_DEVICE": "cuda"}
+    yield Stage("tests", 80, [*pytest, *families], backend | device)
     program = find("compute-sanitizer")
-    arguments = [program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "86"]
-    arguments += [sys.executable, "-m", "benchmarks.gpu_probe", "operators"]
-    environment = {**native, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Command(arguments, environment, missing="" if program else "it is not installed")
-
-
-def counters(scratch: Path, native: dict[str, str]) -> Command:
-    """Bytes that reached memory, and time, of each of our kernels, by Nsight Compute."""
-    program, report = find("ncu"), scratch / "ncu.csv"
-    arguments = [program or "ncu", "--csv", "--log-file", str(report), "--metrics", DRAM]
-    arguments += ["--kernel-name-base", "demangled", "--kernel-name", "regex:stripctx"]
-    arguments += [sys.executable, "-m", "benchmarks.gpu_probe", "operators", "--large"]
-    return Command(arguments, native, report, missing="" if program else "it is not installed")
-
-
-def benchmark(name: str, folder: Path, native: dict[str, str]) -> Command:
-    options = ["--device", "cuda", "--without-compile", "--seconds", f"{BENCHMARK_SECONDS:.0f}"]
-    file = f"benchmarks/test_{name}.py"
-    return Command(pytest(file, *options, "--results", str(folder)), native)
+    for tool in ("memcheck", "racecheck"):
+        sanitizer = [program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "86"]
+        sanitizer += ["--kernel-name", "kernel_substring=stripctx", "--report-api-errors", "no"]
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation: exact bounds
+        yield Stage(tool, 20, [*sanitizer, *cases, "operators"], backend | alone, absent(program))
+    program, table = find("ncu"), scratch / "ncu.csv"
+    ncu = [program or "ncu", "--clock-control", "none", "--csv", "--log-file", str(table)]
+    ncu += ["--metrics", COUNTERS, "--kernel-name-base", "demangled"]
+    ncu += ["--kernel-name", "regex:stripctx", *cases, "operators", "--large"]
+    yield Stage("ncu", 25, ncu, backend, absent(program), table)
 
 
 def find(program: str) -> str | None:
@@ -104,67 +85,147 @@ def find(program: str) -> str | None:
     return shutil.which(program) or shutil.which(program, path=os.pathsep.join(folders))
 
 
-def name_of(path: str) -> str:
-    """tests/test_strip.py is "strip"."""
-    return Path(path).stem.removeprefix("test_")
+def absent(program: str | None) -> str:
+    return "" if program else "it is not installed"
 
 
-def print_plan(families: list[str], folder: Path) -> None:
-    scratch = Path("SCRATCH")
-    plan = [machine_stage(scratch), *stages(families, folder, scratch, "CAPABILITY")]
-    for stage in plan:
-        print(f"{stage.name}, at most {stage.limit:.0f} s")
-        for command in stage.commands.values():
-            print(f"    {command}" + (f"    ({command.missing})" if command.missing else ""))
-    print(f"at most {BUDGET:.0f} s together; gpu.json and result files in {folder}")
+class Runner:
+    """Runs stages within a budget and writes gpu.jsonl."""
+
+    def __init__(self, log: Path, budget: float) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+        self.log = log
+        self.end = time.monotonic() + budget
+
+    def record(self, **line: Any) -> None:
+        with open(self.log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self, stage: str = "") -> list[dict[str, Any]]:
+        """What is there, without a last line that was cut off."""
+        found = []
+        for text in self.log.read_text().splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(text))
+        return [line for line in found if not stage or line["stage"] == stage]
+
+    def run(self, stage: Stage) -> str:
+        """The status: passed, failed, timed out or skipped."""
+        started = time.monotonic()
+        end = min(started + stage.limit, self.end)
+        facts: dict[str, Any] = {}
+        if stage.missing or end - started < 1:
+            status, facts["reason"] = "skipped", stage.missing or "no time left"
+        else:
+            status, facts = self._processes(stage, end)
+        if stage.table is not None:
+            self._counters(stage)
+        facts["seconds"] = round(time.monotonic() - started, 1)
+        self.record(stage=stage.name, status=status, **facts)
+        print(f"{stage.name}: {status} after {facts['seconds']} s", flush=True)
+        return status
+
+    def _processes(self, stage: Stage, end: float) -> tuple[str, dict[str, Any]]:
+        """One process, or where cases take the process or the GPU with them, one after another."""
+        while True:
+            done = sum("case" in line for line in self.lines(stage.name))
+            code, tail = self._process(stage, done, end)
+            if code is None:
+                return "timed out", {"tail": tail}
+            if code < 0:
+                self.record(stage=stage.name, case=f"number {done}", status="failed", signal=-code)
+            elif code != LOST:
+                return "passed" if code == 0 else "failed", {"exit_status": code, "tail": tail}
+            if time.monotonic() > end - 1:
+                return "timed out", {"tail": tail}
+
+    def _process(self, stage: Stage, first: int, end: float) -> tuple[int | None, str]:
+        """The exit status, None where it was stopped, and the end of what it said."""
+        environment = {"GPU_LOG": str(self.log), "GPU_STAGE": stage.name, "GPU_FIRST": str(first)}
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(
+                stage.command,
+                cwd=REPOSITORY,
+                env={**os.environ, **stage.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            code = None
+            try:
+                code = process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                kill_group(process, signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+            finally:  # also where this script itself is interrupted
+                kill_group(process, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            return code, output.read().decode(errors="replace")[-TAIL:]
+
+    def _counters(self, stage: Stage) -> None:
+        """A line for every kernel and counter of Nsight Compute's table."""
+        with suppress(OSError):
+            text = stage.table.read_text() if stage.table else ""
+            rows = [line for line in text.splitlines() if line.startswith('"')]
+            for row in csv.DictReader(rows):
+                with suppress(KeyError):
+                    kernel, value = (
+                        row["Kernel Name"],
+                        f"{row['Metric Value']} {row['Metric Unit']}",
+                    )
+                    self.record(stage=stage.name, case=kernel, **{row["Metric Name"]: value})
+
+
+def kill_group(process: subprocess.Popen[bytes], what: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, what)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("families", nargs="+", help="test files: tests/test_strip.py ...")
-    parser.add_argument("--only", nargs="+", default=[], help="of the stages after the build")
-    parser.add_argument("--dry-run", action="store_true", help="print stages and commands, no more")
+    parser.add_argument("--only", nargs="+", default=[], help="stages, beside the build")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, no more")
+    parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU, on tiny maps")
     options = parser.parse_args(arguments)
     default = REPOSITORY / "benchmarks" / "results" / "gpu"
     folder = Path(os.environ.get("OUT") or default).resolve()
-    if options.dry_run:
-        print_plan(options.families, folder)
-        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # kills the stage on the way out
     with tempfile.TemporaryDirectory(prefix="stripctx-") as scratch:
-        return run(options.families, options.only, folder, Path(scratch))
+        plan = list(stages(options.families, Path(scratch), options.tiny))
+        if options.dry_run:
+            for stage in plan:
+                print(f"{stage.name}, at most {stage.limit:.0f} s: {' '.join(stage.command)}")
+            return 0
+        return run(plan, options.only, Runner(folder / "gpu.jsonl", BUDGET))
 
 
-def run(families: list[str], only: list[str], folder: Path, scratch: Path) -> int:
-    runner = Runner(folder / "gpu.json", REPOSITORY, BUDGET)
-    seen = runner.run(machine_stage(scratch))["commands"]["machine"]
-    report: dict[str, Any] = seen.get("report") or {}
-    if not report.get("gpu"):
-        why = report.get("why", f"torch could not be asked: {seen.get('tail', '')[-500:]}")
-        print(f"no GPU is visible: {why}", file=sys.stderr)
-        runner.write(verdict="no GPU is visible")
+def run(plan: list[Stage], only: list[str], runner: Runner) -> int:
+    build, *others = plan
+    statuses = {build.name: runner.run(build)}
+    facts = {key: value for line in runner.lines(build.name) for key, value in line.items()}
+    print(
+        *(f"{key}: {facts[key]}" for key in ("gpu", "torch", "kernels") if key in facts), sep="\n"
+    )
+    if facts.get("gpu", "") is None:
+        print(f"no GPU is visible: {facts.get('why')}", file=sys.stderr)
         return 2
-    print(f"{report['gpu']}, compute capability {report['capability']}, torch {report['torch']}")
-    correct = False
-    for stage in stages(families, folder, scratch, report["capability"]):
-        if only and stage.name.split()[0] not in ("build", *only):
-            continue
-        result = runner.run(stage)
-        if stage.name == "correctness":
-            correct = result["status"] == PASSED
-            print_counts(result)
-    verdict = "correct on CUDA" if correct else "not shown to be correct on CUDA"
-    runner.write(verdict=verdict)
-    print(f"{verdict}; see {runner.path}")
-    return 0 if correct else 1
-
-
-def print_counts(result: dict[str, Any]) -> None:
-    for name, outcome in result["commands"].items():
-        counts = dict(outcome.get("report") or {})
-        failed = counts.pop("failed", {})
-        print(f"  {name}: {outcome['status']}", *(f"{n} {what}" for what, n in counts.items()))
-        for test, message in list(failed.items())[:10]:
-            print(f"    {test}: {message.splitlines()[0] if message else ''}")
+    for stage in others:
+        if statuses[build.name] != "passed":
+            runner.record(stage=stage.name, status="skipped", reason="the kernels were not built")
+        elif not only or stage.name in only:
+            statuses[stage.name] = runner.run(stage)
+    failed = [line for line in runner.lines() if "case" in line and line.get("status") == "failed"]
+    for line in failed[:30]:
+        print(f"  {line['stage']}: {line['case']}: {line.get('error', '')}")
+    print(f"{len(failed)} cases failed; see {runner.log}")
+    wrong = any(line["stage"] in DECISIVE for line in failed)
+    complete = all(statuses.get(name) == "passed" for name in DECISIVE if not only or name in only)
+    return 0 if complete and not wrong else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ PSPNet's bins and branches, SPNet's short pyramid, HANet's rows, EncNet's codewo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,10 +35,10 @@ def inputs(
     lists."""
     batch, channels, height, width = size
     branch = max(2, channels // 4)  # one channel has no format
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def tensor(*sizes: int, dtype: torch.dtype = dtype, over: float = 1.0) -> Tensor:
-        value = (torch.randn(sizes, generator=generator) / over).to(device, dtype)
+        value = (torch.randn(sizes, generator=generator, device=device) / over).to(dtype)
         if value.dim() == 4:
             value = value.contiguous(memory_format=layout)
         return value.requires_grad_(requires_grad)
@@ -67,6 +67,7 @@ def inputs(
         return convolution, [x, levels(PSP_BINS, branch), weight, tensor(branch)]
     aligned: dict[str, Callable[[], list[Tensor]]] = {
         "pyramid_concat": lambda: levels(PSP_BINS, branch),
+        "pyramid_add": lambda: [tensor(batch, channels, -(-height // 2), -(-width // 2))],
         "pyramid_add_relu": lambda: levels(MPM_BINS, channels),
     }
     if operator in aligned:
@@ -108,11 +109,3 @@ def make_layer(name: str, channels: int) -> nn.Module:
             with torch.no_grad():
                 module.scale.div_(channels)
     return layer
-
-
-def tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """The tensors among arguments, those in lists too."""
-    flat = []
-    for value in arguments:
-        flat += value if isinstance(value, list) else [value]
-    return [value for value in flat if isinstance(value, Tensor)]

@@ -37,6 +37,31 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     return facts
 
 
+def gpu() -> dict[str, Any]:
+    """What is there to run on, without stripctx; where "gpu" is None, "why" there is none."""
+    smi = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem"
+    facts: dict[str, Any] = {
+        "gpu": None,
+        "nvidia_smi": _output("nvidia-smi", f"--query-gpu={smi}", "--format=csv,noheader"),
+        "nvcc": _output("nvcc", "--version").splitlines()[-1:],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "processor": processor(),
+        "compiler": compiler(),
+        "commit": commit(),
+    }
+    if torch.version.cuda is None:
+        return {**facts, "why": f"torch {torch.__version__} is built without CUDA"}
+    if not torch.cuda.is_available():
+        return {**facts, "why": "torch.cuda.is_available() is False"}
+    properties = torch.cuda.get_device_properties(0)
+    facts["capability"] = f"{properties.major}.{properties.minor}"
+    facts["multiprocessors"] = properties.multi_processor_count
+    facts["memory_bytes"] = properties.total_memory
+    return facts | {"gpu": properties.name}
+
+
 def kernels(device: str) -> str:
     """Whether the operators run natively on `device` or fall back on the reference."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.measure import Run
+from benchmarks.measuring import Run
 
 _LIBC = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.floors import CODES, GATE_ROWS, KERNEL, MPM_BINS, PSP_BINS, Shape
 
+FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -90,7 +92,7 @@ class Sample:
         return self.tensor(*self.size[:2], GATE_ROWS)
 
     def tensor(self, *size: int) -> Tensor:
-        value = torch.randn(size, dtype=torch.float32).to(self.device, self.dtype)
+        value = torch.randn(size, dtype=torch.float32, device=self.device).to(self.dtype)
         return value.contiguous(memory_format=LAYOUTS[self.layout]) if len(size) == 4 else value
 
 
@@ -162,5 +164,15 @@ COUNTED = tuple(name for name in OPERATORS if name not in POOLING)
 
 def call(name: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """Runs the operator; always a tuple."""
-    result = getattr(torch.ops.stripctx, name)(*arguments)
+    return listed(getattr(torch.ops.stripctx, name)(*arguments))
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """Plain PyTorch's kernel of the operator."""
+    found = (import_module(f"stripctx.reference.{family}") for family in FAMILIES)
+    kernel: Callable[..., Any] = next(getattr(m, name) for m in found if hasattr(m, name))
+    return kernel
+
+
+def listed(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)

@@ -12,7 +12,6 @@ channels_last kept from input to output.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -117,12 +116,16 @@ def pyramid_concat(
     return torch.cat(maps, 1)
 
 
-def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
+def pyramid_add(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
     first, *others = (_enlarge(level, x, align_corners) for level in levels)
     out = x + first
     for other in others:
         out = out.add_(other)
-    return out.relu_()
+    return out
+
+
+def pyramid_add_relu(x: Tensor, levels: Sequence[Tensor], *, align_corners: bool) -> Tensor:
+    return pyramid_add(x, levels, align_corners=align_corners).relu_()
 
 
 def pyramid_conv(
@@ -149,6 +152,7 @@ PEERS: dict[str, Callable[..., Any]] = {
     "channel_gate": channel_gate,
     "pyramid_pool": pyramid_pool,
     "pyramid_concat": pyramid_concat,
+    "pyramid_add": pyramid_add,
     "pyramid_add_relu": pyramid_add_relu,
     "pyramid_conv": pyramid_conv,
     "row_pool": row_pool,
@@ -203,14 +207,3 @@ def compiled(candidate: Callable[..., Any]) -> Callable[..., Any]:
             return module(*arguments)
 
     return peer
-
-
-def warm(candidate: Callable[[], Any], calls: int = 3, budget: float = 1.0) -> Callable[[], Any]:
-    """Calls it until nothing is left to compile or to allocate for the first time: once more at
-    least, and no more once `budget` seconds are over."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        candidate()
-        if time.perf_counter() - started > budget:
-            break
-    return candidate

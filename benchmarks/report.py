@@ -1,130 +1,214 @@
-"""Tables and plots from result files; no number in a document is typed by hand.
+"""Tables from result files; no number in a document is typed by hand.
 
-    python -m benchmarks.report              bring README.md and docs/*.md up to date; draw plots
+    python -m benchmarks.report              bring README.md and docs/**/*.md up to date
     python -m benchmarks.report --check      exit status 1 if a document is not up to date
     python -m benchmarks.report --show strip print every entry of benchmarks/results/strip.json
 
-A document says where something goes by a pair of comments, between which everything is replaced:
+A document says where a table goes by a pair of comments, between which everything is replaced:
 
-    <!-- benchmarks:strip -->       one line an operator and mode, its first shape; two plots;
-                                    then the same on CUDA, if strip-cuda.json is there
-    <!-- /benchmarks:strip -->
-    <!-- benchmarks:strip all -->   every entry
-    <!-- /benchmarks:strip -->
-    <!-- benchmarks:scorecard -->   all families against what stripctx asks of itself; two plots
-    <!-- /benchmarks:scorecard -->
+    <!-- benchmarks:strip -->       one line an operator and mode, its first shape; then the same
+    <!-- /benchmarks:strip -->      on CUDA, if strip-cuda.json is there
+    <!-- benchmarks:operators -->   one line an operator of all families, forward and backward
+    <!-- /benchmarks:operators -->
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import re
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, scorecard, tables
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-FIGURES = REPOSITORY / "docs" / "figures"
+RESULTS = Path(__file__).resolve().parent / "results"
+REPOSITORY = RESULTS.parent.parent
+FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
+CANDIDATES = ("fused", "eager", "compile")
+MODES = {
+    "fwd": "forward",
+    "fwd+bwd": "forward, backward",
+    "inference": "inference",
+    "training": "training step",
+}
 BLOCK = re.compile(
-    r"(?P<open><!-- benchmarks:(?P<name>[\w-]+)(?P<all> all)? -->\n)"
+    r"(?P<open><!-- benchmarks:(?P<name>[\w-]+) -->\n)"
     r".*?(?P<close><!-- /benchmarks:(?P=name) -->)",
     re.DOTALL,
 )
 
+Entry = dict[str, Any]
 
-def update(text: str, folder: Path = results.FOLDER, figures: str = "") -> str:
-    """`text` with every block made anew from its result files; `figures` is the folder of the plots
-    as seen from the document. What was not measured yet is left empty."""
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file. Cases that failed are no lines of a table."""
+    result: dict[str, Any] = json.loads(path.read_text())
+    result["entries"] = [entry for entry in result["entries"] if "error" not in entry]
+    return result
+
+
+def headline(entries: Sequence[Entry]) -> list[Entry]:
+    """Each operator's first entry in each mode: its first shape, dtype and layout there."""
+    first: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        first.setdefault((entry["operator"], entry["mode"]), entry)
+    return list(first.values())
+
+
+def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
+    """Times and peaks of all candidates, the shortest time in bold. Columns of what nobody measured
+    are left out. `every` names dtype and layout, too."""
+    headers = ["", "shape", *(["dtype", "layout"] if every else []), "pass", *CANDIDATES]
+    headers += ["of the floor", "peak memory: fused", *CANDIDATES[1:]]
+    rows = []
+    for entry in entries:
+        measured = [entry["candidates"].get(name) for name in CANDIDATES]
+        times = [time_text(each) for each in measured]
+        shortest = time_text(min(filter(None, measured), key=median))
+        rows.append(
+            [
+                f"`{entry['operator']}`",
+                shape_text(entry["shape"]),
+                *([entry["dtype"], entry["layout"]] if every else []),
+                MODES[entry["mode"]],
+                *(f"**{text}**" if text == shortest else text for text in times),
+                share_text(entry),
+                *(peak_text(each) for each in measured),
+            ]
+        )
+    columns = [column for column in zip(headers, *rows, strict=True) if any(column[1:])]
+    headers, *rows = (list(row) for row in zip(*columns, strict=True))
+    return markdown(headers, rows, left=5 if every else 3)
+
+
+def operators_table(entries: Sequence[Entry]) -> str:
+    """Forward and backward of every function, and how many times the faster peer it is."""
+    rows = []
+    for entry in headline(entries):
+        if entry["mode"] != "fwd+bwd" or not entry["operator"].islower():
+            continue
+        measured = {name: entry["candidates"].get(name) for name in CANDIDATES}
+        times = {name: median(each) for name, each in measured.items() if each}
+        peers = [time for name, time in times.items() if name != "fused"]
+        rows.append(
+            [
+                f"`{entry['operator']}`",
+                shape_text(entry["shape"]),
+                *map(time_text, measured.values()),
+                f"{min(peers) / times['fused']:.2f}x",
+                share_text(entry),
+                *map(peak_text, measured.values()),
+            ]
+        )
+    headers = ["", "shape", *CANDIDATES, "times the faster peer", "of the floor"]
+    headers += ["peak memory: fused", *CANDIDATES[1:]]
+    return markdown(headers, rows, left=2)
+
+
+def update(text: str, folder: Path = RESULTS) -> str:
+    """`text` with every block made anew; what was not measured yet is left empty."""
 
     def render(match: re.Match[str]) -> str:
-        if match["name"] == "scorecard":
-            body = scorecard_block(results.families(folder), figures)
+        if match["name"] == "operators":
+            found = [read(path) for path in existing(folder, FAMILIES)]
+            entries = [entry for result in found for entry in result["entries"]]
+            notes = dict.fromkeys(machine_text(result["machine"]) for result in found)
+            blocks = [f"{operators_table(entries)}\n\n{'; '.join(notes)}.\n"] if found else []
         else:
-            paths = [folder / f"{match['name']}{device}.json" for device in ("", "-cuda")]
+            found = [read(p) for p in existing(folder, [match["name"], f"{match['name']}-cuda"])]
             blocks = [
-                family_block(path, bool(match["all"]), figures) for path in paths if path.is_file()
+                f"{family_table(headline(result['entries']))}\n\n{footnote(result)}\n"
+                for result in found
             ]
-            body = "\n".join(blocks)
-        return f"{match['open']}{body}{match['close']}"
+        return f"{match['open']}{chr(10).join(blocks)}{match['close']}"
 
     return BLOCK.sub(render, text)
 
 
-def family_block(path: Path, every_entry: bool, figures: str) -> str:
-    result = results.read(path)
-    table = tables.full_table(result) if every_entry else tables.summary_table(result)
-    growth = tables.growth_table(result)
-    parts = [table, *([growth] if growth else []), tables.footnote(result)]
-    parts.append(image(figures, f"benchmarks-{path.stem}", "These times, eager PyTorch = 1"))
-    if growth:
-        parts.append(image(figures, f"growth-{path.stem}", "Time against N, C and H = W"))
-    return "\n\n".join(parts) + "\n"
+def existing(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [path for name in names if (path := folder / f"{name}.json").is_file()]
 
 
-def scorecard_block(found: dict[str, dict[str, Any]], figures: str) -> str:
-    if not found:
+def footnote(result: dict[str, Any]) -> str:
+    """What was measured and on what."""
+    first = result["entries"][0]
+    return (
+        f"{first['dtype']}, {first['layout']}. Medians of interleaved samples; "
+        f"{result['machine']['kernels']} kernels. {machine_text(result['machine'])}."
+    )
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    on = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    facts = [on, f"torch {machine['torch']}", machine["compiler"], f"commit {machine['commit']}"]
+    return ", ".join(fact for fact in [*facts, machine["date"]] if fact)
+
+
+def median(measured: dict[str, Any]) -> float:
+    """Milliseconds, of a candidate or a floor."""
+    return statistics.median(measured["samples_ms"])
+
+
+def time_text(measured: dict[str, Any] | None) -> str:
+    """Three digits at least, and never an exponent."""
+    if measured is None:
         return ""
-    machines = dict.fromkeys(tables.machine_text(result["machine"]) for result in found.values())
-    parts = [scorecard.tables(list(found.values())), "; ".join(machines) + "."]
-    parts.append(image(figures, "benchmarks-scorecard", "Time of the ten, forward and backward"))
-    parts.append(image(figures, "roofline", "Operations a second against operations a byte"))
-    return "\n\n".join(parts) + "\n"
+    value = median(measured)
+    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f} ms"
 
 
-def image(figures: str, name: str, text: str) -> str:
-    return f"![{text}]({figures}/{name}.svg)"
+def peak_text(measured: dict[str, Any] | None) -> str:
+    peak = measured.get("peak_bytes") if measured else None
+    return "" if peak is None else f"{peak / 2**20:.1f} MiB"
 
 
-def updated(document: Path, folder: Path = results.FOLDER, figures: Path = FIGURES) -> str:
-    """What the document should say."""
-    return update(document.read_text(), folder, os.path.relpath(figures, document.parent))
+def share_text(entry: Entry) -> str:
+    """How near the fused time comes to that of the floor's copy or product."""
+    if "floor" not in entry:
+        return ""
+    return f"{median(entry['floor']) / median(entry['candidates']['fused']):.0%}"
 
 
-def draw_all(folder: Path, figures: Path) -> None:
-    """Bars and growth of every result file; bars and roofline of all families together."""
-    from benchmarks import plots  # matplotlib takes a second
+def shape_text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
-    for path in sorted(folder.glob("*.json")):
-        result = results.read(path)
-        plots.bars_figure(result, figures / f"benchmarks-{path.stem}.svg")
-        plots.growth_figure(result, figures / f"growth-{path.stem}.svg")
-    found = list(results.families(folder).values())
-    if found:
-        plots.bars_figure(scorecard.ten(found), figures / "benchmarks-scorecard.svg")
-        plots.roofline_figure(found, figures / "roofline.svg")
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A table whose first `left` columns are flush left, the others flush right."""
+    rule = ["---"] * left + ["---:"] * (len(headers) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [headers, rule, *rows])
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder to read")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to read")
     parser.add_argument("--documents", type=Path, nargs="*", help="default: README.md docs/**/*.md")
-    parser.add_argument("--plots", type=Path, default=FIGURES)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     parser.add_argument("--show", metavar="NAME", help="print a result file's table")
     options = parser.parse_args(arguments)
     if options.show:
-        result = results.read(options.results / f"{options.show}.json")
-        parts = (tables.full_table(result), tables.growth_table(result), tables.footnote(result))
-        print(*(part for part in parts if part), sep="\n\n")
+        result = read(options.results / f"{options.show}.json")
+        print(family_table(result["entries"], every=True), footnote(result), sep="\n\n")
         return 0
     documents = options.documents
     if documents is None:
-        found = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-        documents = [path for path in found if path.is_file()]
-    texts = {path: updated(path, options.results, options.plots) for path in documents}
-    stale = {path: text for path, text in texts.items() if path.read_text() != text}
-    if options.check:
-        for path in stale:
-            print(f"{path.name}: out of date; run python -m benchmarks.report", file=sys.stderr)
-        return 1 if stale else 0
+        documents = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    return bring_up_to_date(documents, lambda text: update(text, options.results), options.check)
+
+
+def bring_up_to_date(documents: Sequence[Path], update: Any, check: bool) -> int:
+    """Rewrites documents that `update` changes; with `check` only names them, and returns 1."""
+    stale = {
+        path: text for path in documents if (text := update(path.read_text())) != path.read_text()
+    }
     for path, text in stale.items():
-        path.write_text(text)
-        print(f"updated {path.name}")
-    draw_all(options.results, options.plots)
-    return 0
+        print(f"{path.name}: {'out of date' if check else 'updated'}", file=sys.stderr)
+        if not check:
+            path.write_text(text)
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tour, in some four minutes: `make demo`, or
+"""What stripctx does, in some four minutes: `make demo`, or
 
     python examples/demo.py [--image PATH] [--seconds 10] [--training 110] [--output demo.png]
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
@@ -29,9 +31,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import stripctx  # noqa: E402
-from benchmarks import compare, machine, plots  # noqa: E402
+from examples import figures  # noqa: E402
+from examples.demonstration import comparison, figure, training  # noqa: E402
+from examples.demonstration import network as segmenter  # noqa: E402
 from examples.street import scenes  # noqa: E402
-from examples.tour import figure, segmenter, strip, training  # noqa: E402
 from stripctx import extension  # noqa: E402
 
 SIZE = (256, 512)  # of the scene that is drawn
@@ -73,11 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
         features = network.stem(image)
         prediction = network(image).argmax(1)[0].byte().numpy()
     right = float((prediction == subject.labels).mean())
-    error = strip.check(console, network.context, features)
-    found = strip.measure(console, network.context, features, not options.without_compile)
-    feature, gate, channel = strip.strongest(network.context, features)
+    error = comparison.check(console, network.context, features)
+    found = comparison.against_plain(
+        console, network.context, features, not options.without_compile
+    )
+    feature, gate, channel = comparison.strongest(network.context, features)
     study = tell_study(console, options.training) if options.training else None
-    facts = machine.describe()
     target = "truth" if subject.drawn else "pseudo-labels (k-means)"
     figure.draw(
         figure.Content(
@@ -91,19 +95,19 @@ def main(arguments: list[str] | None = None) -> int:
             gate=gate,
             channel=channel + 1,
             channels=features.size(1),
-            times={name: samples.median * 1e3 for name, samples in found.times.items()},
-            peaks={n: peak / 2**20 for n, peak in found.peaks.items() if peak is not None},
+            times={name: found.median(name) * 1e3 for name in found.times},
+            peaks={name: peak / 2**20 for name, peak in found.peaks.items()},
             measured="StripPooling, forward and backward",
             footnote=f"Features {' x '.join(map(str, features.shape))}, float32, channels_last. "
             f"Fused against reference in float64: at most {error:.1e} apart. "
-            f"stripctx {stripctx.__version__}, {facts['kernels']} kernels; torch {facts['torch']}; "
-            f"{facts['processor']}, {facts['threads']} threads.",
+            f"stripctx {stripctx.__version__}, {kernels()} kernels; "
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
             study=study,
         ),
         options.output,
     )
     console.print(f"[bold]Wrote {options.output}[/]")
-    return 0 if error <= strip.BOUND and (study is None or study.agrees) else 1
+    return 0 if error <= comparison.BOUND and (study is None or study.agrees) else 1
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -135,6 +139,13 @@ def tell_kernels(console: Console) -> None:
         console.print(f"[bold]{status.backend}[/] kernels in PyTorch, by STRIPCTX_BACKEND")
 
 
+def kernels() -> str:
+    """Those that run."""
+    status = extension.status()
+    native = any(library.loaded for library in status.libraries.values())
+    return "native" if native and status.backend == "auto" else status.backend
+
+
 def tell_study(console: Console, seconds: float) -> training.Study:
     """Trains the small networks; says what came of it."""
     found = training.study(console, seconds)
@@ -148,7 +159,7 @@ def tell_study(console: Console, seconds: float) -> training.Study:
         highlight=False,
     )
     times = ", ".join(
-        f"{plots.LABELS[name]} {seconds * 1e3:.2f} ms" for name, seconds in found.times.items()
+        f"{figures.LABELS[name]} {seconds * 1e3:.2f} ms" for name, seconds in found.times.items()
     )
     console.print(f"Its context module, forward and backward: {times}", highlight=False)
     return found
@@ -168,7 +179,7 @@ def read(path: Path) -> Subject:
         raise ArgumentError(f"{path}: there is no such image") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ArgumentError(
-            f"{path}: cannot be read as an image ({compare.reason(error)})"
+            f"{path}: cannot be read as an image ({str(error).partition(chr(10))[0]})"
         ) from None
     if min(picture.size) < SHORTEST:
         width, height = picture.size

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from examples.data.ahead import read_ahead
 from examples.data.pairs import Scene, Scenes
+from examples.data.prefetch import prefetch
 from examples.inference import View
 from examples.metrics import Scores, SegmentationScores
 from examples.training.processes import Processes
@@ -38,9 +38,9 @@ def score(
         DataError: a scene cannot be read; the message names the file.
     """
     own = range(processes.rank, len(scenes), processes.size)
-    ahead: Iterable[Scene] = read_ahead(scenes.__getitem__, own, readers)
+    read: Iterable[Scene] = prefetch(scenes.__getitem__, own, readers)
     scores = SegmentationScores(len(scenes.labelling.classes), device=processes.device)
-    for scene in watch(ahead, len(own)) if watch else ahead:
+    for scene in watch(read, len(own)) if watch else read:
         target = torch.from_numpy(scene.labels).to(processes.device)
         scores.update(view.classes(network, scene.image), target)
     return scores.compute()

@@ -6,6 +6,12 @@ the family files on a GPU.
 
 from __future__ import annotations
 
+import os
+
+# Idle OpenMP threads sleep: two test processes, and those they start, share the cores. Read when
+# torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 

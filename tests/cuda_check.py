@@ -13,10 +13,12 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import toolkit
@@ -173,14 +175,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("cuda_check: no nvcc in CUDA_HOME, on PATH or in site-packages", file=sys.stderr)
         print("cuda_check: pip install -r requirements-dev.txt brings one", file=sys.stderr)
         return NO_COMPILER
-    sources = options.sources or sorted(toolkit.SOURCES.glob("*/*.cu"))
+    sources = options.sources or list(toolkit.SOURCES.glob("*/*.cu"))
+    sources = sorted(sources, key=lambda source: -source.stat().st_size)  # the longest first
     kernels: list[Kernel] = []
-    for source in sources:
-        try:
-            kernels += check(source, options.arch, options.sass, nvcc)
-        except RuntimeError as error:
-            print(f"cuda_check: {source} does not compile\n{error}", file=sys.stderr)
-            return 1
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(check, s, options.arch, options.sass, nvcc) for s in sources]
+        for source, job in sorted(zip(sources, jobs, strict=True), key=lambda pair: pair[0]):
+            try:
+                kernels += job.result()
+            except RuntimeError as error:
+                print(f"cuda_check: {source} does not compile\n{error}", file=sys.stderr)
+                return 1
     print(table(kernels, options.arch, options.sass))
     if options.json:
         text = json.dumps([dataclasses.asdict(kernel) for kernel in kernels], indent=1)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from battery import DEVICE, relative_error, tuple_of
+from operator_checks import DEVICE, relative_error, tuple_of
 from torch import Tensor
 
 from stripctx import extension

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from battery import DEVICE
+from operator_checks import DEVICE
 from torch import Tensor, nn
 
 from stripctx import models

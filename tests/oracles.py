@@ -1,11 +1,14 @@
 """Somebody else's implementations, for tests that run where these are installed and skip elsewhere:
 
     pip install --no-deps -r requirements-oracles.txt
+    pip install --no-deps -r requirements-networks.txt    # transformers and timm: whole networks
 
-`make setup` does. Without --no-deps they bring OpenCV, SciPy, timm and torchvision, which nothing
-here needs. The packages of mmseg, mmcv and smp import all of those; here they are entered through
-empty shells, and only the files that define a module are run. What is left of smp's networks to
-stand in for is the encoder: `Features`, three strided convolutions.
+`make setup` does the first. Without --no-deps they bring OpenCV, SciPy and torchvision, which
+nothing here needs. The packages of mmseg and mmcv import all of those; here they are entered
+through empty shells, and only the files that define a module are run. So is smp where timm is not
+installed; what is then left of its networks to stand in for is the encoder: `Features`, three
+strided convolutions. timm and smp import torchvision for image transforms and encoders that no test
+runs: names alone stand in for it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,10 +50,14 @@ def mmseg() -> SimpleNamespace:
 
 
 _MMSEG_MODELS = {
-    "utils": ("wrappers", "encoding", "res_layer"),
+    "utils": ("wrappers", "encoding", "res_layer", "inverted_residual"),
     "losses": ("utils", "accuracy", "cross_entropy_loss"),
-    "backbones": ("resnet",),
-    "decode_heads": ("decode_head", "fcn_head", "psp_head", "enc_head"),
+    "decode_heads": (
+        *("decode_head", "fcn_head", "psp_head", "enc_head", "segformer_head", "uper_head"),
+        *("ham_head", "fpn_head", "aspp_head", "sep_aspp_head", "sep_fcn_head"),
+    ),
+    "backbones": ("resnet", "hrnet", "icnet", "fast_scnn"),
+    "necks": ("ic_neck",),
     "segmentors": ("base", "encoder_decoder"),
 }
 
@@ -58,19 +67,52 @@ def smp() -> SimpleNamespace:
     """smp's PSPNet, of `Features`, its decoder, and the pyramids of PSPNet and of UPerNet."""
     _require("segmentation_models_pytorch")
     root = "segmentation_models_pytorch"
-    _shell(root)
-    for package in ("base", "decoders", "decoders.pspnet", "decoders.upernet"):
-        _shell(f"{root}.{package}")
-    _stand_in(f"{root}.base.hub_mixin", SMPHubMixin=_Hub, supports_config_loading=lambda f: f)
-    _stand_in(f"{root}.encoders", get_encoder=Features, TimmUniversalEncoder=_Hub)
-    _fill(f"{root}.base", "modules", "heads", "model")
+    if _missing(*_TIMM):
+        _shell(root)
+        for package in ("base", "decoders", "decoders.pspnet", "decoders.upernet"):
+            _shell(f"{root}.{package}")
+        _stand_in(f"{root}.base.hub_mixin", SMPHubMixin=_Hub, supports_config_loading=lambda f: f)
+        _stand_in(f"{root}.encoders", get_encoder=Features, TimmUniversalEncoder=_Hub)
+        _fill(f"{root}.base", "modules", "heads", "model")
+    else:
+        whole_smp()
     decoder = importlib.import_module(f"{root}.decoders.pspnet.decoder")
+    model = importlib.import_module(f"{root}.decoders.pspnet.model")
+    get_encoder = model.get_encoder
+    model.get_encoder = lambda name, **options: (
+        get_encoder(name, **options) if name else Features(name, **options)
+    )
     return SimpleNamespace(
-        PSPNet=importlib.import_module(f"{root}.decoders.pspnet.model").PSPNet,
+        PSPNet=model.PSPNet,
         PSPDecoder=decoder.PSPDecoder,
         PSPModule=decoder.PSPModule,
         UPerNetPSPModule=importlib.import_module(f"{root}.decoders.upernet.decoder").PSPModule,
     )
+
+
+@functools.cache
+def whole_smp() -> ModuleType:
+    """smp as it is."""
+    _require("segmentation_models_pytorch")
+    timm()
+    with _torchvision():
+        return importlib.import_module("segmentation_models_pytorch")
+
+
+@functools.cache
+def timm() -> ModuleType:
+    _require(*_TIMM)
+    with _torchvision():
+        return importlib.import_module("timm")
+
+
+@functools.cache
+def transformers() -> ModuleType:
+    _require("transformers", "tokenizers", "huggingface_hub", "safetensors", "regex")
+    return importlib.import_module("transformers")
+
+
+_TIMM = ("timm", "huggingface_hub", "safetensors", "httpx2")
 
 
 class Features(nn.Module):
@@ -100,9 +142,57 @@ class _Hub:
 
 
 def _require(*packages: str) -> None:
-    for package in packages:
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed (tests/oracles.py says how)")
+    for package in _missing(*packages):
+        pytest.skip(f"{package} is not installed (tests/oracles.py says how)")
+
+
+def _missing(*packages: str) -> list[str]:
+    return [package for package in packages if find_spec(package) is None]
+
+
+@contextmanager
+def _torchvision() -> Iterator[None]:
+    """A torchvision of names, while the block runs and where there is none."""
+    if not _missing("torchvision"):
+        yield
+        return
+    names = _Names()
+    sys.meta_path.append(names)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(names)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+
+
+class _Names(MetaPathFinder, Loader):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name.partition(".")[0] != "torchvision":
+            return None
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _NamesModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+class _NamesModule(ModuleType):
+    """Any class, whose attributes are strings, and any function, which gives None."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _NamesClass(name, (), {}) if name[0].isupper() else lambda *_, **__: None
+
+
+class _NamesClass(type):
+    def __getattr__(cls, name: str) -> str:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return name
 
 
 def _shell(name: str) -> None:

@@ -129,10 +129,10 @@ class Sandbox:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
-    def run(self, *arguments: str, **changes: str) -> Outcome:
+    def run(self, *arguments: str, timeout: float = 300, **changes: str) -> Outcome:
         done = subprocess.run(
             [sys.executable, *arguments], env=self.environment(**changes), cwd=self.folder,
-            capture_output=True, text=True, check=False, timeout=300,
+            capture_output=True, text=True, check=False, timeout=timeout,
         )  # fmt: skip
         return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE
 from checkpoints import (
     TO_ENCODING,
     TO_SEMSEG,
@@ -25,6 +24,7 @@ from checkpoints import (
     same_state,
 )
 from networks import OPTIONS, every_network
+from operator_checks import DEVICE
 from torch import Tensor, nn
 
 from stripctx import models
@@ -188,7 +188,7 @@ def test_resnet_equals_plain(
     with torch.no_grad():
         expected = plain_resnet(state, x, depth, [stage.block_dilations for stage in plan])
         for value, want in zip(network(x), expected, strict=True):
-            assert battery.relative_error(value, want) < 1e-11
+            assert operator_checks.relative_error(value, want) < 1e-11
 
 
 def plain_mobilenet(state: State, x: Tensor, lost: dict[int, int]) -> list[Tensor]:
@@ -228,7 +228,7 @@ def test_mobilenet_equals_plain(output_stride: int, lost: dict[int, int]) -> Non
     with torch.no_grad():
         expected = plain_mobilenet(renamed(network.state_dict(), *TO_MOBILENET), x, lost)
         for value, want in zip(network(x), expected, strict=True):
-            assert battery.relative_error(value, want) < 1e-11
+            assert operator_checks.relative_error(value, want) < 1e-11
     assert tuple(each.shape[1] for each in expected) == network.channels
 
 
@@ -310,7 +310,7 @@ def test_strip_pooling_keeps_its_values_where_the_weights_lack_it() -> None:
 
 def test_unsafe_file_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": Path("x")}, tmp_path / "weights.pth")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         models.create_backbone("resnet18", weights=tmp_path / "weights.pth")
 
 
@@ -347,7 +347,7 @@ def test_timm_backbone() -> None:
 def test_timm_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     words = "name 'resnet18' needs the timm library: pip install stripctx[timm]"
-    battery.raises(ValueError, words, lambda: models.create_backbone("timm:resnet18"))
+    operator_checks.raises(ValueError, words, lambda: models.create_backbone("timm:resnet18"))
 
 
 SMALL = {"conv1.weight": torch.zeros(64, 3, 7, 7)}
@@ -388,4 +388,4 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)

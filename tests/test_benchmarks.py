@@ -23,15 +23,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import compare, cuda, floors, measure, memory, peers, results, yardstick
-from benchmarks.family import GROWTH, Family
+from benchmarks import compare, family, floors, machine, measuring, memory, peers, report
+from benchmarks.family import Family
 from benchmarks.floors import Floor, Shape
 from benchmarks.inputs import LAYERS, Size, inputs
-from benchmarks.test_networks import NETWORKS
 from stripctx import StripPooling, functional
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FAMILY_FILES = [REPOSITORY / "benchmarks" / f"test_{name}.py" for name in results.FAMILIES]
+FAMILY_FILES = [REPOSITORY / "benchmarks" / f"{name}.py" for name in report.FAMILIES]
 MIB = 2**20
 needs_high_water_mark = pytest.mark.skipif(
     not memory.reset_high_water_mark(), reason="the system has no resettable high-water mark"
@@ -78,8 +77,7 @@ def test_floor_of_pyramid_conv_by_hand() -> None:
 
 @pytest.mark.parametrize("path", FAMILY_FILES, ids=lambda path: path.stem)
 def test_every_operator_of_a_measured_family_has_a_floor(path: Path) -> None:
-    family = path.stem.removeprefix("test_")
-    registrations = (REPOSITORY / "stripctx" / "ops" / f"{family}.py").read_text()
+    registrations = (REPOSITORY / "stripctx" / "ops" / path.name).read_text()
     operators = re.findall(r'^define\(\s*"(\w+)\(', registrations, re.MULTILINE)
     assert operators
     assert set(operators) <= set(floors.FLOORS)
@@ -238,19 +236,21 @@ def test_floor_of_a_layer_is_counted() -> None:
     """A linear layer: 2 x 6 x 4 multiply-adds forward, twice that backward but none toward x."""
     layer, x = nn.Linear(6, 4), torch.randn(2, 6)
     run = compare.bind(layer, [x], "fwd+bwd")
-    stick = yardstick.of_layer(layer, [x], (2, 6, 1, 1), run, "cpu")
-    assert stick.least.operations == 2 * 2 * (2 * 6 * 4)
-    assert stick.least.read == 4 * (12 + 24 + 4)
-    assert stick.least.written == 4 * (8 + 24 + 4)
-    assert stick.by == "copy"
+    limit = family.limit_of_layer(layer, [x], (2, 6, 1, 1), run, "cpu")
+    assert limit.least.operations == 2 * 2 * (2 * 6 * 4)
+    assert limit.least.read == 4 * (12 + 24 + 4)
+    assert limit.least.written == 4 * (8 + 24 + 4)
+    assert limit.by == "copy"
 
 
 def test_floor_of_a_large_layer_is_a_product() -> None:
     layer, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 16, 16)
-    stick = yardstick.of_layer(layer, [x], (1, 64, 16, 16), compare.bind(layer, [x], "fwd"), "cpu")
-    assert stick.least.operations == 2 * 256 * 64 * 64 * 9
-    assert stick.by == "product"
-    stick.make()()
+    limit = family.limit_of_layer(
+        layer, [x], (1, 64, 16, 16), compare.bind(layer, [x], "fwd"), "cpu"
+    )
+    assert limit.least.operations == 2 * 256 * 64 * 64 * 9
+    assert limit.by == "product"
+    limit.make()()
 
 
 def test_results_are_new_storages_only() -> None:
@@ -267,25 +267,43 @@ def test_results_are_new_storages_only() -> None:
 
 @pytest.mark.parametrize("path", FAMILY_FILES, ids=lambda path: path.stem)
 def test_cases_of_a_family(path: Path) -> None:
+    """The tables' case is the first of its operator, and without page faults."""
     family = importlib.import_module(f"benchmarks.{path.stem}").FAMILY
-    usual, every = list(family.cases()), list(family.cases(every=True))
-    assert len({str(case) for case in usual}) == len(usual)
-    assert {str(case) for case in usual} <= {str(case) for case in every}
+    assert family.name == path.stem
+    cases = list(family.cases())
+    assert len(set(cases)) == len(cases)
     for operator, shapes in family.shapes.items():
-        mine = [case for case in usual if case.operator == operator]
+        mine = [case for case in cases if case.operator == operator]
         assert mine[0].shape == shapes[0] and mine[0].with_compile
-        assert {case.shape for case in mine if not case.axis} == set(shapes)
+        assert {case.shape for case in mine} == set(shapes)
         assert len({(case.dtype, case.layout) for case in mine}) == 4
-        assert {case.axis for case in mine} - {""} == (set() if operator in LAYERS else set(GROWTH))
         results = math.prod(shapes[0]) * 4 * (2 if operator.endswith(("concat", "Pooling")) else 1)
         assert results < 32 * 10**6, "page faults"
+
+
+def test_a_case_that_fails_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are written all the same, also where an interrupt ends the run."""
+    row_pool = peers.row_pool
+
+    def wrong(x: torch.Tensor, rows: int, mode: str = "mean") -> torch.Tensor:
+        if x.dtype is torch.bfloat16:
+            raise KeyboardInterrupt
+        return row_pool(x, rows, mode) if x.requires_grad else row_pool(x, rows, mode) + 1
+
+    monkeypatch.setitem(peers.PEERS, "row_pool", wrong)
+    with pytest.raises(KeyboardInterrupt):
+        Family("few", {"row_pool": ()}).main(["--quick", "--results", str(tmp_path)])
+    entries = json.loads((tmp_path / "few.json").read_text())["entries"]
+    assert entries[0]["error"].startswith("eager: result 0 differs")
+    assert set(entries[1]["candidates"]) == {"fused", "eager"} and len(entries) == 2
+    assert len(report.read(tmp_path / "few.json")["entries"]) == 1
 
 
 # What a GPU adds, without one.
 
 
 def test_comparison_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies that overflow the cache, all in one graph; launches; a floor for each copy."""
+    """Copies that overflow the cache, all in one graph; a floor for each copy."""
     recorded, floors_made = [], []
 
     def graph(runs: list[Any]) -> Any:
@@ -296,13 +314,12 @@ def test_comparison_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         floors_made.append(torch.ones(8))
         return lambda: floors_made[-1].add_(1)
 
-    monkeypatch.setattr(cuda, "cache_bytes", lambda: 1000)
-    monkeypatch.setattr(cuda, "graph", graph)
-    monkeypatch.setattr(cuda, "launches", lambda run: len(run()))
-    monkeypatch.setattr(measure, "_cuda_seconds", measure._cpu_seconds)
+    monkeypatch.setattr(measuring, "cache_bytes", lambda: 1000)
+    monkeypatch.setattr(measuring, "graph", graph)
+    monkeypatch.setattr(measuring, "_cuda_seconds", measuring._cpu_seconds)
     monkeypatch.setattr(memory, "peak_extra_bytes", lambda run, device: 7)
     function, arguments = inputs("strip_gate", SIZE, torch.float32, torch.channels_last)
-    found = compare.compare(
+    compare.compare(
         function, arguments, mode="fwd+bwd", floor=floor, device="cuda", with_compile=False
     )
     size = sum(value.nbytes for value in arguments)
@@ -314,26 +331,24 @@ def test_comparison_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         assert copy.data_ptr() != value.data_ptr() and copy.stride() == value.stride()
     for value, copy in zip(first(), other(), strict=True):
         assert torch.equal(value, copy)
-    assert found.kernels == {"fused": 6, "eager": 6}
-    assert results.candidates(found)["eager"]["kernels"] == 6
 
 
 def test_rotated_keeps_what_is_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "cache_bytes", lambda: 1000)
-    copies = cuda.rotated([torch.ones(100), (1, 2), [torch.zeros(25, requires_grad=True)]])
+    monkeypatch.setattr(measuring, "cache_bytes", lambda: 1000)
+    copies = measuring.rotated([torch.ones(100), (1, 2), [torch.zeros(25, requires_grad=True)]])
     assert len(copies) == 6
     x, bins, (level,) = copies[0]
     assert torch.equal(x, torch.ones(100)) and bins == (1, 2) and level.requires_grad
-    assert len(cuda.rotated([torch.ones(1)])) == cuda.MOST_COPIES
+    assert len(measuring.rotated([torch.ones(1)])) == measuring.MOST_COPIES
 
 
 def test_runs_of_several_calls_are_divided() -> None:
-    times = measure.interleave({"a": lambda: time.sleep(0.01)}, rounds=5, calls_a_run=10)
-    assert 0.001 <= times["a"].median < 0.005
+    times = measuring.interleave({"a": lambda: time.sleep(0.01)}, rounds=5, calls_a_run=10)
+    assert 0.001 <= statistics.median(times["a"]) < 0.005
 
 
 def test_a_gpu_gets_larger_batches() -> None:
-    family = Family({"strip_pool": ((1, 512, 60, 60), (2, 64, 9, 9))})
+    family = Family("strip", {"strip_pool": ((1, 512, 60, 60), (2, 64, 9, 9))})
     one, eight = list(family.cases()), list(family.cases(batch=8))
     assert [replace(case, shape=(case.shape[0] * 8, *case.shape[1:])) for case in one] == eight
 
@@ -347,16 +362,16 @@ def test_interleave_times_what_it_calls() -> None:
         "slow": lambda: (order.append("slow"), time.sleep(0.012)),
         "fast": lambda: (order.append("fast"), time.sleep(0.002)),
     }
-    times = measure.interleave(candidates, rounds=6)
+    times = measuring.interleave(candidates, rounds=6)
     samples = order[6:]  # after the calls that say how many make a sample
     turns = [(name, len(list(calls))) for name, calls in itertools.groupby(samples)]
     assert sum(count for name, count in turns if name == "slow") == 6 * 2  # one of them not timed
     assert sum(count for name, count in turns if name == "fast") == 6 * 4  # some milliseconds not
     assert {name for name, _ in turns[:2]} == {"slow", "fast"}
     assert turns[:2] != turns[2:4] or turns[:2] != turns[4:6]  # in an order drawn anew
-    assert len(times["slow"].seconds) == 6
-    assert times["slow"].median >= 0.012
-    assert 0.002 <= times["fast"].median < times["slow"].median
+    assert len(times["slow"]) == 6
+    assert statistics.median(times["slow"]) >= 0.012
+    assert 0.002 <= statistics.median(times["fast"]) < statistics.median(times["slow"])
 
 
 def test_interleave_repeats_short_calls_and_keeps_to_its_budget() -> None:
@@ -366,21 +381,15 @@ def test_interleave_repeats_short_calls_and_keeps_to_its_budget() -> None:
         nonlocal calls
         calls += 1
 
-    times = measure.interleave({"short": short}, rounds=10_000, budget=0.0)
-    assert len(times["short"].seconds) == measure.LEAST_ROUNDS
-    assert calls > 100 * measure.LEAST_ROUNDS
+    times = measuring.interleave({"short": short}, rounds=10_000, budget=0.0)
+    assert len(times["short"]) == measuring.LEAST_ROUNDS
+    assert calls > 100 * measuring.LEAST_ROUNDS
 
 
 def test_interleave_takes_fewer_long_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "LONG", 0.02)
-    times = measure.interleave({"long": lambda: time.sleep(0.01)}, budget=0.0)
-    assert len(times["long"].seconds) == measure.LEAST_LONG_ROUNDS
-
-
-def test_percentiles() -> None:
-    samples = measure.Samples((5.0, 1.0, 2.0, 4.0, 3.0, 6.0))
-    assert (samples.p20, samples.median, samples.p80) == (2.0, 3.5, 5.0)
-    assert measure.Samples((2.0,)).p80 == 2.0
+    monkeypatch.setattr(measuring, "LONG", 0.02)
+    times = measuring.interleave({"long": lambda: time.sleep(0.01)}, budget=0.0)
+    assert len(times["long"]) == measuring.LEAST_LONG_ROUNDS
 
 
 @needs_high_water_mark
@@ -392,7 +401,7 @@ def test_memory_meter_sees_known_amounts(mebibytes: int) -> None:
             second = first + 1
             del first, second
 
-    peers.warm(allocate)  # now malloc holds pages that it could hand out unseen
+    measuring.warm(allocate)  # now malloc holds pages that it could hand out unseen
     peak = memory.peak_extra_bytes(allocate)
     assert peak is not None
     assert abs(peak - 2 * mebibytes * MIB) < 0.5 * MIB
@@ -424,7 +433,7 @@ def test_memory_meter_sees_through_holes() -> None:
         del kept[1]
         kept.append(torch.ones(4 * MIB, dtype=torch.uint8))
 
-    peers.warm(allocate, calls=10)
+    measuring.warm(allocate, calls=10)
     peak = memory.peak_extra_bytes(allocate)
     assert peak is not None
     assert abs(peak - 10 * MIB) < 0.5 * MIB
@@ -441,19 +450,36 @@ def test_memory_meter_sees_nothing_where_nothing_is() -> None:
 # All of it.
 
 
-def test_quick_run_writes_every_case(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "--results", str(tmp_path)]
-    finished = subprocess.run(
-        [*command, "-q", "-p", "no:cacheprovider"], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stdout
-    found = {path.stem: results.read(path) for path in tmp_path.glob("*.json")}
-    assert set(found) == {*results.FAMILIES, "networks"}
-    for result in found.values():
-        assert all(word not in json.dumps(result) for word in ("/home", "/root", "/work", "node"))
-        assert all(set(e["candidates"]) == {"fused", "eager"} for e in result["entries"])
-    networks = {entry["operator"] for entry in found.pop("networks")["entries"]}
-    assert networks == {f"{name} resnet18" for name in NETWORKS}
-    entries = [entry for result in found.values() for entry in result["entries"]]
-    assert {entry["operator"] for entry in entries} == {*functional.__all__, *LAYERS}
-    assert all(entry["floor"]["samples_ms"] for entry in entries)
+@pytest.mark.parametrize("name", [*report.FAMILIES, "networks"])
+def test_quick_run_writes_every_case(name: str, tmp_path: Path) -> None:
+    script = importlib.import_module(f"benchmarks.{name}")
+    assert script.FAMILY.main(["--quick", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / f"{name}.json").read_text()
+    assert all(word not in text for word in ("/home", "/root", "/work", "node"))
+    entries = report.read(tmp_path / f"{name}.json")["entries"]
+    assert all(set(entry["candidates"]) == {"fused", "eager"} for entry in entries)
+    if name == "networks":
+        expected = {f"{each} resnet18" for each in script.NETWORKS}
+    else:
+        expected = set(script.FAMILY.shapes)
+        assert all(entry["floor"]["samples_ms"] for entry in entries)
+    assert {entry["operator"] for entry in entries} == expected
+
+
+def test_every_function_and_layer_is_measured() -> None:
+    scripts = [importlib.import_module(f"benchmarks.{path.stem}") for path in FAMILY_FILES]
+    measured = {operator for script in scripts for operator in script.FAMILY.shapes}
+    assert measured == {*functional.__all__, *LAYERS}
+
+
+def test_facts_name_no_host_and_no_folder() -> None:
+    assert all(word not in json.dumps(machine.describe()) for word in ("/home", "/root", "/work"))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_benchmarks_and_examples_stand_apart(folder: str) -> None:
+    other = "examples" if folder == "benchmarks" else "benchmarks"
+    imports = re.compile(rf"^\s*(from|import) {other}\b", re.MULTILINE)
+    paths = list((REPOSITORY / folder).rglob("*.py"))
+    assert len(paths) > 10
+    assert not [path for path in paths if imports.search(path.read_text())]

@@ -19,15 +19,15 @@ sys.path.insert(0, str(REPOSITORY))
 
 from training_runs import small, stop_after, train, train_in_processes  # noqa: E402
 
-from examples.data import catalogue, places  # noqa: E402
+from examples.data import catalogue, centroids  # noqa: E402
 from examples.data.augment import Augmentation, Augmented, Key, augment  # noqa: E402
 from examples.data.catalogue import Data  # noqa: E402
 from examples.data.labels import IGNORE, DataError  # noqa: E402
 from examples.data.pairs import PairedFiles, Scene  # noqa: E402
 from examples.training import batches, checkpoint, log  # noqa: E402
+from examples.training.class_centroids import CENTROIDS, find_centroids  # noqa: E402
 from examples.training.processes import Processes  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
-from examples.training.survey import PLACES, survey  # noqa: E402
 from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
 # Where classes lie.
@@ -35,7 +35,7 @@ from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.integers(1, 13), st.integers(0, 99))
-def test_places_are_means_over_tiles(size: tuple[int, int], tile: int, seed: int) -> None:
+def test_centroids_are_means_over_tiles(size: tuple[int, int], tile: int, seed: int) -> None:
     labels = np.random.default_rng(seed).choice([0, 1, 3, IGNORE], size).astype(np.uint8)
     pixels: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for row in range(size[0]):
@@ -47,7 +47,7 @@ def test_places_are_means_over_tiles(size: tuple[int, int], tile: int, seed: int
         for where, seen in sorted(pixels.items())
         if where[2] != IGNORE
     ]
-    found = places.of_scene(5, labels, 4, tile)
+    found = centroids.of_scene(5, labels, 4, tile)
     assert found.tolist() == expected and found.dtype == np.int32
 
 
@@ -70,42 +70,42 @@ def camvid(tmp_path: Path) -> Path:
     return tmp_path / "camvid"
 
 
-def surveyed(camvid: Path, tile: int = 5) -> np.ndarray:
+def found_in(camvid: Path, tile: int = 5) -> np.ndarray:
     scenes = catalogue.open_split(Data(name="camvid", root=str(camvid)), "train")
-    return survey(scenes, tile, camvid.parent, Processes())
+    return find_centroids(scenes, tile, camvid.parent, Processes())
 
 
 def test_labels_are_read_once(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_counter(monkeypatch)
     before = sorted(camvid.rglob("*"))
-    found = surveyed(camvid)
+    found = found_in(camvid)
     assert sorted(read) == [0, 1] and sorted(camvid.rglob("*")) == before
     assert set(found[:, 0]) == {0, 1} and set(found[:, 1]) == set(range(11))
-    np.testing.assert_array_equal(surveyed(camvid), found)
+    np.testing.assert_array_equal(found_in(camvid), found)
     assert len(read) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "half", "other"])
-def test_file_of_places_that_is_broken_is_made_anew(content: bytes | str, camvid: Path) -> None:
-    found = surveyed(camvid)
-    path = camvid.parent / PLACES
+def test_file_of_centroids_that_is_broken_is_made_anew(content: bytes | str, camvid: Path) -> None:
+    found = found_in(camvid)
+    path = camvid.parent / CENTROIDS
     whole = path.read_bytes()
     if content == "other":
         np.savez(path, rows=np.zeros(3))
     else:
         path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
-    np.testing.assert_array_equal(surveyed(camvid), found)
+    np.testing.assert_array_equal(found_in(camvid), found)
     assert path.read_bytes() == whole
 
 
-def test_places_of_other_labels_and_tiles_are_found_anew(
+def test_centroids_of_other_labels_and_tiles_are_found_anew(
     camvid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = surveyed(camvid)
+    first = found_in(camvid)
     read = read_counter(monkeypatch)
-    assert len(surveyed(camvid, tile=100)) < len(first) and len(read) == 2
+    assert len(found_in(camvid, tile=100)) < len(first) and len(read) == 2
     Image.new("L", scene_files.SIZE[::-1], 3).save(camvid / "train" / "labels" / "2.png")
-    found = surveyed(camvid, tile=100)
+    found = found_in(camvid, tile=100)
     assert found[found[:, 0] == 1].tolist() == [[1, 3, 5, 7]] and len(read) == 4
 
 
@@ -113,11 +113,11 @@ def test_broken_label_is_named(camvid: Path) -> None:
     path = camvid / "train" / "labels" / "2.png"
     Image.new("L", scene_files.SIZE[::-1], 77).save(path)
     with pytest.raises(DataError, match=f"^{path}: labels must be among"):
-        surveyed(camvid)
+        found_in(camvid)
     path.write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=f"^{path}: cannot be read"):
-        surveyed(camvid)
-    assert not (camvid.parent / PLACES).exists()
+        found_in(camvid)
+    assert not (camvid.parent / CENTROIDS).exists()
 
 
 def test_broken_label_that_another_process_finds(camvid: Path) -> None:
@@ -132,16 +132,16 @@ def test_broken_label_that_another_process_finds(camvid: Path) -> None:
 
     scenes = catalogue.open_split(Data(name="camvid", root=str(camvid)), "train")
     with pytest.raises(DataError, match=r"^b/labels/7\.png: cannot be read"):
-        survey(scenes, 5, camvid.parent, Two(0, 2))
-    assert not (camvid.parent / PLACES).exists()
+        find_centroids(scenes, 5, camvid.parent, Two(0, 2))
+    assert not (camvid.parent / CENTROIDS).exists()
 
 
 # What an epoch draws.
 
-COUNTS = {0: 100, 2: 7, 3: 1}  # places of each class; class 1 occurs nowhere
+COUNTS = {0: 100, 2: 7, 3: 1}  # centroids of each class; class 1 occurs nowhere
 
 
-def some_places() -> np.ndarray:
+def some_centroids() -> np.ndarray:
     rows = [
         (number % 20, kind, 3 * number, 5 * number + kind)
         for kind, count in COUNTS.items()
@@ -151,8 +151,8 @@ def some_places() -> np.ndarray:
 
 
 def test_an_epoch_draws_classes_evenly() -> None:
-    order = batches.ClassUniform(100, some_places(), 0.5, seed=4)
-    known = {tuple(row[[0, 2, 3]]): row[1] for row in some_places()}
+    order = batches.ClassUniform(100, some_centroids(), 0.5, seed=4)
+    known = {tuple(row[[0, 2, 3]]): row[1] for row in some_centroids()}
     extra = Counter[int]()
     for epoch in range(12):
         keys = order.epoch(epoch)
@@ -173,22 +173,24 @@ def test_an_epoch_draws_classes_evenly() -> None:
 
 
 def test_an_epoch_follows_from_seed_and_number() -> None:
-    first, again, other = (batches.ClassUniform(30, some_places(), 0.5, seed) for seed in (1, 1, 2))
+    first, again, other = (
+        batches.ClassUniform(30, some_centroids(), 0.5, seed) for seed in (1, 1, 2)
+    )
     later = first.epoch(3)
     assert first.epoch(2) != later == again.epoch(3) != other.epoch(3)
 
 
 def test_nothing_to_draw_is_every_scene() -> None:
-    empty = batches.ClassUniform(9, places.NONE, 0.5, seed=1).epoch(0)
+    empty = batches.ClassUniform(9, centroids.NONE, 0.5, seed=1).epoch(0)
     assert sorted(key.index for key in empty) == list(range(9))
     plain = batches.EveryScene(9, seed=1).epoch(0)
     assert sorted(key.index for key in plain) == list(range(9))
-    everything = batches.ClassUniform(9, some_places(), 1.0, seed=1).epoch(0)
+    everything = batches.ClassUniform(9, some_centroids(), 1.0, seed=1).epoch(0)
     assert all(key.centre is not None for key in everything) and len(everything) == 9
 
 
 def test_processes_share_out_every_batch() -> None:
-    order = batches.ClassUniform(22, some_places(), 0.5, seed=1)
+    order = batches.ClassUniform(22, some_centroids(), 0.5, seed=1)
 
     def steps(rank: int, size: int, start: int = 0) -> list[list[Key]]:
         here = Processes(rank, size)
@@ -273,9 +275,9 @@ def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
     assert plain.steps == 12 and curve(tmp_path / "plain") != curve(tmp_path / "whole")
     stopped = Trainer(recipe, tmp_path / "stopped")
     stop_after(stopped, 5)
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match="after step 5 of 12"):
         stopped.run()
-    (tmp_path / "stopped" / PLACES).unlink()  # a kill may leave none
+    (tmp_path / "stopped" / CENTROIDS).unlink()  # a kill may leave none
     train(recipe, tmp_path / "stopped")
     assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
     left, right = (
@@ -287,13 +289,13 @@ def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Both find half of the places; one stopped run in between, as in test_train.py."""
+    """Both find half of the centroids; one stopped run in between, as in test_train.py."""
     changes = (*HALF, "train.norms=frozen", "network.options={dropout: 0.0}", "train.epochs=2")
     train(small(tmp_path, *changes), tmp_path / "one")
     torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)
-    one, many = (np.load(tmp_path / name / PLACES)["places"] for name in ("one", "many"))
+    one, many = (np.load(tmp_path / name / CENTROIDS)["centroids"] for name in ("one", "many"))
     np.testing.assert_array_equal(one, many)
-    assert not (tmp_path / "elsewhere" / PLACES).exists()
+    assert not (tmp_path / "elsewhere" / CENTROIDS).exists()
     for name in ("loss", "miou"):
         left, right = (log.curve(tmp_path / f / "log.csv", name)[1] for f in ("one", "many"))
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
@@ -323,7 +325,7 @@ def test_coarse_scenes_are_drawn_for_their_classes_only(tmp_path: Path) -> None:
     order = trainer._order()
     keys = [key for epoch in range(40) for key in order.epoch(epoch)]
     assert len(order) == 2 and {key.index for key in keys} == {0, 1, 2}
-    trucks = places.of_scene(2, trainer.examples.scenes.labels(2), 19, 1024)
+    trucks = centroids.of_scene(2, trainer.examples.scenes.labels(2), 19, 1024)
     (truck,) = trucks[trucks[:, 1] == 14, 2:].tolist()
     assert {key.centre for key in keys if key.index == 2} == {tuple(truck)}
 

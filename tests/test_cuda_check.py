@@ -75,7 +75,7 @@ def test_the_table_of_known_kernels(tmp_path: Path, capsys: pytest.CaptureFixtur
 @needs_cuobjdump
 def test_computed_packs_are_stored_whole(tmp_path: Path) -> None:
     """nvcc takes a pack apart where its values were computed, unless Global<T> says otherwise."""
-    source = toolkit.SOURCES / "cuda" / "strip_broadcast.cu"
+    source = toolkit.SOURCES / "strip" / "expand_cuda.cu"
     written = tmp_path / "table.json"
     assert cuda_check.main([str(source), "--arch", "90", "--json", str(written)]) == 0
     for kernel in json.loads(written.read_text()):

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, Sample, call
 
-pytestmark = emulation.needs_emulator
+emulation.require()
 
 # Several warps a block and blocks a map; two stages; odd sizes, with threads that have no work.
 SIZES = ((2, 20, 33, 40), (1, 32, 264, 135), (1, 24, 61, 70))

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.floors import FLOORS, Launch, cuda_traffic
 from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, Sample, call
 
-pytestmark = emulation.needs_emulator
+emulation.require()
 
 # SPNet's and PSPNet's maps with fewer channels; a map whose rows and columns are both cut into
 # several pieces; odd sizes, so that packs do not fit; and one whose channels do not fill a tile.

@@ -136,7 +136,7 @@ def test_generated_scenes_follow_from_their_numbers() -> None:
     assert (train[2].image == again[2].image).all() and (train[2].labels == again[2].labels).all()
     assert (train[0].image != validation[0].image).any()
     assert train[1].image.shape == (40, 64, 3)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="index must be below 3, got 3"):
         train[3]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
     heights = torch.arange(65).mul(128).div(65, rounding_mode="floor").expand(2, 65)
     pos = heights.to(torch.uint8)[:, :, None].expand(2, 65, 49) if with_pos else None
     got = network(x, pos)["out"]
-    assert battery.relative_error(got, plain_hanet(network, x, pos)) < 1e-12
+    assert operator_checks.relative_error(got, plain_hanet(network, x, pos)) < 1e-12
     assert torch.equal(network(x, heights)["out"], got) == (with_pos or not any(slots))
 
 
@@ -118,4 +118,4 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import battery
+import operator_checks
 import torch
-from battery import DEVICE
 from checkpoints import BACKBONE_OF_ENCODING, count, randomise, renamed, same_state
 from networks import image, make
-from test_encoding_layers import plain_encoding, soften
+from operator_checks import DEVICE
+from test_layers_encoding import plain_encoding, soften
 
 from stripctx import models
 from stripctx.models.resnet import ResNet
@@ -20,7 +20,7 @@ def test_equals_plain() -> None:
     conv, norm, _, encoding, _, _, linear = network.head
     encoded = plain_encoding(encoding, norm(conv(network.backbone(x)[3])).relu()).flatten(1)
     want = linear(encoded / encoded.norm(dim=1, keepdim=True))
-    assert battery.relative_error(network(x), want) < 1e-11
+    assert operator_checks.relative_error(network(x), want) < 1e-11
 
 
 def test_published_layout() -> None:

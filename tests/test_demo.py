@@ -19,9 +19,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples.data.pairs import Scene  # noqa: E402
+from examples.demonstration import network, training  # noqa: E402
 from examples.street import scenes  # noqa: E402
-from examples.tour import segmenter, training  # noqa: E402
 from examples.training.trainer import Trainer  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 
 def run_demo(
@@ -179,5 +181,5 @@ def test_clusters_tell_colours_apart() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     image[:32, :, 2] = 220
     image[32:, :, 0] = 220
-    labels = segmenter.clusters(image, 2)
+    labels = network.clusters(image, 2)
     assert (labels[:28] == 0).all() and (labels[36:] == 1).all()

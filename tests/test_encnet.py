@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import battery
+import operator_checks
 import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE
 from checkpoints import randomise
 from networks import Tiny, image, make, undropped
-from test_encoding_layers import plain_context, soften
+from operator_checks import DEVICE
+from test_layers_encoding import plain_context, soften
 from torch import Tensor, nn
 
 from stripctx import models
@@ -54,7 +54,7 @@ def test_equals_plain(training: bool, backbone: str | None) -> None:
         got, want = network(x), plain_encnet(network, x)
     assert got.keys() == want.keys()
     for key, value in want.items():
-        assert battery.relative_error(got[key], value) < 1e-11, key
+        assert operator_checks.relative_error(got[key], value) < 1e-11, key
 
 
 def mmseg_encnet(lateral: bool) -> nn.Module:
@@ -137,7 +137,7 @@ def test_equals_mmseg(lateral: bool, training: bool) -> None:
     got, want = results
     assert got.keys() == want.keys()
     for key, value in want.items():
-        assert battery.relative_error(got[key], value) < 1e-10, key
+        assert operator_checks.relative_error(got[key], value) < 1e-10, key
 
 
 def test_options() -> None:

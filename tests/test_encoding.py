@@ -1,16 +1,16 @@
-"""The encoding family: operators, gradients, rounding, contract, refusals. The layers are tested in
-test_encoding_layers.py."""
+"""The encoding family: operators, gradients, rounding, operator suite, refusals. The layers are
+tested in test_layers_encoding.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
-from battery import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
-from contract import Contract, Refusal, beyond_two_to_the_31, map_of
+from operator_checks import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
+from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import extension, functional
@@ -59,14 +59,14 @@ GATE = Case("channel_gate", functional.channel_gate, plain_gate, lambda s: [s, s
 def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> None:
     """Off every vector, tile and block, in K, D and L; general kernels and tensor-core ones."""
     length = {1: 29, 3: 67, 33: 50, 130: 1}[depth]
-    battery.check_float64(encode_case(codes), (2, depth, 1, length), dtype, layout)
+    operator_checks.check_float64(encode_case(codes), (2, depth, 1, length), dtype, layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 512, 6, 11), (1, 640, 3, 5), (3, 128, 14, 14)], ids=str)
 def test_the_networks_sizes(shape: Shape, dtype: torch.dtype) -> None:
     """EncNet's and DeepTEN's depths, and one that is beyond the tensor-core kernels."""
-    battery.check_float64(encode_case(32), shape, dtype, "contiguous")
+    operator_checks.check_float64(encode_case(32), shape, dtype, "contiguous")
 
 
 # Rounding.
@@ -104,11 +104,11 @@ def test_rounding_is_that_of_the_residual_form(spread: str, scale: float) -> Non
         scales /= 1000  # distances are in the millions
     grad = noise(2, 8, codewords.size(1))
     arguments = (x, codewords, scales)
-    expected = battery.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
-    residual = battery.run(plain_encode, arguments, (grad,))
-    values = battery.run(functional.encode, arguments, (grad,))
+    expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+    residual = operator_checks.run(plain_encode, arguments, (grad,))
+    values = operator_checks.run(functional.encode, arguments, (grad,))
     for i, (value, other, want) in enumerate(zip(values, residual, expected, strict=True)):
-        error, bound = (battery.relative_error(v, want) for v in (value, other))
+        error, bound = (operator_checks.relative_error(v, want) for v in (value, other))
         assert error <= max(usual, 4 * bound), f"result {i}: {error:.1e}, residual form {bound:.1e}"
 
 
@@ -116,11 +116,11 @@ def test_zero_and_extreme_scales() -> None:
     x, codewords, grad = noise(2, 6, 5, 7), noise(4, 6), noise(2, 4, 6)
     for scales in ([0, 0, 0, 0], [0, -1, 0, 2], [-1e4, 1e4, 0, 1], [-1e30, -1e30, -1, -2]):
         arguments = (x, codewords, torch.tensor(scales, dtype=torch.float32, device=DEVICE))
-        values = battery.run(functional.encode, arguments, (grad,))
-        expected = battery.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+        values = operator_checks.run(functional.encode, arguments, (grad,))
+        expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
         for value, want in zip(values, expected, strict=True):
             assert value.isfinite().all()
-            assert battery.relative_error(value, want) < 1e-4
+            assert operator_checks.relative_error(value, want) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -132,10 +132,10 @@ def test_logits_whose_rounding_exceeds_the_range_of_exp(codes: int, dtype: torch
         dtype
     )
     arguments = (x, noise(codes, 6).to(dtype), -torch.rand(codes).to(DEVICE, dtype))
-    value, *gradients = battery.run(functional.encode, arguments, (noise(2, codes, 6),))
+    value, *gradients = operator_checks.run(functional.encode, arguments, (noise(2, codes, 6),))
     assert all(gradient.isfinite().all() for gradient in gradients)
     expected = plain_encode(*(a.double() for a in arguments))
-    assert battery.relative_error(value.sum(1), expected.sum(1)) < 1e-5
+    assert operator_checks.relative_error(value.sum(1), expected.sum(1)) < 1e-5
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
@@ -145,12 +145,12 @@ def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> No
     x, codewords, scale = encode_case(32).arguments((2, 40, 9, 10), torch.float32, layout)
     arguments = (x.to(half), codewords, scale / 40)
     grad = noise(2, 32, 40)
-    values = battery.run(functional.encode, arguments, (grad,))
-    expected = battery.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+    values = operator_checks.run(functional.encode, arguments, (grad,))
+    expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
     assert [v.dtype for v in values] == [torch.float32, half, torch.float32, torch.float32]
     for i, (value, want) in enumerate(zip(values, expected, strict=True)):
-        bound = battery.TOLERANCE[half] if i == 1 else 1e-5
-        assert battery.relative_error(value, want) < bound
+        bound = operator_checks.TOLERANCE[half] if i == 1 else 1e-5
+        assert operator_checks.relative_error(value, want) < bound
 
 
 def test_tf32_is_used_where_it_is_allowed() -> None:
@@ -160,8 +160,8 @@ def test_tf32_is_used_where_it_is_allowed() -> None:
     forms = [
         OPS.encode(arguments[0], arguments[1], arguments[2] / 64, allow) for allow in (False, True)
     ]
-    assert battery.relative_error(forms[0], exact) < 1e-6
-    assert battery.relative_error(forms[1], exact) < 2e-3
+    assert operator_checks.relative_error(forms[0], exact) < 1e-6
+    assert operator_checks.relative_error(forms[1], exact) < 2e-3
     assert torch.equal(*forms) != (EMULATED or DEVICE.type == "cuda")
 
 
@@ -196,9 +196,9 @@ def test_three_dimensional_maps(layout: str) -> None:
     if layout == "transposed":
         x = x.mT.contiguous().mT
     codewords, scale, grad = noise(32, 128), noise(32) / 128, noise(3, 32, 128)
-    values = battery.run(functional.encode, (x, codewords, scale), (grad,))
+    values = operator_checks.run(functional.encode, (x, codewords, scale), (grad,))
     square = (x.unflatten(2, (14, 14)), codewords, scale)
-    for a, b in zip(values, battery.run(functional.encode, square, (grad,)), strict=True):
+    for a, b in zip(values, operator_checks.run(functional.encode, square, (grad,)), strict=True):
         assert torch.equal(a, b.flatten(2) if b.dim() == 4 else b)
     assert values[1].stride() == x.stride()
 
@@ -208,7 +208,7 @@ def test_three_dimensional_maps(layout: str) -> None:
 @pytest.mark.parametrize("layout", FORMATS)
 def test_memory(layout: str) -> None:
     """Beside its results, at most N*L*K elements of partial sums, and a tile for each thread."""
-    x = battery.make((1, 256, 160, 200), torch.float32, layout)  # 31 MiB
+    x = operator_checks.make((1, 256, 160, 200), torch.float32, layout)  # 31 MiB
     codewords, scale, grad = noise(32, 256), noise(32) / 256, noise(1, 32, 256)
     tiles = torch.get_num_threads() * 1024 * 1024
     allowed = 4 * 32000 * 32 + tiles
@@ -359,7 +359,7 @@ REFUSED: list[Refusal] = [
 ]
 
 
-class TestEncoding(Contract):
+class TestEncoding(OperatorSuite):
     kernels = (ENCODE, GATE)
     spreading = (ENCODE, GATE, encode_case(33))
     refusals = REFUSED

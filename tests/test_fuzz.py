@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from battery import DEVICE, EMULATED
+from operator_checks import DEVICE, EMULATED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CALLS = 300 if EMULATED or DEVICE.type == "cuda" else 3000

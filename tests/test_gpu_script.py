@@ -1,5 +1,5 @@
-"""`make gpu` where there is no GPU: the runner on made-up stages, the plan, the verdict, and what
-its probes can do on a CPU."""
+"""`make gpu` where there is no GPU: rehearsed from end to end on the emulated kernels, and the
+runner on made-up stages."""
 
 from __future__ import annotations
 
@@ -12,60 +12,132 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toolkit
+import torch
 
-from benchmarks import gpu, gpu_probe, stages
-from benchmarks.operators import OPERATORS
-from benchmarks.stages import Command, Runner, Stage
+from benchmarks import gpu, gpu_cases, networks
+from benchmarks.gpu import Runner, Stage
+from benchmarks.operators import OPERATORS, reference
+from benchmarks.peers import PEERS
 
-FAMILIES = ["tests/test_strip.py"]
+REPOSITORY = Path(__file__).resolve().parent.parent
+KERNEL_TESTS = """
+import pytest
 
-
-def python(code: str, **options: Any) -> Command:
-    return Command([sys.executable, "-c", code], **options)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text())["stages"]
-    return found
-
-
-def test_each_stage_is_written_and_none_stops_the_next(tmp_path: Path) -> None:
-    path, report = tmp_path / "out" / "gpu.json", tmp_path / "report.json"
-    runner = Runner(path, tmp_path, budget=60)
-    runner.run(Stage("good", 20, {"one": python("print('hello')"), "two": python("print(2)")}))
-    assert [stage["status"] for stage in read(path)] == ["passed"]
-    assert read(path)[0]["commands"]["one"]["tail"] == "hello\n"
-
-    runner.run(Stage("bad", 20, {"one": python("pass"), "two": python("raise SystemExit('no')")}))
-    assert [stage["status"] for stage in read(path)] == ["passed", "failed"]
-    assert read(path)[1]["commands"]["two"]["exit_status"] == 1
-    assert read(path)[1]["commands"]["two"]["tail"] == "no\n"
-
-    absent = Command(["no-such-program"], missing="it is not installed")
-    runner.run(Stage("absent", 20, {"one": absent}))
-    assert read(path)[2]["status"] == "skipped"
-    assert read(path)[2]["commands"]["one"]["reason"] == "it is not installed"
-
-    code = f"import json; json.dump([1, 2], open({str(report)!r}, 'w'))"
-    runner.run(Stage("report", 20, {"one": python(code, report=report)}))
-    assert read(path)[3]["commands"]["one"]["report"] == [1, 2]
-    runner.write(verdict="done")
-    assert json.loads(path.read_text())["verdict"] == "done"
-    assert [item.name for item in path.parent.iterdir()] == ["gpu.json"]
+@pytest.mark.parametrize("number", range(2))
+def test_against_float64(number): assert number == 0, "sums differ"
+def test_same_bits(): pass
+def test_export(): raise AssertionError("it is not one of the kernels'")
+"""
+# In the place of NVIDIA's programs: run what follows their options.
+SANITIZER = """#!/bin/sh
+while [ "$1" != "{python}" ]; do [ "$1" = --log-file ] && table="$2"; shift; done
+exec "$@"
+"""
+TABLE = r'"Kernel Name","Metric Name","Metric Unit","Metric Value"\n"strip","time","ns","12"\n'
+PROFILER = SANITIZER.replace("exec", f"printf '==PROF== noise\\n{TABLE}' > \"$table\"\nexec")
 
 
-def test_a_stage_over_its_limit_is_killed_with_its_children(tmp_path: Path) -> None:
+def lines(log: Path, stage: str = "") -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line for line in found if not stage or line["stage"] == stage]
+
+
+def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
+    """Every stage runs, one failing test is an entry, and so is what failed the script."""
+    (tmp_path / "test_family.py").write_text(KERNEL_TESTS)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("compute-sanitizer", SANITIZER), ("ncu", PROFILER)):
+        (programs / name).write_text(text.format(python=sys.executable))
+        (programs / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "STRIPCTX_BACKEND": "emulated",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "OUT": str(tmp_path / "out"),
+    }
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", str(tmp_path / "test_family.py")]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    log = tmp_path / "out" / "gpu.jsonl"
+    statuses = {line["stage"]: line["status"] for line in lines(log) if "seconds" in line and
+                "case" not in line and "status" in line}  # fmt: skip
+    assert statuses.pop("tests") == "failed", done.stdout
+    assert set(statuses.values()) == {"passed"}, done.stdout + log.read_text()
+    assert list(statuses) == ["build", "check", "times", "heads", "memcheck", "racecheck", "ncu"]
+    assert done.returncode == 1 and "1 cases failed" in done.stdout, done.stdout
+    cases = {stage: [e for e in lines(log, stage) if "case" in e] for stage in gpu.DECISIVE}
+    assert {entry["case"].split()[0] for entry in cases["check"]} == set(OPERATORS)
+    assert [entry["status"] for entry in cases["tests"]] == ["passed", "failed", "passed"]
+    assert "sums differ" in cases["tests"][1]["error"]
+    measured = {entry["case"].split()[0]: entry for entry in lines(log, "times") if "case" in entry}
+    assert set(measured) == {"copy", *PEERS}
+    assert all(entry["share_of_copy"] > 0 for name, entry in measured.items() if name != "copy")
+    assert lines(log, "ncu")[0] == {"stage": "ncu", "case": "strip", "time": "12 ns"}
+    heads = {e["case"].split()[0] for e in lines(log, "heads") if e.get("fused_ms", 0) > 0}
+    assert heads == set(networks.HEADS)
+
+
+def test_every_operator_is_checked() -> None:
+    """Every operator of the library has its line in benchmarks/operators.py, but for the one that
+    is composed of others and of torch's; and a reference in plain PyTorch."""
+    names = torch._C._dispatch_get_all_op_names()
+    native = {name.removeprefix("stripctx::").partition(".")[0] for name in names
+              if name.startswith("stripctx::")}  # fmt: skip
+    assert native - {"strip_conv"} == set(OPERATORS)
+    assert all(callable(reference(name)) for name in OPERATORS)
+
+
+def test_a_wrong_kernel_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = gpu_cases.check("row_gate", "float32", "contiguous", "cpu", tiny=True)
+    assert facts["status"] == "passed"
+    kernel = torch.ops.stripctx.row_gate
+    monkeypatch.setattr(torch.ops.stripctx, "row_gate", lambda x, g: kernel(x, g) * (1 + 1e-4))
+    facts = gpu_cases.check("row_gate", "float32", "contiguous", "cpu", tiny=True)
+    assert facts["status"] == "failed" and facts["error"] == "1.0e-04"
+
+
+def python(name: str, code: str, limit: float = 20, **options: Any) -> Stage:
+    return Stage(name, limit, [sys.executable, "-c", code], **options)
+
+
+WORKER = """
+import os, sys
+from benchmarks import gpu_cases
+def crash(): os.abort()
+def lost(): raise RuntimeError("an illegal memory access")
+def fine(): return {"us": 1}
+gpu_cases.usable = lambda device: False
+cases = [("one", fine), ("two", lost), ("three", crash), ("four", fine)]
+gpu_cases.run_cases(iter(cases), "cuda")
+"""
+
+
+def test_a_case_that_takes_the_gpu_or_the_process_with_it_is_an_entry(tmp_path: Path) -> None:
+    runner = Runner(tmp_path / "gpu.jsonl", budget=60)
+    assert runner.run(python("check", WORKER)) == "passed"
+    *cases, last = lines(runner.log)
+    assert [case["status"] for case in cases] == ["passed", "failed", "failed", "passed"]
+    assert "illegal memory access" in cases[1]["error"] and cases[2]["signal"] == 6
+    assert last["status"] == "passed"
+
+
+def test_a_stage_over_its_limit_keeps_its_lines_and_leaves_nothing(tmp_path: Path) -> None:
+    """First it is interrupted, then killed, with what it started."""
     code = (
-        "import subprocess, sys, time;"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
-        "print(child.pid, flush=True); time.sleep(60)"
+        "import signal, subprocess, sys, time; from benchmarks import gpu_cases;"
+        "gpu_cases.record(case='one', status='passed');"
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True));"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        " stderr=-3);"
+        "print(child.pid, flush=True); [time.sleep(1) for _ in range(60)]"
     )
-    runner = Runner(tmp_path / "gpu.json", tmp_path, budget=60)
-    result = runner.run(Stage("endless", 3, {"endless": python(code)}))["commands"]["endless"]
-    assert result["status"] == "timed out" and result["exit_status"] == -9
-    assert result["seconds"] < 20
-    assert not is_running(int(result["tail"]))
+    runner = Runner(tmp_path / "gpu.jsonl", budget=60)
+    assert runner.run(python("endless", code, limit=3)) == "timed out"
+    first, last = lines(runner.log)
+    assert first["case"] == "one" and last["status"] == "timed out"
+    child, word = last["tail"].split()
+    assert word == "interrupted" and not is_running(int(child))
 
 
 def is_running(process: int) -> bool:
@@ -82,133 +154,46 @@ def is_running(process: int) -> bool:
 
 
 def test_the_budget_ends_everything(tmp_path: Path) -> None:
-    runner = Runner(tmp_path / "gpu.json", tmp_path, budget=6)
-    sleeps = {"sleeps": python("import time; time.sleep(60)")}
-    assert runner.run(Stage("first", 50, sleeps))["status"] == "timed out"
-    late = runner.run(Stage("second", 50, sleeps))
-    assert late["status"] == "skipped"
-    assert late["commands"]["sleeps"]["reason"] == "no time left"
-    assert len(read(tmp_path / "gpu.json")) == 2
+    runner = Runner(tmp_path / "gpu.jsonl", budget=3)
+    sleeps = "import time; time.sleep(60)"
+    assert runner.run(python("first", sleeps, limit=50)) == "timed out"
+    assert runner.run(python("second", sleeps, limit=50)) == "skipped"
+    assert lines(runner.log)[1]["reason"] == "no time left"
 
 
-def test_junit_is_counted(tmp_path: Path) -> None:
-    source, report = tmp_path / "test_some.py", tmp_path / "some.xml"
-    source.write_text(
-        "import pytest\n"
-        "def test_good(): pass\n"
-        "def test_bad(): assert 1 == 2, 'sums differ'\n"
-        "def test_skipped(): pytest.skip('no')\n"
-        "@pytest.fixture\ndef broken(): raise OSError('gone')\n"
-        "def test_error(broken): pass\n"
-    )
-    command = Command(gpu.pytest(str(source), f"--junitxml={report}"), report=report)
-    runner = Runner(tmp_path / "gpu.json", tmp_path, budget=60)
-    outcome = runner.run(Stage("tests", 50, {"some": command}))["commands"]["some"]
-    found = outcome["report"]
-    assert outcome["status"] == "failed"
-    assert found["tests"] == 4
-    assert (found["failures"], found["errors"], found["skipped"]) == (1, 1, 1)
-    assert set(found["failed"]) == {"test_bad", "test_error"}
-    assert "sums differ" in found["failed"]["test_bad"]
-
-
-def test_a_report_that_is_missing_or_broken_is_none(tmp_path: Path) -> None:
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "broken.xml").write_text("<a>")
-    for name in ("none.json", "broken.json", "broken.xml"):
-        assert stages.read_report(tmp_path / name) is None
+@pytest.mark.parametrize(
+    ("build", "check", "status"),
+    [("pass", "pass", 0), ("pass", "raise SystemExit(3)", 1), ("raise SystemExit(1)", "pass", 1)],
+)
+def test_the_exit_status(build: str, check: str, status: int, tmp_path: Path) -> None:
+    """Without kernels nothing else is run; a sanitizer that is missing has no consequence."""
+    plan = [python("build", build), python("check", check), python("tests", "pass")]
+    plan.append(python("memcheck", "pass", missing="it is not installed"))
+    runner = Runner(tmp_path / "gpu.jsonl", budget=60)
+    assert gpu.run(plan, [], runner) == status
+    ran = [line["status"] for line in lines(runner.log)]
+    assert ran[2:] == (["skipped"] * 2 if build != "pass" else ["passed", "skipped"])
 
 
 def test_the_plan_fits(tmp_path: Path) -> None:
-    """No limit is so long that a hanging stage leaves no time for those that matter after it."""
-    plan = [gpu.machine_stage(tmp_path), *gpu.stages(FAMILIES, tmp_path, tmp_path, "9.0")]
-    names = [stage.name for stage in plan]
-    assert names[:4] == ["machine", "build", "correctness", "sanitizer"]
-    assert names[4:] == ["profile", "counters", "benchmark strip"]
-    assert sum(stage.limit for stage in plan[:4]) < gpu.BUDGET < 600
-    for stage in plan[1:]:
-        for command in stage.commands.values():
-            assert command.environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
-            assert command.environment["STRIPCTX_BACKEND"] == "native"
-
-
-def script(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *FAMILIES, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_a_dry_run_shows_the_plan(tmp_path: Path) -> None:
-    done = script(toolkit.REPOSITORY, "--dry-run", OUT=str(tmp_path / "out"))
-    assert done.returncode == 0
-    for words in ("machine", "--tool memcheck", "--tool racecheck", "--tool initcheck",
-                  "gpu_probe profile", "STRIPCTX_TEST_DEVICE=cuda", "tests/test_strip.py",
-                  "benchmarks/test_strip.py --device cuda"):  # fmt: skip
-        assert words in done.stdout
-    assert not (tmp_path / "out").exists()
+    """Within seven minutes, and nothing but the build may compile."""
+    plan = list(gpu.stages(["tests/test_strip.py"], tmp_path, tiny=False))
+    assert sum(stage.limit for stage in plan) <= gpu.BUDGET == 420
+    assert [stage.name for stage in plan[:5]] == ["build", "check", "times", "heads", "tests"]
+    assert all(stage.environment["STRIPCTX_BACKEND"] == "native" for stage in plan)
+    commands = {stage.name: " ".join(stage.command) for stage in plan}
+    assert "--report-api-errors no" in commands["memcheck"]
+    assert "--clock-control none" in commands["ncu"]
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = script(toolkit.REPOSITORY, OUT=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "tests/test_strip.py"],
+        cwd=REPOSITORY,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2, done.stderr
     assert "no GPU is visible: " in done.stderr
-    written = json.loads((tmp_path / "gpu.json").read_text())
-    assert written["verdict"] == "no GPU is visible"
-    assert [stage["name"] for stage in written["stages"]] == ["machine"]
-    assert written["stages"][0]["commands"]["machine"]["report"]["gpu"] is None
-
-
-@pytest.mark.parametrize(("code", "status"), [("pass", 0), ("raise SystemExit(3)", 1)])
-def test_the_exit_status_is_that_of_correctness(
-    code: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a pretended GPU; the sanitizer's failure has no consequence."""
-    seen = {"gpu": "a GPU", "capability": "9.0", "torch": "2.11.0"}
-    report = tmp_path / "machine.json"
-    report.write_text(json.dumps(seen))
-    machine = Stage("machine", 20, {"machine": python("pass", report=report)})
-    after = [
-        Stage("build", 20, {"build": python("pass")}),
-        Stage("correctness", 20, {"strip": python("pass"), "other": python(code)}),
-        Stage("sanitizer", 20, {"memcheck": python("raise SystemExit(86)")}),
-    ]
-    monkeypatch.setattr(gpu, "machine_stage", lambda scratch: machine)
-    monkeypatch.setattr(gpu, "stages", lambda *arguments: iter(after))
-    assert gpu.run(FAMILIES, [], tmp_path / "out", tmp_path) == status
-    assert len(read(tmp_path / "out" / "gpu.json")) == 4
-    assert gpu.run(FAMILIES, ["correctness"], tmp_path / "out", tmp_path) == status
-    assert [stage["name"] for stage in read(tmp_path / "out" / "gpu.json")][1:] == [
-        "build",
-        "correctness",
-    ]
-
-
-def test_the_probes_run_every_operator() -> None:
-    assert len(gpu_probe.run_operators("cpu", large=False)["operators"]) == 8 * len(OPERATORS)
-    found = gpu_probe.profile("cpu", (1, 8, 6, 10))
-    assert {entry["operator"] for entry in found["entries"]} == set(OPERATORS)
-    assert all(entry["floor_bytes"] > 0 and not entry["kernels"] for entry in found["entries"])
-
-
-def test_every_operator_is_probed() -> None:
-    """Every operator of the library has its line in benchmarks/operators.py, but for the one that
-    is composed of others and of torch's."""
-    import torch
-
-    names = torch._C._dispatch_get_all_op_names()
-    native = {name.removeprefix("stripctx::").partition(".")[0] for name in names
-              if name.startswith("stripctx::")}  # fmt: skip
-    assert native - {"strip_conv"} == set(OPERATORS)
-
-
-@pytest.mark.parametrize("program", ["compute-sanitizer", "ncu"])
-def test_an_absent_program_is_named(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find", lambda name: None)
-    command = gpu.sanitizer("memcheck", {}) if program != "ncu" else gpu.counters(Path(), {})
-    assert command.missing == "it is not installed"
-    assert command.arguments[0] == program
+    assert lines(tmp_path / "gpu.jsonl")[0]["gpu"] is None

@@ -1,15 +1,15 @@
-"""The height family: the row gate's values, gradients, contract and refusals."""
+"""The height family: the row gate's values, gradients, operator suite and refusals."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, SHAPES, Case, Shape
-from contract import Contract, Refusal, beyond_two_to_the_31, map_of
+from operator_checks import DEVICE, SHAPES, Case, Shape
+from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import functional
@@ -39,7 +39,7 @@ GATE = gate_case(5)
 
 @pytest.mark.parametrize("shape", [(2, 9, 6, 11), (2, 9, 6, 8)], ids=str)
 def test_strided_logits(shape: Shape) -> None:
-    x = battery.make(shape, torch.float32, "contiguous")
+    x = operator_checks.make(shape, torch.float32, "contiguous")
     wide = torch.randn(2, 5, 9, 2, device=DEVICE)
     for logits in (wide[..., 0].transpose(1, 2), wide[:, :1, :, 0].transpose(1, 2)):
         torch.testing.assert_close(functional.row_gate(x, logits), plain_row_gate(x, logits))
@@ -101,7 +101,7 @@ REFUSED: list[Refusal] = [
 ]
 
 
-class TestHeight(Contract):
+class TestHeight(OperatorSuite):
     kernels = (gate_case(16), gate_case(1), GATE)
     typical = (GATE,)
     refusals = REFUSED

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 from test_layers import arguments, make
 from torch import Tensor, nn
+
+pytestmark = pytest.mark.slow
 
 LAYERS = (
     "StripPooling",
@@ -26,7 +28,7 @@ LAYERS = (
 def results(layer: nn.Module, call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Outputs, and the gradients of the input and of the parameters."""
     leaf = inputs[0].clone().requires_grad_()
-    outputs = battery.tuple_of(call(leaf, *inputs[1:]))
+    outputs = operator_checks.tuple_of(call(leaf, *inputs[1:]))
     sum(y.square().mean() for y in outputs).backward()
     grads = [p.grad for p in layer.parameters() if p.requires_grad]
     return [y.detach() for y in outputs] + [leaf.grad, *grads]

@@ -8,12 +8,12 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
-from battery import DEVICE
 from checkpoints import randomise, same_state
-from test_encoding_layers import soften
+from operator_checks import DEVICE
+from test_layers_encoding import soften
 from torch import Tensor, nn
 
 from stripctx import (
@@ -57,7 +57,7 @@ def arguments(name: str, batch: int = 2, height: int = 9, width: int = 7) -> tup
 
 
 def assert_close(got: Any, want: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    for a, b in zip(battery.tuple_of(got), battery.tuple_of(want), strict=True):
+    for a, b in zip(operator_checks.tuple_of(got), operator_checks.tuple_of(want), strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
@@ -95,7 +95,7 @@ def test_conversions(name: str) -> None:
     last += map_to(inputs[1:2], memory_format=torch.channels_last) + inputs[2:]
     outputs = layer.to(memory_format=torch.channels_last)(*last)
     assert_close(outputs, expected)
-    for y in battery.tuple_of(outputs):
+    for y in operator_checks.tuple_of(outputs):
         assert y.dim() != 4 or y.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -112,7 +112,7 @@ def test_conversions(name: str) -> None:
 def test_other_norm_layers(kind: Callable[..., nn.Module]) -> None:
     layer = kind(8, norm_layer=lambda channels: nn.GroupNorm(1, channels)).to(DEVICE)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in layer.modules())
-    for y in battery.tuple_of(layer(*arguments("", batch=1))):
+    for y in operator_checks.tuple_of(layer(*arguments("", batch=1))):
         assert y.isfinite().all()
 
 
@@ -122,23 +122,23 @@ def test_half(name: str, training: bool) -> None:
     """Under autocast, and as a whole in bfloat16."""
     layer, inputs = make(name).train(training), arguments(name)
     torch.manual_seed(1)
-    expected = battery.tuple_of(layer(*inputs))
+    expected = operator_checks.tuple_of(layer(*inputs))
     leaf = inputs[0].clone().requires_grad_()
     torch.manual_seed(1)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        outputs = battery.tuple_of(layer(leaf, *inputs[1:]))
+        outputs = operator_checks.tuple_of(layer(leaf, *inputs[1:]))
     half = torch.bfloat16 if name in HALF_UNDER_AUTOCAST else torch.float32
     assert outputs[0].dtype == half
     sum(y.float().square().sum() for y in outputs).backward()
     assert leaf.grad.isfinite().all() and leaf.grad.any()
     assert all(p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
     for a, b in zip(outputs, expected, strict=True):
-        assert battery.relative_error(a, b) < 0.05
+        assert operator_checks.relative_error(a, b) < 0.05
     if name == "EncodingLayer-dropout" and training:
         return  # bfloat16 draws other scales
-    outputs = battery.tuple_of(layer.bfloat16()(*map_to(inputs, dtype=torch.bfloat16)))
+    outputs = operator_checks.tuple_of(layer.bfloat16()(*map_to(inputs, dtype=torch.bfloat16)))
     for a, b in zip(outputs, expected, strict=True):
-        assert a.dtype == torch.bfloat16 and battery.relative_error(a, b) < 0.05
+        assert a.dtype == torch.bfloat16 and operator_checks.relative_error(a, b) < 0.05
 
 
 @every_layer
@@ -153,7 +153,7 @@ def test_compiles(name: str) -> None:
         results = []
         for function, parameters in ((layer, layer.parameters()), (compiled, other.parameters())):
             torch.manual_seed(1)
-            outputs = battery.tuple_of(function(*inputs))
+            outputs = operator_checks.tuple_of(function(*inputs))
             total = sum(y.square().mean() for y in outputs)
             wanted = [p for p in parameters if p.requires_grad]
             results.append((*outputs, *torch.autograd.grad(total, wanted)))

@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, FORMATS
 from checkpoints import count, randomise, same_state
+from operator_checks import DEVICE, FORMATS
 from torch import Tensor, nn
 
 from stripctx import HeightAttention
@@ -76,8 +76,8 @@ def positions(batch: int) -> Tensor:
 
 
 def maps(dtype: torch.dtype, layout: str = "contiguous") -> tuple[Tensor, Tensor]:
-    x = battery.make((3, 8, 21, 5), dtype, layout)
-    return x, battery.make((3, 6, 13, 7), dtype, layout)
+    x = operator_checks.make((3, 8, 21, 5), dtype, layout)
+    return x, operator_checks.make((3, 6, 13, 7), dtype, layout)
 
 
 @every_variant
@@ -95,12 +95,12 @@ def test_equals_plain(name: str, training: bool, with_pos: bool) -> None:
         results = layer(x, out, pos, return_attention=True)
         expected = plain(other, x2, out2, pos)
         for result, want in zip(results, expected, strict=True):
-            assert battery.relative_error(result, want) < 1e-12
+            assert operator_checks.relative_error(result, want) < 1e-12
         weights = [torch.randn_like(want) for want in expected]
         for values in (results, expected):
             sum((v * w).sum() for v, w in zip(values, weights, strict=True)).backward()
-        assert battery.relative_error(x.grad, x2.grad) < 1e-9
-        assert battery.relative_error(out.grad, out2.grad) < 1e-11
+        assert operator_checks.relative_error(x.grad, x2.grad) < 1e-9
+        assert operator_checks.relative_error(out.grad, out2.grad) < 1e-11
         for (key, a), b in zip(layer.named_parameters(), other.parameters(), strict=True):
             assert (a.grad is None) == (b.grad is None), key
             if a.grad is not None:
@@ -296,7 +296,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)
 
 
 def test_examples_run() -> None:

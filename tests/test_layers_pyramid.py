@@ -9,12 +9,12 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, FORMATS
 from checkpoints import count, randomise, renamed, same_state
+from operator_checks import DEVICE, FORMATS
 from torch import Tensor, nn
 
 from stripctx import MixedPooling, PyramidPooling, PyramidPoolingConv
@@ -91,14 +91,14 @@ def test_equals_plain(name: str, training: bool) -> None:
     for layout in FORMATS:
         layer.zero_grad()
         other.zero_grad()
-        x = battery.make((3, 8, 9, 7), torch.float64, layout).requires_grad_()
+        x = operator_checks.make((3, 8, 9, 7), torch.float64, layout).requires_grad_()
         y = x.detach().clone().requires_grad_()
         out, expected = layer(x), plain(other, y)
         weight = torch.randn_like(expected)
         (out * weight).sum().backward()
         (expected * weight).sum().backward()
-        assert battery.relative_error(out, expected) < 1e-12
-        assert battery.relative_error(x.grad, y.grad) < 1e-10
+        assert operator_checks.relative_error(out, expected) < 1e-12
+        assert operator_checks.relative_error(x.grad, y.grad) < 1e-10
         for (key, a), b in zip(layer.named_parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, msg=key, rtol=1e-9, atol=1e-9)
         for a, b in zip(layer.buffers(), other.buffers(), strict=True):
@@ -111,7 +111,7 @@ def test_small_maps(name: str, size: tuple[int, ...]) -> None:
     """Maps smaller than the bins."""
     layer = make(name).double()
     x = torch.randn(size, dtype=torch.float64, device=DEVICE)
-    assert battery.relative_error(layer(x), plain(copy.deepcopy(layer), x)) < 1e-12
+    assert operator_checks.relative_error(layer(x), plain(copy.deepcopy(layer), x)) < 1e-12
 
 
 def test_conv_is_pyramid_and_conv() -> None:
@@ -211,7 +211,7 @@ def test_batch_of_one_under_global_pooling() -> None:
     x = torch.randn(1, 8, 9, 7, device=DEVICE)
     layer = MixedPooling(8, pooling="global").to(DEVICE)
     words = 'got 1; with pooling="strip" there is no such map'
-    battery.raises(ValueError, words, lambda: layer(x))
+    operator_checks.raises(ValueError, words, lambda: layer(x))
     assert layer.eval()(x).isfinite().all()
     assert MixedPooling(8).to(DEVICE)(x).isfinite().all()
     grouped = MixedPooling(8, pooling="global", norm_layer=group_norm).to(DEVICE)
@@ -222,9 +222,9 @@ def test_batch_of_one_under_global_pooling() -> None:
 def test_batch_of_one(kind: Callable[..., nn.Module]) -> None:
     x = torch.randn(1, 8, 9, 7, device=DEVICE)
     words = "needs a batch of two or more, got 1; with global_norm=False"
-    battery.raises(ValueError, words, lambda: kind(8).to(DEVICE)(x))
+    operator_checks.raises(ValueError, words, lambda: kind(8).to(DEVICE)(x))
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(kind(8)).to(DEVICE)
-    battery.raises(ValueError, words, lambda: synced(x))
+    operator_checks.raises(ValueError, words, lambda: synced(x))
     assert kind(8).to(DEVICE).eval()(x).isfinite().all()
     for options in ({"global_norm": False}, {"norm_layer": None}, {"norm_layer": group_norm}):
         layer = kind(8, **options).to(DEVICE)
@@ -277,7 +277,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)
 
 
 @pytest.mark.parametrize("module", ["strip", "pyramid"])

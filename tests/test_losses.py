@@ -10,11 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE
+from operator_checks import DEVICE
 from torch import Tensor
 
 from stripctx import losses
@@ -344,7 +344,7 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
 
 @pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
 def test_refuses(function: Callable[..., Any], arguments: tuple[Any, ...], words: str) -> None:
-    battery.raises(ValueError, words, lambda: function(*arguments))
+    operator_checks.raises(ValueError, words, lambda: function(*arguments))
 
 
 @pytest.mark.parametrize("module", ["images", "labels", "pixels", "total"])

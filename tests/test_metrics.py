@@ -65,7 +65,7 @@ def scored(pairs: Sequence[tuple[Tensor, Tensor]]) -> SegmentationScores:
 def same(first: Scores, second: Scores) -> bool:
     return (
         torch.equal(first.confusion, second.confusion)
-        and torch.equal(first.iou.nan_to_num(-1), second.iou.nan_to_num(-1))
+        and torch.allclose(first.iou, second.iou, rtol=0, atol=0, equal_nan=True)
         and (first.miou, first.pixel_accuracy) == (second.miou, second.pixel_accuracy)
     )
 

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pkgutil import iter_modules
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
-from battery import DEVICE
 from checkpoints import count, randomise
 from networks import (
     GLOBAL_NORMS,
@@ -25,6 +24,7 @@ from networks import (
     make,
     undropped,
 )
+from operator_checks import DEVICE
 from torch import Tensor, nn
 
 from stripctx import losses, models
@@ -49,7 +49,7 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
         assert outputs["out"].shape == (batch, 5, height, width)
         assert outputs["out"].isfinite().all()
         if batch == 1 and name in GLOBAL_NORMS:
-            battery.raises(ValueError, "with global_norm=False", lambda: network.train()(x))
+            operator_checks.raises(ValueError, "with global_norm=False", lambda: network.train()(x))
         elif height > 1:
             outputs = network.train()(x)
             assert {"out", "aux"} <= set(outputs)
@@ -115,7 +115,7 @@ def test_channels_last_and_autocast(name: str) -> None:
         last = network.to(memory_format=torch.channels_last)(
             x.contiguous(memory_format=torch.channels_last)
         )
-        assert battery.relative_error(as_dict(last)["out"], expected) < 1e-4
+        assert operator_checks.relative_error(as_dict(last)["out"], expected) < 1e-4
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         outputs = network.train()(x)
         assert as_dict(outputs)["out"].dtype == torch.bfloat16
@@ -126,31 +126,30 @@ def test_channels_last_and_autocast(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
 
 
-@every_network
-def test_compiles(name: str) -> None:
-    """Forward and backward, whole."""
+def check_compiled(network: nn.Module, *sizes: tuple[int, int]) -> None:
+    """Whole, forward and backward, one after another for images of any size."""
     torch._dynamo.reset()
-    network = undropped(make(name, "resnet18"))
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
     parameters = [p for p in network.parameters() if p.requires_grad]
-    x = image(2, 3, 64, 64)
-    outputs = as_dict(compiled(x)), as_dict(network(x))
-    assert_close(*outputs)
-    totals = [sum(y.square().mean() for y in one.values()) for one in outputs]
-    both = [torch.autograd.grad(total, parameters) for total in totals]
-    for a, b in zip(*both, strict=True):
-        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-4
+    for height, width in sizes:
+        x = image(2, 3, height, width)
+        outputs = as_dict(compiled(x)), as_dict(network(x))
+        assert_close(*outputs)
+        totals = [sum(y.square().mean() for y in one.values()) for one in outputs]
+        both = [torch.autograd.grad(total, parameters) for total in totals]
+        for a, b in zip(*both, strict=True):
+            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-4
 
 
+@pytest.mark.slow
 @every_network
-def test_compiles_for_any_size(name: str) -> None:
-    torch._dynamo.reset()
-    network = undropped(make(name))
-    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch.no_grad():
-        for height, width in ((64, 96), (48, 70)):
-            x = image(2, 3, height, width)
-            assert_close(as_dict(compiled(x)), as_dict(network(x)))
+def test_compiles(name: str) -> None:
+    check_compiled(undropped(make(name)), (64, 96), (48, 70))
+
+
+@pytest.mark.slow
+def test_a_resnet_compiles() -> None:
+    check_compiled(undropped(make("fcn", "resnet18")), (64, 64))
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
@@ -222,7 +221,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)
 
 
 @pytest.mark.parametrize("module", [name for _, name, _ in iter_modules(models.__path__)])

@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import battery
+import operator_checks
 import oracles
 import pytest
 import torch
-from battery import DEVICE, FORMATS
 from checkpoints import randomise
+from operator_checks import DEVICE, FORMATS
 from torch import Tensor, nn
 
 from stripctx import PyramidPooling, PyramidPoolingConv, functional
@@ -115,7 +115,7 @@ def test_pyramid_equals_theirs(name: str, training: bool, layout: str, as_layer:
     ours.load_state_dict(own.state_dict(), strict=True)
     ours.train(training)
     for size in SIZES:
-        x = battery.make(size, torch.float64, layout)
+        x = operator_checks.make(size, torch.float64, layout)
         assert_same(ours if as_layer else functions(ours), theirs, x)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("setuptools.command.bdist_wheel")
 
 

@@ -331,7 +331,7 @@ def test_a_real_network_with_heights() -> None:
 def test_inference_refuses_what_it_cannot_do(network: Where) -> None:
     with pytest.raises(ValueError, match=r"\(3, H, W\), got \(1, 3, 8, 8\)"):
         infer(network, torch.zeros(1, 3, 8, 8), protocols.WholeImage())
-    with pytest.raises(ValueError, match="eval mode"):
+    with pytest.raises(ValueError, match="must be in eval mode"):
         infer(network.train(), torch.zeros(3, 8, 8), protocols.WholeImage())
 
 

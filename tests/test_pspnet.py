@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ def test_pspnet_is_plain() -> None:
         parts.append(F.interpolate(level, y.shape[2:], mode="bilinear", align_corners=True))
     logits = nn.Sequential(*rest)(pyramid.conv(torch.cat(parts, 1)))
     want = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
-    assert battery.relative_error(network(x)["out"], want) < 1e-12
+    assert operator_checks.relative_error(network(x)["out"], want) < 1e-12
 
 
 def test_aspp_is_plain() -> None:
@@ -52,7 +52,7 @@ def test_aspp_is_plain() -> None:
     logits = nn.Sequential(*rest)(conv(torch.cat(parts, 1)))
     want = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
     got = network(x)["out"]
-    assert battery.relative_error(got, want) < 1e-12
+    assert operator_checks.relative_error(got, want) < 1e-12
     got.square().sum().backward()
     want.square().sum().backward()
     for (key, a), b in zip(network.head.named_parameters(), other.head.parameters(), strict=True):
@@ -95,4 +95,4 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)

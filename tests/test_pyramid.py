@@ -1,4 +1,4 @@
-"""The pyramid family's pooling: operators, gradients, contract, refusals; row_pool."""
+"""The pyramid family's pooling: operators, gradients, operator suite, refusals; row_pool."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, DTYPES, FORMATS, Case, Shape
-from contract import Contract, Refusal, beyond_two_to_the_31, map_of
+from operator_checks import DEVICE, DTYPES, FORMATS, Case, Shape
+from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import extension, functional
@@ -77,7 +77,7 @@ OTHER_WAYS: tuple[tuple[Shape, Bins], ...] = (
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize(("shape", "bins"), OTHER_WAYS, ids=str)
 def test_many_bins(shape: Shape, bins: Bins, mode: str, layout: str, dtype: torch.dtype) -> None:
-    battery.check_float64(pool_case(bins, mode), shape, dtype, layout)
+    operator_checks.check_float64(pool_case(bins, mode), shape, dtype, layout)
 
 
 @any_mode
@@ -85,7 +85,7 @@ def test_many_bins(shape: Shape, bins: Bins, mode: str, layout: str, dtype: torc
 def test_every_bin_of_every_size(mode: str, layout: str) -> None:
     """1 to 24 bins over 1 to 26 positions, rows and columns of different ones."""
     for size in range(1, 27):
-        x = battery.make((1, 3, size, 27 - size), torch.float64, layout)
+        x = operator_checks.make((1, 3, size, 27 - size), torch.float64, layout)
         for first in (1, 9, 17):
             bins = tuple((b, 25 - b) for b in range(first, first + 8))
             pooled = functional.pyramid_pool(x, bins, mode)
@@ -96,7 +96,7 @@ def test_every_bin_of_every_size(mode: str, layout: str) -> None:
 @pytest.mark.parametrize("case", ROWS, ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_row_pool(case: Case, layout: str) -> None:
-    battery.check_float64(case, (2, 9, 7, 11), torch.float32, layout)
+    operator_checks.check_float64(case, (2, 9, 7, 11), torch.float32, layout)
 
 
 @any_mode
@@ -153,7 +153,7 @@ def test_indices_are_those_of_torch(bins: Bins, layout: str, dtype: torch.dtype)
 @pytest.mark.parametrize("bins", [(1,), (3,), (40,)], ids=str)
 def test_a_foreign_index_adds_nothing(bins: Bins, layout: str) -> None:
     """Nothing is written out of bounds, and nothing outside the window of a bin."""
-    x = battery.make((2, 19, 7, 9), torch.float32, layout).requires_grad_()
+    x = operator_checks.make((2, 19, 7, 9), torch.float32, layout).requires_grad_()
     (out,) = functional.pyramid_pool(x, bins, "max")
     grad = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, x, grad)
@@ -196,7 +196,7 @@ def test_offsets_past_two_to_the_31() -> None:
 @pytest.mark.parametrize("layout", FORMATS)
 def test_extra_memory(mode: str, layout: str) -> None:
     """Whatever a kernel allocates beside its results is at most 5 % of x."""
-    x = battery.make((1, 64, 60, 60), torch.float32, layout)
+    x = operator_checks.make((1, 64, 60, 60), torch.float32, layout)
     allowed = x.numel() * x.element_size() // 20
     out = functional.pyramid_pool(x, PSP, mode)
     results = sum(o.numel() * o.element_size() * (3 if mode == "max" else 1) for o in out)
@@ -211,7 +211,7 @@ def test_extra_memory(mode: str, layout: str) -> None:
 
 # The CUDA kernels, counted and shuffled by the emulator.
 
-emulated_only = pytest.mark.skipif(not battery.EMULATED, reason="asks the emulator")
+emulated_only = pytest.mark.skipif(not operator_checks.EMULATED, reason="asks the emulator")
 
 
 def emulator() -> ctypes.CDLL:
@@ -241,7 +241,7 @@ def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
         counts = json.loads(library.stripctx_simt_counts()).values()
         return sum(c["bytes_read"] for c in counts), sum(c["bytes_written"] for c in counts)
 
-    x = battery.make(shape, torch.float32, layout)
+    x = operator_checks.make(shape, torch.float32, layout)
     flat = [size for b in bins for size in (b if isinstance(b, tuple) else (b, b))]
     forward = OPS.pyramid_pool if mode == "mean" else OPS.pyramid_max_pool
     results = forward(x, flat)
@@ -271,12 +271,14 @@ def test_thread_order_does_not_matter(mode: str, layout: str) -> None:
     ):
         case = pool_case(bins, mode)
         arguments = case.arguments(shape, torch.float32, layout)
-        grads = battery.output_grads(case, arguments)
-        first = battery.run(case.function, arguments, grads)
+        grads = operator_checks.output_grads(case, arguments)
+        first = operator_checks.run(case.function, arguments, grads)
         try:
             for order in (b"descending", b"random:1", b"random:2"):
                 assert library.stripctx_simt_set_order(order) == 0
-                for a, b in zip(first, battery.run(case.function, arguments, grads), strict=True):
+                for a, b in zip(
+                    first, operator_checks.run(case.function, arguments, grads), strict=True
+                ):
                     assert torch.equal(a, b)
         finally:
             library.stripctx_simt_set_order(b"ascending")
@@ -388,16 +390,18 @@ class Distinct(Case):
         return (values.to(DEVICE, dtype).contiguous(memory_format=format),)
 
 
-class TestPyramid(Contract):
+class TestPyramid(OperatorSuite):
     kernels = EVERY
     typical = PAIR
     refusals = REFUSED
 
     @staticmethod
     def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
-        x = battery.make((2, 5, 6, 7), torch.float32, layout)
+        x = operator_checks.make((2, 5, 6, 7), torch.float32, layout)
         bins, last = [1, 1, 2, 3], layout == "channels_last"
-        grads = [battery.make((2, 5, h, w), torch.float32, layout) for h, w in ((1, 1), (2, 3))]
+        grads = [
+            operator_checks.make((2, 5, h, w), torch.float32, layout) for h, w in ((1, 1), (2, 3))
+        ]
         indices = OPS.pyramid_max_pool(x, bins)[2:]
         return {
             OPS.pyramid_pool: (x, bins),
@@ -407,4 +411,4 @@ class TestPyramid(Contract):
         }
 
     def test_gradients(self, case: Case) -> None:
-        battery.check_gradients(Distinct(*vars(case).values()), (2, 2, 4, 5))
+        operator_checks.check_gradients(Distinct(*vars(case).values()), (2, 2, 4, 5))

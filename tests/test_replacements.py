@@ -1,6 +1,6 @@
 """What the pages of docs/layers say to write instead of upstream's lines computes what those do:
 both columns are executed, on upstream's parameters. mmseg and smp run where they are installed;
-for the others stand the doubles of tests/doubles.py."""
+for the others stand the modules of tests/upstream_models.py."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import doubles
 import oracles
 import pytest
 import torch
+import upstream_models
 from checkpoints import randomise
 from torch import nn
 
 LAYERS = sorted((Path(__file__).resolve().parent.parent / "docs" / "layers").glob("*.md"))
 
-# Upstreams that cannot be installed, as tests/doubles.py has them; norms are BatchNorm2d there.
+# Upstreams that cannot be installed, from tests/upstream_models.py; norms are BatchNorm2d there.
 UPSTREAMS: dict[str, dict[str, Any]] = {
-    "models.resnet": {"SPBlock": doubles.SPBlock},
+    "models.resnet": {"SPBlock": upstream_models.SPBlock},
     "models.customize": {
-        "StripPooling": lambda channels, sizes, _, up: doubles.StripPooling(channels, sizes, up)
+        "StripPooling": lambda channels, sizes, _, up: upstream_models.StripPooling(
+            channels, sizes, up
+        )
     },
-    "network.HANet": {"HANet_Conv": doubles.HANet_Conv},
-    "model.pspnet": {"PPM": doubles.PPM},
+    "network.HANet": {"HANet_Conv": upstream_models.HANet_Conv},
+    "model.pspnet": {"PPM": upstream_models.PPM},
     "encoding.nn": {
-        "Encoding": doubles.Encoding,
-        "PyramidPooling": lambda channels, _, up: doubles.PyramidPooling(channels, up),
+        "Encoding": upstream_models.Encoding,
+        "PyramidPooling": lambda channels, _, up: upstream_models.PyramidPooling(channels, up),
     },
     "encoding.models.sseg.encnet": {
-        "EncModule": lambda channels, classes, ncodes, norm_layer: doubles.EncModule(
+        "EncModule": lambda channels, classes, ncodes, norm_layer: upstream_models.EncModule(
             channels, classes, ncodes
         )
     },

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toolkit
-from battery import SHAPES
+from operator_checks import SHAPES
+
+pytestmark = pytest.mark.slow
 
 FOLDER = toolkit.REPOSITORY / "tests" / "sanitize"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -40,9 +42,10 @@ class Run:
 
 
 def flags(name: str) -> list[str]:
-    """Unoptimised: every access that the source makes is checked, and compiling takes a third."""
+    """Unoptimised: every access that the source makes is checked, and compiling takes a third. Line
+    numbers are all that reports need of -g."""
     ours = [flag for flag in toolkit.build.CXX_FLAGS if flag != "-O3"]
-    return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", "-g", *SANITIZE]
+    return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", "-g1", *SANITIZE]
 
 
 def runs_here(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 from networks import Tiny
@@ -57,4 +57,4 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refuses(call: Callable[[], Any], words: str) -> None:
-    battery.raises(ValueError, words, call)
+    operator_checks.raises(ValueError, words, call)

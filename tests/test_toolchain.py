@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cuda_check
 import pytest
+import torch
 from sandbox import Sandbox
 
 from stripctx.extension import (
@@ -261,6 +263,7 @@ int nvmlDeviceGetCudaComputeCapability(void* device, int* major, int* minor) {
 """
 
 
+@pytest.mark.slow
 def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
     """A pretended CUDA torch and driver; the compiler, the linker and the loader are real."""
     sandbox = Sandbox(tmp_path)
@@ -289,17 +292,106 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
     assert "torch was built for CUDA 7.0" in warning and mismatch.cpu["loaded"]
 
 
-def test_the_real_cuda_library_needs_only_torch_and_the_system(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path, stand_in=False)
-    output = tmp_path / "stripctx_cuda.so"
-    code = f"from stripctx.extension import build; build.cuda(['9.0'], {str(output)!r})"
-    outcome = sandbox.run("-c", code, STRIPCTX_BACKEND="reference")
+@pytest.fixture(scope="module")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real CUDA library for the two architectures that matter most, compiled once; its
+    build.log lies beside it."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("cuda"), stand_in=False)
+    output = sandbox.folder / "stripctx_cuda.so"
+    code = f"from stripctx.extension import build; build.cuda(['8.0', '9.0'], {str(output)!r})"
+    outcome = sandbox.run("-c", code, timeout=1100, STRIPCTX_BACKEND="reference")
     if "no nvcc was found" in outcome.stderr or "lacks" in outcome.stderr:
         pytest.skip(outcome.stderr.splitlines()[-1])
     assert outcome.code == 0, outcome.stderr
-    names = subprocess.run(["nm", "-D", str(output)], capture_output=True, text=True, check=True)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_real_cuda_library_needs_only_torch_and_the_system(cuda_library: Path) -> None:
+    command = ["nm", "-D", str(cuda_library)]
+    names = subprocess.run(command, capture_output=True, text=True, check=True)
     undefined = re.findall(
         r"^ +U ([^@\s]+)$", names.stdout, re.MULTILINE
     )  # the system's have @versions
     assert [name for name in undefined if not name.startswith(("aoti_torch_", "torch_"))] == []
     assert " T cuda" not in names.stdout  # the runtime inside is for this library alone
+
+
+@pytest.mark.parametrize(
+    ("log", "cure"),
+    [
+        (
+            "# /usr/bin/c++\n# g++-10 (Debian 10.2.1-6) 10.2.1\nerror",
+            "this is g++ 10: install g++ 11",
+        ),
+        ("# clang++\n# Debian clang version 13.0.1\nerror", "this is clang 13: install g++ 11 or"),
+        ("# c++\n# c++ (Debian 12.2.0-14) 12.2.0\nerror", "read the log, or try another compiler"),
+        ("# c++\nc++: fatal error: Killed signal terminated program cc1plus", "MAX_JOBS=1 python"),
+        ("# c++\nfatal error: x.o: No space left on device", "set STRIPCTX_CACHE_DIR to another"),
+    ],
+)
+def test_cure_of_a_failed_build(tmp_path: Path, log: str, cure: str) -> None:
+    path = tmp_path / "build.log"
+    path.write_text(log)
+    assert cure in ninja.cure(str(path))
+    assert ninja.cure(str(tmp_path / "none")).endswith("python -m stripctx build")
+
+
+@pytest.mark.parametrize("flags", [(), ("-mf16c",)], ids=["software", "instruction"])
+def test_float16_on_the_cpu(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Every half widens to torch's float; floats at and beside every midpoint round as torch's."""
+    if flags and "f16c" not in build.this_cpu():
+        pytest.skip("this CPU has no F16C")
+    source = tmp_path / "half.cpp"
+    source.write_text(
+        """
+        #include <cstdio>
+        #include "cpu/types.hpp"
+        using stripctx::cpu::Float16;
+        int main() {
+          for (uint32_t i = 0; i < 65536; ++i) {
+            Float16 half;
+            half.bits = static_cast<uint16_t>(i);
+            const uint32_t wide = std::bit_cast<uint32_t>(static_cast<float>(half));
+            fwrite(&wide, 4, 1, stdout);
+          }
+          uint32_t word;
+          while (fread(&word, 4, 1, stdin) == 1) {
+            const Float16 half(std::bit_cast<float>(word));
+            fwrite(&half.bits, 2, 1, stdout);
+          }
+        }
+        """
+    )
+    program = tmp_path / "half"
+    root = locate.source_root()
+    command = [*toolchain.cxx().command, "-std=c++20", "-O1", *flags, f"-I{root}/csrc"]
+    subprocess.run([*command, str(source), "-o", str(program)], check=True)
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    finite = every[every.isfinite()].double()
+    midpoints = (finite[1:] + finite[:-1]) / 2
+    edges = torch.tensor([65519.99, 65520.0, 1e6, 2.0**-25, 2.0**-25 * 1.001, 1e-30, torch.inf])
+    floats = torch.cat([finite.float(), midpoints.float(), edges, -edges])
+    words = torch.cat([floats.view(torch.int32) + step for step in (-1, 0, 1)])
+    words = words[~words.view(torch.float32).isnan()]
+    done = subprocess.run(
+        [str(program)], input=words.numpy().tobytes(), capture_output=True, check=True
+    )
+    wide = torch.frombuffer(bytearray(done.stdout[: 4 * 65536]), dtype=torch.float32)
+    torch.testing.assert_close(wide, every.float(), rtol=0, atol=0, equal_nan=True)
+    rounded = torch.frombuffer(bytearray(done.stdout[4 * 65536 :]), dtype=torch.int16)
+    want = words.view(torch.float32).half().view(torch.int16)
+    assert torch.equal(rounded, want)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_no_kernel_of_the_real_cuda_library_spills(cuda_library: Path) -> None:
+    """As `make cuda-check` finds for every architecture, in a compilation of its own."""
+    usages = cuda_check.parse_resources(cuda_library.with_name("build.log").read_text())
+    assert len(usages) > 100
+    for symbol, usage in usages.items():
+        assert set(usage) == {80, 90}
+        for chip, used in usage.items():
+            assert used.fault() is None, f"{cuda_check.demangle(symbol)} on sm_{chip}"

@@ -382,7 +382,7 @@ def test_every_way_to_train_resumes(
     train(settings, tmp_path / "whole")
     stopped = Trainer(settings, tmp_path / "stopped")
     stopped.stopping = True
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match="stopped after step 1 of "):
         stopped.run()
     train(settings, tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -431,7 +431,7 @@ def test_command_names_the_broken_file(tmp_path: Path) -> None:
 
 def test_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     trainer = Trainer(small(tmp_path, "optimizer.rate=1e30"), tmp_path / "run")
-    with pytest.raises(FloatingPointError, match="the loss is"):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf)"):
         trainer.run()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import battery
+import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from battery import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
-from contract import Contract, Refusal, beyond_two_to_the_31, map_of
+from operator_checks import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
+from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import functional
@@ -190,18 +190,18 @@ CONVS = (
 def test_maps_as_in_networks(shape: Shape, layout: str) -> None:
     """Many rows between two cells, several tiles of rows and columns, planes that fit no block."""
     for case in (CONCAT, ADD_RELU, TAPS):
-        battery.check_float64(case, shape, torch.float32, layout)
+        operator_checks.check_float64(case, shape, torch.float32, layout)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_large_levels(layout: str) -> None:
     """Levels that fit no shared memory: halved maps, and a map a tenth of its level."""
     case = add_relu_case("large", ((40, 70), (64, 8)), HALF_PIXEL)
-    battery.check_float64(case, (1, 5, 80, 140), torch.float32, layout)
+    operator_checks.check_float64(case, (1, 5, 80, 140), torch.float32, layout)
     case = add_relu_case("shrink", ((97, 120),), ALIGNED)
-    battery.check_float64(case, (1, 9, 9, 12), torch.float32, layout)
+    operator_checks.check_float64(case, (1, 9, 9, 12), torch.float32, layout)
     case = taps_case("many", ((20, 20), (40, 31)), MIXED[2:], **KERNEL)
-    battery.check_float64(case, (1, 4, 41, 60), torch.float64, layout)
+    operator_checks.check_float64(case, (1, 4, 41, 60), torch.float64, layout)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -209,10 +209,10 @@ def test_large_levels(layout: str) -> None:
 def test_every_level_of_every_size(align_corners: bool, layout: str) -> None:
     """1 to 24 cells over 1 to 26 positions, rows and columns of different ones."""
     for size in range(1, 27):
-        x = battery.make((1, 2, size, 27 - size), torch.float64, layout)
+        x = operator_checks.make((1, 2, size, 27 - size), torch.float64, layout)
         for first in (1, 9, 17):
             levels = [
-                battery.make((1, 2, n, 25 - n), torch.float64, layout)
+                operator_checks.make((1, 2, n, 25 - n), torch.float64, layout)
                 for n in range(first, first + 8)
             ]
             out = functional.pyramid_concat(x, levels, align_corners=align_corners)
@@ -242,7 +242,7 @@ def test_autocast() -> None:
         out = functional.pyramid_conv(x, [level], weight, padding=1, align_corners=True)
     assert out.dtype == torch.bfloat16
     want = F.conv2d(plain_concat(x, level.float(), ways=ALIGNED, x_index=0), weight, padding=1)
-    assert battery.relative_error(out, want) < 1e-2
+    assert operator_checks.relative_error(out, want) < 1e-2
 
 
 def test_offsets_past_two_to_the_31() -> None:
@@ -430,26 +430,26 @@ REFUSED: list[Refusal] = [
 
 def test_conv_refuses_padding_in_words() -> None:
     for value in ("same", (1, 2, 3)):
-        battery.raises(
+        operator_checks.raises(
             ValueError,
             f"padding must be an integer or a pair of them, got {value!r}",
             lambda value=value: conv(map_of(*X), map_of(*L), map_of(4, 6, 3, 3), padding=value),
         )
 
 
-class TestUpsample(Contract):
+class TestUpsample(OperatorSuite):
     kernels = NATIVE
     compositions = CONVS
     spreading = (CONCAT, CONCAT_ODD, ADD_RELU, ADD_RELU_ODD)
     refusals = REFUSED
-    large = (2, 5, 14, 15) if EMULATED else Contract.large
+    large = (2, 5, 14, 15) if EMULATED else OperatorSuite.large
 
     @staticmethod
     def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
         last = layout == "channels_last"
         x, *levels = CONCAT.arguments((2, 5, 6, 7), torch.float32, layout)
         concat_sizes = [size for level in levels for size in level.shape[1:]]
-        grad = battery.make((2, sum(concat_sizes[::3]), 6, 7), torch.float32, layout)
+        grad = operator_checks.make((2, sum(concat_sizes[::3]), 6, 7), torch.float32, layout)
         y, *same = ADD_RELU_ODD.arguments((2, 5, 6, 7), torch.float32, layout)
         sizes = [size for level in same for size in level.shape[2:]]
         base, *taps = TAPS.arguments((2, 5, 6, 7), torch.float32, layout)
@@ -473,7 +473,7 @@ class TestUpsample(Contract):
             taps_case("taps", few[1:], ways, **KERNEL),
             conv_case("conv", few[1:], (3, 3), ways, -1, padding=1),
         ):
-            battery.check_gradients(case, (1, 2, 3, 4))
+            operator_checks.check_gradients(case, (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("way", CODES, ids=str)
@@ -481,10 +481,10 @@ class TestUpsample(Contract):
 def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> None:
     """1 to 24 cells over 1 to 26 positions, alone, in a sum and under a kernel, both ways."""
     for height, width in ((1, 26), (5, 13), (12, 24), (17, 7)):
-        x = battery.make((1, 3, height, width), torch.float64, layout)
-        weight = battery.make((2, 6, 3, 3), torch.float64, "contiguous")
+        x = operator_checks.make((1, 3, height, width), torch.float64, layout)
+        weight = operator_checks.make((2, 6, 3, 3), torch.float64, "contiguous")
         for size in ((1, 1), (3, 12), (6, 13), (24, 2), (height, 5)):
-            level = battery.make((1, 3, *size), torch.float64, layout).requires_grad_()
+            level = operator_checks.make((1, 3, *size), torch.float64, layout).requires_grad_()
             options = in_words((way,), 1)
             concat = plain_concat(x, level, ways=(way,), x_index=0)
             for ours, want in (
@@ -497,7 +497,9 @@ def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> 
             ):
                 torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-11)
                 grad = torch.randn_like(want)
-                gradients = [torch.autograd.grad(y, level, grad)[0] for y in (ours, want)]
+                gradients = [
+                    torch.autograd.grad(y, level, grad, retain_graph=True)[0] for y in (ours, want)
+                ]
                 torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
@@ -506,7 +508,7 @@ def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> 
 def test_scale_factors(mode: str, factor: Any) -> None:
     """torch reads by the factor it was given, not by the sizes that came of it."""
     for size in ((10, 7), (5, 9), (3, 3)):
-        level = battery.make((1, 3, *size), torch.float64, "contiguous").requires_grad_()
+        level = operator_checks.make((1, 3, *size), torch.float64, "contiguous").requires_grad_()
         up = F.interpolate(level, scale_factor=factor, mode=mode)
         x = torch.randn_like(up)
         ours = functional.pyramid_add(x, [level], mode=mode, scale_factor=[factor])
@@ -526,9 +528,12 @@ def test_nearest_keeps_infinities() -> None:
 @pytest.mark.parametrize("x_index", [0, 1, 2, -1])
 def test_levels_of_the_maps_own_size(x_index: int) -> None:
     """Convolved as x is; of several maps at full size any may be called x."""
-    x = battery.make((2, 3, 6, 7), torch.float64, "contiguous")
-    levels = [battery.make((2, 2, *size), torch.float64, "contiguous") for size in ((6, 7), (3, 4))]
-    weight = battery.make((4, 7, 3, 3), torch.float64, "contiguous")
+    x = operator_checks.make((2, 3, 6, 7), torch.float64, "contiguous")
+    levels = [
+        operator_checks.make((2, 2, *size), torch.float64, "contiguous")
+        for size in ((6, 7), (3, 4))
+    ]
+    weight = operator_checks.make((4, 7, 3, 3), torch.float64, "contiguous")
     out = functional.pyramid_conv(x, levels, weight, padding=1, x_index=x_index)
     want = plain_concat(x, *levels, ways=HALF_PIXEL, x_index=x_index)
     torch.testing.assert_close(out, F.conv2d(want, weight, padding=1), rtol=1e-11, atol=1e-11)
@@ -548,6 +553,6 @@ def test_levels_of_the_maps_own_size(x_index: int) -> None:
     ],
 )
 def test_interpolation_is_refused_in_words(options: dict[str, Any], message: str) -> None:
-    battery.raises(
+    operator_checks.raises(
         ValueError, message, lambda: functional.pyramid_add(map_of(*X), [map_of(*L)], **options)
     )

@@ -51,6 +51,26 @@ def pyramid_concat_backward(shape: Shape) -> Floor:
     )
 
 
+def half(shape: Shape) -> Shape:
+    """The map below in a feature pyramid: the level of pyramid_add."""
+    return replace(shape, height=-(-shape.height // 2), width=-(-shape.width // 2))
+
+
+def pyramid_add(shape: Shape) -> Floor:
+    level = half(shape)
+    lines = level.batch * level.channels * level.height * shape.width
+    return shape.floor(
+        read=shape.map + level.map, written=shape.map, operations=4 * shape.map + 3 * lines
+    )
+
+
+def pyramid_add_backward(shape: Shape) -> Floor:
+    """Of the level: the gradient of x is that of the result."""
+    level = half(shape)
+    lines = level.batch * level.channels * level.height * shape.width
+    return shape.floor(read=shape.map, written=level.map, operations=4 * (shape.map + lines))
+
+
 def pyramid_add_relu(shape: Shape) -> Floor:
     lines = level_lines(shape, MPM_BINS, shape.channels)
     return shape.floor(
@@ -193,6 +213,8 @@ def pyramid_taps_add_backward_extra(shape: Shape, launches: Launches) -> Floor:
 FLOORS: dict[str, FloorOf] = {
     "pyramid_concat": pyramid_concat,
     "pyramid_concat_backward": pyramid_concat_backward,
+    "pyramid_add": pyramid_add,
+    "pyramid_add_backward": pyramid_add_backward,
     "pyramid_add_relu": pyramid_add_relu,
     "pyramid_add_relu_backward": pyramid_add_relu_backward,
     "pyramid_taps_add": pyramid_taps_add,

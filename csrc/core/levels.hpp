@@ -17,12 +17,13 @@ struct Level : View {
 };
 
 // One tensor a level, all in the layout of the map.
-struct Levels {
+template <class Each>
+struct LevelsOf {
   int count = 0;
-  Level level[kMostLevels];
+  Each level[kMostLevels];
 
-  STRIPCTX_HOST_DEVICE Level& operator[](int64_t k) { return level[k]; }
-  STRIPCTX_HOST_DEVICE const Level& operator[](int64_t k) const { return level[k]; }
+  STRIPCTX_HOST_DEVICE Each& operator[](int64_t k) { return level[k]; }
+  STRIPCTX_HOST_DEVICE const Each& operator[](int64_t k) const { return level[k]; }
 
   STRIPCTX_HOST_DEVICE bool channels_last() const {
     for (int k = 0; k < count; ++k) {
@@ -45,5 +46,8 @@ struct Levels {
     return result;
   }
 };
+
+using Levels = LevelsOf<Level>;
+using PooledLevels = LevelsOf<View>;  // which kernels hold twice, in 4 KB of parameters
 
 }  // namespace stripctx

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -115,13 +114,13 @@ inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
   return low_halves(value == value ? rounded : quiet);
 }
 
-inline Vec<float> widen(const _Float16*, const Half16& image) {
+inline Vec<float> widen(const Float16*, const Half16& image) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_cvtph_ps((__m256i)image);
 #elif defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)image);
 #else
-  _Float16 lane[kLanes<float>];
+  Float16 lane[kLanes<float>];
   std::memcpy(lane, &image, sizeof(image));
   Vec<float> value;
   for (int i = 0; i < kLanes<float>; ++i) value[i] = static_cast<float>(lane[i]);
@@ -129,14 +128,14 @@ inline Vec<float> widen(const _Float16*, const Half16& image) {
 #endif
 }
 
-inline Half16 narrow(const _Float16*, const Vec<float>& value) {
+inline Half16 narrow(const Float16*, const Vec<float>& value) {
 #if defined(__AVX512F__)
   return (Half16)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
   return (Half16)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
 #else
-  _Float16 lane[kLanes<float>];
-  for (int i = 0; i < kLanes<float>; ++i) lane[i] = static_cast<_Float16>(value[i]);
+  Float16 lane[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) lane[i] = static_cast<Float16>(value[i]);
   Half16 image;
   std::memcpy(&image, lane, sizeof(image));
   return image;
@@ -263,11 +262,13 @@ inline void for_vector_groups(int64_t count, Body&& body) {
 }
 
 namespace detail {
-template <class V, int... Lane>
-inline auto fold_halves(const V& value, std::integer_sequence<int, Lane...>) {
-  constexpr int half = sizeof...(Lane);
-  return __builtin_shufflevector(value, value, Lane...) +
-         __builtin_shufflevector(value, value, (Lane + half)...);
+template <class A, class V>
+inline auto fold_halves(const V& value) {
+  using Half = typename VectorOf<A, sizeof(V) / 2>::type;
+  Half lower, upper;
+  std::memcpy(&lower, &value, sizeof(Half));
+  std::memcpy(&upper, reinterpret_cast<const char*>(&value) + sizeof(Half), sizeof(Half));
+  return lower + upper;
 }
 }  // namespace detail
 
@@ -278,7 +279,7 @@ inline A sum_lanes(const V& value) {
   if constexpr (lanes == 2) {
     return value[0] + value[1];
   } else {
-    return sum_lanes<A>(detail::fold_halves(value, std::make_integer_sequence<int, lanes / 2>{}));
+    return sum_lanes<A>(detail::fold_halves<A>(value));
   }
 }
 

@@ -2,7 +2,7 @@
 // of as many planes as a vector has lanes be worked on together.
 #pragma once
 
-#include "cpu/simd.hpp"
+#include "cpu/shuffle.hpp"
 
 namespace stripctx::cpu {
 
@@ -12,18 +12,11 @@ template <class V, int kCount>
 inline void transpose(V (&rows)[kCount]) {
   using Element = std::decay_t<decltype(rows[0][0])>;
   static_assert(kCount * sizeof(Element) == sizeof(V));
-  using Choice =
-      typename VectorOf<std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>>::type;
-  Choice low, high;
-  for (int i = 0; i < kCount; ++i) {
-    low[i] = i / 2 + i % 2 * kCount;
-    high[i] = low[i] + kCount / 2;
-  }
   for (int round = 1; round < kCount; round *= 2) {
     V merged[kCount];
     for (int i = 0; i < kCount / 2; ++i) {
-      merged[2 * i] = __builtin_shuffle(rows[i], rows[i + kCount / 2], low);
-      merged[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kCount / 2], high);
+      merged[2 * i] = interleave_low<Element>(rows[i], rows[i + kCount / 2]);
+      merged[2 * i + 1] = interleave_high<Element>(rows[i], rows[i + kCount / 2]);
     }
     for (int i = 0; i < kCount; ++i) rows[i] = merged[i];
   }
@@ -37,10 +30,8 @@ inline V sum_each(const V* rows) {
   if constexpr (kCount == 1) {
     return rows[0];
   } else {
-    typename VectorOf<std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>>::type even;
-    for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(Element)); ++i) even[i] = 2 * i;
     const V first = sum_each<kCount / 2>(rows), second = sum_each<kCount / 2>(rows + kCount / 2);
-    return __builtin_shuffle(first, second, even) + __builtin_shuffle(first, second, even + 1);
+    return even_lanes<Element>(first, second) + odd_lanes<Element>(first, second);
   }
 }
 

@@ -57,9 +57,9 @@ void check_indices(const Checker& check, const Tensors& grads, const Tensors& in
   }
 }
 
-Levels levels_of(const Tensors& tensors) {
-  Levels levels;
-  for (const Tensor& tensor : tensors) levels.level[levels.count++] = {view(tensor)};
+PooledLevels levels_of(const Tensors& tensors) {
+  PooledLevels levels;
+  for (const Tensor& tensor : tensors) levels.level[levels.count++] = view(tensor);
   return levels;
 }
 

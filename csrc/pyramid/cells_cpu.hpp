@@ -38,7 +38,7 @@ struct PoolGrid {
   Cells rows, columns;
   std::vector<Axis> down, across;  // a level's bins along H and along W
 
-  PoolGrid(const View& map, const Levels& levels)
+  PoolGrid(const View& map, const PooledLevels& levels)
       : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
     for (const int64_t bins : levels.bins(2)) down.push_back(axis(rows, bins));
     for (const int64_t bins : levels.bins(3)) across.push_back(axis(columns, bins));
@@ -60,7 +60,7 @@ struct PoolGrid {
 
 // How many positions each bin of each level has along H (dimension 2) or W (3).
 template <class A>
-std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int dimension) {
+std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map, int dimension) {
   std::vector<std::vector<A>> result;
   for (const int64_t bins : levels.bins(dimension)) {
     auto& level = result.emplace_back();
@@ -73,7 +73,7 @@ std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map, int
 
 // And each bin of each level, row after row.
 template <class A>
-std::vector<std::vector<A>> bin_sizes(const Levels& levels, const View& map) {
+std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map) {
   const auto heights = bin_sizes<A>(levels, map, 2), widths = bin_sizes<A>(levels, map, 3);
   std::vector<std::vector<A>> result(levels.count);
   for (int k = 0; k < levels.count; ++k) {
@@ -144,7 +144,8 @@ class Pooler {
 // finish(level, plane, count, results): lane p of results[i * bins_w + j] is bin (i, j) of plane p
 // of `count`.
 template <class T, class Row, class Finish>
-void pool_planes(const View& x, const Levels& levels, int64_t begin, int64_t end, Finish&& finish) {
+void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64_t end,
+                 Finish&& finish) {
   using A = Accumulate<T>;
   constexpr int64_t kPlanes = kLanes<A>;
   const int64_t C = x.size[1], W = x.size[3];
@@ -241,7 +242,7 @@ void gather_pixels(const View& x, const T* map, const Span& rows, const Span& co
 // results are bin (i, j) of channels c, c + 1, ... Neighbouring items of one image are done
 // together, so that a thread reads long runs.
 template <class T, class Row, class Finish>
-void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t end,
+void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int64_t end,
                    Finish&& finish) {
   using A = Accumulate<T>;
   const int64_t C = x.size[1], blocks = ceil_div(C, kPoolChannels);
@@ -268,17 +269,17 @@ void pool_channels(const View& x, const Levels& levels, int64_t begin, int64_t e
   }
 }
 
-inline bool pools_channels_last(const View& x, const Levels& levels) {
+inline bool pools_channels_last(const View& x, const PooledLevels& levels) {
   return x.channels_last() && levels.channels_last();
 }
 
 // One level of windows as wide as a map whose rows lie side by side: each is a run of memory.
-inline bool pools_runs(const View& x, const Levels& levels) {
+inline bool pools_runs(const View& x, const PooledLevels& levels) {
   return levels.count == 1 && levels[0].size[3] == 1 && x.stride[2] == x.size[3] &&
          !pools_channels_last(x, levels);
 }
 
-inline Work pool_work(const View& x, const Levels& levels) {
+inline Work pool_work(const View& x, const PooledLevels& levels) {
   const int64_t lanes = x.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
   const int64_t items = pools_channels_last(x, levels)
                             ? x.size[0] * ceil_div(x.size[1], kPoolChannels)

@@ -15,15 +15,10 @@ namespace {
 constexpr int64_t kSomeElements = 32768;  // of grad_x that are added up in the cache
 constexpr int64_t kAddChannels = 64;      // of one work item of a channels_last gradient
 
-// As wide as A, so that vectors of both have the same number of lanes; a plane has fewer than 2^31
-// positions.
-template <class A>
-using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
-// Maxima and where they stand.
+// Maxima and where they stand; a plane has fewer than 2^31 positions.
 template <class A>
 struct BestLanes {
-  using Places = typename VectorOf<Index<A>>::type;
+  using Places = IndexVec<A>;
   Vec<A> value;
   Places index;
 

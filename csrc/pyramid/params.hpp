@@ -22,13 +22,13 @@ struct PyramidPartials {
 // levels[k][i, j] = mean of x over the window of bin (i, j).
 struct PyramidPool {
   View x;
-  Levels levels;
+  PooledLevels levels;
   PyramidPartials partials{};
 };
 
 // grad_x[h, w] = sum of grads[k][i, j] / positions of the bin, over the bins that hold (h, w).
 struct PyramidPoolBackward {
-  Levels grads;
+  PooledLevels grads;
   View grad_x;
 };
 
@@ -36,14 +36,14 @@ struct PyramidPoolBackward {
 // NaN if there is one.
 struct PyramidMaxPool {
   View x;
-  Levels levels, indices;
+  PooledLevels levels, indices;
   PyramidPartials partials{};
 };
 
 // grad_x[h, w] = sum of grads[k][i, j] over the bins that hold (h, w) and whose index is h * W + w:
 // an index outside its bin's window adds nothing.
 struct PyramidMaxPoolBackward {
-  Levels grads, indices;
+  PooledLevels grads, indices;
   View grad_x;
 };
 

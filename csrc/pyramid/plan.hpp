@@ -28,7 +28,7 @@ struct PoolTable {
 // Pooling forward, mean or max, as one struct of parameters.
 struct Pooling {
   View x;
-  Levels levels, indices;
+  PooledLevels levels, indices;
   PyramidPartials partials;
   PoolTable table;
   int32_t chunk_rows = 0;                   // row cells of one block: parts where it is not all
@@ -36,7 +36,7 @@ struct Pooling {
 };
 
 // False where the bins do not fit. Cells are at most `longest_row` x `longest_column` positions.
-inline bool make_table(const Levels& levels, int64_t H, int64_t W, int64_t longest_row,
+inline bool make_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t longest_row,
                        int64_t longest_column, PoolTable& table) {
   int64_t bins = 0;
   for (int k = 0; k < levels.count; ++k) bins += levels[k].size[2] + levels[k].size[3];

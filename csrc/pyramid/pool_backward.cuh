@@ -10,7 +10,7 @@ namespace stripctx::cuda {
 
 // Pooling backward, mean or max, as one struct of parameters.
 struct PoolingBackward {
-  Levels grads, indices;
+  PooledLevels grads, indices;
   View grad_x;
   PoolTable table;
   int32_t chunk_rows = 0;  // row cells of one block
@@ -44,7 +44,7 @@ __device__ int first_over(int count, int cell, End&& end) {
 
 // Runs of bins over every cell of one axis, (begin | end << 16), level after level.
 template <class Begin, class End>
-__device__ void list_runs(const Shared<uint32_t>& runs, const Levels& levels, int dimension,
+__device__ void list_runs(const Shared<uint32_t>& runs, const PooledLevels& levels, int dimension,
                           int cells, Begin&& begin, End&& end) {
   const int threads = blockDim.x * blockDim.y;
   for (int q = thread_rank(); q < levels.count * cells; q += threads) {

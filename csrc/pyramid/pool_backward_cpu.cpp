@@ -59,8 +59,6 @@ class CellGradients {
 template <class A>
 class Expansion {
  public:
-  using Choice = typename VectorOf<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>>::type;
-
   explicit Expansion(const Cells& columns) {
     for (int64_t w = 0; w < columns.length(); w += kLanes<A>) {
       Step& step = steps_.emplace_back();
@@ -76,14 +74,14 @@ class Expansion {
   template <class T>
   void operator()(const A* cells, T* row) const {
     for (const Step& step : steps_) {
-      store(row, Vec<A>(__builtin_shuffle(load(cells + step.first), step.choice)));
+      store(row, permute<A>(load(cells + step.first), step.choice));
       row += kLanes<A>;
     }
   }
 
  private:
   struct Step {
-    Choice choice;
+    IndexVec<A> choice;
     int64_t first;
   };
   std::vector<Step> steps_;

@@ -12,7 +12,7 @@ struct PoolingBackwardPlan {
 };
 
 // Bins of all levels over one row cell, at most.
-inline int64_t most_held_bins(const Levels& grads, const PoolTable& table) {
+inline int64_t most_held_bins(const PooledLevels& grads, const PoolTable& table) {
   int64_t most = 0;
   for (int r = 0; r < table.rows; ++r) {
     int64_t held = 0;

@@ -37,7 +37,7 @@ struct Bin {
   int level, i, j, row_bin, column_bin;
 };
 
-__device__ inline Bin bin_at(const Levels& levels, int index) {
+__device__ inline Bin bin_at(const PooledLevels& levels, int index) {
   Bin bin{0, 0, 0, 0, 0};
   for (int k = 0; k < levels.count; ++k) {
     const int height = levels[k].size[2], width = levels[k].size[3];
@@ -79,7 +79,7 @@ __device__ inline Place place_in(const View& view, bool channels_last, int64_t i
 }
 
 // `index` counts the elements of all levels, level after level.
-__device__ inline Place place_in(const Levels& levels, bool channels_last, int64_t index) {
+__device__ inline Place place_in(const PooledLevels& levels, bool channels_last, int64_t index) {
   int k = 0;
   while (index >= levels[k].numel()) index -= levels[k++].numel();
   return place_in(levels[k], channels_last, index, k);

@@ -4,17 +4,12 @@
 // fetches a vector of them.
 #pragma once
 
+#include "cpu/shuffle.hpp"
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace detail {
-
-// An integer for every lane of Vec<A>.
-template <class A>
-using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-template <class A>
-using IndexVec = typename VectorOf<Index<A>>::type;
 
 #if defined(__AVX512F__)
 constexpr bool kPermutes = true;
@@ -61,9 +56,9 @@ class ColumnInterpolation {
     int64_t base;
     int low, high;  // cells in the first and in the second vector
     Reach reach;
-    bool whole;                  // every lane reads something
-    detail::IndexVec<A> inside;  // 0 for lanes that read nothing
-    detail::IndexVec<A> first, second;
+    bool whole;          // every lane reads something
+    IndexVec<A> inside;  // 0 for lanes that read nothing
+    IndexVec<A> first, second;
     Vec<A> first_weight, second_weight;
   };
 
@@ -85,8 +80,8 @@ class ColumnInterpolation {
     for (int64_t i = begin; i < end; ++i) {
       const Sample<A>& sample = columns[i];
       block.inside[i - w] = -1;
-      block.first[i - w] = static_cast<detail::Index<A>>(sample.first - block.base);
-      block.second[i - w] = static_cast<detail::Index<A>>(sample.second - block.base);
+      block.first[i - w] = static_cast<Index<A>>(sample.first - block.base);
+      block.second[i - w] = static_cast<Index<A>>(sample.second - block.base);
       block.first_weight[i - w] = sample.first_weight;
       block.second_weight[i - w] = sample.second_weight;
     }
@@ -116,18 +111,17 @@ class ColumnInterpolation {
   template <bool kTwo, int kRows, class T>
   [[gnu::always_inline]] static void add_near(const Block& block, const T* cells, int64_t stride,
                                               Vec<A> (&sum)[kRows]) {
-    const detail::IndexVec<A> first = block.first, second = block.second;
+    const IndexVec<A> first = block.first, second = block.second;
     const Vec<A> first_weight = block.first_weight, second_weight = block.second_weight;
     for (int r = 0; r < kRows; ++r, cells += stride) {
       const Vec<A> low = block.low == kLanes<A> ? load(cells) : load(cells, block.low);
       Vec<A> value;
       if constexpr (kTwo) {
         const Vec<A> high = load(cells + kLanes<A>, block.high);
-        value = first_weight * __builtin_shuffle(low, high, first) +
-                second_weight * __builtin_shuffle(low, high, second);
+        value = first_weight * permute<A>(low, high, first) +
+                second_weight * permute<A>(low, high, second);
       } else {
-        value = first_weight * __builtin_shuffle(low, first) +
-                second_weight * __builtin_shuffle(low, second);
+        value = first_weight * permute<A>(low, first) + second_weight * permute<A>(low, second);
       }
       sum[r] += block.whole ? value : block.inside ? value : Vec<A>{};
     }

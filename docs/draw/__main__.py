@@ -23,10 +23,8 @@ FIGURES: dict[str, Callable[[], style.Page]] = {
     "height_attention": layers.height_attention,
     "encoding_layer": codes.encoding_layer,
     "context_encoding": codes.context_encoding,
-    "strip": operators.strip,
     "pyramid": operators.pyramid,
     "upsample": operators.upsample,
-    "height": operators.height,
     "encoding": codes.encode,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "figures"

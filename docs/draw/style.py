@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks import plots
+from examples.figures import STYLE as PLOTS
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, VERMILLION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
@@ -21,7 +21,7 @@ SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 INK, FAINT, PALE = "#222222", "#7A7A7A", "#D9D9D9"
 WIDTH = 8.0  # inches, of every figure
 
-STYLE = plots.STYLE | {
+STYLE = PLOTS | {
     "font.size": 8.5,
     "axes.titlesize": 8.5,
     "axes.titlepad": 5,

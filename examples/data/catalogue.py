@@ -24,9 +24,9 @@ class Data:
     root: the dataset's folder; see `examples.data.layouts`.
     train_on_val: whether training sees the dataset's validation scenes too, as for a submission.
     class_uniform: the share of an epoch that is drawn class by class: a crop around a place of the
-        class, in whatever scene it lies; see `examples.data.places`. The rest are scenes as usual.
+        class, in whatever scene it lies; see `examples.data.centroids`. The rest are whole scenes.
     tile: the side of the squares in which each class has its place, in pixels.
-    coarse: the names of classes whose places in Cityscapes' coarse labels are drawn too.
+    coarse: the names of classes whose centroids in Cityscapes' coarse labels are drawn too.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
     """
 

@@ -39,23 +39,24 @@ class EveryScene:
 
 
 class ClassUniform:
-    """As many as there are scenes; a share of them around places of classes, as many of each class.
+    """As many as there are scenes; a share of them around centroids of classes, as many of
+    each class.
 
-    The others are scenes, each at most once. Among the places of a class none comes twice before
+    The others are scenes, each at most once. Among the centroids of a class none comes twice before
     all have come once. HANet's class-uniform sampling, but that its shares are rounded down for
     every class, and that its epochs are shorter where a class occurs nowhere; here the other
     classes have its share.
 
     Args:
         scenes: how many there are.
-        places: int32 (M, 4), as `examples.data.places` describes them. Those in scenes beyond
+        centroids: int32 (M, 4), as `examples.data.centroids` describes them. Those in scenes beyond
             `scenes` are drawn like all others.
         share: 0 to 1.
     """
 
-    def __init__(self, scenes: int, places: np.ndarray, share: float, seed: int) -> None:
+    def __init__(self, scenes: int, centroids: np.ndarray, share: float, seed: int) -> None:
         self.scenes, self.seed = scenes, seed
-        self.classes = [places[places[:, 1] == each] for each in np.unique(places[:, 1])]
+        self.classes = [centroids[centroids[:, 1] == each] for each in np.unique(centroids[:, 1])]
         self.uniform = round(share * scenes) if self.classes else 0
 
     def __len__(self) -> int:
@@ -69,8 +70,8 @@ class ClassUniform:
         for part, kind in enumerate(rng.permutation(parts).tolist()):
             drawn = (self.uniform - part + parts - 1) // parts  # they sum to self.uniform
             order = rng.permutation(self.classes[kind])
-            for place in range(drawn):
-                index, _, row, column = order[place % len(order)].tolist()
+            for turn in range(drawn):
+                index, _, row, column = order[turn % len(order)].tolist()
                 keys.append(Key(number, index, len(keys) + 1, (row, column)))
         return [keys[i] for i in rng.permutation(len(keys))]
 

@@ -26,11 +26,11 @@ from examples.metrics import Scores
 from examples.protocols import WholeImage
 from examples.scoring import score
 from examples.training import batches, checkpoint, networks, objective, recipe, start
+from examples.training.class_centroids import find_centroids
 from examples.training.log import Log
 from examples.training.processes import Processes, set_training
 from examples.training.progress import Display
 from examples.training.recipe import Recipe, RecipeError
-from examples.training.survey import survey
 
 # What may differ from the recipe of the run that goes on: where and how, not what, is computed.
 _FREE = {
@@ -145,7 +145,7 @@ class Trainer:
         data, seed = self.recipe.data, self.recipe.train.seed
         if not data.class_uniform or self.step == self.steps:
             return batches.EveryScene(self.scenes, seed)
-        found = survey(
+        found = find_centroids(
             self.examples.scenes,
             data.tile,
             self.folder,

@@ -28,6 +28,8 @@ ABI_TARGET = "0x020a000000000000"  # torch 2.10's stable ABI: the library serves
 CXX_FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
     "-Wno-maybe-uninitialized",  # g++ reports it of its own AVX-512 intrinsics
+    "-Wno-unknown-warning-option",  # clang of the line above
+    "-ffp-contract=fast",  # g++'s default: clang would fuse fewer products and sums, other bits
     f"-DTORCH_TARGET_VERSION={ABI_TARGET}",
 )  # fmt: skip
 NVCC_FLAGS = (

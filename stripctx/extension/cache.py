@@ -74,7 +74,7 @@ def failure(root: str, key: str) -> UnavailableError | None:
     log = os.path.join(root, f"{key}.failed", ninja.LOG)
     if not os.path.isfile(log):
         return None
-    return UnavailableError("its build failed before", f"read the log, then: {RETRY}", log)
+    return UnavailableError("its build failed before", ninja.cure(log), log)
 
 
 def remembered_failure(key: str) -> UnavailableError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from . import toolchain
 from .report import RETRY, UnavailableError
 
 LOG = "build.log"
+OLDEST = {"g++": 11, "clang": 14}  # that compile csrc
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,30 @@ def run(
         with suppress(FileNotFoundError):
             os.remove(os.path.join(folder, step.output))
     if failed:
-        raise UnavailableError("the build failed", f"read the log, then: {RETRY}", path)
+        raise UnavailableError("the build failed", cure(path), path)
     return path
+
+
+def cure(log: str) -> str:
+    """What mends a build that failed, from what the compiler said."""
+    try:
+        with open(log, errors="replace") as file:
+            text = file.read()
+    except OSError:
+        text = ""
+    if "No space left on device" in text:
+        return f"free some space, or set STRIPCTX_CACHE_DIR to another disk, then: {RETRY}"
+    if re.search(r"Killed|out of memory|virtual memory exhausted", text):
+        return f"compile one file at a time: MAX_JOBS=1 {RETRY}"
+    version = re.search(r"^# .*?\b(clang version|g\+\+|c\+\+).*?\b(\d+)\.\d+\.\d+", text, re.M)
+    if version:
+        name = "clang" if "clang" in version.group(1) else "g++"
+        if int(version.group(2)) < OLDEST[name]:
+            return (
+                f"this is {name} {version.group(2)}: install g++ {OLDEST['g++']} or clang "
+                f"{OLDEST['clang']} or a newer one, then: CXX=(its command) {RETRY}"
+            )
+    return f"read the log, or try another compiler: CXX=(its command) {RETRY}"
 
 
 def tail(log: str, lines: int = 20) -> str:

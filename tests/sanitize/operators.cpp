@@ -40,8 +40,11 @@ Taps plain(const Sample& s) {
 }
 
 // Levels in every mode by turns; one with a ratio of its own.
-Levels mixed(Levels levels) {
-  for (int l = 0; l < levels.count; ++l) levels[l].mode = static_cast<Mode>((l + 1) % kModes);
+Levels mixed(const PooledLevels& maps) {
+  Levels levels{maps.count, {}};
+  for (int l = 0; l < maps.count; ++l) {
+    levels[l] = {maps[l], static_cast<Mode>((l + 1) % kModes)};
+  }
   levels[0].ratio[1] = 0.25 * static_cast<double>(levels[0].size[3]) / 100;
   return levels;
 }

@@ -87,15 +87,15 @@ class Sample {
   }
 
   // The levels of a pyramid, each of `times` as many channels as the map.
-  Levels levels(const Sizes& sizes, int64_t times = 1) {
+  PooledLevels levels(const Sizes& sizes, int64_t times = 1) {
     return each(sizes, [&](int64_t h, int64_t w) { return noise(level_shape(times, h, w)); });
   }
-  Levels levels_result(const Sizes& sizes, int64_t times = 1) {
+  PooledLevels levels_result(const Sizes& sizes, int64_t times = 1) {
     return each(sizes, [&](int64_t h, int64_t w) { return result(level_shape(times, h, w)); });
   }
 
   // Where maxima stand: positions of the map, and some that are none.
-  Levels indices(const Sizes& sizes) {
+  PooledLevels indices(const Sizes& sizes) {
     return each(sizes, [&](int64_t h, int64_t w) {
       const View view = index_view(level_shape(1, h, w));
       int64_t* data = static_cast<int64_t*>(view.data);
@@ -104,7 +104,7 @@ class Sample {
       return view;
     });
   }
-  Levels indices_result(const Sizes& sizes) {
+  PooledLevels indices_result(const Sizes& sizes) {
     return each(sizes, [&](int64_t h, int64_t w) {
       index_results_.push_back(index_view(level_shape(1, h, w)));
       return index_results_.back();
@@ -182,8 +182,8 @@ class Sample {
   static constexpr int64_t kUnwritten = -1;  // as allocate leaves it
 
   template <class Make>
-  static Levels each(const Sizes& sizes, const Make& make) {
-    Levels levels;
+  static PooledLevels each(const Sizes& sizes, const Make& make) {
+    PooledLevels levels;
     for (const auto& [h, w] : sizes) levels[levels.count++] = make(h, w);
     return levels;
   }

@@ -1,0 +1,169 @@
+"""Times of candidates that compute the same, in one process.
+
+Candidates take turns, one sample each a round, in an order drawn anew, so that a disturbance of the
+machine falls on all of them alike, and what each leaves in the caches on each of the others. A
+sample is one call, or as many as make up a millisecond, after some milliseconds of calls that are
+not timed, until malloc hands out the same few blocks and the caches hold what they can of them.
+
+On a GPU the calls are recorded in a CUDA graph, so that no time is spent on launching, on copies of
+the arguments that together exceed the second-level cache, so that none is found there.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Run = Callable[[], object]
+
+SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated
+WARM_UP = 5e-3  # seconds of calls before each sample, or one call
+LONGEST_WARMED = 0.1  # seconds of a call; what the caches hold does not count in longer ones
+LEAST_ROUNDS = 5  # whatever the budget
+LEAST_LONG_ROUNDS, LONG = 3, 10.0  # where rounds have taken so many seconds
+CACHES, MOST_COPIES = 3, 64  # copies of the arguments of a graph: in sizes of the cache; at most
+
+
+def interleave(
+    candidates: Mapping[str, Run],
+    *,
+    device: str = "cpu",
+    rounds: int = 50,
+    budget: float = 2.0,
+    calls_a_run: int = 1,
+) -> dict[str, list[float]]:
+    """Seconds a call of each candidate, every sample.
+
+    Args:
+        candidates: names to callables without arguments, warm.
+        device: "cpu" (perf_counter) or "cuda" (events).
+        rounds: how many samples to take of each.
+        budget: seconds after which no further round starts, but for LEAST_ROUNDS.
+        calls_a_run: how many calls each candidate makes of what is timed.
+    """
+    clock = {"cpu": _cpu_seconds, "cuda": _cuda_seconds}[device]
+    names = list(candidates)
+    once = {name: _warm_seconds(clock, candidates[name]) for name in names}
+    calls = {name: _calls_in(SHORTEST_SAMPLE, seconds) for name, seconds in once.items()}
+    order = random.Random(0)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    started = time.perf_counter()
+    for number in range(rounds):
+        elapsed = time.perf_counter() - started
+        least = LEAST_LONG_ROUNDS if elapsed > LONG else LEAST_ROUNDS
+        if number >= least and elapsed > budget:
+            break
+        order.shuffle(names)
+        for name in names:
+            if once[name] < LONGEST_WARMED:
+                clock(candidates[name], _calls_in(WARM_UP, once[name]))
+            seconds = clock(candidates[name], calls[name])
+            taken[name].append(seconds / (calls[name] * calls_a_run))
+    return {name: taken[name] for name in candidates}
+
+
+def _warm_seconds(clock: Callable[[Run, int], float], run: Run) -> float:
+    seconds = clock(run, 1)
+    return seconds if seconds > LONGEST_WARMED else min(clock(run, 1) for _ in range(2))
+
+
+def _calls_in(length: float, seconds: float) -> int:
+    return max(1, math.ceil(length / max(seconds, 1e-7)))
+
+
+def _cpu_seconds(run: Run, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Run, calls: int) -> float:
+    """Device time, from before the first kernel to after the last."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def warm(run: Run, calls: int = 3, budget: float = 1.0) -> Run:
+    """Calls it until nothing is left to compile or to allocate for the first time: once more at
+    least, and no more once `budget` seconds are over."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+        if time.perf_counter() - started > budget:
+            break
+    return run
+
+
+def copy_of(size: int, device: str = "cpu") -> Run:
+    """A copy that reads and writes `size` bytes together."""
+    source = torch.ones(max(1, size // 2), dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source)
+
+
+def product_of(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str = "cpu") -> Run:
+    """A matrix product (rows, inner) by (inner, columns)."""
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(inner, columns, device=device).to(dtype)
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    return lambda: torch.mm(left, right, out=out)
+
+
+# On a GPU.
+
+
+def cache_bytes() -> int:
+    """Of the second-level cache."""
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
+def rotated(arguments: Sequence[Any]) -> list[list[Any]]:
+    """Copies of the arguments beside which these have left the cache when their turn comes."""
+    size = sum(value.nbytes for value in tensors(arguments))
+    count = min(MOST_COPIES, math.ceil(CACHES * cache_bytes() / max(1, size)))
+    return [[_copy(value) for value in arguments] for _ in range(count)]
+
+
+def _copy(value: Any) -> Any:
+    """The same strides, the same requirement of a gradient; what holds no tensor as it is."""
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def graph(runs: Sequence[Run]) -> Run:
+    """Replays all of them, one after the other, as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for run in runs:
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        for run in runs:
+            run()
+    return recorded.replay
+
+
+def tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    """The tensors among arguments, those in lists too."""
+    flat = []
+    for value in arguments:
+        flat += value if isinstance(value, list) else [value]
+    return [value for value in flat if isinstance(value, Tensor)]

@@ -1,0 +1,81 @@
+"""Where the classes lie in the scenes of a dataset, for crops to be drawn around them.
+
+Every scene is cut into square tiles, from its top left corner; a class that a tile holds has its
+centroid there, the mean row and column of its pixels in that tile: HANet's class-uniform sampling
+(as released; Choi et al., CVPR 2020). A class scattered over a tile may lie around its centroid.
+
+Centroids are int32 (M, 4), a row each: the scene's number, the class, the row and the column of a
+pixel. They are in the order of the scenes, in a scene by tiles, in a tile by classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from examples.data.files import replaced
+
+NONE = np.empty((0, 4), np.int32)
+
+
+def of_scene(number: int, labels: np.ndarray, classes: int, tile: int) -> np.ndarray:
+    """The centroids of one scene.
+
+    Args:
+        number: of the scene.
+        labels: uint8 (H, W); values from `classes` on have no centroids.
+        classes: K.
+        tile: the side of a tile, in pixels. The last of a row or column may be smaller.
+
+    Example:
+        >>> of_scene(7, np.array([[0, 0, 1], [0, 0, 1]], np.uint8), 2, tile=2).tolist()
+        [[7, 0, 0, 0], [7, 1, 0, 2]]
+    """
+    found = [NONE]
+    for top in range(0, labels.shape[0], tile):
+        for left in range(0, labels.shape[1], tile):
+            part = labels[top : top + tile, left : left + tile]
+            values = part.ravel()
+            rows = np.repeat(np.arange(part.shape[0]), part.shape[1])
+            columns = np.tile(np.arange(part.shape[1]), part.shape[0])
+            counts = np.bincount(values, minlength=classes)[:classes]
+            present = np.flatnonzero(counts)
+            row, column = (
+                np.bincount(values, weights, classes)[present] // counts[present]
+                for weights in (rows, columns)
+            )
+            here = np.full(len(present), number)
+            found.append(np.stack([here, present, top + row, left + column], 1).astype(np.int32))
+    return np.concatenate(found)
+
+
+def joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Centroids of several scenes, in the order of the scenes."""
+    together = np.concatenate([NONE, *parts])
+    return together[np.argsort(together[:, 0], kind="stable")]
+
+
+def version(labels: str, tile: int) -> str:
+    """What centroids were found in, as a file of theirs keeps it: `labels` is `Scenes.version`."""
+    return hashlib.sha256(f"{labels} {tile}".encode()).hexdigest()
+
+
+def save(path: Path, centroids: np.ndarray, found_in: str) -> None:
+    """Replaces `path` in one step."""
+    with replaced(path) as file:
+        np.savez_compressed(file, centroids=centroids, found_in=np.array(found_in))
+
+
+def read(path: Path, found_in: str) -> np.ndarray | None:
+    """What `save` wrote of this version; None where there is no such file, or a broken one: they
+    can be found again."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            centroids, known = kept["centroids"], str(kept["found_in"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return centroids if known == found_in and centroids.shape[1:] == (4,) else None

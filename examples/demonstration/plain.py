@@ -1,0 +1,41 @@
+"""The demo's two context layers in plain PyTorch, on a layer's own parameters: what the fused ones
+are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import stripctx
+
+
+def strip_pooling(layer: stripctx.StripPooling, x: Tensor) -> Tensor:
+    rows = layer.bn1(layer.conv1(x.mean(3, keepdim=True)))
+    cols = layer.bn2(layer.conv2(x.mean(2, keepdim=True)))
+    return x * layer.conv3((rows + cols).relu_()).sigmoid_()
+
+
+def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tensor:
+    """Of a layer as the demo makes it, with means and x first."""
+    maps = [x]
+    for bins, branch in zip(layer.bins, layer.branches, strict=True):
+        level = branch(F.adaptive_avg_pool2d(x, bins))
+        maps.append(
+            F.interpolate(level, x.shape[2:], mode="bilinear", align_corners=layer.align_corners)
+        )
+    return layer.conv(torch.cat(maps, 1))
+
+
+@contextmanager
+def instead() -> Iterator[None]:
+    """Every PyramidPoolingConv computes in plain PyTorch."""
+    fused = stripctx.PyramidPoolingConv.forward
+    stripctx.PyramidPoolingConv.forward = pyramid_pooling_conv
+    try:
+        yield
+    finally:
+        stripctx.PyramidPoolingConv.forward = fused

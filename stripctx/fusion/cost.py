@@ -1,0 +1,144 @@
+"""When a convolution over a pyramid pays: the one place that decides, from shapes.
+
+A level of h x w cells under a k x k kernel costs O k^2 C products a cell on the level, and on the
+map of H x W the interpolation of O k^2 taps and their sum. In the concatenation it costs O k^2 C
+products a position, and the writing of C interpolated maps. Times are of one position of the map,
+in products of a library's convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+MOST_LEVELS = 8
+MOST_PARTS = 16
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# Products that take as long as one output's share of a tap (two or four cells read, weighted and
+# added), and as long as writing, reading and copying one position of an interpolated map. Measured
+# on a CPU with AVX-512, float32, benchmarks/decoders.py; on CUDA nothing has been measured.
+TAP = 24.0
+MAP = 60.0
+LEAST_PRODUCTS = 2**22  # of the whole convolution: below, calls cost more than products
+
+
+def pays(
+    level: Sequence[int], size: Sequence[int], out_channels: int, kernel: Sequence[int]
+) -> bool:
+    """Whether the level (N, C, h, w) is convolved where it is, for a map of `size`."""
+    batch, channels, height, width = level
+    positions, taps = size[0] * size[1], kernel[0] * kernel[1] * out_channels
+    shrinks = height > size[0] or width > size[1]
+    if shrinks or batch * positions * taps * channels < LEAST_PRODUCTS:
+        return False
+    share = height * width / positions
+    saved = taps * channels * (1 - share) + MAP * channels
+    return bool(saved > TAP * taps)
+
+
+@dataclass
+class Convolution:
+    """One convolution over a concatenation: where, how, and its products each way."""
+
+    path: str
+    form: str
+    products_before: int
+    products_after: int
+    bytes_before: int  # of the concatenation and its interpolated maps
+    bytes_after: int  # of the taps
+
+
+@dataclass
+class Recorder:
+    """Collects what promises met while a network runs on an example, and in which module."""
+
+    convolutions: list[Convolution] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)  # of the modules that run, innermost last
+    places: set[str] = field(default_factory=set)  # where a promise was made, and where consumed
+
+    def met(self, path: str) -> bool:
+        """Whether a promise was made in the module at `path` and consumed anywhere, or consumed in
+        it."""
+        return any(path == "" or f"{at}.".startswith(f"{path}.") for at in self.places)
+
+
+_recorders: list[Recorder] = []
+
+
+@contextmanager
+def recording(network: nn.Module) -> Iterator[Recorder]:
+    """Collects while the block runs; the network's modules say when they begin and end."""
+    recorder = Recorder()
+    paths = {module: path for path, module in network.named_modules()}
+
+    def begin(module: nn.Module, args: Any) -> None:
+        recorder.paths.append(paths.get(module, recorder.paths[-1] if recorder.paths else ""))
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        recorder.paths.pop()
+
+    hooks = nn.modules.module
+    handles = [
+        hooks.register_module_forward_pre_hook(begin),
+        hooks.register_module_forward_hook(end, always_call=True),
+    ]
+    _recorders.append(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorders.remove(recorder)
+        for handle in handles:
+            handle.remove()
+
+
+def here() -> str | None:
+    """The path of the module that runs, while an example does."""
+    if torch.compiler.is_compiling() or not _recorders:
+        return None
+    paths = _recorders[-1].paths
+    return paths[-1] if paths else ""
+
+
+def note(promises: Sequence[Any]) -> None:
+    """Promises are consumed, here and now."""
+    place = here()
+    if place is not None:
+        _recorders[-1].places.update((place, *(one.place for one in promises)))
+
+
+def record(pyramid: Any, weight: torch.Tensor, wait: Sequence[bool]) -> None:
+    """Notes one convolution; `wait` says which parts stay small."""
+    place = here()
+    if place is None:
+        return
+    if any(wait):
+        note([part for part, waits in zip(pyramid.parts, wait, strict=True) if waits])
+    batch, _, height, width = pyramid.shape
+    taps = weight.shape[0] * weight.shape[2] * weight.shape[3]
+    positions = batch * height * width
+    before = after = interpolated = small = 0
+    for part, waits in zip(pyramid.parts, wait, strict=True):
+        channels = part.shape[1]
+        level = getattr(part, "level", part)
+        cells = batch * level.shape[2] * level.shape[3]
+        before += positions * channels * taps
+        after += (cells if waits else positions) * channels * taps
+        interpolated += positions * channels * (2 if level is not part else 1)
+        small += cells * taps if waits else 0
+    each = pyramid.inputs[0].element_size()
+    _recorders[-1].convolutions.append(
+        Convolution(
+            place,
+            "pyramid_conv" if any(wait) else "as it was",
+            before,
+            after,
+            interpolated * each,
+            small * each,
+        )
+    )

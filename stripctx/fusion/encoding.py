@@ -1,0 +1,95 @@
+"""Recipes for the encoding layer (Zhang et al., Deep TEN, CVPR 2017) and the context encoding
+modules built on it (Zhang et al., CVPR 2018).
+
+Every child is called as before; what changes is the residual encoding and the gate over channels.
+mmseg's EncHead stays as it is: its encoding is in its EncModule.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from stripctx import functional
+from stripctx.fusion.module import Fused, UnknownModuleError, example, flag, part
+
+
+class EncodingRecipe(Fused):
+    names = ("Encoding",)
+    upstream = "PyTorch-Encoding and mmseg"
+    functions = "encode"
+
+    @classmethod
+    def check(cls, module: Any) -> None:
+        shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+        codewords = shapes.get("codewords", ())
+        if len(codewords) != 2 or shapes != {"codewords": codewords, "scale": codewords[:1]}:
+            raise UnknownModuleError(f"it has {shapes}, not codewords (K, D) and scale (K)")
+
+    @classmethod
+    def examples(cls, module: Any) -> list[tuple[Any, ...]]:
+        codewords = module.codewords
+        size = (2, codewords.size(1), 11, 13)
+        return [(torch.randn(size, dtype=codewords.dtype, device=codewords.device),)]
+
+    def unnoticed(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Any:
+        if self.steps_aside(x):
+            return super().forward(x)
+        return functional.encode(x, self.codewords, self.scale)
+
+
+class ContextRecipe(Fused):
+    """An EncModule: encodes, and gates its input. `projection` is the convolution in front."""
+
+    names = ("EncModule",)
+    functions = "channel_gate"
+    projection: ClassVar[str]
+
+    @classmethod
+    def check(cls, module: Any) -> None:
+        part(module, cls.projection, nn.Conv2d)
+        part(module, "encoding")
+        part(module, "fc")
+
+    @classmethod
+    def examples(cls, module: Any) -> list[tuple[Any, ...]]:
+        return [(example(module.get_submodule(cls.projection)),)]
+
+    def unnoticed(self) -> bool:
+        return True
+
+
+class EncodingEncModule(ContextRecipe):
+    upstream = "PyTorch-Encoding"
+    projection = "encoding.0"
+
+    @classmethod
+    def check(cls, module: Any) -> None:
+        super().check(module)
+        if flag(module, "se_loss"):
+            part(module, "selayer")
+
+    def forward(self, x: Tensor) -> Any:
+        if self.steps_aside(x):
+            return super().forward(x)
+        encoded = self.encoding(x)
+        features = functional.channel_gate(x, self.fc(encoded))
+        return (features, self.selayer(encoded)) if self.se_loss else (features,)
+
+
+class MmsegEncModule(ContextRecipe):
+    """It gives what it encoded first; its head has the layer for the logits."""
+
+    upstream = "mmseg"
+    projection = "encoding_project.conv"
+
+    def forward(self, x: Tensor) -> Any:
+        if self.steps_aside(x):
+            return super().forward(x)
+        encoded = self.encoding(self.encoding_project(x)).mean(dim=1)
+        return encoded, functional.channel_gate(x, self.fc(encoded))

@@ -1,0 +1,87 @@
+"""What `fuse` did, and what it did not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stripctx.fusion.cost import Convolution
+
+
+@dataclass(frozen=True)
+class _Module:
+    """Where a module is, "" for the network itself, and the name of its class."""
+
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path or '(the network)'}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Replaced(_Module):
+    """A module that computes with our functions now."""
+
+    functions: str
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, by {self.functions}"
+
+
+@dataclass(frozen=True)
+class Left(_Module):
+    """A module that might have been replaced, and why it is as it was."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `fuse` replaced and what it left; printed, one line a module.
+
+    Given an example, also one line a convolution over interpolated maps: its products, and the
+    bytes of what is concatenated or, after, of the taps; then the sum over them.
+
+    Modules that neither interpolate nor have a known name are in none of these.
+    """
+
+    replaced: tuple[Replaced, ...]
+    left: tuple[Left, ...]
+    convolutions: tuple[Convolution, ...] = ()
+
+    @property
+    def products(self) -> tuple[int, int]:
+        """Of all convolutions over interpolated maps, before and after."""
+        return (
+            sum(one.products_before for one in self.convolutions),
+            sum(one.products_after for one in self.convolutions),
+        )
+
+    def __str__(self) -> str:
+        lines = [f"replaced {one}" for one in self.replaced]
+        lines += [f"left     {one}" for one in self.left]
+        for one in self.convolutions:
+            lines.append(
+                f"conv2d   {one.path or '(the network)'}: {one.form}, "
+                f"{_count(one.products_before)} -> {_count(one.products_after)} products, "
+                f"{_count(one.bytes_before)} -> {_count(one.bytes_after)} bytes"
+            )
+        if self.convolutions:
+            before, after = self.products
+            lines.append(
+                f"together {_count(before)} -> {_count(after)} products in "
+                f"{len(self.convolutions)} convolutions over interpolated maps"
+            )
+        return "\n".join(lines) or "nothing that fuse knows"
+
+
+def _count(number: float) -> str:
+    """Three digits and a unit."""
+    for unit in ("", " k", " M", " G", " T"):
+        if number < 1000 or unit == " T":
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    raise AssertionError

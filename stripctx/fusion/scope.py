@@ -1,0 +1,161 @@
+"""Where interpolation waits: a scope that catches F.interpolate, in eager and under torch.compile.
+
+Scopes are a thread's own, as torch's mode stack is. In a scope inside another, promises may outlive
+the inner one; the outermost keeps those that its code returns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from stripctx.fusion import cost
+from stripctx.fusion.lazy import Lazy, Level
+
+MODES = ("bilinear", "nearest", "nearest-exact")
+
+
+class _Depth(threading.local):
+    scopes = 0
+
+
+_depth = _Depth()
+
+
+class InterpolationWaits(TorchFunctionMode):
+    """While it is entered, F.interpolate of a map to a larger one gives a `Level`."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.interpolate:
+            level = _level(*args, **kwargs)
+            if level is not None:
+                return level
+        return function(*args, **kwargs)
+
+
+def _level(
+    input: Any,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Level | None:
+    """The promise for a call of F.interpolate; None where it does something else, or is wrong."""
+    if not isinstance(input, Tensor) or input.dim() != 4 or mode not in MODES or antialias:
+        return None
+    if input.dtype not in cost.DTYPES or input.layout is not torch.strided or not input.numel():
+        return None
+    if (align_corners is not None) and mode != "bilinear":
+        return None
+    if input.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return None  # torch has a slower way of its own then
+    if (size is None) == (scale_factor is None):
+        return None
+    sizes = input.shape[2:]
+    if size is not None:
+        if recompute_scale_factor is not None:
+            return None
+        pair = (size, size) if not isinstance(size, (tuple, list, torch.Size)) else tuple(size)
+        if len(pair) != 2 or any(isinstance(one, Tensor) for one in pair):
+            return None
+        factors = None
+    else:
+        factors = (
+            (scale_factor, scale_factor)
+            if not isinstance(scale_factor, (tuple, list))
+            else tuple(scale_factor)
+        )
+        if len(factors) != 2 or not all(isinstance(one, (int, float)) for one in factors):
+            return None
+        factors = (float(factors[0]), float(factors[1]))
+        pair = tuple(int(cells * factor) for cells, factor in zip(sizes, factors, strict=True))
+        if recompute_scale_factor:
+            factors = None
+    if any(extent < cells for extent, cells in zip(pair, sizes, strict=True)):
+        return None
+    return Level(input, pair, mode, align_corners, factors)
+
+
+@contextmanager
+def fusing() -> Iterator[None]:
+    """What `fuse` does, for code that is no module: while the block runs, interpolated maps wait
+    for the convolution, sum or loss that takes them.
+
+    A promise that leaves the block is one still: it becomes a tensor when it is used.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> a, b = torch.randn(2, 1, 8, 64, 64), torch.randn(1, 32, 32, 32)
+        >>> weight = torch.randn(64, 48, 3, 3)
+        >>> with fusing():
+        ...     up = F.interpolate(b, size=a[0].shape[2:], mode="bilinear")
+        ...     y = F.conv2d(torch.cat([a[0], up, a[1]], 1), weight, padding=1)
+        >>> y.shape
+        torch.Size([1, 64, 64, 64])
+    """
+    _depth.scopes += 1
+    try:
+        with InterpolationWaits():
+            yield
+    finally:
+        _depth.scopes -= 1
+
+
+def is_open() -> bool:
+    """Whether this thread runs inside a scope or a boundary, where promises may be returned."""
+    return _depth.scopes > 0
+
+
+def run(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], catches: bool
+) -> Any:
+    """Calls a module's own forward where promises may be made, or caught too; what it returns is
+    tensors, or waits for the module around this one."""
+    inner = is_open()
+    _depth.scopes += 1
+    try:
+        if catches:
+            with InterpolationWaits():
+                result = forward(*args, **kwargs)
+        else:
+            result = forward(*args, **kwargs)
+    finally:
+        _depth.scopes -= 1
+    return result if inner else kept(result)
+
+
+def kept(value: Any) -> Any:
+    """What a forward returned, with tensors in place of promises, in the containers it chose."""
+    if isinstance(value, Lazy):
+        return value.tensor()
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            new = kept(one)
+            if new is not one:
+                value[key] = new  # type: ignore[index]
+        return value
+    if isinstance(value, (list, tuple)):
+        new = [kept(one) for one in value]
+        if all(a is b for a, b in zip(new, value, strict=True)):
+            return value
+        if isinstance(value, list):
+            value[:] = new
+            return value
+        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+    return value

@@ -1,0 +1,239 @@
+"""Other people's networks with a decoder, each as its package has it, small and with random
+weights; by name, with what `fuse` should find in it. Packages that are not installed skip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import oracles
+import unets
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    convolutions: int  # over a concatenation with levels
+    sums: int = 0  # with levels
+    size: tuple[int, int] = (64, 64)
+    compiles: bool = True  # with fullgraph, before it is fused
+    exports: bool = True
+
+
+def smp(name: str, encoder: str = "tu-resnet10t", **options: Any) -> nn.Module:
+    kind = getattr(oracles.whole_smp(), name)
+    return kind(encoder, encoder_weights=None, classes=3, **options)
+
+
+def huggingface(name: str, config: str, **options: Any) -> nn.Module:
+    package = oracles.transformers()
+    return getattr(package, name)(getattr(package, config)(num_labels=3, **options))
+
+
+def huggingface_segformer(width: int) -> nn.Module:
+    return huggingface(
+        "SegformerForSemanticSegmentation", "SegformerConfig", depths=[1] * 4,
+        hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=width,
+    )  # fmt: skip
+
+
+def huggingface_upernet(backbone: str, **options: Any) -> nn.Module:
+    stages = [f"stage{i}" for i in (1, 2, 3, 4)]
+    config = getattr(oracles.transformers(), backbone)(
+        depths=[1] * 4, out_features=stages, **options
+    )
+    return huggingface(
+        "UperNetForSemanticSegmentation", "UperNetConfig", backbone_config=config, hidden_size=16,
+        auxiliary_in_channels=24, auxiliary_channels=8,
+    )  # fmt: skip
+
+
+def huggingface_vit(name: str) -> nn.Module:
+    """BEiT's and Data2Vec's, which share a head of their own."""
+    return huggingface(
+        f"{name}ForSemanticSegmentation", f"{name}Config", image_size=64, hidden_size=24,
+        num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, out_indices=[1, 2, 3, 4],
+        auxiliary_channels=8,
+    )  # fmt: skip
+
+
+def mmseg(backbone: dict[str, Any], head: dict[str, Any], neck: Any = None) -> nn.Module:
+    norm = {"norm_cfg": {"type": "BN"}}
+    config = {
+        "type": "EncoderDecoder",
+        "backbone": {**norm, **backbone},
+        "decode_head": {"num_classes": 3, "channels": 8, "align_corners": False, **norm, **head},
+    }
+    return oracles.mmseg().MODELS.build(config | ({"neck": {**norm, **neck}} if neck else {}))
+
+
+RESNET = {"type": "ResNetV1c", "depth": 18, "base_channels": 4, "strides": (1, 2, 2, 2)}
+DILATED = {**RESNET, "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
+FOUR = {"in_channels": [4, 8, 16, 32], "in_index": [0, 1, 2, 3]}
+
+
+def hrnet_stage(modules: int, branches: int, block: str = "BASIC") -> dict[str, Any]:
+    return {
+        "num_modules": modules,
+        "num_branches": branches,
+        "block": block,
+        "num_blocks": (1,) * branches,
+        "num_channels": (4, 8, 16, 32)[:branches],
+    }
+
+
+HRNET = {
+    "type": "HRNet",
+    "extra": {
+        "stage1": hrnet_stage(1, 1, "BOTTLENECK"),
+        "stage2": hrnet_stage(1, 2),
+        "stage3": hrnet_stage(1, 3),
+        "stage4": hrnet_stage(1, 4),
+    },
+}
+ICNET = {
+    "type": "ICNet",
+    "backbone_cfg": {**DILATED, "norm_cfg": {"type": "BN"}},
+    "in_channels": 3,
+    "layer_channels": (8, 32),
+    "light_branch_middle_channels": 8,
+    "psp_out_channels": 16,
+    "out_channels": (8, 12, 16),
+}
+FAST_SCNN = {
+    "type": "FastSCNN",
+    "downsample_dw_channels": (8, 12),
+    "global_in_channels": 16,
+    "global_block_channels": (16, 24, 32),
+    "global_out_channels": 32,
+    "higher_in_channels": 16,
+    "lower_in_channels": 32,
+    "fusion_out_channels": 32,
+}
+SMP = {
+    "Unet nearest": (lambda: smp("Unet"), 4, 0),
+    "Unet bilinear": (lambda: smp("Unet", decoder_interpolation="bilinear"), 4, 0),
+    "UnetPlusPlus": (lambda: smp("UnetPlusPlus"), 10, 0),
+    "FPN": (lambda: smp("FPN"), 0, 3),
+    "PAN": (lambda: smp("PAN"), 0, 0, (128, 128)),
+    "MAnet": (lambda: smp("MAnet"), 4, 0),
+    "Linknet": (lambda: smp("Linknet"), 0, 0),
+    "DeepLabV3Plus": (lambda: smp("DeepLabV3Plus"), 1, 0),
+    "PSPNet": (lambda: smp("PSPNet"), 1, 0),
+    "UPerNet": (lambda: smp("UPerNet"), 2, 3),
+    "UPerNet MiT": (lambda: smp("UPerNet", "mit_b0"), 2, 3),
+    "Segformer": (lambda: smp("Segformer"), 1, 0),
+    "Segformer MiT": (lambda: smp("Segformer", "mit_b0"), 1, 0),
+}
+TRANSFORMERS = {
+    "SegFormer 256": (lambda: huggingface_segformer(256), 1, 0),
+    "SegFormer 768": (lambda: huggingface_segformer(768), 1, 0),
+    "UperNet ConvNeXt": (
+        lambda: huggingface_upernet("ConvNextConfig", hidden_sizes=[8, 16, 24, 32]),
+        2,
+        3,
+    ),
+    "UperNet Swin": (
+        lambda: huggingface_upernet(
+            "SwinConfig", image_size=64, embed_dim=6, num_heads=[1, 1, 2, 2], window_size=4
+        ),
+        2,
+        3,
+    ),
+    "BEiT": (lambda: huggingface_vit("Beit"), 2, 3),
+    "Data2Vec": (lambda: huggingface_vit("Data2VecVision"), 2, 3),
+}
+MMSEG = {
+    "SegformerHead": (lambda: mmseg(RESNET, {"type": "SegformerHead", **FOUR}), 1, 0),
+    "UPerHead": (lambda: mmseg(RESNET, {"type": "UPerHead", **FOUR}), 2, 3),
+    "HRNet": (
+        lambda: mmseg(
+            HRNET,
+            {
+                "type": "FCNHead",
+                **FOUR,
+                "input_transform": "resize_concat",
+                "channels": 60,
+                "kernel_size": 1,
+                "num_convs": 1,
+                "concat_input": False,
+            },
+        ),
+        1,
+        9,
+    ),
+    "LightHamHead": (
+        lambda: mmseg(
+            RESNET,
+            {
+                "type": "LightHamHead",
+                "in_channels": [8, 16, 32],
+                "in_index": [1, 2, 3],
+                "ham_channels": 8,
+                "ham_kwargs": {"MD_R": 4},
+            },
+        ),
+        1,
+        0,
+    ),
+    "ICNet": (
+        lambda: mmseg(
+            ICNET,
+            {"type": "FCNHead", "in_channels": 8, "in_index": 2, "num_convs": 1,
+             "concat_input": False},
+            {"type": "ICNeck", "in_channels": (8, 12, 16), "out_channels": 8},
+        ),
+        1,
+        2,
+    ),
+    "FastSCNN": (
+        lambda: mmseg(
+            FAST_SCNN,
+            {"type": "DepthwiseSeparableFCNHead", "in_channels": 32, "in_index": -1,
+             "concat_input": False},
+        ),
+        1,
+        1,
+    ),
+    "FPNHead": (
+        lambda: mmseg(RESNET, {"type": "FPNHead", **FOUR, "feature_strides": [4, 8, 16, 32]}),
+        0,
+        3,
+    ),
+    "separable ASPP": (
+        lambda: mmseg(
+            DILATED,
+            {"type": "DepthwiseSeparableASPPHead", "in_channels": 32, "in_index": 3,
+             "dilations": (1, 2, 4), "c1_in_channels": 4, "c1_channels": 6},
+        ),
+        1,
+        0,
+    ),
+}  # fmt: skip
+HOME_MADE = {
+    "Padding": (2, 0), "Shapes": (2, 0), "UpFirst": (3, 0), "Functional": (1, 0), "Nested": (1, 0),
+    "AllUp": (1, 0), "Sums": (0, 2), "Gated": (1, 0), "Left": (0, 0),
+}  # fmt: skip
+
+
+def timm_hrnet() -> nn.Module:
+    return oracles.timm().create_model("hrnet_w18_small", features_only=True)
+
+
+CASES: dict[str, Case] = {
+    **{f"smp {name}": Case(*one) for name, one in SMP.items()},
+    **{f"transformers {name}": Case(*one) for name, one in TRANSFORMERS.items()},
+    **{f"mmseg {name}": Case(*one) for name, one in MMSEG.items()},
+    "timm HRNet": Case(timm_hrnet, 0, 9),
+    **{
+        f"U-Net {kind.__name__}": Case(
+            lambda kind=kind: unets.UNet(kind()),
+            *HOME_MADE[kind.__name__],
+            size=(36, 40) if kind is unets.UpFirst else (34, 44),
+        )
+        for kind in unets.DECODERS
+    },
+}

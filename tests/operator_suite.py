@@ -1,0 +1,164 @@
+"""The tests that every family of operators passes, on every backend. A family names its cases:
+
+    class TestStrip(OperatorSuite):
+        kernels = (POOL, ADD_RELU, GATE)
+        compositions = (STRIP_GATE,)
+        refusals = [(function, arguments, words), ...]
+
+        @staticmethod
+        def samples(layout): return {operator: arguments}
+
+What a family does otherwise it defines again in its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import operator_checks
+import pytest
+import torch
+from operator_checks import DEVICE, DTYPES, FORMATS, LAYOUTS, ODD_LAYOUTS, SHAPES, Case, Shape
+from torch import Tensor
+
+Refusal = tuple[Callable[..., Any], tuple[Any, ...], str]
+
+any_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+any_format = pytest.mark.parametrize("layout", FORMATS)
+SMALL, ODD, PLAIN = (2, 3, 4, 5), (2, 9, 6, 11), (2, 5, 6, 7)
+
+
+class OperatorSuite:
+    kernels: ClassVar[tuple[Case, ...]]  # one operator each
+    compositions: ClassVar[tuple[Case, ...]] = ()  # of several operators, libraries' among them
+    refusals: ClassVar[list[Refusal]]
+    # Kernels that stand for the others where a test is slow; all of them unless named.
+    typical: ClassVar[tuple[Case, ...]] = ()
+    # Those whose plain form spreads NaN and infinities as interpolation and pooling do.
+    spreading: ClassVar[tuple[Case, ...]] = ()
+    shapes: ClassVar[tuple[Shape, ...]] = SHAPES
+    large: ClassVar[Shape] = (2, 37, 30, 33)  # enough work for several threads
+
+    @staticmethod
+    def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
+        """Arguments of every operator of the family, backward ones too."""
+        raise NotImplementedError
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        typical = self.typical or self.kernels
+        groups: dict[str, Any] = {
+            "kernel": self.kernels,
+            "typical_kernel": typical,
+            "spreading_kernel": self.spreading or typical,
+            "composition": self.compositions,
+            "case": (*typical, *self.compositions),
+            "shape": self.shapes,
+            "refusal": self.refusals,
+        }
+        if "operator" in metafunc.fixturenames:  # not for every test: samples runs kernels
+            groups["operator"] = list(self.samples("contiguous"))
+        for name in metafunc.fixturenames:
+            if name in groups:
+                ids = None if name == "refusal" else str
+                metafunc.parametrize(name, groups[name], ids=ids)
+
+    @any_dtype
+    @any_format
+    def test_against_float64(
+        self, kernel: Case, shape: Shape, dtype: torch.dtype, layout: str
+    ) -> None:
+        operator_checks.check_float64(kernel, shape, dtype, layout)
+
+    @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+    @any_format
+    def test_composition_against_float64(
+        self, composition: Case, dtype: torch.dtype, layout: str
+    ) -> None:
+        for shape in (PLAIN, (1, 3, 13, 12), (1, 2, 11, 9)):
+            operator_checks.check_float64(composition, shape, dtype, layout)
+
+    @any_dtype
+    @pytest.mark.parametrize("layout", ODD_LAYOUTS)
+    def test_any_strides(self, typical_kernel: Case, dtype: torch.dtype, layout: str) -> None:
+        operator_checks.check_float64(typical_kernel, ODD, dtype, layout)
+
+    def test_mixed_layouts(self, typical_kernel: Case) -> None:
+        operator_checks.check_mixed_layouts(typical_kernel, ODD)
+
+    def test_keeps_the_format(self, case: Case) -> None:
+        operator_checks.check_format(case, ODD, torch.float32)
+
+    @pytest.mark.slow
+    def test_gradients(self, case: Case) -> None:
+        operator_checks.check_gradients(case, SMALL)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_same_bits(self, typical_kernel: Case, layout: str) -> None:
+        operator_checks.check_bits(typical_kernel, self.large, torch.float32, layout)
+
+    @any_format
+    def test_nan_and_infinity_spread(self, spreading_kernel: Case, layout: str) -> None:
+        operator_checks.check_nonfinite(spreading_kernel, PLAIN, layout)
+
+    @pytest.mark.slow
+    @any_format
+    def test_compile(self, case: Case, layout: str) -> None:
+        operator_checks.check_compile(case, PLAIN, layout)
+
+    @pytest.mark.slow
+    def test_export(self, case: Case) -> None:
+        operator_checks.check_export(case, PLAIN)
+
+    def test_vmap(self, typical_kernel: Case) -> None:
+        operator_checks.check_vmap(typical_kernel, SMALL)
+
+    def test_forward_mode_is_refused(self, typical_kernel: Case) -> None:
+        operator_checks.check_refusals_of_forward_mode(typical_kernel, SMALL)
+
+    @pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
+    @any_format
+    def test_cuda_graph(self, case: Case, layout: str) -> None:
+        operator_checks.check_cuda_graph(case, ODD, layout)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+    def test_opcheck(self, operator: Any, layout: str) -> None:
+        arguments = tuple(leaf(a) for a in self.samples(layout)[operator])
+        torch.library.opcheck(operator.default, arguments)
+
+    def test_refuses(self, refusal: Refusal) -> None:
+        """In the same words from the kernels and from the fake kernels."""
+        function, arguments, words = refusal
+        operator_checks.raises(ValueError, words, lambda: function(*arguments))
+        operator_checks.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))
+
+
+def leaf(argument: Any) -> Any:
+    """The argument, requiring gradients if it can."""
+    if isinstance(argument, list):
+        return [leaf(item) for item in argument]
+    if isinstance(argument, Tensor) and argument.is_floating_point():
+        return argument.detach().requires_grad_()
+    return argument
+
+
+def to_meta(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [to_meta(item) for item in argument]
+    return argument.to("meta") if isinstance(argument, Tensor) else argument
+
+
+def map_of(*size: int, **options: Any) -> Tensor:
+    """Zeros, for calls that are refused."""
+    return torch.zeros(size, device=DEVICE, **options)
+
+
+def beyond_two_to_the_31(values: Tensor) -> Tensor:
+    """The same values where element offsets exceed 2^31, on storage that is never touched but where
+    the view reads."""
+    far = 2**31 + 5
+    inner = values[0].contiguous()
+    storage = torch.empty(far + inner.numel(), dtype=values.dtype, device=DEVICE)
+    view = storage.as_strided((2, *inner.shape), (far, *inner.stride()))
+    return view.copy_(values)

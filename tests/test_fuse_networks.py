@@ -1,0 +1,187 @@
+"""fuse on whole networks of other people's packages, and on U-Nets as people write them: what it
+finds, and that nothing else changes. Everything runs in float64, where both forms agree to 1e-10.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from decoder_networks import CASES
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stripctx import fuse, unfuse
+from stripctx.fusion import cost
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's, of which there are many
+every_case = pytest.mark.parametrize("name", CASES)
+CONVOLUTIONS = ("stripctx.pyramid_taps_add",)
+SUMS = ("stripctx.pyramid_add", "stripctx.pyramid_add_relu")
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def _always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the maps of a test are."""
+
+    def pays(level: Any, size: Any, *_: Any) -> bool:
+        return all(small <= large for small, large in zip(level[2:], size, strict=True))
+
+    monkeypatch.setattr(cost, "pays", pays)
+
+
+def make(name: str, training: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    network = CASES[name].build().to(torch.float64).train(training)
+    for module in network.modules():  # away from the initial 0 and 1
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return network
+
+
+def image(name: str) -> Tensor:
+    return torch.randn(2, 3, *CASES[name].size, generator=torch.Generator().manual_seed(1))
+
+
+def flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = value.values()
+    return [one for part in value for one in flat(part)]
+
+
+def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    """To 1e-10 of the largest number among them."""
+    assert [type(one) for one in ours] == [type(one) for one in theirs]
+    scale = max(1.0, *(float(one.detach().abs().max()) for one in theirs if one.numel()))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * scale)
+
+
+def step(network: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
+    """One of SGD: the outputs, every gradient, and the state after it."""
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    x = x.clone().requires_grad_()
+    torch.manual_seed(2)
+    out = flat(network(x))
+    sum((one * torch.linspace(-1, 1, one.numel()).view_as(one)).sum() for one in out).backward()
+    parameters = list(network.parameters())
+    with_gradient = [one for one in (x, *parameters) if one.grad is not None]
+    gradients = [one.grad.clone() for one in with_gradient]
+    assert x.grad is not None
+    optimizer.step()
+    state = [one for one in network.state_dict().values() if one.is_floating_point()]
+    return {"outputs": out, "gradients": gradients, "state": state}
+
+
+class Operators(TorchDispatchMode):
+    """Which ran, and how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen[str(function).rsplit(".", 1)[0]] += 1
+        return function(*args, **(kwargs or {}))
+
+    def count(self, names: tuple[str, ...]) -> int:
+        return sum(self.seen[name] for name in names)
+
+
+def operators(network: nn.Module, x: Tensor) -> Operators:
+    with torch.no_grad(), Operators() as found:
+        network(x)
+    return found
+
+
+@every_case
+def test_finds_every_one(name: str) -> None:
+    """Without an example and with one; the report has a line for each convolution."""
+    network, x, case = make(name), image(name), CASES[name]
+    before = operators(network, x)
+    assert not before.count(CONVOLUTIONS) and not before.count(SUMS)
+    fuse(network)
+    found = operators(network, x)
+    assert (found.count(CONVOLUTIONS), found.count(SUMS)) == (case.convolutions, case.sums)
+    unfuse(network)
+    report = fuse(network, x)
+    found = operators(network, x)
+    assert (found.count(CONVOLUTIONS), found.count(SUMS)) == (case.convolutions, case.sums)
+    taken = [one for one in report.convolutions if one.form == "pyramid_conv"]
+    assert len(taken) == case.convolutions
+    assert all(one.products_after < one.products_before for one in taken)
+    text = str(report)
+    assert text.count("pyramid_conv, ") == case.convolutions
+    assert bool(report.replaced) == bool(case.convolutions or case.sums)
+    if not report.replaced:
+        assert all(one.why for one in report.left)
+
+
+@every_case
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_same_results(name: str, training: bool) -> None:
+    """Outputs, the gradients of the image and of every parameter, a step, keys; and undone."""
+    plain, x = make(name, training), image(name)
+    fused = copy.deepcopy(plain)
+    untouched = copy.deepcopy(plain)
+    fuse(fused)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    assert [one.training for one in fused.modules()] == [one.training for one in plain.modules()]
+    ours, theirs = step(fused, x), step(plain, x)
+    for key, want in theirs.items():
+        close(ours[key], want)
+    unfuse(fused)
+    fused.load_state_dict(untouched.state_dict())
+    assert [type(one) for one in fused.modules()] == [type(one) for one in plain.modules()]
+    results = []
+    for network in (fused, untouched):
+        torch.manual_seed(3)
+        results.append(flat(network(x)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def compiled(network: nn.Module, x: Tensor) -> Any:
+    torch._dynamo.reset()
+    return torch.compile(network, fullgraph=True, backend="eager")(x)
+
+
+def exported(network: nn.Module, x: Tensor) -> Any:
+    return torch.export.export(network, (x,)).module()(x)
+
+
+@every_case
+@pytest.mark.parametrize("trace", [compiled, exported])
+def test_traces_as_before(name: str, trace: Callable[[nn.Module, Tensor], Any]) -> None:
+    """Into one graph, which holds our operators; a network that never could be is not asked."""
+    network, x, case = make(name), image(name), CASES[name]
+    with torch.no_grad():
+        try:
+            trace(network, x)
+        except Exception as error:
+            pytest.skip(f"as it was it cannot be: {type(error).__name__}")
+        fuse(network)
+        torch.manual_seed(4)
+        want = flat(network(x))
+        torch.manual_seed(4)
+        close(flat(trace(network, x)), want)
+    if trace is exported:
+        graph = torch.export.export(network, (x,)).graph
+        names = Counter(str(node.target) for node in graph.nodes)
+        assert sum(names[f"{one}.default"] for one in CONVOLUTIONS) == case.convolutions
