@@ -28,6 +28,16 @@ def functorch_is_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_transformed_or_traced() -> bool:
+    """Whether what runs now is compiled, exported, traced, mapped or watched by a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or functorch_is_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 def has_tangent(value: Any) -> bool:
     """Whether forward-mode differentiation follows this tensor."""
     if forward_ad._current_level < 0 or not isinstance(value, Tensor):

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import stripctx.ops  # noqa: F401  (defines the operators)
+from stripctx.ops import upsample_conv
 
 __all__ = [
     "channel_gate",
@@ -410,7 +410,8 @@ def pyramid_conv(
     """
     name, maps = "pyramid_conv", list(levels)
     modes, ratios = _interpolation(name, len(maps), mode, align_corners, scale_factor)
-    maps.insert(_place(name, x_index, len(maps)), x)
+    place = _place(name, x_index, len(maps))
+    maps.insert(place, x)
     channels = [map.size(1) for map in maps]
     if weight.dim() != 4 or weight.size(1) != sum(channels):
         raise ValueError(
@@ -418,40 +419,15 @@ def pyramid_conv(
             f"got {tuple(weight.shape)}"
         )
     pads, steps = _pair("padding", padding), _pair("dilation", dilation)
-    whole, taps = [], []  # (map, its slice of the weight) at full size; taps of the others
-    for map, part in zip(maps, weight.split(channels, 1), strict=True):
-        if map.shape[2:] == x.shape[2:]:
-            whole.append((map, part))
-        else:
-            each_tap = part.permute(2, 3, 0, 1).reshape(-1, part.size(1), 1, 1)
-            taps.append(F.conv2d(map, each_tap))
-    whole = [(map, part) for map, part in whole if map.size(1) > 0] or whole[:1]
-    of_whole, parts = zip(*whole, strict=True)
-    if of_whole[0].size(1) == 0 and taps:  # all that is convolved is small
-        sides = [x.size(2 + d) + 2 * pads[d] - steps[d] * (weight.size(2 + d) - 1) for d in (0, 1)]
-        shape = (x.size(0), weight.size(0), *sides)
-        like = taps[0]
-        out = like.new_zeros(()) if bias is None else bias.to(like.dtype)[:, None, None]
-        out = out.expand(shape)
-    elif len(whole) == 1:
-        out = F.conv2d(of_whole[0], parts[0], bias, padding=pads, dilation=steps)
-    else:
-        out = F.conv2d(
-            torch.cat(of_whole, 1), torch.cat(parts, 1), bias, padding=pads, dilation=steps
-        )
-    if not taps:
-        return out
-    small = [k for k, level in enumerate(levels) if level.shape[2:] != x.shape[2:]]
-    return _OPS.pyramid_taps_add(
-        out,
-        taps,
-        list(x.shape[2:]),
-        list(weight.shape[2:]),
+    small = [k for k, map in enumerate(levels) if map.shape[2:] != x.shape[2:]]
+    geometry = upsample_conv.Geometry(
+        place,
         pads,
         steps,
         [modes[k] for k in small],
         [ratio for k in small for ratio in ratios[2 * k : 2 * k + 2]],
     )
+    return upsample_conv.pyramid_conv(maps, weight, bias, geometry)
 
 
 def _interpolation(

@@ -21,6 +21,8 @@ def test_private_functions_exist() -> None:
         "_ExcludeDispatchKeyGuard",
         "DispatchKeySet",
         "DispatchKey",
+        "_is_tracing",
+        "_len_torch_dispatch_stack",
     ):
         assert hasattr(torch._C, name), name
     assert hasattr(torch._C.DispatchKey, "AutocastCPU")

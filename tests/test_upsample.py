@@ -572,3 +572,51 @@ def test_a_map_of_no_channels(bias: bool) -> None:
     grad = torch.randn_like(want)
     for a, b in zip(*(torch.autograd.grad(y, leaves, grad) for y in (out, want)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_taps_added_in_place(layout: str) -> None:
+    base = operator_checks.make((2, 3, 6, 7), torch.float64, layout)
+    taps = operator_checks.make((2, 3, 3, 4), torch.float64, layout)
+    rest = [6, 7], ONES, NONE, ONES, *ONE_LEVEL
+    want = OPS.pyramid_taps_add(base, [taps], *rest)
+    out = base.clone()
+    assert OPS.pyramid_taps_add.out(out, [taps], *rest, out=out) is out
+    assert torch.equal(out, want)
+    other = torch.empty_like(base)
+    OPS.pyramid_taps_add.out(base, [taps], *rest, out=other)
+    assert torch.equal(other, want)
+    for refused in (base[:1], base.float(), base[:, :, :5], base.new_empty(2, 3, 6)):
+        with pytest.raises((ValueError, RuntimeError), match="pyramid_taps_add: out"):
+            OPS.pyramid_taps_add.out(base, [taps], *rest, out=refused.clone())
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_conv_gradients_of_each_operand(kernel: int, layout: str) -> None:
+    """Whichever operands want one; twice, and with a gradient of any layout."""
+    x = operator_checks.make((2, 3, 6, 7), torch.float64, layout)
+    levels = [operator_checks.make((2, 2, *s), torch.float64, layout) for s in ((6, 7), (3, 4))]
+    weight, bias = torch.randn(4, 7, kernel, kernel).double(), torch.randn(4).double()
+    operands = [x, *levels, weight, bias]
+
+    def ours(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.pyramid_conv(x, [a, b], weight, bias, padding=kernel // 2)
+
+    def plain(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        maps = plain_concat(x, a, b, ways=HALF_PIXEL, x_index=0)
+        return F.conv2d(maps, weight, bias, padding=kernel // 2)
+
+    for wanted in ((0,), (1, 2), (3,), (4,), (2, 4), (0, 1, 2, 3, 4)):
+        here = [v.to(DEVICE).detach().requires_grad_(i in wanted) for i, v in enumerate(operands)]
+        asked = [here[i] for i in wanted]
+        grad = torch.randn(7, 6, 4, 2).double().to(DEVICE).permute(3, 2, 1, 0).requires_grad_()
+        results = []
+        for function in (ours, plain):
+            first = torch.autograd.grad(function(*here), asked, grad, create_graph=True)
+            total = sum(value.pow(2).sum() for value in first)
+            second = torch.autograd.grad(total, [grad, *asked], allow_unused=True)
+            results.append([*first, *(value for value in second if value is not None)])
+        assert len(results[0]) >= len(asked) + 1
+        for value, want in zip(*results, strict=True):
+            torch.testing.assert_close(value, want, rtol=1e-10, atol=1e-10)

@@ -79,12 +79,15 @@ inline Tensor dense(const Tensor& tensor, MemoryFormat format) {
   return torch::stable::contiguous(tensor, format);
 }
 
-// A map whose fastest dimension is W (contiguous) or C (channels_last), as kernels read it; any
-// other strides cost one copy.
-inline Tensor readable(const Tensor& map, MemoryFormat format) {
+// Whether the map's fastest dimension is W (contiguous) or C (channels_last).
+inline bool is_readable(const Tensor& map, MemoryFormat format) {
   const int64_t fastest = format == MemoryFormat::ChannelsLast ? 1 : 3;
-  const bool native = map.stride(fastest) == 1 || map.size(fastest) == 1;
-  return native ? map : dense(map, format);
+  return map.stride(fastest) == 1 || map.size(fastest) == 1;
+}
+
+// A map as kernels read it; other strides cost one copy.
+inline Tensor readable(const Tensor& map, MemoryFormat format) {
+  return is_readable(map, format) ? map : dense(map, format);
 }
 
 }  // namespace stripctx::bind

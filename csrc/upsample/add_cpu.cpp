@@ -18,7 +18,7 @@ namespace {
 template <class T>
 class PlanePlan {
   using A = Accumulate<T>;
-  using Columns = std::vector<ColumnInterpolation<A>>;
+  using Columns = ColumnInterpolation<A>;
 
  public:
   Lists<WeightedRow<A>> sums;  // one for each output row
@@ -29,10 +29,7 @@ class PlanePlan {
         length_(padded<A>(op.out.size[3])),
         buffer_(op.levels.count * op.taps.kernel[0] * kRowsHeld * length_) {
     const int64_t H = op.out.size[2], W = op.out.size[3], kh = op.taps.kernel[0];
-    for (const LevelSamples<A>& level : samples_) {
-      Columns& columns = columns_.emplace_back();
-      for (const Samples<A>& tap : level.columns) columns.emplace_back(tap, W);
-    }
+    for (const LevelSamples<A>& level : samples_) columns_.emplace_back(level.columns, W);
     const int64_t sources = op.levels.count * kh;
     std::vector<int64_t> end(sources);  // of the rows interpolated so far
     for (int64_t h = 0; h < H; ++h) {
@@ -82,12 +79,9 @@ class PlanePlan {
   };
 
   void interpolate(const Interpolation& step, int64_t n, int64_t c) const {
-    const Columns& columns = *step.columns;
     const Level& level = *step.level;
-    for (size_t tap = 0; tap < columns.size(); ++tap) {
-      const T* cells = at<const T>(level, n, step.channel + tap * C_ + c, step.row, 0);
-      columns[tap].write(cells, level.stride[2], step.rows, step.out, length_, tap > 0);
-    }
+    const T* cells = at<const T>(level, n, step.channel + c, step.row, 0);
+    step.columns->write(cells, C_ * level.stride[1], level.stride[2], step.rows, step.out, length_);
   }
 
   const std::vector<LevelSamples<A>> samples_;

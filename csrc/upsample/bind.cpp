@@ -245,15 +245,17 @@ Tensors pyramid_add_relu_backward(const Tensor& grad, const Tensor& out, const S
   return grads;
 }
 
-Tensor pyramid_taps_add(const Tensor& base, const Tensors& taps, const Sizes& size,
-                        const Sizes& kernel, const Sizes& padding, const Sizes& dilation,
-                        const Sizes& modes, const std::vector<double>& ratios) {
+// Into `out`, which may be `base`.
+Tensor pyramid_taps_add_out(const Tensor& base, const Tensors& taps, const Sizes& size,
+                            const Sizes& kernel, const Sizes& padding, const Sizes& dilation,
+                            const Sizes& modes, const std::vector<double>& ratios, Tensor out) {
   const Checker check("pyramid_taps_add");
   check.tensor("base", base, 4);
   const Taps geometry = check_kernel(check, size, kernel, padding, dilation, "base", base);
   check_levels(check, "taps", taps, base, kernel[0] * kernel[1] * base.size(1));
   const MemoryFormat format = memory_format(base);
-  Tensor out = empty(sizes(base), base, format);
+  check.same_map("out", out, base);
+  check.require(is_readable(out, format), "out", "must be in the memory format of base");
   const Tensor map = readable(base, format);
   Tensors kept;
   const Levels sources = readable_levels(check, taps, {modes, ratios}, geometry, format, kept);
@@ -261,6 +263,20 @@ Tensor pyramid_taps_add(const Tensor& base, const Tensors& taps, const Sizes& si
                              format == MemoryFormat::ChannelsLast},
                   base);
   return out;
+}
+
+Tensor pyramid_taps_add(const Tensor& base, const Tensors& taps, const Sizes& size,
+                        const Sizes& kernel, const Sizes& padding, const Sizes& dilation,
+                        const Sizes& modes, const std::vector<double>& ratios) {
+  Checker("pyramid_taps_add").tensor("base", base, 4);
+  return pyramid_taps_add_out(base, taps, size, kernel, padding, dilation, modes, ratios,
+                              empty(sizes(base), base, memory_format(base)));
+}
+
+// Uninitialised memory for a product of the library.
+Tensor map_memory(const Sizes& size, const Tensor& like) {
+  Checker("map_memory").given("like", like);
+  return empty(size, like);
 }
 
 Tensors pyramid_taps_add_backward(const Tensor& grad, const Sizes& level_sizes, const Sizes& size,
@@ -288,7 +304,9 @@ STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("pyramid_concat_backward", TORCH_BOX(&pyramid_concat_backward));
   library.impl("pyramid_add_relu", TORCH_BOX(&pyramid_add_relu));
   library.impl("pyramid_add_relu_backward", TORCH_BOX(&pyramid_add_relu_backward));
+  library.impl("map_memory", TORCH_BOX(&map_memory));
   library.impl("pyramid_taps_add", TORCH_BOX(&pyramid_taps_add));
+  library.impl("pyramid_taps_add.out", TORCH_BOX(&pyramid_taps_add_out));
   library.impl("pyramid_taps_add_backward", TORCH_BOX(&pyramid_taps_add_backward));
 }
 

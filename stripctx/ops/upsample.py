@@ -306,7 +306,7 @@ def _check_kernel(
     checks.size(name, base_name, base, (*base.shape[:2], *expected))
 
 
-def _check_taps_add(
+def check_taps_add(
     base: Tensor,
     taps: Sequence[Tensor],
     size: Sequence[int],
@@ -436,7 +436,7 @@ define(
 define(
     "pyramid_taps_add(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
     " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios) -> Tensor",
-    check=_check_taps_add,
+    check=check_taps_add,
     reference=reference.pyramid_taps_add,
     fake=_fake_taps_add,
     setup_context=_save_taps_add,

@@ -1,0 +1,146 @@
+"""Convolutions over upsampled maps, as decoders have them: `python -m benchmarks.decoders`.
+
+One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
+`functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
+benchmarks.measure). `products` are the multiply-adds of either form. Writes
+benchmarks/results/decoders.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import machine, measure
+from benchmarks.results import FOLDER
+from stripctx import functional
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """x (images, channels, size, size) and levels (channels, how many times smaller)."""
+
+    images: int
+    channels: int
+    size: int
+    levels: tuple[tuple[int, int], ...]
+    outputs: int
+    kernel: int
+
+    def products(self) -> dict[str, int]:
+        """Multiply-adds of the concatenation's convolution and of the levels' own."""
+        of_channel = self.images * self.outputs * self.kernel**2 * self.size**2
+        shares = sum(channels / factor**2 for channels, factor in self.levels)
+        every = self.channels + sum(channels for channels, _ in self.levels)
+        return {"plain": of_channel * every, "fused": round(of_channel * (self.channels + shares))}
+
+
+DECODERS = {
+    "SegFormer-B0": Decoder(2, 256, 128, ((256, 2), (256, 4), (256, 8)), 256, 1),
+    "SegFormer-B2": Decoder(1, 768, 64, ((768, 2), (768, 4), (768, 8)), 768, 1),
+    "HRNet": Decoder(1, 18, 128, ((144, 2), (144, 4), (144, 8)), 270, 1),
+    "UPerNet": Decoder(1, 512, 64, ((512, 2), (512, 4), (512, 8)), 512, 3),
+    "DeepLabV3+": Decoder(1, 48, 128, ((256, 4),), 256, 3),
+    "U-Net, 64": Decoder(1, 128, 64, ((256, 2),), 128, 3),
+    "U-Net, 256": Decoder(1, 64, 256, ((64, 2),), 32, 3),
+}
+
+
+def plain(x: Tensor, weight: Tensor, *levels: Tensor) -> Tensor:
+    maps = [F.interpolate(level, x.shape[2:], mode="bilinear") for level in levels]
+    return F.conv2d(torch.cat([x, *maps], 1), weight, padding=weight.size(2) // 2)
+
+
+def fused(x: Tensor, weight: Tensor, *levels: Tensor) -> Tensor:
+    return functional.pyramid_conv(x, levels, weight, padding=weight.size(2) // 2)
+
+
+def arguments(decoder: Decoder, dtype: str, layout: str) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    size, channels = decoder.size, [decoder.channels, *(c for c, _ in decoder.levels)]
+    shapes = [
+        (decoder.images, decoder.channels, size, size),
+        (decoder.outputs, sum(channels), decoder.kernel, decoder.kernel),
+        *((decoder.images, c, size // factor, size // factor) for c, factor in decoder.levels),
+    ]
+    return tuple(
+        torch.randn(shape)
+        .to(DTYPES[dtype])
+        .contiguous(memory_format=LAYOUTS[layout])
+        .requires_grad_()
+        for shape in shapes
+    )
+
+
+def measured(
+    decoder: Decoder, dtype: str, layout: str, compiled: bool, budget: float
+) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of each candidate, by mode."""
+    tensors = arguments(decoder, dtype, layout)
+    functions: dict[str, Callable[..., Tensor]] = {"eager": plain, "fused": fused}
+    if compiled:
+        functions["compile"] = torch.compile(plain)
+    grad = torch.randn_like(plain(*tensors))
+
+    def forward(function: Callable[..., Tensor]) -> Callable[[], object]:
+        def run() -> Tensor:
+            with torch.no_grad():
+                return function(*tensors)
+
+        return run
+
+    def both(function: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(*tensors), tensors, grad)
+
+    found = {}
+    for mode, make in (("forward", forward), ("forward and backward", both)):
+        runs = {name: make(function) for name, function in functions.items()}
+        for run in runs.values():
+            run()
+        samples = measure.interleave(runs, budget=budget)
+        found[mode] = {
+            name: [round(seconds * 1e3, 4) for seconds in taken.seconds]
+            for name, taken in samples.items()
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", default=list(DECODERS), choices=list(DECODERS))
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    parser.add_argument("--layout", default="contiguous", choices=list(LAYOUTS))
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds a line and mode")
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    path = FOLDER / "decoders.json"
+    entries = json.loads(path.read_text())["entries"] if path.exists() else []
+    for name in options.only:
+        decoder = DECODERS[name]
+        found = measured(
+            decoder, options.dtype, options.layout, not options.no_compile, options.budget
+        )
+        key = {"decoder": name, "dtype": options.dtype, "layout": options.layout}
+        entries = [entry for entry in entries if not key.items() <= entry.items()]
+        entries.append({**key, **asdict(decoder), "products": decoder.products(), "ms": found})
+        for mode, by_name in found.items():
+            medians = {n: sorted(taken)[len(taken) // 2] for n, taken in by_name.items()}
+            text = ", ".join(f"{n} {median:.2f}" for n, median in medians.items())
+            factor = medians["eager"] / medians["fused"]
+            print(f"{name}, {mode}: {text} ms, {factor:.2f} times eager", flush=True)
+        lines = ",\n  ".join(map(json.dumps, entries))
+        facts = json.dumps(machine.describe())
+        path.write_text(f'{{"machine": {facts},\n "entries": [\n  {lines}]}}\n')
+
+
+if __name__ == "__main__":
+    main()

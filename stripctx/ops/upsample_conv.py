@@ -1,0 +1,391 @@
+"""The convolution over a pyramid, `functional.pyramid_conv`: library products on each map's own
+cells and `pyramid_taps_add`.
+
+Traces, transforms and other devices see that composition. On a CPU it would allocate a second map
+to add the levels to, and its products would come in memory whose pages the system makes one by one.
+There, outside of traces, it runs as one node of the autograd graph: the levels are added to the
+convolution of x where it lies, and each slice of the weight's gradient is written where it belongs.
+
+Shapes: maps (N, C_l, h, w) in the order of the concatenation, x of them (N, C, H, W), also any
+number of the others; weight (O, sum of C_l, kh, kw); taps of a level (N, kh*kw*O, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stripctx import _compat
+from stripctx.layout import is_channels_last, memory_format
+from stripctx.ops import checks, upsample
+from stripctx.ops.register import LIBRARY
+from stripctx.reference import upsample as reference
+
+OPS = torch.ops.stripctx
+LARGE = 2**20  # bytes: below, malloc has the memory at hand
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution and, for each map that is not of x's size, its mode and its two ratios."""
+
+    x_index: int
+    padding: list[int]
+    dilation: list[int]
+    modes: list[int]
+    ratios: list[float]
+
+
+def pyramid_conv(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """conv2d over the maps, all at x's size, side by side."""
+    operands = [weight, *maps] if bias is None else [weight, bias, *maps]
+    if not all(map(_runs_at_once, operands)) or _compat.is_transformed_or_traced():
+        return _composed(maps, weight, bias, geometry)
+    if torch.is_autocast_enabled("cpu"):
+        operands = [_as_under_autocast(operand) for operand in operands]
+    if any(operand.dtype != operands[0].dtype for operand in operands):
+        return _composed(maps, weight, bias, geometry)  # which refuses it
+    weight, *rest = operands
+    bias, maps = (None, rest) if bias is None else (rest[0], rest[1:])
+    return PyramidConv.apply(geometry, weight, bias, *maps)
+
+
+def _runs_at_once(operand: Tensor) -> bool:
+    return (
+        type(operand) in (Tensor, torch.nn.Parameter)
+        and operand.device.type == "cpu"
+        and operand.layout is torch.strided
+        and operand.dtype in checks.DTYPES
+    )
+
+
+def _as_under_autocast(operand: Tensor) -> Tensor:
+    """As conv2d casts it."""
+    if operand.dtype is torch.float64:
+        return operand
+    return operand.to(torch.get_autocast_dtype("cpu"))
+
+
+def _composed(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    plan = _Maps(maps, weight, geometry)
+    parts = plan.parts(weight)
+    of_maps, of_weight = plan.together(maps), plan.together(parts)
+    if plan.pointwise:
+        out = _composed_product(of_maps, of_weight.flatten(1), bias)
+    else:
+        out = _conv(of_maps, of_weight, bias, geometry)
+    if not plan.small:
+        return out
+    taps = [_composed_product(maps[k], of_each_tap(parts[k])) for k in plan.small]
+    return OPS.pyramid_taps_add(out, taps, *plan.taps)
+
+
+def _conv(map: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The library's, which refuses a map of no channels: one that only says how large."""
+    padding, dilation = geometry.padding, geometry.dilation
+    if map.size(1) > 0:
+        return F.conv2d(map, weight, bias, padding=padding, dilation=dilation)
+    sides = [
+        map.size(2 + d) + 2 * padding[d] - dilation[d] * (weight.size(2 + d) - 1) for d in (0, 1)
+    ]
+    out = map.new_zeros((map.size(0), weight.size(0), *sides))
+    return out if bias is None else out + bias[:, None, None]
+
+
+def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`product`, differentiable."""
+    if not _as_matrix(map):
+        return F.conv2d(map, matrix[:, :, None, None], bias)
+    matrices, columns = matrix.expand(map.size(0), -1, -1), map.flatten(2)
+    if bias is None:
+        out = torch.bmm(matrices, columns)
+    else:
+        out = torch.baddbmm(bias[:, None], matrices, columns)
+    return out.unflatten(2, map.shape[2:])
+
+
+def _as_matrix(map: Tensor) -> bool:
+    """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
+    products take it as it is."""
+    return map.device.type == "cpu" and map.is_contiguous()
+
+
+def memory(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor; one that is large, in memory of large pages."""
+    size = list(shape)
+    if like.device.type == "cpu" and like.element_size() * torch.Size(size).numel() >= LARGE:
+        return OPS.map_memory(size, like)
+    return like.new_empty(size)
+
+
+def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution by `matrix` (O, C), below autograd."""
+    if not _as_matrix(map):
+        return F.conv2d(map, matrix[:, :, None, None], bias)
+    images, size = map.size(0), map.shape[2:]
+    out = memory((images, matrix.size(0), size.numel()), map)
+    matrices, columns = matrix.expand(images, -1, -1), map.flatten(2)
+    if bias is None:
+        torch.bmm(matrices, columns, out=out)
+    else:
+        torch.baddbmm(bias[:, None], matrices, columns, out=out)
+    return out.unflatten(2, size)
+
+
+def product_of_weights(grad: Tensor, map: Tensor) -> Tensor:
+    """The gradient (O, C) of `product`'s matrix."""
+    if not _as_matrix(map):
+        like = map.new_empty(()).expand(grad.size(1), map.size(1), 1, 1)
+        return _gradients(grad, map, like, [0, 0], [1, 1], [False, True, False])[1].flatten(1)
+    products = torch.bmm(grad.flatten(2), map.flatten(2).transpose(1, 2))
+    return products.sum(0) if map.size(0) > 1 else products.flatten(0, 1)
+
+
+def _gradients(
+    grad: Tensor, map: Tensor, weight: Tensor, padding: list[int], dilation: list[int],
+    needs: list[bool],
+) -> Sequence[Tensor]:  # fmt: skip
+    return torch.ops.aten.convolution_backward(
+        grad, map, weight, [grad.size(1)], [1, 1], padding, dilation, False, [0, 0], 1, needs
+    )
+
+
+def of_each_tap(part: Tensor) -> Tensor:
+    """A slice of the weight as the matrix (kh*kw*O, C_l) of a level's taps."""
+    return part.permute(2, 3, 0, 1).reshape(-1, part.size(1))
+
+
+def _of_each_tap(part: Tensor) -> Tensor:
+    """The same below autograd. One tap is a view."""
+    by_tap = part.permute(2, 3, 0, 1)
+    if part.size(2) * part.size(3) > 1:
+        by_tap = memory(by_tap.shape, part).copy_(by_tap)
+    return by_tap.flatten(0, 2)
+
+
+class _Maps:
+    """Which maps are convolved at full size, which on their own cells; their slices of a weight."""
+
+    def __init__(self, maps: Sequence[Tensor], weight: Tensor, geometry: Geometry) -> None:
+        x = maps[geometry.x_index]
+        self.format = memory_format(x)
+        self.size, self.kernel = list(x.shape[2:]), list(weight.shape[2:])
+        self.whole = [k for k, map in enumerate(maps) if map.shape[2:] == x.shape[2:]]
+        self.small = [k for k in range(len(maps)) if k not in self.whole]
+        self.channels = [map.size(1) for map in maps]
+        self.pointwise = self.kernel == [1, 1] and geometry.padding == [0, 0]
+        self.taps = (
+            self.size, self.kernel, geometry.padding, geometry.dilation, geometry.modes,
+            geometry.ratios,
+        )  # fmt: skip
+
+    def parts(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return weight.split(self.channels, 1)
+
+    def together(self, items: Sequence[Tensor]) -> Tensor:
+        """What belongs to the maps at full size, side by side."""
+        if len(self.whole) == 1:
+            return items[self.whole[0]]
+        return torch.cat([items[k] for k in self.whole], 1)
+
+
+def _forward(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    plan = _Maps(maps, weight, geometry)
+    maps = [map.contiguous(memory_format=plan.format) for map in maps]
+    parts = plan.parts(weight)
+    of_maps, of_weight = plan.together(maps), plan.together(parts)
+    if plan.pointwise:
+        out = product(of_maps, of_weight.flatten(1), bias)
+    else:
+        if plan.format is torch.contiguous_format and is_channels_last(of_weight):
+            of_weight = of_weight.contiguous()  # else the result were channels_last
+        out = _conv(of_maps, of_weight, bias, geometry)
+    if plan.small:
+        taps = [product(maps[k], _of_each_tap(parts[k])) for k in plan.small]
+        OPS.pyramid_taps_add.out(out, taps, *plan.taps, out=out)
+    return out
+
+
+def _backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    geometry: Geometry,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of the maps, the weight and the bias, those that `needs` asks for."""
+    plan = _Maps(maps, weight, geometry)
+    grad = grad.contiguous(memory_format=plan.format)
+    maps = [map.contiguous(memory_format=plan.format) for map in maps]
+    parts, needs_weight = plan.parts(weight), needs[-2]
+    grads: list[Tensor | None] = [None] * len(maps)
+    of_weight: list[Tensor | None] = [None] * len(maps)
+    small = [k for k in plan.small if needs[k] or needs_weight]
+    if small:
+        sizes = [size for k in plan.small for size in maps[k].shape[2:]]
+        last = plan.format is torch.channels_last
+        of_taps = OPS.pyramid_taps_add_backward(grad, sizes, *plan.taps, last)
+        for k, of_tap in zip(plan.small, of_taps, strict=True):
+            if needs[k]:
+                grads[k] = product(of_tap, _of_each_tap(parts[k]).T)
+            if needs_weight:
+                by_tap = product_of_weights(of_tap, maps[k]).unflatten(0, (*plan.kernel, -1))
+                of_weight[k] = by_tap.permute(2, 3, 0, 1)
+        del of_taps
+    of_bias = _backward_of_whole(plan, geometry, grad, maps, parts, needs, grads, of_weight)
+    return [*grads, _joined(of_weight, weight) if needs_weight else None, of_bias]
+
+
+def _backward_of_whole(
+    plan: _Maps,
+    geometry: Geometry,
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    parts: Sequence[Tensor],
+    needs: Sequence[bool],
+    grads: list[Tensor | None],
+    of_weight: list[Tensor | None],
+) -> Tensor | None:
+    """Those of the maps at full size into `grads` and `of_weight`; that of the bias."""
+    needs_weight, needs_bias = needs[-2:]
+    needs_maps = any(needs[k] for k in plan.whole)
+    of_maps, of_part = plan.together(maps), plan.together(parts)
+    to_maps = to_part = to_bias = None
+    if plan.pointwise and _as_matrix(of_maps):
+        if needs_maps:
+            to_maps = product(grad, of_part.flatten(1).T)
+        if needs_weight:
+            to_part = product_of_weights(grad, of_maps)[:, :, None, None]
+        if needs_bias:
+            to_bias = grad.sum((0, 2, 3))
+    elif of_maps.size(1) == 0:
+        to_maps, to_part = torch.zeros_like(of_maps), torch.zeros_like(of_part)
+        to_bias = grad.sum((0, 2, 3))
+    elif needs_maps or needs_weight or needs_bias:
+        to_maps, to_part, to_bias = _gradients(
+            grad,
+            of_maps,
+            of_part,
+            geometry.padding,
+            geometry.dilation,
+            [needs_maps, needs_weight, needs_bias],
+        )
+    channels = [plan.channels[k] for k in plan.whole]
+    for result, pieces in ((grads, to_maps), (of_weight, to_part)):
+        if pieces is not None:
+            for k, piece in zip(plan.whole, pieces.split(channels, 1), strict=True):
+                result[k] = piece
+    return to_bias if needs_bias else None
+
+
+def _joined(parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    """The weight's gradient from its slices: each is written once."""
+    out = memory(weight.shape, weight)
+    begin = 0
+    for part in parts:
+        assert part is not None
+        out[:, begin : begin + part.size(1)] = part
+        begin += part.size(1)
+    return out
+
+
+def _taps_add_into(base: Tensor, *arguments: Any, out: Tensor) -> Tensor:
+    upsample.check_taps_add(base, *arguments)
+    checks.alike("pyramid_taps_add", "out", out, "base", base)
+    checks.size("pyramid_taps_add", "out", out, tuple(base.shape))
+    return out.copy_(reference.pyramid_taps_add(base, *arguments))
+
+
+def _map_memory(size: list[int], like: Tensor) -> Tensor:
+    return like.new_empty(size)
+
+
+# What PyramidConv runs on, below autograd. `out` may be `base`.
+LIBRARY.define(
+    "pyramid_taps_add.out(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
+    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios, *, Tensor(a!) out)"
+    " -> Tensor(a!)"
+)
+LIBRARY.impl("pyramid_taps_add.out", _taps_add_into, "CompositeExplicitAutograd")
+LIBRARY.define("map_memory(SymInt[] size, Tensor like) -> Tensor")
+LIBRARY.impl("map_memory", _map_memory, "CompositeExplicitAutograd")
+
+
+class PyramidConv(torch.autograd.Function):
+    """conv2d over the maps, all at x's size, side by side."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, geometry: Geometry, weight: Tensor, bias: Tensor | None, *maps: Tensor
+    ) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(weight, *maps)
+        return _forward(maps, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, *maps = ctx.saved_tensors
+        _, needs_weight, needs_bias, *needs_maps = ctx.needs_input_grad
+        *grads, of_weight, of_bias = PyramidConvBackward.apply(
+            ctx.geometry, (*needs_maps, needs_weight, needs_bias), grad, weight, *maps
+        )
+        return None, of_weight, of_bias, *grads
+
+
+class PyramidConvBackward(torch.autograd.Function):
+    """Its gradients; linear in grad, and for each of them in the other operand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, geometry: Geometry, needs: tuple[bool, ...], grad: Tensor, weight: Tensor,
+        *maps: Tensor,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ctx.geometry, ctx.needs = geometry, needs
+        ctx.save_for_backward(grad, weight, *maps)
+        ctx.set_materialize_grads(False)
+        return tuple(_backward(grad, maps, weight, geometry, needs))
+
+    @staticmethod
+    def backward(ctx: Any, *seconds: Tensor | None) -> tuple[Any, ...]:
+        """<seconds, gradients> = <grad, total> with
+        total = conv(seconds of maps, weight) + conv(maps, second of weight) + second of bias."""
+        grad, weight, *maps = ctx.saved_tensors
+        _, _, needs_grad, needs_weight, *needs_maps = ctx.needs_input_grad
+        *given, second_weight, second_bias = seconds
+        second_maps = [
+            map.new_zeros(map.shape) if second is None else second
+            for map, second in zip(maps, given, strict=True)
+        ]
+        geometry, count = ctx.geometry, len(maps)
+        to_grad: list[Tensor] = []
+        to_weight = None
+        to_maps: list[Tensor | None] = [None] * count
+        if any(second is not None for second in given):
+            if needs_grad:
+                to_grad.append(PyramidConv.apply(geometry, weight, None, *second_maps))
+            if needs_weight:
+                wanted = (*[False] * count, True, False)
+                gradients = PyramidConvBackward.apply(geometry, wanted, grad, weight, *second_maps)
+                to_weight = gradients[count]
+        if second_weight is not None:
+            if needs_grad:
+                to_grad.append(PyramidConv.apply(geometry, second_weight, None, *maps))
+            if any(needs_maps):
+                wanted = (*needs_maps, False, False)
+                gradients = PyramidConvBackward.apply(geometry, wanted, grad, second_weight, *maps)
+                to_maps = list(gradients[:count])
+        if second_bias is not None and needs_grad:
+            to_grad.append(second_bias[:, None, None].expand_as(grad))
+        total = sum(to_grad) if to_grad else None
+        return None, None, total, to_weight, *to_maps
