@@ -2,7 +2,7 @@
 
 One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
 `functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
-benchmarks.measure). `products` are the multiply-adds of either form. Writes
+benchmarks.measuring). `products` are the multiply-adds of either form. Writes
 benchmarks/results/decoders.json.
 """
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import machine, measure
+from benchmarks import machine, measuring
 from benchmarks.results import FOLDER
 from stripctx import functional
 
@@ -106,7 +106,7 @@ def measured(
         runs = {name: make(function) for name, function in functions.items()}
         for run in runs.values():
             run()
-        samples = measure.interleave(runs, budget=budget)
+        samples = measuring.interleave(runs, budget=budget)
         found[mode] = {
             name: [round(seconds * 1e3, 4) for seconds in taken.seconds]
             for name, taken in samples.items()

@@ -111,7 +111,11 @@ def check(name: str, dtype: str, layout: str, device: str, tiny: bool) -> Facts:
     arguments = OPERATORS[name](make)
     found = call(name, arguments)
     expected = listed(reference(name)(*(to_float64(value) for value in arguments)))
-    errors = [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+    errors = []
+    for value, exact in zip(found, expected, strict=True):
+        beyond = exact.to(value.dtype).isinf()  # of float16's range: infinite here as there
+        same = torch.equal(value.isinf(), beyond)
+        errors.append(relative_error(value[~beyond], exact[~beyond]) if same else float("inf"))
     status = "passed" if max(errors) <= BOUND[dtype] else "failed"
     return {"status": status, "error": f"{max(errors):.1e}", "bound": BOUND[dtype]}
 

@@ -114,12 +114,12 @@ FAST_SCNN = {
     "fusion_out_channels": 32,
 }
 SMP = {
-    "Unet nearest": (lambda: smp("Unet"), 4, 0),
-    "Unet bilinear": (lambda: smp("Unet", decoder_interpolation="bilinear"), 4, 0),
-    "UnetPlusPlus": (lambda: smp("UnetPlusPlus"), 10, 0),
-    "FPN": (lambda: smp("FPN"), 0, 3),
-    "PAN": (lambda: smp("PAN"), 0, 0, (128, 128)),
-    "MAnet": (lambda: smp("MAnet"), 4, 0),
+    "Unet nearest": (lambda: smp("Unet"), 5, 0),
+    "Unet bilinear": (lambda: smp("Unet", decoder_interpolation="bilinear"), 5, 0),
+    "UnetPlusPlus": (lambda: smp("UnetPlusPlus"), 11, 0),
+    "FPN": (lambda: smp("FPN"), 3, 3),
+    "PAN": (lambda: smp("PAN"), 0, 6, (128, 128)),
+    "MAnet": (lambda: smp("MAnet"), 1, 0),
     "Linknet": (lambda: smp("Linknet"), 0, 0),
     "DeepLabV3Plus": (lambda: smp("DeepLabV3Plus"), 1, 0),
     "PSPNet": (lambda: smp("PSPNet"), 1, 0),
@@ -163,7 +163,7 @@ MMSEG = {
             },
         ),
         1,
-        9,
+        6,
     ),
     "LightHamHead": (
         lambda: mmseg(
@@ -186,8 +186,8 @@ MMSEG = {
              "concat_input": False},
             {"type": "ICNeck", "in_channels": (8, 12, 16), "out_channels": 8},
         ),
-        1,
-        2,
+        3,
+        0,
     ),
     "FastSCNN": (
         lambda: mmseg(
@@ -196,12 +196,12 @@ MMSEG = {
              "concat_input": False},
         ),
         1,
-        1,
+        0,
     ),
     "FPNHead": (
         lambda: mmseg(RESNET, {"type": "FPNHead", **FOUR, "feature_strides": [4, 8, 16, 32]}),
-        0,
         3,
+        1,
     ),
     "separable ASPP": (
         lambda: mmseg(
@@ -214,7 +214,7 @@ MMSEG = {
     ),
 }  # fmt: skip
 HOME_MADE = {
-    "Padding": (2, 0), "Shapes": (2, 0), "UpFirst": (3, 0), "Functional": (1, 0), "Nested": (1, 0),
+    "Padding": (1, 0), "Shapes": (2, 0), "UpFirst": (2, 0), "Functional": (1, 0), "Nested": (1, 0),
     "AllUp": (1, 0), "Sums": (0, 2), "Gated": (1, 0), "Left": (0, 0),
 }  # fmt: skip
 
@@ -227,7 +227,7 @@ CASES: dict[str, Case] = {
     **{f"smp {name}": Case(*one) for name, one in SMP.items()},
     **{f"transformers {name}": Case(*one) for name, one in TRANSFORMERS.items()},
     **{f"mmseg {name}": Case(*one) for name, one in MMSEG.items()},
-    "timm HRNet": Case(timm_hrnet, 0, 9),
+    "timm HRNet": Case(timm_hrnet, 0, 6),
     **{
         f"U-Net {kind.__name__}": Case(
             lambda kind=kind: unets.UNet(kind()),

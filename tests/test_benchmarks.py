@@ -450,6 +450,7 @@ def test_memory_meter_sees_nothing_where_nothing_is() -> None:
 # All of it.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*report.FAMILIES, "networks"])
 def test_quick_run_writes_every_case(name: str, tmp_path: Path) -> None:
     script = importlib.import_module(f"benchmarks.{name}")

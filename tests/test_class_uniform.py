@@ -268,6 +268,7 @@ def curve(folder: Path) -> list[list[str]]:
     return [[row[name] for name in log.CURVE] for row in log.read(folder / "log.csv")]
 
 
+@pytest.mark.slow
 def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
     recipe = small(tmp_path, *HALF, "train.workers=1")
     train(recipe, tmp_path / "whole")
@@ -288,6 +289,7 @@ def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
         Trainer(small(tmp_path, "data.class_uniform=0.25", "data.tile=16"), tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Both find half of the centroids; one stopped run in between, as in test_train.py."""
     changes = (*HALF, "train.norms=frozen", "network.options={dropout: 0.0}", "train.epochs=2")

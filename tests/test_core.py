@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from core import build
 
+pytestmark = pytest.mark.slow  # compiles
+
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:

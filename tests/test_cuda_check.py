@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(1024, 2) spills(const float* x, float* out) {
 """
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("source", [USES_STACK, SPILLS], ids=["stack", "spill"])
 def test_stack_and_spills_fail(
@@ -49,6 +50,7 @@ def test_stack_and_spills_fail(
     assert "wrong.cu: " in captured.err and "on sm_80: " in captured.err and "bytes" in captured.err
 
 
+@pytest.mark.slow
 @needs_nvcc
 @needs_cuobjdump
 def test_the_table_of_known_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +73,7 @@ def test_the_table_of_known_kernels(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(printed) == 1 + len(kernels)
 
 
+@pytest.mark.slow
 @needs_nvcc
 @needs_cuobjdump
 def test_computed_packs_are_stored_whole(tmp_path: Path) -> None:

@@ -293,6 +293,7 @@ def test_copies(name: str) -> None:
 # Tracing.
 
 
+@pytest.mark.slow
 @few_networks
 def test_compiles(name: str) -> None:
     torch._dynamo.reset()
@@ -314,6 +315,7 @@ def test_compiles(name: str) -> None:
     sum(one.sum() for one in flat(results[1])).backward()
 
 
+@pytest.mark.slow
 def test_compiled_before_and_after() -> None:
     """A network compiled earlier is compiled again when it is fused, and when it is undone."""
     torch._dynamo.reset()
@@ -328,6 +330,7 @@ def test_compiled_before_and_after() -> None:
     assert "stripctx.pyramid_taps_add" in operators(network, x)
 
 
+@pytest.mark.slow
 @few_networks
 @pytest.mark.parametrize("strict", [True, False])
 def test_exports(name: str, strict: bool) -> None:

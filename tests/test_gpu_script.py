@@ -187,6 +187,14 @@ def test_the_plan_fits(tmp_path: Path) -> None:
     assert "--clock-control none" in commands["ncu"]
 
 
+@pytest.mark.parametrize("word", gpu.KERNEL_TESTS.split(" or "))
+def test_the_kernels_tests_are_there(word: str) -> None:
+    """Under the names by which `make gpu` chooses them."""
+    names = {path.name for path in (REPOSITORY / "tests").glob("*.py")
+             if f"def test_{word}" in path.read_text()}  # fmt: skip
+    assert names - {"test_gpu_script.py"}
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "tests/test_strip.py"],

@@ -141,6 +141,7 @@ def test_half(name: str, training: bool) -> None:
         assert a.dtype == torch.bfloat16 and operator_checks.relative_error(a, b) < 0.05
 
 
+@pytest.mark.slow
 @every_layer
 def test_compiles(name: str) -> None:
     """Whole, for any size, forward and backward, in training."""

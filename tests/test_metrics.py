@@ -157,6 +157,7 @@ def _count_a_share(rank: int, store: str) -> None:
     assert same(found, scored(pairs).compute())
 
 
+@pytest.mark.slow
 def test_processes_score_together(tmp_path: Path) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     mp.spawn(_count_a_share, args=(str(tmp_path / "store"),), nprocs=2)

@@ -18,6 +18,8 @@ import pytest
 import toolkit
 import torch
 
+pytestmark = pytest.mark.slow  # compiles
+
 KERNELS = sorted((toolkit.EMULATOR / "kernels").glob("*.cu"))
 ORDERS = ["ascending", "descending", "random:1", "random:2"]
 Argument: TypeAlias = torch.Tensor | torch.dtype | str | int

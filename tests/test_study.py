@@ -40,6 +40,7 @@ def networks_in(path: Path) -> list[str]:
     return [each["network"] for each in json.loads(path.read_text())["entries"]]
 
 
+@pytest.mark.slow
 def test_the_study_writes_numbers_and_curves(
     study: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_study_writes_numbers_and_curves(
     assert str(tmp_path) not in path.read_text()
 
 
+@pytest.mark.slow
 def test_the_study_goes_on_where_it_was(study: list[str], tmp_path: Path) -> None:
     """Runs that are complete are not trained again, and results of other runs are kept."""
     path = tmp_path / "results" / "short.json"
@@ -78,6 +80,7 @@ def test_the_study_goes_on_where_it_was(study: list[str], tmp_path: Path) -> Non
     assert networks_in(path) == list(camvid.NETWORKS)
 
 
+@pytest.mark.slow
 def test_results_of_another_recipe_are_not_kept(study: list[str], tmp_path: Path) -> None:
     assert camvid.main([*study, "--networks", "encnet"]) == 0
     (tmp_path / "short.yaml").write_text(SMALL.replace("batch: 2", "batch: 1"))

@@ -58,6 +58,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
 # Killed and resumed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -> None:
     """Killed after some steps, between checkpoints, with the process that reads for it, as by a
@@ -96,6 +97,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5])
 def test_run_stopped_at_any_step_goes_on(step: int, tmp_path: Path) -> None:
     """Between log lines too, whose means it has to keep; dropout and readers in other processes."""
@@ -238,6 +240,7 @@ def write_scenes(root: Path) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
@@ -339,6 +342,7 @@ def test_progress_shows_loss_miou_and_time_left(
 # What is learnt, and how.
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path: Path) -> None:
     trainer = train(small(tmp_path, "train.epochs=30", "train.validate_every=30"), tmp_path / "run")
     _, losses = log.curve(tmp_path / "run" / "log.csv", "loss")
@@ -363,6 +367,7 @@ def test_rates_follow_groups_and_schedule() -> None:
         objective.optimizer(network, recipe.Optimizer(groups=[recipe.Group("ppm")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -409,6 +414,7 @@ def test_recipe_that_cannot_be_followed(change: str, words: str, tmp_path: Path)
         Trainer(small(tmp_path, change), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_command_names_the_broken_file(tmp_path: Path) -> None:
     """In a reader's process, too."""
     scene_files.write_camvid(tmp_path / "camvid", [0, 1, 11])

@@ -20,7 +20,7 @@ from torch import nn
 UPSAMPLERS = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
 _INTERPOLATES = frozenset({"interpolate", "upsample", "upsample_bilinear", "upsample_nearest"})
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_DEPTH = 3  # of functions that are followed
+_DEPTH = 6  # of functions that are followed
 _CALLERS = 2  # a branch interpolates, its pyramid concatenates, the head convolves
 
 
@@ -42,11 +42,12 @@ def places(network: nn.Module) -> dict[str, bool]:
     return found
 
 
-def names(module: nn.Module) -> frozenset[str]:
-    """What a module's forward names, and what the functions and methods that it calls name."""
+def names(module: nn.Module, depth: int = _DEPTH) -> frozenset[str]:
+    """What a module's forward names, and what the functions and methods that it calls name, `depth`
+    calls down."""
     found: set[str] = set()
     forward = getattr(type(module), "forward", None)
-    for code in _codes(forward, type(module), _DEPTH, set()):
+    for code in _codes(forward, type(module), depth, set()):
         found.update(code.co_names)
     return frozenset(found)
 

@@ -91,7 +91,7 @@ class Scope(Fused):
 
     @classmethod
     def check(cls, module: Any) -> None:
-        if "checkpoint" in find.names(module):
+        if "checkpoint" in find.names(module, 2):
             raise UnknownModuleError(
                 "its forward uses checkpointing, which may hide a map's gradient from a promise"
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stripctx.fusion import cost
-from stripctx.fusion.lazy import Lazy, Level
+from stripctx.fusion.lazy import Lazy, Level, made
 
 MODES = ("bilinear", "nearest", "nearest-exact")
 
@@ -57,6 +57,9 @@ def _level(
     antialias: bool = False,
 ) -> Level | None:
     """The promise for a call of F.interpolate; None where it does something else, or is wrong."""
+    if isinstance(input, Level) and input.waits and _pair(size) == tuple(input.shape[2:]):
+        return input  # to the size that it will have
+    input = made(input)
     if not isinstance(input, Tensor) or input.dim() != 4 or mode not in MODES or antialias:
         return None
     if input.dtype not in cost.DTYPES or input.layout is not torch.strided or not input.numel():
@@ -71,16 +74,12 @@ def _level(
     if size is not None:
         if recompute_scale_factor is not None:
             return None
-        pair = (size, size) if not isinstance(size, (tuple, list, torch.Size)) else tuple(size)
+        pair = _pair(size)
         if len(pair) != 2 or any(isinstance(one, Tensor) for one in pair):
             return None
         factors = None
     else:
-        factors = (
-            (scale_factor, scale_factor)
-            if not isinstance(scale_factor, (tuple, list))
-            else tuple(scale_factor)
-        )
+        factors = _pair(scale_factor)
         if len(factors) != 2 or not all(isinstance(one, (int, float)) for one in factors):
             return None
         factors = (float(factors[0]), float(factors[1]))
@@ -90,6 +89,10 @@ def _level(
     if any(extent < cells for extent, cells in zip(pair, sizes, strict=True)):
         return None
     return Level(input, pair, mode, align_corners, factors)
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import numpy as np
 import pybind11
 import pytest
 
+pytestmark = pytest.mark.slow  # compiles
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOREVER = 2**63 - 1
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from . import build
 
+pytestmark = pytest.mark.slow  # compiles
+
 SIZES = (1, 2, 3, 5, 6, 12, 20, 33, 60, 97, 301)
 
 each_size = pytest.mark.parametrize("extent", SIZES)
