@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import machine, measuring
-from benchmarks.results import FOLDER
+from benchmarks.report import RESULTS
 from stripctx import functional
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=2.0, help="seconds a line and mode")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
-    path = FOLDER / "decoders.json"
+    path = RESULTS / "decoders.json"
     entries = json.loads(path.read_text())["entries"] if path.exists() else []
     for name in options.only:
         decoder = DECODERS[name]
