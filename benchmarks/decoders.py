@@ -108,8 +108,7 @@ def measured(
             run()
         samples = measuring.interleave(runs, budget=budget)
         found[mode] = {
-            name: [round(seconds * 1e3, 4) for seconds in taken.seconds]
-            for name, taken in samples.items()
+            name: [round(seconds * 1e3, 4) for seconds in taken] for name, taken in samples.items()
         }
     return found
 
