@@ -2,7 +2,7 @@
 
 One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
 `functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
-benchmarks.measure). `products` are the multiply-adds of either form. Writes
+benchmarks.measuring). `products` are the multiply-adds of either form. Writes
 benchmarks/results/decoders.json.
 """
 
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import machine, measure
-from benchmarks.results import FOLDER
+from benchmarks import machine, measuring
+from benchmarks.report import RESULTS
 from stripctx import functional
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -106,10 +106,9 @@ def measured(
         runs = {name: make(function) for name, function in functions.items()}
         for run in runs.values():
             run()
-        samples = measure.interleave(runs, budget=budget)
+        samples = measuring.interleave(runs, budget=budget)
         found[mode] = {
-            name: [round(seconds * 1e3, 4) for seconds in taken.seconds]
-            for name, taken in samples.items()
+            name: [round(seconds * 1e3, 4) for seconds in taken] for name, taken in samples.items()
         }
     return found
 
@@ -122,7 +121,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=2.0, help="seconds a line and mode")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
-    path = FOLDER / "decoders.json"
+    path = RESULTS / "decoders.json"
     entries = json.loads(path.read_text())["entries"] if path.exists() else []
     for name in options.only:
         decoder = DECODERS[name]

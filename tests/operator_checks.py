@@ -231,8 +231,8 @@ def check_nonfinite(case: Case, shape: Shape, layout: str) -> None:
 
 
 def check_compile(case: Case, shape: Shape, layout: str, exact: bool = True) -> None:
-    """torch.compile captures it whole, with dynamic shapes, forward and backward: the same bits, or,
-    where the library's products are in it, which it may take in another order, the same numbers."""
+    """torch.compile captures it whole, with dynamic shapes, forward and backward: the same bits,
+    or the same numbers where the library may take its products in another order."""
     torch._dynamo.reset()
     compiled = torch.compile(case.function, fullgraph=True, dynamic=True, backend="aot_eager")
     for factor in (1, 2):

@@ -46,7 +46,8 @@ def pyramid_conv(
 ) -> Tensor:
     """conv2d over the maps, all at x's size, side by side."""
     operands = [weight, *maps] if bias is None else [weight, bias, *maps]
-    if not all(map(_runs_at_once, operands)) or _compat.is_transformed_or_traced():
+    empty = any(map.size(1) == 0 for map in maps)
+    if empty or not all(map(_runs_at_once, operands)) or _compat.is_transformed_or_traced():
         return _composed(maps, weight, bias, geometry)
     if torch.is_autocast_enabled("cpu"):
         operands = [_as_under_autocast(operand) for operand in operands]
@@ -79,26 +80,17 @@ def _composed(
     plan = _Maps(maps, weight, geometry)
     parts = plan.parts(weight)
     of_maps, of_weight = plan.together(maps), plan.together(parts)
-    if plan.pointwise:
+    taps = [_composed_product(maps[k], of_each_tap(parts[k])) for k in plan.small]
+    if of_maps.size(1) == 0 and taps:  # all that is convolved is small
+        out = taps[0].new_zeros(()) if bias is None else bias.to(taps[0].dtype)[:, None, None]
+        out = out.expand(of_maps.size(0), weight.size(0), *plan.outputs)
+    elif plan.pointwise:
         out = _composed_product(of_maps, of_weight.flatten(1), bias)
     else:
-        out = _conv(of_maps, of_weight, bias, geometry)
-    if not plan.small:
-        return out
-    taps = [_composed_product(maps[k], of_each_tap(parts[k])) for k in plan.small]
-    return OPS.pyramid_taps_add(out, taps, *plan.taps)
-
-
-def _conv(map: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The library's, which refuses a map of no channels: one that only says how large."""
-    padding, dilation = geometry.padding, geometry.dilation
-    if map.size(1) > 0:
-        return F.conv2d(map, weight, bias, padding=padding, dilation=dilation)
-    sides = [
-        map.size(2 + d) + 2 * padding[d] - dilation[d] * (weight.size(2 + d) - 1) for d in (0, 1)
-    ]
-    out = map.new_zeros((map.size(0), weight.size(0), *sides))
-    return out if bias is None else out + bias[:, None, None]
+        out = F.conv2d(
+            of_maps, of_weight, bias, padding=geometry.padding, dilation=geometry.dilation
+        )
+    return OPS.pyramid_taps_add(out, taps, *plan.taps) if taps else out
 
 
 def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -141,11 +133,20 @@ def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.unflatten(2, size)
 
 
-def product_of_weights(grad: Tensor, map: Tensor) -> Tensor:
-    """The gradient (O, C) of `product`'s matrix."""
+def _product_backward(
+    grad: Tensor, map: Tensor, matrix: Tensor, needs_map: bool, needs_matrix: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of `product`'s map and matrix."""
     if not _as_matrix(map):
-        like = map.new_empty(()).expand(grad.size(1), map.size(1), 1, 1)
-        return _gradients(grad, map, like, [0, 0], [1, 1], [False, True, False])[1].flatten(1)
+        needs = [needs_map, needs_matrix, False]
+        kernel = matrix[:, :, None, None]
+        of_map, of_kernel, _ = _gradients(grad, map, kernel, [0, 0], [1, 1], needs)
+        return of_map if needs_map else None, of_kernel.flatten(1) if needs_matrix else None
+    to_map = product(grad, matrix.T) if needs_map else None
+    return to_map, _product_of_weights(grad, map) if needs_matrix else None
+
+
+def _product_of_weights(grad: Tensor, map: Tensor) -> Tensor:
     products = torch.bmm(grad.flatten(2), map.flatten(2).transpose(1, 2))
     return products.sum(0) if map.size(0) > 1 else products.flatten(0, 1)
 
@@ -181,6 +182,13 @@ class _Maps:
         self.size, self.kernel = list(x.shape[2:]), list(weight.shape[2:])
         self.whole = [k for k, map in enumerate(maps) if map.shape[2:] == x.shape[2:]]
         self.small = [k for k in range(len(maps)) if k not in self.whole]
+        self.whole = [k for k in self.whole if maps[k].size(1) > 0] or self.whole[:1]
+        self.outputs = [
+            side + 2 * pad - step * (tap - 1)
+            for side, pad, step, tap in zip(
+                self.size, geometry.padding, geometry.dilation, self.kernel, strict=True
+            )
+        ]
         self.channels = [map.size(1) for map in maps]
         self.pointwise = self.kernel == [1, 1] and geometry.padding == [0, 0]
         self.taps = (
@@ -210,7 +218,9 @@ def _forward(
     else:
         if plan.format is torch.contiguous_format and is_channels_last(of_weight):
             of_weight = of_weight.contiguous()  # else the result were channels_last
-        out = _conv(of_maps, of_weight, bias, geometry)
+        out = F.conv2d(
+            of_maps, of_weight, bias, padding=geometry.padding, dilation=geometry.dilation
+        )
     if plan.small:
         taps = [product(maps[k], _of_each_tap(parts[k])) for k in plan.small]
         OPS.pyramid_taps_add.out(out, taps, *plan.taps, out=out)
@@ -237,11 +247,10 @@ def _backward(
         last = plan.format is torch.channels_last
         of_taps = OPS.pyramid_taps_add_backward(grad, sizes, *plan.taps, last)
         for k, of_tap in zip(plan.small, of_taps, strict=True):
-            if needs[k]:
-                grads[k] = product(of_tap, _of_each_tap(parts[k]).T)
-            if needs_weight:
-                by_tap = product_of_weights(of_tap, maps[k]).unflatten(0, (*plan.kernel, -1))
-                of_weight[k] = by_tap.permute(2, 3, 0, 1)
+            matrix = _of_each_tap(parts[k])
+            grads[k], by_tap = _product_backward(of_tap, maps[k], matrix, needs[k], needs_weight)
+            if by_tap is not None:
+                of_weight[k] = by_tap.unflatten(0, (*plan.kernel, -1)).permute(2, 3, 0, 1)
         del of_taps
     of_bias = _backward_of_whole(plan, geometry, grad, maps, parts, needs, grads, of_weight)
     return [*grads, _joined(of_weight, weight) if needs_weight else None, of_bias]
@@ -266,12 +275,9 @@ def _backward_of_whole(
         if needs_maps:
             to_maps = product(grad, of_part.flatten(1).T)
         if needs_weight:
-            to_part = product_of_weights(grad, of_maps)[:, :, None, None]
+            to_part = _product_of_weights(grad, of_maps)[:, :, None, None]
         if needs_bias:
             to_bias = grad.sum((0, 2, 3))
-    elif of_maps.size(1) == 0:
-        to_maps, to_part = torch.zeros_like(of_maps), torch.zeros_like(of_part)
-        to_bias = grad.sum((0, 2, 3))
     elif needs_maps or needs_weight or needs_bias:
         to_maps, to_part, to_bias = _gradients(
             grad,
