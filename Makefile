@@ -49,8 +49,9 @@ check: setup
 	STRIPCTX_BACKEND=emulated $(PYTEST) $(FAMILY_FILES)
 
 # Installs none. One that is there and cannot build the kernels, or gives other numbers, is a failure.
-COMPILERS ?= $(notdir $(shell for one in g++ $(addprefix g++-,11 12 13 14 15) \
-	clang++ $(addprefix clang++-,14 15 16 17 18 19 20 21); do command -v $$one; done))
+KNOWN_COMPILERS := g++ $(addprefix g++-,11 12 13 14 15) \
+	clang++ $(addprefix clang++-,14 15 16 17 18 19 20 21)
+COMPILERS ?= $(foreach one,$(KNOWN_COMPILERS),$(if $(shell command -v $(one)),$(one)))
 
 compilers: setup
 	for one in $(COMPILERS); do echo "== $$one"; CXX=$$one STRIPCTX_BACKEND=native \
