@@ -193,11 +193,15 @@ class Pyramid(Lazy):
         if not _alike(*self.inputs):
             return NotImplemented
         size, kernel = self.shape[2:], weight.shape[2:]
+        parts = [
+            part.level if isinstance(part, Level) and part.waits and part.is_identity else part
+            for part in self.parts
+        ]
         wait = [
             isinstance(part, Level)
             and part.waits
             and cost.pays(part.level.shape, size, weight.shape[0], kernel)
-            for part in self.parts
+            for part in parts
         ]
         cost.record(self, weight, wait)
         if not any(wait):
@@ -205,13 +209,13 @@ class Pyramid(Lazy):
         self.check()
         maps = [
             part.level if w and isinstance(part, Level) else made(part)
-            for part, w in zip(self.parts, wait, strict=True)
+            for part, w in zip(parts, wait, strict=True)
         ]
-        if all(wait):
+        if all(wait):  # a map of no channels says how large
             maps.append(maps[0].new_empty((self.shape[0], 0, *size)))
             wait.append(False)
         x_index = wait.index(False)
-        levels = [*self.parts[:x_index], *self.parts[x_index + 1 :]]
+        levels = [*parts[:x_index], *parts[x_index + 1 :]]
         waits = [*wait[:x_index], *wait[x_index + 1 :]]
         ways = [
             (part.mode, part.align_corners, part.scale_factor)
@@ -269,6 +273,13 @@ class Gate(Lazy):
 
     def make(self) -> Tensor:
         return self.inputs[0].sigmoid()
+
+
+def holds_promise(value: Any) -> bool:
+    """Whether an argument is a promise or a sequence with one."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(one, Lazy) for one in value)
+    return isinstance(value, Lazy)
 
 
 def made(value: Any) -> Any:

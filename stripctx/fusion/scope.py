@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stripctx.fusion import cost
-from stripctx.fusion.lazy import Lazy, Level, made
+from stripctx.fusion.lazy import CONSUMERS, Lazy, Level, holds_promise, made
 
 MODES = ("bilinear", "nearest", "nearest-exact")
 
@@ -44,6 +44,9 @@ class InterpolationWaits(TorchFunctionMode):
             level = _level(*args, **kwargs)
             if level is not None:
                 return level
+        if function in CONSUMERS and any(map(holds_promise, args)):
+            # torch would ask the promise; Dynamo does not find it in a tuple
+            return Lazy.__torch_function__(function, types, args, kwargs)
         return function(*args, **kwargs)
 
 
