@@ -11,6 +11,7 @@ runs, and sees to it that the child is called.
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -128,9 +129,15 @@ _GENERATED: dict[tuple[type, type], type[Fused]] = {}
 def generated(recipe: type[Fused], own: type[nn.Module]) -> type[Fused]:
     """The class of a fused module: `own`, with the recipe in front. One for each pair."""
     if (recipe, own) not in _GENERATED:
+
+        @functools.wraps(own.forward)  # torch.fx and torch.export read the arguments' names
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return recipe.forward(self, *args, **kwargs)
+
         names = {"own": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
+        members = {**names, "forward": forward}
         _GENERATED[recipe, own] = types.new_class(
-            own.__name__, (recipe, own), exec_body=lambda body: body.update(names)
+            own.__name__, (recipe, own), exec_body=lambda body: body.update(members)
         )
     return _GENERATED[recipe, own]
 
