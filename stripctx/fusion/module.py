@@ -35,7 +35,8 @@ class Fused(nn.Module):
     names: ClassVar[tuple[str, ...]]  # of the classes that it knows
     upstream: ClassVar[str]
     functions: ClassVar[str]  # what it computes with
-    own: ClassVar[type[nn.Module]]  # set in the generated class: the module's own class
+    own: ClassVar[type[nn.Module]]  # set in the generated class: the module's own class,
+    recipe: ClassVar[type[Fused]]  # and what is in front of it
 
     if TYPE_CHECKING:
 
@@ -74,8 +75,7 @@ class Fused(nn.Module):
         """Generated classes have no name to be found by: they are generated again."""
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, arguments, *rest = reduced
-        recipe = next(base for base in type(self).__mro__ if "names" in vars(base))
-        return _again, (make, recipe, self.own, *arguments[1:]), *rest
+        return _again, (make, self.recipe, self.own, *arguments[1:]), *rest
 
 
 def _again(make: Any, recipe: type[Fused], own: type[nn.Module], *arguments: Any) -> Any:
@@ -134,8 +134,10 @@ def generated(recipe: type[Fused], own: type[nn.Module]) -> type[Fused]:
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return recipe.forward(self, *args, **kwargs)
 
-        names = {"own": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
-        members = {**names, "forward": forward}
+        members = {
+            **{"own": own, "recipe": recipe, "forward": forward},
+            **{"__module__": own.__module__, "__qualname__": own.__qualname__},
+        }
         _GENERATED[recipe, own] = types.new_class(
             own.__name__, (recipe, own), exec_body=lambda body: body.update(members)
         )

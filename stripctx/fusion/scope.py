@@ -40,6 +40,8 @@ class InterpolationWaits(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if function is torch.Tensor.unflatten:
+            function = torch.unflatten  # its method asks super(), which Dynamo does not follow here
         if function is F.interpolate:
             level = _level(*args, **kwargs)
             if level is not None:

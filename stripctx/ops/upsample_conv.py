@@ -102,7 +102,7 @@ def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -
         out = torch.bmm(matrices, columns)
     else:
         out = torch.baddbmm(bias[:, None], matrices, columns)
-    return out.unflatten(2, map.shape[2:])
+    return out.view(map.size(0), matrix.size(0), *map.shape[2:])
 
 
 def _as_matrix(map: Tensor) -> bool:
