@@ -101,7 +101,7 @@ def argument_for(operator: str, name: str, kind: str, dtype: torch.dtype) -> Any
     if kind in ("List[int]", "List[SymInt]"):
         return list(special or INTEGER_LISTS.get(name, [1, 2]))
     if kind == "List[float]":
-        return [0.0, 0.0, 0.0, 0.25]
+        return [0.0, 0.0, 0.0, 0.125]
     if kind in ("int", "SymInt"):
         return {"height": H, "width": W}.get(name, 2)
     return coin()

@@ -3,7 +3,7 @@
     pip install --no-deps -r requirements-oracles.txt
     pip install --no-deps -r requirements-networks.txt    # transformers and timm: whole networks
 
-`make setup` does the first. Without --no-deps they bring OpenCV, SciPy and torchvision, which
+`make setup` does both. Without --no-deps they bring OpenCV, SciPy and torchvision, which
 nothing here needs. The packages of mmseg and mmcv import all of those; here they are entered
 through empty shells, and only the files that define a module are run. So is smp where timm is not
 installed; what is then left of its networks to stand in for is the encoder: `Features`, three
