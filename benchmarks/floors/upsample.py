@@ -170,7 +170,7 @@ def times_read(cells: int, positions: int) -> float:
     return 1 if cells == 1 else 2 - 1 / positions
 
 
-def pyramid_reduce_extra(
+def pyramid_add_backward_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, *, taps: int, first: int
 ) -> Floor:
     """Contiguous planes that do not fit in a block's shared memory are summed along H from global
@@ -178,11 +178,11 @@ def pyramid_reduce_extra(
     the gradient once each; those that do not fit alone, four times, cell by cell. `first` of these
     visits is in the floor already. All this comes from a cache."""
     map = shape.pixels * channels
-    if "pyramid_reduce_planes" in launches:
+    if "pyramid_add_backward_planes" in launches:
         if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
             return Floor()
         times = taps * sum(times_read(b, shape.height) for b in bins) - first
-    elif "pyramid_reduce_pixels" in launches:
+    elif "pyramid_add_backward_pixels" in launches:
         return Floor()
     else:
         times = len(bins) - first
@@ -197,17 +197,19 @@ def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
     extra = Floor()
     for level in PSP_BINS:
         channels = shape.channels // 4
-        extra += pyramid_reduce_extra(shape, launches, (level,), channels, taps=1, first=1)
+        extra += pyramid_add_backward_extra(shape, launches, (level,), channels, taps=1, first=1)
     return extra
 
 
 def pyramid_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
     """What is read again is the masked gradient, of which the floor knows nothing."""
-    return pyramid_reduce_extra(shape, launches, MPM_BINS, shape.channels, taps=1, first=0)
+    return pyramid_add_backward_extra(shape, launches, MPM_BINS, shape.channels, taps=1, first=0)
 
 
 def pyramid_taps_add_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    return pyramid_reduce_extra(shape, launches, PSP_BINS, shape.channels, taps=KERNEL, first=1)
+    return pyramid_add_backward_extra(
+        shape, launches, PSP_BINS, shape.channels, taps=KERNEL, first=1
+    )
 
 
 FLOORS: dict[str, FloorOf] = {
