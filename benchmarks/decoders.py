@@ -88,6 +88,7 @@ def measured(
     tensors = arguments(decoder, dtype, layout)
     functions: dict[str, Callable[..., Tensor]] = {"eager": plain, "fused": fused}
     if compiled:
+        torch._dynamo.reset()  # each line is compiled as if it were the first
         functions["compile"] = torch.compile(plain)
     grad = torch.randn_like(plain(*tensors))
 
