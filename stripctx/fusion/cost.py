@@ -21,8 +21,8 @@ MOST_PARTS = 16
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Products that take as long as one output's share of a tap (two or four cells read, weighted and
-# added), and as long as writing, reading and copying one position of an interpolated map. Measured
-# on a CPU with AVX-512, float32, benchmarks/decoders.py; on CUDA nothing has been measured.
+# added), and as long as writing, reading and copying one position of an interpolated map. Estimates
+# for a CPU with AVX-512 in float32, from the lines of benchmarks/decoders.py; none for CUDA.
 TAP = 24.0
 MAP = 60.0
 LEAST_PRODUCTS = 2**22  # of the whole convolution: below, calls cost more than products
