@@ -173,11 +173,10 @@ def _try(
     with cost.recording(network) as recorder:
         difference = verify.compare(network, example, own)
     if difference:
-        for one in [one for one in replaced if one.path in dict(network.named_modules())]:
+        for one in replaced:
             module: Any = network.get_submodule(one.path)
-            if isinstance(module, Fused):
-                become(module, module.own)
-                left.append(Left(one.path, type(module).__name__, f"on the example, {difference}"))
+            become(module, module.own)
+            left.append(Left(one.path, type(module).__name__, f"on the example, {difference}"))
         replaced.clear()
         return ()
     for one in list(replaced):

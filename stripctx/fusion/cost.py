@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MOST_LEVELS = 8
 MOST_PARTS = 16
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Products that take as long as one output's share of a tap (two or four cells read, weighted and
 # added), and as long as writing, reading and copying one position of an interpolated map. Estimates

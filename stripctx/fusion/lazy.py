@@ -25,6 +25,8 @@ from torch import Tensor
 
 from stripctx import functional
 from stripctx.fusion import cost
+from stripctx.ops import checks
+from stripctx.ops.upsample import MOST_LEVELS
 
 Function = Callable[..., Any]
 
@@ -377,10 +379,10 @@ def _add(a: Any, b: Any, *, alpha: Any = 1) -> Any:
     maps = [one for one in terms if not isinstance(one, Level)]
     if not maps and len(levels) > 1:
         maps = [levels.pop(0).tensor()]
-    if len(maps) != 1 or not levels or len(levels) > cost.MOST_LEVELS:
+    if len(maps) != 1 or not levels or len(levels) > MOST_LEVELS:
         return NotImplemented
     x = maps[0]
-    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in cost.DTYPES:
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in checks.DTYPES:
         return NotImplemented
     if any(one.shape != x.shape or not _alike(x, one.level) for one in levels):
         return NotImplemented

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from stripctx.fusion import cost
 from stripctx.fusion.lazy import CONSUMERS, Lazy, Level, holds_promise, made
+from stripctx.ops import checks
 
 MODES = ("bilinear", "nearest", "nearest-exact")
 
@@ -67,7 +67,7 @@ def _level(
     input = made(input)
     if not isinstance(input, Tensor) or input.dim() != 4 or mode not in MODES or antialias:
         return None
-    if input.dtype not in cost.DTYPES or input.layout is not torch.strided or not input.numel():
+    if input.dtype not in checks.DTYPES or input.layout is not torch.strided or not input.numel():
         return None
     if (align_corners is not None) and mode != "bilinear":
         return None
