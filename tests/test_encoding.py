@@ -179,7 +179,7 @@ def test_tf32_follows_torch() -> None:
     try:
         for allowed in (False, True):
             matmul.allow_tf32 = allowed
-            assert functional._tf32_allowed() is allowed
+            assert functional.encoding._tf32_allowed() is allowed
             compiled(*arguments)
             assert f"scale, {allowed}" in seen[-1].replace("l_scale_", "scale")
     finally:

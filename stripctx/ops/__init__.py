@@ -1,5 +1,5 @@
 """Registration: importing this package defines every operator of `torch.ops.stripctx`."""
 
-from stripctx.ops import encoding, height, pyramid, strip, upsample
+from stripctx.ops import encoding, height, labels, pyramid, strip, upsample
 
-__all__ = ["encoding", "height", "pyramid", "strip", "upsample"]
+__all__ = ["encoding", "height", "labels", "pyramid", "strip", "upsample"]

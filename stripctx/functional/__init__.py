@@ -1,0 +1,42 @@
+"""Every function a user may call. Maps are (N, C, H, W); dtypes float64, float32, float16 and
+bfloat16; contiguous and channels_last run natively and the result keeps the input's format.
+
+All functions are differentiable twice and bit-reproducible: the same input gives the same bits.
+Sums are taken in float32 (float64 for float64) and rounded once. A refused argument raises
+ValueError.
+"""
+
+import stripctx.ops  # noqa: F401  (defines the operators)
+from stripctx.functional.encoding import channel_gate, encode
+from stripctx.functional.height import row_gate
+from stripctx.functional.labels import (
+    upsample_argmax,
+    upsample_binary_cross_entropy,
+    upsample_cross_entropy,
+    upsample_dice,
+    upsample_softmax_max,
+)
+from stripctx.functional.pyramid import pyramid_pool, row_pool
+from stripctx.functional.strip import sigmoid_gate, strip_add_relu, strip_gate, strip_pool
+from stripctx.functional.upsample import pyramid_add, pyramid_add_relu, pyramid_concat, pyramid_conv
+
+__all__ = [
+    "channel_gate",
+    "encode",
+    "pyramid_add",
+    "pyramid_add_relu",
+    "pyramid_concat",
+    "pyramid_conv",
+    "pyramid_pool",
+    "row_gate",
+    "row_pool",
+    "sigmoid_gate",
+    "strip_add_relu",
+    "strip_gate",
+    "strip_pool",
+    "upsample_argmax",
+    "upsample_binary_cross_entropy",
+    "upsample_cross_entropy",
+    "upsample_dice",
+    "upsample_softmax_max",
+]
