@@ -314,6 +314,42 @@ inline Vec<double> exp_nonpositive(const Vec<double>& x) {
   return result;
 }
 
+// log(1 + x) for x in [0, 1], to 2 units in the last place, small x included: 2 atanh(x / (2 + x))
+// by its series.
+inline Vec<float> log1p_to_one(const Vec<float>& x) {
+  const Vec<float> s = x / (x + 2.0f), square = s * s;
+  Vec<float> p = square * (1.0f / 15) + 1.0f / 13;  // s <= 1/3: the rest is below 2^-27
+  p = p * square + 1.0f / 11;
+  p = p * square + 1.0f / 9;
+  p = p * square + 1.0f / 7;
+  p = p * square + 1.0f / 5;
+  p = p * square + 1.0f / 3;
+  return 2.0f * (s + s * square * p);
+}
+
+inline Vec<double> log1p_to_one(const Vec<double>& x) {
+  Vec<double> result;
+  for (int i = 0; i < kLanes<double>; ++i) result[i] = std::log1p(x[i]);
+  return result;
+}
+
+// log(x) for x >= 1, finite or NaN, which stays.
+inline Vec<float> log_from_one(const Vec<float>& x) {
+  constexpr float kLn2 = 0.693147180559945f;
+  const detail::Word32 bits = (detail::Word32)x;
+  const auto exponent = (typename VectorOf<int32_t>::type)(bits >> 23) - 127;
+  const Vec<float> mantissa = (Vec<float>)((bits & 0x007fffff) | 0x3f800000);
+  const Vec<float> result =
+      __builtin_convertvector(exponent, Vec<float>) * kLn2 + log1p_to_one(mantissa - 1.0f);
+  return x == x ? result : x;
+}
+
+inline Vec<double> log_from_one(const Vec<double>& x) {
+  Vec<double> result;
+  for (int i = 0; i < kLanes<double>; ++i) result[i] = std::log(x[i]);
+  return result;
+}
+
 // sigmoid(z) and its slope s(1 - s), both without cancellation: with e = exp(-|z|), s is 1 / (1 +
 // e) or e / (1 + e), and the slope is e / (1 + e)^2.
 template <class V>

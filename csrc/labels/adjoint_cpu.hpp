@@ -1,0 +1,193 @@
+// The gradient of small logits from the slopes of a loss on the CPU. The slopes of some classes are
+// made for a tile of pixels, summed down the rows that lie between the same two rows of logits, and
+// those sums along W. Neither the logits nor the slopes of an image exist as a whole.
+//
+// A work item is some rows of the logits, some classes and one image. It makes the slopes of the
+// group of rows before its first again, so that no two items write one gradient; what it adds, and
+// in which order, does not depend on how the rows are divided.
+#pragma once
+
+#include "core/dispatch.hpp"
+#include "labels/tiles_cpu.hpp"
+
+namespace stripctx::cpu {
+
+constexpr int64_t kMostBands = 32;  // of rows of logits, together with images and classes
+constexpr int64_t kLeastBand = 8;   // rows of logits
+
+// The adjoint of the interpolation along W. Rows of sums are collected until there is one for every
+// lane, turned over, and added cell by cell in registers.
+template <class T>
+class ColumnAdjoint {
+  using A = Accumulate<T>;
+  static constexpr int64_t lanes = kLanes<A>;
+
+ public:
+  ColumnAdjoint(const WideLogits& logits, const View& grad)
+      : grad_(grad),
+        W_(logits.image[1]),
+        pitch_(padded<A>(W_)),
+        columns_(logits.axis<A>(1), 0, W_),
+        rows_(lanes * pitch_),
+        cells_(padded<A>(grad.size[3]) * lanes) {}
+
+  int64_t pitch() const { return pitch_; }
+
+  // Room for `count` rows, at most a lane each; the caller writes them and names their places.
+  A* open(int64_t count) {
+    if (held_ + count > lanes) flush();
+    A* row = rows_.data() + held_ * pitch_;
+    return row;
+  }
+  void close(int64_t n, int64_t k, int64_t i) { to_[held_++] = at<T>(grad_, n, k, i, 0); }
+
+  void flush() {
+    if (held_ == 0) return;
+    add_cells();
+    const int64_t w = grad_.size[3];
+    for (int64_t j = 0; j < w; j += lanes) {
+      const int some = static_cast<int>(std::min(lanes, w - j));
+      Vec<A> square[lanes];
+      for (int64_t i = 0; i < lanes; ++i) square[i] = load(cells_.data() + (j + i) * lanes);
+      if (grad_.stride[3] == 1 || w == 1) {
+        transpose(square);
+        for (int64_t r = 0; r < held_; ++r) store(to_[r] + j, square[r], some);
+      } else {
+        for (int64_t i = 0; i < some; ++i) {
+          for (int64_t r = 0; r < held_; ++r) {
+            to_[r][(j + i) * grad_.stride[3]] = static_cast<T>(square[i][r]);
+          }
+        }
+      }
+    }
+    held_ = 0;
+  }
+
+ private:
+  void add_cells() {
+    A* cell = cells_.data();
+    int64_t place = 0;
+    Vec<A> here{}, next{};
+    const auto reach = [&](int64_t wanted) {
+      for (; place < wanted; ++place, cell += lanes) {
+        store(cell, here);
+        here = next;
+        next = Vec<A>{};
+      }
+    };
+    for (int64_t w = 0; w < W_; w += lanes) {
+      Vec<A> square[lanes]{};
+      for (int64_t r = 0; r < held_; ++r) square[r] = load(rows_.data() + r * pitch_ + w);
+      transpose(square);
+      const int64_t some = std::min(lanes, W_ - w);
+      for (int64_t i = 0; i < some; ++i) {
+        const Sample<A>& sample = columns_[w + i];
+        reach(sample.first);
+        here += sample.first_weight * square[i];
+        Vec<A>& second = sample.second == sample.first ? here : next;
+        second += sample.second_weight * square[i];
+      }
+    }
+    reach(padded<A>(grad_.size[3]));
+  }
+
+  const View& grad_;
+  int64_t W_, pitch_;
+  Samples<A> columns_;
+  Buffer<A> rows_, cells_;
+  T* to_[lanes];
+  int64_t held_ = 0;
+};
+
+// How the gradient of logits is divided: bands of rows, blocks of classes, images; blocks fastest,
+// so that items next to each other weigh the same.
+template <class A>
+struct LogitItems {
+  int64_t blocks, bands, rows, classes_each, items;
+
+  explicit LogitItems(const WideLogits& logits)
+      : blocks(ceil_div(logits.classes(), kLanes<A>)),
+        classes_each(ceil_div(logits.classes(), blocks)) {
+    const int64_t wanted =
+        std::max<int64_t>(1, kMostBands / std::max<int64_t>(1, blocks * logits.size[0]));
+    rows = std::max(kLeastBand, ceil_div(logits.size[2], wanted));
+    bands = ceil_div(logits.size[2], rows);
+    items = logits.size[0] * bands * blocks;
+  }
+};
+
+inline Work gradient_work(const WideLogits& logits) {
+  const int64_t items = logits.dtype == DType::kFloat64 ? LogitItems<double>(logits).items
+                                                        : LogitItems<float>(logits).items;
+  return share(items, logits.pixels() * logits.classes());
+}
+
+// `Slopes` is told about a tile, prepare<kRows>(n, group, w, width, k), and then gives the slopes
+// of vectors of its pixels, slope<kRows>(c, r, w, z): class k + c, row r of the group, pixel w of
+// the tile, where the logits are z.
+template <class T, class Slopes>
+void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes, int64_t begin,
+                     int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const LogitItems<A> cut(logits);
+  const auto groups = row_groups<A>(logits);
+  LogitTiles<T> tiles(logits, cut.classes_each);
+  ColumnAdjoint<T> adjoint(logits, grad);
+  const int64_t pitch = adjoint.pitch();
+  Buffer<A> carry(cut.classes_each * pitch);  // what the groups before leave to the row after them
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t k = item % cut.blocks * cut.classes_each, band = item / cut.blocks % cut.bands;
+    const int64_t n = item / cut.blocks / cut.bands;
+    const int64_t count = std::min(cut.classes_each, logits.classes() - k);
+    const int64_t first = band * cut.rows, last = std::min(first + cut.rows, logits.size[2]);
+    carry.clear();
+    auto group = std::lower_bound(groups.begin(), groups.end(), first - 1,
+                                  [](const auto& group, int64_t row) { return group.first < row; });
+    for (int64_t row = std::max<int64_t>(0, first - 1); row < last; ++row) {
+      A* sums = adjoint.open(count);
+      for (int64_t c = 0; c < count; ++c) {
+        std::copy_n(carry.data() + c * pitch, pitch, sums + c * pitch);
+      }
+      carry.clear();
+      for (; group != groups.end() && group->first == row; ++group) {
+        for (int64_t tile = 0; tile < tiles.count(); ++tile) {
+          const int64_t at = tiles.begin(tile), width = tiles.width(tile);
+          tiles.read(n, *group, tile, k, count);
+          with_rows(group->count(), [&]<int kRows>() {
+            slopes.template prepare<kRows>(n, *group, at, width, k);
+            for (int64_t c = 0; c < count; ++c) {
+              const A* low = tiles.low() + c * tiles.pitch();
+              const A* high = tiles.high() + c * tiles.pitch();
+              for (int64_t w = 0; w < width; w += lanes) {
+                const Vec<A> below = load(low + w), above = load(high + w);
+                Vec<A> to_first{}, to_second{};
+                for (int r = 0; r < kRows; ++r) {
+                  const Vec<A> z = group->low[r] * below + group->high[r] * above;
+                  const Vec<A> slope = slopes.slope(c, r, w, z);
+                  to_first += group->low[r] * slope;
+                  to_second += group->high[r] * slope;
+                }
+                A *here = sums + c * pitch + at + w, *next = carry.data() + c * pitch + at + w;
+                store(here, load(here) + to_first);
+                store(next, load(next) + to_second);
+              }
+            }
+          });
+        }
+      }
+      for (int64_t c = 0; c < count && row >= first; ++c) adjoint.close(n, k + c, row);
+    }
+    adjoint.flush();
+  }
+}
+
+// For a tile of pixels of a group's rows: the labels, -1 where they count nowhere, and some numbers
+// a pixel.
+template <class A, int kNumbers>
+struct PixelTile {
+  static constexpr int64_t kWidth = 8 * kLanes<A>;
+  alignas(kVectorBytes) A label[kMostRows][kWidth], number[kNumbers][kMostRows][kWidth];
+};
+
+}  // namespace stripctx::cpu

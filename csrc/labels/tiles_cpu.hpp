@@ -1,0 +1,271 @@
+// What the labels' CPU kernels share. An image is worked on in groups of rows that lie between the
+// same two rows of logits, and in tiles along W: of every class, those two rows are interpolated
+// along W once; a logit of a pixel is then a product and a multiply-add. Lanes are pixels.
+#pragma once
+
+#include "labels/params.hpp"
+
+#include <deque>
+
+#include "cpu/transpose.hpp"
+#include "upsample/columns_cpu.hpp"
+
+namespace stripctx::cpu {
+
+constexpr int kMostRows = kVectorBytes == 64 ? 8 : 4;  // of a group: each holds registers
+constexpr int64_t kTileBytes = 32 * 1024;              // of both rows, all classes
+
+// Rows [begin, end) of the image lie between rows `first` and `second` of the logits, which are one
+// row where nothing is interpolated or the image ends.
+template <class A>
+struct RowGroup {
+  int64_t first, second, begin, end;
+  A low[kMostRows], high[kMostRows];  // each row's weights of the two; high is 0 where they are one
+
+  int count() const { return static_cast<int>(end - begin); }
+};
+
+template <class A>
+std::vector<RowGroup<A>> row_groups(const WideLogits& logits) {
+  const Axis<A> axis = logits.axis<A>(0);
+  std::vector<RowGroup<A>> groups;
+  for (int64_t h = 0; h < logits.image[0]; ++h) {
+    const Sample<A> sample = axis.at(h);
+    const bool one = sample.second_weight == 0 || sample.second == sample.first;
+    if (groups.empty() || groups.back().first != sample.first ||
+        groups.back().count() == kMostRows) {
+      groups.push_back({sample.first, sample.first, h, h, {}, {}});
+    }
+    RowGroup<A>& group = groups.back();
+    const int row = group.count();
+    group.low[row] = one ? sample.first_weight + sample.second_weight : sample.first_weight;
+    group.high[row] = one ? 0 : sample.second_weight;
+    if (!one) group.second = sample.second;
+    ++group.end;
+  }
+  return groups;
+}
+
+inline int64_t group_count(const WideLogits& logits) {
+  const bool wide = logits.dtype == DType::kFloat64;
+  return wide ? row_groups<double>(logits).size() : row_groups<float>(logits).size();
+}
+
+// Work items of a kernel that goes over all classes of a group of rows, `planes` times.
+inline Work group_work(const WideLogits& logits, int64_t planes) {
+  return share(planes * group_count(logits), logits.pixels() * logits.classes());
+}
+
+// Calls body.operator()<kRows>() with the number of rows as a constant.
+template <class Body>
+[[gnu::always_inline]] inline void with_rows(int rows, Body&& body) {
+  switch (rows) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    case 3:
+      return body.template operator()<3>();
+    case 4:
+      return body.template operator()<4>();
+  }
+  if constexpr (kMostRows == 8) {
+    switch (rows) {
+      case 5:
+        return body.template operator()<5>();
+      case 6:
+        return body.template operator()<6>();
+      case 7:
+        return body.template operator()<7>();
+      case 8:
+        return body.template operator()<8>();
+    }
+  }
+}
+
+// Tiles of up to `classes` classes of one image, two rows of logits at a time.
+template <class T>
+class LogitTiles {
+  using A = Accumulate<T>;
+
+ public:
+  LogitTiles(const WideLogits& logits, int64_t classes)
+      : logits_(logits),
+        pitch_(pitch(logits, classes)),
+        low_(classes * pitch_),
+        high_(classes * pitch_) {
+    const Axis<A> axis = logits.axis<A>(1);
+    int64_t most_cells = 0;
+    for (int64_t w = 0; w < logits.image[1]; w += pitch_) {
+      tiles_.emplace_back(axis, w, std::min(pitch_, logits.image[1] - w));
+      most_cells = std::max(most_cells, tiles_.back().cells());
+    }
+    if (logits.channels_last) {
+      cell_pitch_ = most_cells;
+      cells_.resize(classes * cell_pitch_);
+    }
+  }
+
+  int64_t count() const { return static_cast<int64_t>(tiles_.size()); }
+  int64_t begin(int64_t tile) const { return tiles_[tile].begin; }
+  int64_t width(int64_t tile) const { return tiles_[tile].width; }
+  int64_t pitch() const { return pitch_; }
+
+  // Classes [k, k + count) of a tile of image n, between two rows.
+  void read(int64_t n, const RowGroup<A>& group, int64_t tile, int64_t k, int64_t count) {
+    read_row(n, group.first, tiles_[tile], k, count, low_.data());
+    if (group.second != group.first) {
+      read_row(n, group.second, tiles_[tile], k, count, high_.data());
+    } else {
+      high_.clear();
+    }
+  }
+
+  // Row `first` and row `second` at the tile's pixels; class k is `pitch` behind class k - 1.
+  const A* low() { return low_.data(); }
+  const A* high() { return high_.data(); }
+
+  // The logit of class k at pixel w of the tile, in row r of the group.
+  A at(const RowGroup<A>& group, int64_t k, int64_t w, int r) {
+    const int64_t i = k * pitch_ + w;
+    return group.low[r] * low_.data()[i] + group.high[r] * high_.data()[i];
+  }
+
+ private:
+  struct Tile {
+    int64_t begin, width;
+    int64_t first_cell;
+    std::vector<Samples<A>> samples;
+    ColumnInterpolation<A> columns;
+
+    Tile(const Axis<A>& axis, int64_t w, int64_t width)
+        : begin(w),
+          width(width),
+          first_cell(axis.at(w).first),
+          samples{make(axis, w, width)},
+          columns(samples, width) {}
+
+    int64_t cells() const { return samples[0].cells; }
+
+    // Cells counted from the first that the tile reads.
+    static Samples<A> make(const Axis<A>& axis, int64_t w, int64_t width) {
+      Samples<A> samples(axis, w, width);
+      const int64_t first = samples.sample[0].first;
+      for (Sample<A>& sample : samples.sample) {
+        sample.first -= first;
+        sample.second -= first;
+      }
+      samples.cells = samples.sample.back().second + 1;
+      return samples;
+    }
+  };
+
+  static int64_t pitch(const WideLogits& logits, int64_t classes) {
+    constexpr int64_t lanes = kLanes<A>;
+    const int64_t fits = kTileBytes / (2 * int64_t{sizeof(A)} * classes) / lanes * lanes;
+    return std::min(padded<A>(std::max<int64_t>(logits.image[1], 1)),
+                    std::clamp(fits, lanes, 8 * lanes));
+  }
+
+  void read_row(int64_t n, int64_t row, const Tile& tile, int64_t k, int64_t count, A* out) {
+    const T* cells = stripctx::at<const T>(logits_, n, k, row, tile.first_cell);
+    if (!logits_.channels_last) return write(tile, cells, logits_.stride[1], count, out);
+    transpose(cells, logits_.stride[3], tile.cells(), count, cells_.data(), cell_pitch_);
+    write(tile, static_cast<const A*>(cells_.data()), cell_pitch_, count, out);
+  }
+
+  template <class Cell>
+  void write(const Tile& tile, const Cell* cells, int64_t stride, int64_t count, A* out) {
+    for (int64_t c = 0; c < count; c += kRowsTogether) {
+      tile.columns.write(cells + c * stride, 0, stride, std::min(kRowsTogether, count - c),
+                         out + c * pitch_, pitch_);
+    }
+  }
+
+  const WideLogits& logits_;
+  int64_t pitch_, cell_pitch_ = 0;
+  Buffer<A> low_, high_;
+  std::vector<A> cells_;
+  std::deque<Tile> tiles_;  // which do not move
+};
+
+// The labels of `count` pixels of row h from w on, -1 where they count nowhere and beyond `count`.
+// A label is exact in A.
+template <class A>
+Vec<A> known_labels(const Target& target, int64_t classes, int64_t n, int64_t h, int64_t w,
+                    int count) {
+  A label[kLanes<A>];
+  const auto read = [&]<class Integer>(const Integer* from) {
+    const int64_t stride = target.stride[2];
+    for (int i = 0; i < kLanes<A>; ++i) {
+      label[i] = i < count ? static_cast<A>(target.known(from[i * stride], classes)) : A(-1);
+    }
+  };
+  if (target.bytes == 8) {
+    read(at<const int64_t>(target, n, h, w, 0));
+  } else if (target.bytes == 4) {
+    read(at<const int32_t>(target, n, h, w, 0));
+  } else {
+    read(at<const uint8_t>(target, n, h, w, 0));
+  }
+  Vec<A> result;
+  std::memcpy(&result, label, sizeof(result));
+  return result;
+}
+
+// Elements w to w + count of a row of pixels in the type that sums run in, 0 beyond.
+template <class A>
+Vec<A> pixels(const View& map, int64_t n, int64_t h, int64_t w, int count) {
+  const A* from = at<const A>(map, n, h, w, 0);
+  if (map.stride[2] == 1) return count == kLanes<A> ? load(from) : load(from, count);
+  A value[kLanes<A>]{};
+  for (int i = 0; i < count; ++i) value[i] = from[i * map.stride[2]];
+  Vec<A> result;
+  std::memcpy(&result, value, sizeof(result));
+  return result;
+}
+
+template <class A>
+void store_pixels(const View& map, int64_t n, int64_t h, int64_t w, int count,
+                  const Vec<A>& value) {
+  A* to = at<A>(map, n, h, w, 0);
+  count == kLanes<A> ? store(to, value) : store(to, value, count);
+}
+
+// Table entries of the labels, 0 for -1.
+template <class A>
+Vec<A> look_up(const A* table, const Vec<A>& labels) {
+  Vec<A> result{};
+  for (int i = 0; i < kLanes<A>; ++i) {
+    if (labels[i] >= 0) result[i] = table[static_cast<int64_t>(labels[i])];
+  }
+  return result;
+}
+
+// For kRows rows of a vector of pixels, `low` and `high` of class 0: log of the sum of exp over all
+// classes.
+template <int kRows, class A>
+[[gnu::always_inline]] inline void log_sums(const A* low, const A* high, int64_t pitch,
+                                            int64_t classes, const RowGroup<A>& group,
+                                            Vec<A> (&result)[kRows]) {
+  Vec<A> largest[kRows], sum[kRows]{};
+  for (int r = 0; r < kRows; ++r)
+    largest[r] = group.low[r] * load(low) + group.high[r] * load(high);
+  for (int64_t k = 1; k < classes; ++k) {
+    const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<A> z = group.low[r] * below + group.high[r] * above;
+      largest[r] = z > largest[r] ? z : largest[r];
+    }
+  }
+  for (int64_t k = 0; k < classes; ++k) {
+    const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<A> z = group.low[r] * below + group.high[r] * above;
+      sum[r] += exp_nonpositive(z - largest[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) result[r] = largest[r] + log_from_one(sum[r]);
+}
+
+}  // namespace stripctx::cpu
