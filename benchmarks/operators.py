@@ -13,9 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.floors import CODES, GATE_ROWS, KERNEL, MPM_BINS, PSP_BINS, Shape
+from benchmarks.floors import (
+    CODES,
+    GATE_ROWS,
+    KERNEL,
+    LABEL_STRIDE,
+    MPM_BINS,
+    PSP_BINS,
+    Shape,
+)
 
-FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
+FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -91,6 +99,20 @@ class Sample:
     def logits(self) -> Tensor:
         return self.tensor(*self.size[:2], GATE_ROWS)
 
+    def small_logits(self) -> Tensor:
+        """Of a class a channel, LABEL_STRIDE times smaller than the map."""
+        height, width = (-(-size // LABEL_STRIDE) for size in self.size[2:])
+        return self.tensor(*self.size[:2], height, width)
+
+    def target(self) -> Tensor:
+        size = (self.size[0], *self.size[2:])
+        return torch.randint(0, self.size[1], size, device=self.device)
+
+    def pixels(self, *more: int) -> Tensor:
+        """Numbers in float32, whatever the logits are: (N, H, W) unless another size is given."""
+        size = more or (self.size[0], *self.size[2:])
+        return torch.rand(size, device=self.device)
+
     def tensor(self, *size: int) -> Tensor:
         value = torch.randn(size, dtype=torch.float32, device=self.device).to(self.dtype)
         return value.contiguous(memory_format=LAYOUTS[self.layout]) if len(size) == 4 else value
@@ -155,6 +177,52 @@ OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
     "channel_gate": lambda make: (make.map(), make.gate()),
     "channel_gate_backward": lambda make: (make.map(), make.map(), make.gate()),
     "sigmoid_gate_backward": lambda make: (make.map(), make.map(), make.map(), make.channels()),
+    "upsample_argmax": lambda make: (make.small_logits(), make.size[2:], False, 4),
+    "upsample_softmax_max": lambda make: (make.small_logits(), make.size[2:], False, 8),
+    "upsample_cross_entropy": lambda make: (
+        make.small_logits(),
+        make.target(),
+        None,
+        False,
+        255,
+        0.0,
+        False,
+    ),
+    "upsample_cross_entropy_backward": lambda make: (
+        make.pixels(),
+        make.small_logits(),
+        make.target(),
+        None,
+        make.pixels() + 5,
+        False,
+        255,
+        0.0,
+    ),
+    "upsample_binary_cross_entropy": lambda make: (
+        make.small_logits(),
+        make.map(),
+        None,
+        None,
+        False,
+        False,
+    ),
+    "upsample_binary_cross_entropy_backward": lambda make: (
+        make.pixels(*make.size),
+        make.small_logits(),
+        make.map(),
+        None,
+        None,
+        False,
+    ),
+    "upsample_dice": lambda make: (make.small_logits(), make.target(), False, 255),
+    "upsample_dice_backward": lambda make: (
+        make.pixels(make.size[0], 3, make.size[1]),
+        make.small_logits(),
+        make.target(),
+        make.pixels() + 5,
+        False,
+        255,
+    ),
 }
 
 # Those whose traffic and thread orders tests/test_pyramid.py counts, for more kinds of bins.

@@ -24,9 +24,9 @@ from operator_checks import DEVICE, relative_error, tuple_of
 from torch import Tensor
 
 from stripctx import extension
-from stripctx.reference import encoding, height, pyramid, strip, upsample
+from stripctx.reference import encoding, height, labels, pyramid, strip, upsample
 
-FAMILIES = (encoding, height, pyramid, strip, upsample)
+FAMILIES = (encoding, height, labels, pyramid, strip, upsample)
 ERRORS = (ValueError, RuntimeError, TypeError, NotImplementedError, MemoryError)
 LARGEST = 2**20  # elements that a legal call may make
 ENDLESS = 2**36  # elements that no allocation can hold
@@ -34,6 +34,7 @@ MEMORY = 16 * 2**30  # what the process may map: beyond it, allocations fail
 INTEGERS = (-(2**62), -1, 0, 1, 2, 3, 17, 2**31 - 1, 2**31, 2**32 + 3, 2**62, 2**63 - 1, 2**63)
 DIMENSIONS = (0, 1, 2, 3, 4, 5, 7, 33)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LABELS = (torch.uint8, torch.int32, torch.int64)
 FOREIGN = (torch.int32, torch.bool, torch.complex64, torch.uint8, torch.float8_e5m2)
 # What noise may cancel to; products of float32 may be of tf32.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 0.05, torch.bfloat16: 0.3}
@@ -60,6 +61,19 @@ EXCEPTIONS: dict[tuple[str, str], Any] = {
     ("strip_conv", "weight"): (K, C, 1, 1),
     ("pyramid_concat_backward", "sizes"): [1, 1, 2, 2, 3, 1],
     ("pyramid_taps_add", "taps"): 3 * C,
+    ("upsample_argmax", "size"): [6, 9],
+    ("upsample_softmax_max", "size"): [6, 9],
+}
+# The labels family: numbers that are not logits are of the type that sums run in.
+IMAGE = (N, 6, 9)
+WIDE = {
+    ("upsample_cross_entropy", "weight"): (C,),
+    ("upsample_cross_entropy_backward", "weight"): (C,),
+    ("upsample_cross_entropy_backward", "grad"): IMAGE,
+    ("upsample_cross_entropy_backward", "log_sums"): IMAGE,
+    ("upsample_dice_backward", "grad"): (N, 3, C),
+    ("upsample_dice_backward", "log_sums"): IMAGE,
+    ("upsample_binary_cross_entropy_backward", "grad"): (N, C, 6, 9),
 }
 
 
@@ -91,6 +105,17 @@ def valid(operator: Any, dtype: torch.dtype) -> list[Any]:
 
 def argument_for(operator: str, name: str, kind: str, dtype: torch.dtype) -> Any:
     special = EXCEPTIONS.get((operator, name))
+    wide = WIDE.get((operator, name))
+    if kind.startswith("Optional") and coin():
+        return None
+    if wide:
+        return values(wide, dtype if dtype is torch.float64 else torch.float32)
+    if operator.startswith("upsample_") and name in ("target", "weight", "pos_weight"):
+        if "binary" in operator:
+            return values((N, C, 6, 9), dtype)
+        return torch.randint(-1, C + 1, IMAGE, device=DEVICE).to(random.choice(LABELS))
+    if kind == "float":
+        return random.choice((0.0, 0.1))
     if kind == "Tensor":
         return values(special or SHAPES.get(name, MAP), dtype)
     if kind == "List[Tensor]":
@@ -103,7 +128,7 @@ def argument_for(operator: str, name: str, kind: str, dtype: torch.dtype) -> Any
     if kind == "List[float]":
         return [0.0, 0.0, 0.0, 0.125]
     if kind in ("int", "SymInt"):
-        return {"height": H, "width": W}.get(name, 2)
+        return {"height": H, "width": W, "bytes": random.choice((1, 4, 8))}.get(name, 2)
     return coin()
 
 

@@ -30,6 +30,9 @@ USUAL_SHARED = 48 * 1024
 # cache, and 4.9 of the codewords' 64 KB, which every tile of 16 positions reads again from the
 # first-level cache. Its gradient moves 2 that are the floor, 2 of sums and 13.8 of codewords and
 # their gradients. Sums and codewords are float32 whatever x is: twice as many maps in bfloat16.
+# Labels are bound by exponentials, not by bytes: tiles of 8 rows of pixels read two rows of logits
+# of their own and two that neighbours read, from the second-level cache. Gradients of Dice's
+# sums are read by every thread, a class at a time, from the first-level cache.
 # The levels of a channels_last pyramid in half types do not fit a block together: each reads the
 # gradient by itself, a level of 20 x 20 cell by cell.
 MOST: dict[str | tuple[str, str], float] = {
@@ -42,6 +45,14 @@ MOST: dict[str | tuple[str, str], float] = {
     ("encode", "bfloat16"): 14.9,
     ("encode_backward", "float32"): 9.0,
     ("encode_backward", "bfloat16"): 16.9,
+    "upsample_argmax": 2.0,
+    "upsample_softmax_max": 1.9,
+    "upsample_cross_entropy": 1.9,
+    "upsample_cross_entropy_backward": 2.1,
+    "upsample_binary_cross_entropy_backward": 1.25,
+    "upsample_dice": 3.8,
+    ("upsample_dice_backward", "float32"): 11.8,
+    ("upsample_dice_backward", "bfloat16"): 20.1,
 }
 
 # The emulator gathers every product of tensor cores from 32 lanes: fewer positions, and one layout

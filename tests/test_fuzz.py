@@ -18,7 +18,7 @@ import pytest
 from operator_checks import DEVICE, EMULATED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CALLS = 300 if EMULATED or DEVICE.type == "cuda" else 3000
+CALLS = 600 if EMULATED or DEVICE.type == "cuda" else 3000
 
 
 @pytest.mark.parametrize("seed", [20])

@@ -15,7 +15,7 @@ One file a family; shapes are (N, C, H, W). Importable without torch.
 
 from __future__ import annotations
 
-from benchmarks.floors import encoding, height, pyramid, strip, upsample
+from benchmarks.floors import encoding, height, labels, pyramid, strip, upsample
 from benchmarks.floors.base import (
     Extra,
     Floor,
@@ -29,6 +29,7 @@ from benchmarks.floors.base import (
 )
 from benchmarks.floors.encoding import CODES
 from benchmarks.floors.height import GATE_ROWS
+from benchmarks.floors.labels import LABEL_STRIDE
 from benchmarks.floors.pyramid import PSP_BINS
 from benchmarks.floors.upsample import KERNEL, MPM_BINS
 
@@ -38,6 +39,7 @@ __all__ = [
     "FLOORS",
     "GATE_ROWS",
     "KERNEL",
+    "LABEL_STRIDE",
     "MPM_BINS",
     "PRODUCTS",
     "PSP_BINS",
@@ -52,11 +54,20 @@ __all__ = [
 ]
 
 FLOORS: dict[str, FloorOf] = (
-    strip.FLOORS | pyramid.FLOORS | upsample.FLOORS | height.FLOORS | encoding.FLOORS
+    strip.FLOORS
+    | pyramid.FLOORS
+    | upsample.FLOORS
+    | height.FLOORS
+    | encoding.FLOORS
+    | labels.FLOORS
 )
 PRODUCTS: dict[str, ProductOf] = strip.PRODUCTS | upsample.PRODUCTS | encoding.PRODUCTS
 CUDA_EXTRA: dict[str, Extra] = (
-    strip.CUDA_EXTRA | upsample.CUDA_EXTRA | height.CUDA_EXTRA | encoding.CUDA_EXTRA
+    strip.CUDA_EXTRA
+    | upsample.CUDA_EXTRA
+    | height.CUDA_EXTRA
+    | encoding.CUDA_EXTRA
+    | labels.CUDA_EXTRA
 )
 
 

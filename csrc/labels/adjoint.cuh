@@ -52,7 +52,7 @@ struct PixelColumn {
 };
 
 // `Slopes` is made by each thread from the operator; prepare(column) reads what a column's pixels
-// need, slope(k, r, z) is that of class k at row r, where the logit is z.
+// need, of_class(k) what a class does, and slope(r, z) is that at row r, where the logit is z.
 template <class T, class Slopes, class Op>
 __global__ void logit_gradients(Op op, CellTiles cut) {
   using A = Accumulate<T>;
@@ -130,9 +130,10 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
             const A over = sample.first_weight * cells[at + most + left] +
                            sample.second_weight * cells[at + most + right];
             A to_first = 0, to_second = 0;
+            if (inside) slopes.of_class(k + c + i);
             for (int r = 0; r < kTileRows; ++r) {
               const A z = low[r] * below + (high[r] == 0 ? A(0) : high[r] * over);
-              const A slope = r < rows && inside ? slopes.slope(k + c + i, r, z) : A(0);
+              const A slope = r < rows && inside ? slopes.slope(r, z) : A(0);
               to_first += low[r] * slope;
               to_second += high[r] * slope;
             }

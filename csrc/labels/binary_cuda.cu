@@ -62,8 +62,10 @@ class BinarySlopes {
 
   __device__ void prepare(const PixelColumn& pixels) { pixels_ = pixels; }
 
-  __device__ A slope(int64_t k, int r, A z) const {
-    const int64_t n = pixels_.n, h = pixels_.first_row + r, w = pixels_.column;
+  __device__ void of_class(int64_t k) { k_ = k; }
+
+  __device__ A slope(int r, A z) const {
+    const int64_t n = pixels_.n, k = k_, h = pixels_.first_row + r, w = pixels_.column;
     const Terms<T> terms(op_, n, k, h, w);
     const A grad = Global<const A>(op_.grad).load(offset(op_.grad, n, k, h, w));
     const A e = exp(z < 0 ? z : -z);
@@ -74,6 +76,7 @@ class BinarySlopes {
  private:
   const UpsampleBinaryBackward& op_;
   PixelColumn pixels_;
+  int64_t k_ = 0;
 };
 
 }  // namespace

@@ -89,19 +89,24 @@ class CrossEntropySlopes {
     }
   }
 
-  __device__ A slope(int64_t k, int r, A z) const {
+  __device__ void of_class(int64_t k) {
+    k_ = k;
+    if constexpr (kSmooth) share_ = soft_ * weight_of<A>(op_.weight, k);
+  }
+
+  __device__ A slope(int r, A z) const {
     const A chance = exp(z - log_sum_[r]);
-    const A here = label_[r] == k ? hit_[r] : A(0);
+    const A here = label_[r] == k_ ? hit_[r] : A(0);
     if constexpr (kSmooth) {
-      return chance * (hit_[r] + grad_[r] * all_) - here -
-             grad_[r] * soft_ * weight_of<A>(op_.weight, k);
+      return chance * (hit_[r] + grad_[r] * all_) - here - grad_[r] * share_;
     }
     return chance * hit_[r] - here;
   }
 
  private:
   const UpsampleCrossEntropyBackward& op_;
-  A soft_ = 0, all_ = 0;
+  A soft_ = 0, all_ = 0, share_ = 0;
+  int64_t k_ = 0;
   int64_t label_[kTileRows];
   A hit_[kTileRows], grad_[kTileRows], log_sum_[kTileRows];
 };

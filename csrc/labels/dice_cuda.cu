@@ -93,17 +93,22 @@ class DiceSlopes {
     }
   }
 
-  __device__ A slope(int64_t k, int r, A z) const {
+  __device__ void of_class(int64_t k) {
+    k_ = k;
+    mass_ = gradient<A>(op_.grad, n_, op_.logits.classes() + k);
+    overlap_ = gradient<A>(op_.grad, n_, k);
+  }
+
+  __device__ A slope(int r, A z) const {
     if (label_[r] < 0) return 0;
-    const A mass = gradient<A>(op_.grad, n_, op_.logits.classes() + k);
-    const A toward = label_[r] == k ? mass + gradient<A>(op_.grad, n_, k) : mass;
+    const A toward = label_[r] == k_ ? mass_ + overlap_ : mass_;
     return exp(z - log_sum_[r]) * (toward - dot_[r]);
   }
 
  private:
   const UpsampleDiceBackward& op_;
-  int64_t n_ = 0, label_[kTileRows];
-  A log_sum_[kTileRows], dot_[kTileRows];
+  int64_t n_ = 0, k_ = 0, label_[kTileRows];
+  A mass_ = 0, overlap_ = 0, log_sum_[kTileRows], dot_[kTileRows];
 };
 
 }  // namespace

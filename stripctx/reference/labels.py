@@ -23,7 +23,8 @@ DTYPES = {1: torch.uint8, 4: torch.int32, 8: torch.int64}  # of label maps, by b
 
 
 def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, bytes: int) -> Tensor:
-    return _wide_logits(logits, size, align_corners).argmax(1).to(DTYPES[bytes])
+    labels = _wide_logits(logits, size, align_corners).argmax(1)
+    return labels.to(DTYPES[bytes]).contiguous()
 
 
 def upsample_softmax_max(
@@ -31,7 +32,8 @@ def upsample_softmax_max(
 ) -> tuple[Tensor, Tensor]:
     wide = _wide_logits(logits, size, align_corners)
     largest, labels = wide.max(1)
-    return labels.to(DTYPES[bytes]), (largest - _log_sums(wide)).exp()
+    chance = (largest - _log_sums(wide)).exp()
+    return labels.to(DTYPES[bytes]).contiguous(), chance.contiguous()
 
 
 def upsample_cross_entropy(
@@ -57,7 +59,8 @@ def upsample_cross_entropy(
         all_classes = ((log_sums[:, None] - wide) * each.view(-1, 1, 1)).sum(1)
         losses = losses + label_smoothing / classes * all_classes
     losses = torch.where(known, losses, 0)
-    return losses if per_pixel else losses.sum(2), factors.sum(2), log_sums
+    losses = losses if per_pixel else losses.sum(2)
+    return losses.contiguous(), factors.sum(2).contiguous(), log_sums.contiguous()
 
 
 def upsample_cross_entropy_backward(
@@ -102,7 +105,7 @@ def upsample_binary_cross_entropy(
         reduction="none",
         pos_weight=None if pos_weight is None else widen(pos_weight),
     )
-    return losses if per_pixel else losses.sum(3)
+    return losses.contiguous() if per_pixel else losses.sum(3).contiguous()
 
 
 def upsample_binary_cross_entropy_backward(
@@ -132,9 +135,8 @@ def upsample_dice(
     log_sums = _log_sums(wide)
     truth = _one_hot(labels, wide.size(1), wide) * known[:, None]
     chance = torch.where(known[:, None], _softmax(wide, log_sums), 0)
-    return torch.stack([(chance * truth).sum((2, 3)), chance.sum((2, 3)), truth.sum((2, 3))], 1), (
-        log_sums
-    )
+    sums = [(chance * truth).sum((2, 3)), chance.sum((2, 3)), truth.sum((2, 3))]
+    return torch.stack(sums, 1), log_sums.contiguous()
 
 
 def upsample_dice_backward(

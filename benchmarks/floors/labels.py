@@ -1,0 +1,238 @@
+"""The labels family: label maps and losses from logits that are LABEL_STRIDE times smaller than the
+map, a class a channel. Targets are int64; what stands for a pixel is in the type sums run in.
+"""
+
+from __future__ import annotations
+
+from benchmarks.floors.base import Extra, Floor, FloorOf, Launches, Shape, partial_sums
+
+LABEL_STRIDE = 4
+TARGET_BYTES = 8
+
+# Operations of a class and pixel: interpolation, 2 multiply-adds (rows share the other two); a
+# subtraction, an exponential and an addition of the softmax; a comparison.
+UP, SOFTMAX, COMPARE = 4, 3, 1
+
+# csrc/labels/tile.cuh and adjoint.cuh
+TILE_ROWS, TILE_COLUMNS = 8, 128
+CLASSES_AT_ONCE, HELD_SUMS, GRADIENT_BLOCKS = 4, 2048, 264
+LEAST_BAND, MOST_BAND = 4, 32
+
+
+def cells(shape: Shape) -> tuple[int, int]:
+    """Rows and columns of the logits."""
+    return -(-shape.height // LABEL_STRIDE), -(-shape.width // LABEL_STRIDE)
+
+
+def logits(shape: Shape) -> int:
+    """Elements."""
+    rows, columns = cells(shape)
+    return shape.batch * shape.channels * rows * columns
+
+
+def _floor(
+    shape: Shape,
+    *,
+    maps_read: int = 0,
+    maps_written: int = 0,
+    label_bytes: int = 0,
+    target: bool = True,
+    gradient: bool = False,
+    each: int,
+    more_written: int = 0,
+) -> Floor:
+    """Logits once, the target once, `maps` of a number a pixel, labels."""
+    read = logits(shape) * shape.element_size + maps_read * shape.pixels * shape.accumulate_size
+    written = maps_written * shape.pixels * shape.accumulate_size + shape.pixels * label_bytes
+    return Floor(
+        read=read + (shape.pixels * TARGET_BYTES if target else 0),
+        written=written
+        + (logits(shape) * shape.element_size if gradient else 0)
+        + more_written * shape.accumulate_size,
+        operations=each * shape.map,
+    )
+
+
+def upsample_argmax(shape: Shape) -> Floor:
+    return _floor(shape, target=False, label_bytes=4, each=UP + COMPARE)
+
+
+def upsample_softmax_max(shape: Shape) -> Floor:
+    return _floor(shape, target=False, label_bytes=8, maps_written=1, each=UP + COMPARE + SOFTMAX)
+
+
+def upsample_cross_entropy(shape: Shape) -> Floor:
+    """Writes log-sum-exps, and two sums a row of pixels."""
+    rows = 2 * shape.batch * shape.height
+    return _floor(shape, maps_written=1, more_written=rows, each=UP + COMPARE + SOFTMAX)
+
+
+def upsample_cross_entropy_backward(shape: Shape) -> Floor:
+    """Each slope takes a product and a difference, and is added to two rows."""
+    return _floor(shape, maps_read=2, gradient=True, each=UP + SOFTMAX + 6)
+
+
+def upsample_binary_cross_entropy(shape: Shape) -> Floor:
+    rows = shape.batch * shape.channels * shape.height
+    least = _floor(shape, target=False, more_written=rows, each=UP + 10)
+    return least + shape.floor(read=shape.map, written=0, operations=0)
+
+
+def upsample_binary_cross_entropy_backward(shape: Shape) -> Floor:
+    """A gradient a class and pixel."""
+    least = _floor(shape, target=False, gradient=True, each=UP + 14)
+    return (
+        least
+        + shape.floor(read=shape.map, written=0, operations=0)
+        + Floor(read=shape.map * shape.accumulate_size)
+    )
+
+
+def upsample_dice(shape: Shape) -> Floor:
+    sums = 3 * shape.batch * shape.channels
+    return _floor(shape, maps_written=1, more_written=sums, each=UP + 2 * SOFTMAX + 1)
+
+
+def upsample_dice_backward(shape: Shape) -> Floor:
+    sums = 2 * shape.batch * shape.channels * shape.accumulate_size
+    least = _floor(shape, maps_read=1, gradient=True, each=2 * (UP + SOFTMAX + 3) + 4)
+    return least + Floor(read=sums)
+
+
+def first_cell(position: int, count: int, extent: int) -> int:
+    """The first of the two cells between which a position lies, corners not aligned."""
+    source = max(0.0, (position + 0.5) * count / extent - 0.5)
+    return min(int(source), count - 1)
+
+
+def _spans(count: int, extent: int, tile: int) -> int:
+    """Cells of one axis that tiles of it read, all tiles together."""
+    total = 0
+    for begin in range(0, extent, tile):
+        last = min(begin + tile, extent) - 1
+        second = min(first_cell(last, count, extent) + 1, count - 1)
+        total += second - first_cell(begin, count, extent) + 1
+    return total
+
+
+def _staged(shape: Shape) -> int:
+    """Elements of the logits that tiles of pixels read: neighbours share cells."""
+    rows, columns = cells(shape)
+    of_tiles = _spans(rows, shape.height, TILE_ROWS) * _spans(columns, shape.width, TILE_COLUMNS)
+    return shape.batch * shape.channels * of_tiles
+
+
+def forward_extra(shape: Shape, launches: Launches) -> Floor:
+    """What neighbouring tiles read of each other's cells, mostly from the second-level cache."""
+    return shape.floor(read=_staged(shape) - logits(shape), written=0, operations=0)
+
+
+def _parts(shape: Shape, rows: int) -> Floor:
+    """Sums along W, in a part a tile of columns; one part is the result."""
+    parts = -(-shape.width // TILE_COLUMNS)
+    return partial_sums(shape, rows, parts) if parts > 1 else Floor()
+
+
+def cross_entropy_extra(shape: Shape, launches: Launches) -> Floor:
+    return forward_extra(shape, launches) + _parts(shape, 2 * shape.batch * shape.height)
+
+
+def binary_extra(shape: Shape, launches: Launches) -> Floor:
+    return forward_extra(shape, launches) + _parts(
+        shape, shape.batch * shape.channels * shape.height
+    )
+
+
+def dice_extra(shape: Shape, launches: Launches) -> Floor:
+    """The logits a second time, and a part of the sums from every tile."""
+    parts = -(-shape.width // TILE_COLUMNS) * -(-shape.height // TILE_ROWS)
+    again = shape.floor(read=2 * _staged(shape) - logits(shape), written=0, operations=0)
+    return again + partial_sums(shape, 3 * shape.batch * shape.channels, parts)
+
+
+def _gradient(
+    shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0, chunk_bytes: int = 0
+) -> Floor:
+    """What blocks of cells read: the cells under their pixels, two rows a chunk of rows of pixels;
+    `pixel_bytes` of each pixel once a block of classes, `class_bytes` of each pixel and class,
+    `chunk_bytes` of each chunk's column and class."""
+    rows, columns = cells(shape)
+    fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
+    tile = min(columns, max(1, fit))
+    classes = min(shape.channels, max(CLASSES_AT_ONCE, HELD_SUMS // tile))
+    tiles, blocks = -(-columns // tile), -(-shape.channels // classes)
+    wanted = max(1, GRADIENT_BLOCKS // max(1, shape.batch * tiles * blocks))
+    band = min(max(-(-rows // wanted), LEAST_BAND), MOST_BAND)
+    row_counts = [0] * rows  # pixels whose first cell is this row
+    for h in range(shape.height):
+        row_counts[first_cell(h, rows, shape.height)] += 1
+    staged_rows = pixel_rows = 0
+    for first in range(0, rows, band):
+        for row in range(max(0, first - 1), min(first + band, rows)):
+            staged_rows += 2 * -(-row_counts[row] // TILE_ROWS)
+            pixel_rows += row_counts[row]
+    staged_columns = pixel_columns = 0
+    for j in range(0, columns, tile):
+        last = min(j + tile, columns)
+        staged_columns += min(last + 1, columns) - max(0, j - 1)
+        reading = [
+            w
+            for w in range(shape.width)
+            if first_cell(w, columns, shape.width) < last
+            and min(first_cell(w, columns, shape.width) + 1, columns - 1) >= j
+        ]
+        pixel_columns += len(reading)
+    pixels = shape.batch * pixel_rows * pixel_columns
+    chunks = staged_rows // 2  # of rows of pixels
+    return Floor(
+        read=shape.batch * shape.channels * staged_rows * staged_columns * shape.element_size
+        + pixels * (blocks * pixel_bytes + shape.channels * class_bytes)
+        + shape.batch * chunks * pixel_columns * shape.channels * chunk_bytes
+    )
+
+
+def cross_entropy_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The same reads as the floor's, with what blocks share."""
+    all_reads = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * shape.accumulate_size)
+    return Floor(read=all_reads.read - upsample_cross_entropy_backward(shape).read)
+
+
+def binary_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    all_reads = _gradient(shape, class_bytes=shape.element_size + shape.accumulate_size)
+    return Floor(read=all_reads.read - upsample_binary_cross_entropy_backward(shape).read)
+
+
+def dice_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """A map of dots, from another pass over logits, target and log-sum-exps; the gradients of the
+    sums, which every thread reads for every class, from the first-level cache."""
+    size = shape.accumulate_size
+    threads = launches["upsample_dice_dots"].grid[0] * TILE_COLUMNS
+    dots = _staged(shape) * shape.element_size + shape.pixels * (TARGET_BYTES + size)
+    dots += threads * 2 * shape.channels * size
+    slopes = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * size, chunk_bytes=2 * size)
+    return Floor(
+        read=dots + slopes.read - upsample_dice_backward(shape).read,
+        written=shape.pixels * size,
+    )
+
+
+FLOORS: dict[str, FloorOf] = {
+    "upsample_argmax": upsample_argmax,
+    "upsample_softmax_max": upsample_softmax_max,
+    "upsample_cross_entropy": upsample_cross_entropy,
+    "upsample_cross_entropy_backward": upsample_cross_entropy_backward,
+    "upsample_binary_cross_entropy": upsample_binary_cross_entropy,
+    "upsample_binary_cross_entropy_backward": upsample_binary_cross_entropy_backward,
+    "upsample_dice": upsample_dice,
+    "upsample_dice_backward": upsample_dice_backward,
+}
+CUDA_EXTRA: dict[str, Extra] = {
+    "upsample_argmax": forward_extra,
+    "upsample_softmax_max": forward_extra,
+    "upsample_cross_entropy": cross_entropy_extra,
+    "upsample_cross_entropy_backward": cross_entropy_backward_extra,
+    "upsample_binary_cross_entropy": binary_extra,
+    "upsample_binary_cross_entropy_backward": binary_backward_extra,
+    "upsample_dice": dice_extra,
+    "upsample_dice_backward": dice_backward_extra,
+}
