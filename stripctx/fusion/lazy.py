@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,13 @@ from torch import Tensor
 
 from stripctx import functional
 from stripctx.fusion import cost
-from stripctx.ops import checks
-from stripctx.ops.upsample import MOST_LEVELS
 
 Function = Callable[..., Any]
+
+# What a promise does when a function of torch meets it, or a method of a tensor is called on it;
+# NotImplemented where the tensor is wanted after all. Filled by fusion/consumers.py and labels.py.
+CONSUMERS: dict[Function, Function] = {}
+METHODS: dict[str, Function] = {}
 
 
 class Lazy:
@@ -141,7 +145,11 @@ class Lazy:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # protocols ask; a promise has no others than its class
             raise AttributeError(name)
-        return getattr(self.tensor(), name)
+        return partial(self._meet, name) if name in METHODS else getattr(self.tensor(), name)
+
+    def _meet(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        result = METHODS[method](self, *args, **kwargs)
+        return self._call(method, *args, **kwargs) if result is NotImplemented else result
 
 
 class Level(Lazy):
@@ -192,7 +200,7 @@ class Pyramid(Lazy):
 
     def conv(self, weight: Tensor, bias: Tensor | None, padding: Any, dilation: Any) -> Any:
         """The convolution over it; NotImplemented where it is not cheaper so."""
-        if not _alike(*self.inputs):
+        if not alike(*self.inputs):
             return NotImplemented
         size, kernel = self.shape[2:], weight.shape[2:]
         parts = [
@@ -293,7 +301,7 @@ def made(value: Any) -> Any:
     return value
 
 
-def _alike(*tensors: Tensor) -> bool:
+def alike(*tensors: Tensor) -> bool:
     """Of one dtype and device, without which cat and conv2d have rules of their own."""
     first = tensors[0]
     return all(one.dtype == first.dtype and one.device == first.device for one in tensors)
@@ -319,134 +327,7 @@ def _inside_function() -> bool:
     return False
 
 
-# Consumers: what a promise meets. NotImplemented where the tensor is wanted after all.
-
-
-def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
-    """Of maps of one size, each a tensor, a level or a concatenation that waits."""
-    if dim not in (1, -3) or options or not isinstance(tensors, (list, tuple)):
-        return NotImplemented
-    parts: list[Tensor | Level] = []
-    for one in tensors:
-        if isinstance(one, Pyramid) and one.waits:
-            one.check()
-            parts += one.parts
-        elif isinstance(one, Level) and one.waits:
-            one.check()
-            parts.append(one)
-        else:
-            parts.append(made(one))
-    first = parts[0]
-    for part in parts:
-        fits = isinstance(part, (Tensor, Level)) and len(part.shape) == 4
-        if not fits or part.shape[0] != first.shape[0] or part.shape[2:] != first.shape[2:]:
-            return NotImplemented
-    return Pyramid(parts) if len(parts) <= cost.MOST_PARTS else NotImplemented
-
-
-def _conv2d(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    if isinstance(input, Level) and input.waits:
-        input = Pyramid([input])
-    plain = isinstance(input, Pyramid) and input.waits and _is_plain(weight)
-    if not plain or groups != 1 or stride not in (1, (1, 1), [1, 1]) or isinstance(padding, str):
-        return NotImplemented
-    return input.conv(weight, bias, padding, dilation)
-
-
-def _is_plain(weight: Any) -> bool:
-    """A dense tensor, or what stands for one in a trace: nothing with a convolution of its own."""
-    if not isinstance(weight, Tensor) or weight.layout is not torch.strided or weight.is_quantized:
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    return not type(weight).__module__.startswith(("torch.distributed", "torchao"))
-
-
-def _add(a: Any, b: Any, *, alpha: Any = 1) -> Any:
-    """Of a map and a level of its shape, on either side, or of such a sum and either."""
-    if alpha != 1:
-        return NotImplemented
-    terms = [*_terms(a), *_terms(b)]
-    levels = [one for one in terms if isinstance(one, Level)]
-    maps = [one for one in terms if not isinstance(one, Level)]
-    if not maps and len(levels) > 1:
-        maps = [levels.pop(0).tensor()]
-    if len(maps) != 1 or not levels or len(levels) > MOST_LEVELS:
-        return NotImplemented
-    x = maps[0]
-    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in checks.DTYPES:
-        return NotImplemented
-    if any(one.shape != x.shape or not _alike(x, one.level) for one in levels):
-        return NotImplemented
-    return Sum(x, levels)
-
-
-def _terms(value: Any) -> list[Any]:
-    if isinstance(value, Sum) and value.waits:
-        value.check()
-        return [value.x, *value.levels]
-    if isinstance(value, Level) and value.waits:
-        return [value]
-    return [made(value)]
-
-
-def _relu(input: Any, inplace: bool = False) -> Any:
-    return input.relu() if isinstance(input, Sum) and input.waits else NotImplemented
-
-
-def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    return input if isinstance(input, Lazy) and (not training or p == 0) else NotImplemented
-
-
-def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    nothing = isinstance(pad, (list, tuple)) and all(isinstance(p, int) and p == 0 for p in pad)
-    return input if isinstance(input, Lazy) and nothing else NotImplemented
-
-
-def _product(a: Any, b: Any) -> Any:
-    x, gate = (b, a) if isinstance(a, Gate) else (a, b)
-    if not isinstance(gate, Gate) or not gate.waits or not isinstance(x, Tensor):
-        return NotImplemented
-    logits = gate.inputs[0]
-    if x.dim() != 4 or x.shape != logits.shape or x.dtype != logits.dtype:
-        return NotImplemented
-    cost.note([gate])
-    return functional.sigmoid_gate(x, logits)
-
-
-_NN = torch.nn.functional
-CONSUMERS: dict[Function, Function] = {
-    torch.cat: _cat,
-    torch.concat: _cat,
-    torch.concatenate: _cat,
-    torch.conv2d: _conv2d,
-    torch.add: _add,
-    torch.Tensor.add: _add,
-    torch.Tensor.__add__: _add,
-    torch.Tensor.__radd__: _add,
-    torch.relu: _relu,
-    _NN.relu: _relu,
-    torch.Tensor.relu: _relu,
-    _NN.dropout: _dropout,
-    _NN.dropout2d: _dropout,
-    _NN.pad: _pad,
-    torch.mul: _product,
-    torch.Tensor.mul: _product,
-    torch.Tensor.__mul__: _product,
-    torch.Tensor.__rmul__: _product,
-}
-
-
 # Python looks operators up in the class, past `__getattr__`.
-_CONSUMING = {"__add__": _add, "__radd__": _add, "__mul__": _product, "__rmul__": _product}
 _OPERATORS = (
     *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv"),
     *("itruediv", "floordiv", "pow", "rpow", "mod", "matmul", "rmatmul", "neg", "pos", "abs"),
@@ -457,11 +338,7 @@ _OPERATORS = (
 
 def _operator(name: str) -> Function:
     def call(self: Lazy, *args: Any) -> Any:
-        if name in _CONSUMING:
-            result = _CONSUMING[name](self, *args)
-            if result is not NotImplemented:
-                return result
-        return self._call(name, *args)
+        return self._meet(name, *args) if name in METHODS else self._call(name, *args)
 
     return call
 

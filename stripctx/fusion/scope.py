@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stripctx.fusion import consumers as consumers
+from stripctx.fusion import labels as labels
 from stripctx.fusion.lazy import CONSUMERS, Lazy, Level, holds_promise, made
 from stripctx.ops import checks
 

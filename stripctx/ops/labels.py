@@ -11,6 +11,7 @@ the order of the sums is fixed. Log-sum-exps are kept for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _check_argmax(
-    logits: Tensor, size: Sequence[int], align_corners: bool, bytes: int, name: str
+    name: str, logits: Tensor, size: Sequence[int], align_corners: bool, bytes: int
 ) -> None:
     _check_logits(name, logits)
     _check_size(name, "size", logits, size)
@@ -356,7 +357,7 @@ def _check_dice_backward(
 
 define(
     "upsample_argmax(Tensor logits, SymInt[] size, bool align_corners, int bytes) -> Tensor",
-    check=lambda *args: _check_argmax(*args, "upsample_argmax"),
+    check=partial(_check_argmax, "upsample_argmax"),
     reference=reference.upsample_argmax,
     fake=_fake_argmax,
     setup_context=_save_nothing,
@@ -366,7 +367,7 @@ define(
 define(
     "upsample_softmax_max(Tensor logits, SymInt[] size, bool align_corners, int bytes)"
     " -> (Tensor, Tensor)",
-    check=lambda *args: _check_argmax(*args, "upsample_softmax_max"),
+    check=partial(_check_argmax, "upsample_softmax_max"),
     reference=reference.upsample_softmax_max,
     fake=_fake_softmax_max,
     setup_context=_save_nothing,
