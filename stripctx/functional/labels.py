@@ -4,6 +4,7 @@ to the image's size is never built."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,16 +108,42 @@ def upsample_cross_entropy(
     """
     name = "upsample_cross_entropy"
     _check_reduction(name, reduction)
+    options: dict[str, Any] = {
+        "align_corners": align_corners,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    if reduction == "none":
+        return _cross_entropy(logits, target, weight, per_pixel=True, **options)[0]
+    total, weights = cross_entropy_sums(logits, target, weight, **options)
+    return total / weights if reduction == "mean" else total
+
+
+def cross_entropy_sums(
+    logits: Tensor, target: Tensor, weight: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The sums over all pixels of their losses and of their weights; arguments as above."""
+    losses, weights = _cross_entropy(logits, target, weight, per_pixel=False, **options)
+    # along one axis at a time, so that the order of additions does not depend on threads
+    return losses.sum(1).sum(), weights.sum(1).sum()
+
+
+def _cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    *,
+    per_pixel: bool,
+    align_corners: bool,
+    ignore_index: int,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     if weight is not None:
         weight = weight.detach().to(accumulate_dtype(logits))
     losses, weights, _ = _OPS.upsample_cross_entropy(
-        logits, target, weight, align_corners, ignore_index, label_smoothing, reduction == "none"
+        logits, target, weight, align_corners, ignore_index, label_smoothing, per_pixel
     )
-    if reduction == "none":
-        return losses
-    # along one axis at a time, so that the order of additions does not depend on threads
-    total = losses.sum(1).sum()
-    return total / weights.sum(1).sum() if reduction == "mean" else total
+    return losses, weights
 
 
 def upsample_binary_cross_entropy(

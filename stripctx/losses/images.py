@@ -10,6 +10,7 @@ from torch import Tensor
 from stripctx.losses.labels import (
     checked,
     class_counts,
+    is_small,
     nll,
     one_hot,
     pixel_weights,
@@ -23,6 +24,7 @@ def image_weighted_cross_entropy(
     *,
     weight: Tensor | None = None,
     ignore_index: int = 255,
+    align_corners: bool = True,
     upper_bound: float = 1.0,
     inverse: bool = False,
     per_batch: bool = False,
@@ -56,7 +58,9 @@ def image_weighted_cross_entropy(
     factors = _rarity(counts, counts, upper_bound, inverse, per_batch)
     if weight is not None:
         factors = factors * weight.to(factors)
-    losses = weighted_mean(nll(logits, labels), pixel_weights(logits, labels, factors), (1, 2))
+    losses = weighted_mean(
+        nll(logits, labels, align_corners), pixel_weights(logits, labels, factors), (1, 2)
+    )
     return _reduce(name, losses, reduction)
 
 
@@ -66,6 +70,7 @@ def relaxed_boundary_loss(
     *,
     weight: Tensor | None = None,
     ignore_index: int = 255,
+    align_corners: bool = True,
     border: int = 1,
     upper_bound: float = 1.0,
     inverse: bool = False,
@@ -82,7 +87,8 @@ def relaxed_boundary_loss(
     lies beyond the edge of the image.
 
     Upstream takes the sets as its target, (N, K+1, H, W), made by the data loader; here they are
-    made on the device. Computed in logarithms: no probability is too small.
+    made on the device, as large as the logits at the target's size: smaller logits are interpolated
+    first. Computed in logarithms: no probability is too small.
 
     Args:
         border: the radius of the square neighbourhood.
@@ -96,6 +102,10 @@ def relaxed_boundary_loss(
     if border < 0:
         raise ValueError(f"{name}: border must not be negative, got {border}")
     logits, labels = checked(name, logits, target, weight, ignore_index)
+    if is_small(logits, labels):  # the sets are as large as the logits would be
+        logits = F.interpolate(
+            logits, labels.shape[1:], mode="bilinear", align_corners=align_corners
+        )
     classes = logits.shape[1]
     padded = F.pad(labels, (border,) * 4, value=classes)
     near = F.max_pool2d(one_hot(padded, classes + 1, logits.dtype), 2 * border + 1, stride=1)

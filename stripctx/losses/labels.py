@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stripctx import functional
+
 
 def class_presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Which classes an image holds: the target of the semantic encoding loss.
@@ -44,17 +46,18 @@ def marked(function: str, target: Tensor, num_classes: int, ignore_index: int) -
 def checked(
     function: str, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits in float32 or float64, and labels as `marked` gives them."""
+    """Logits in float32 or float64, at their own size, and labels as `marked` gives them."""
     if logits.dim() != 4 or not logits.is_floating_point():
         raise ValueError(
             f"{function}: logits must be a floating map (N, K, H, W), "
             f"got {logits.dtype} {tuple(logits.shape)}"
         )
     batch, classes, height, width = logits.shape
-    if target.shape != (batch, height, width):
+    size = tuple(target.shape)
+    if len(size) != 3 or size[0] != batch or size[1] < height or size[2] < width:
         raise ValueError(
-            f"{function}: target must have shape {(batch, height, width)}, "
-            f"got {tuple(target.shape)}"
+            f"{function}: target must have shape {(batch, height, width)}, or be larger than "
+            f"logits, got {size}"
         )
     if weight is not None and weight.shape != (classes,):
         raise ValueError(
@@ -67,9 +70,19 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def nll(logits: Tensor, labels: Tensor) -> Tensor:
+def is_small(logits: Tensor, labels: Tensor) -> bool:
+    """Whether logits are to be interpolated to the size of the labels."""
+    return logits.shape[2:] != labels.shape[1:]
+
+
+def nll(logits: Tensor, labels: Tensor, align_corners: bool) -> Tensor:
     """(N, H, W), 0 at unlabelled pixels."""
-    return F.cross_entropy(logits, labels, ignore_index=logits.shape[1], reduction="none")
+    unlabelled = logits.shape[1]
+    if not is_small(logits, labels):
+        return F.cross_entropy(logits, labels, ignore_index=unlabelled, reduction="none")
+    return functional.upsample_cross_entropy(
+        logits, labels, align_corners=align_corners, ignore_index=unlabelled, reduction="none"
+    )
 
 
 def pixel_weights(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:

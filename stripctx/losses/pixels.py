@@ -6,11 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stripctx.losses.labels import checked, nll, one_hot, pixel_weights, weighted_mean
+from stripctx import functional
+from stripctx.functional.labels import cross_entropy_sums
+from stripctx.losses.labels import (
+    checked,
+    is_small,
+    nll,
+    one_hot,
+    pixel_weights,
+    weighted_mean,
+)
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, ignore_index: int = 255
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    align_corners: bool = True,
 ) -> Tensor:
     """The weighted mean of -log softmax(logits)[label] over all labelled pixels.
 
@@ -21,7 +35,17 @@ def cross_entropy(
         tensor(1.3863)
     """
     logits, labels = checked("cross_entropy", logits, target, weight, ignore_index)
-    return weighted_mean(nll(logits, labels), pixel_weights(logits, labels, weight), None)
+    if is_small(logits, labels):
+        loss, total = cross_entropy_sums(
+            logits,
+            labels,
+            weight,
+            align_corners=align_corners,
+            ignore_index=logits.shape[1],
+        )
+        return loss / torch.where(total > 0, total, 1.0)
+    losses = nll(logits, labels, align_corners)
+    return weighted_mean(losses, pixel_weights(logits, labels, weight), None)
 
 
 def ohem_cross_entropy(
@@ -30,6 +54,7 @@ def ohem_cross_entropy(
     *,
     weight: Tensor | None = None,
     ignore_index: int = 255,
+    align_corners: bool = True,
     threshold: float = 0.7,
     min_kept: int = 100_000,
 ) -> Tensor:
@@ -48,7 +73,7 @@ def ohem_cross_entropy(
     if min_kept < 1:
         raise ValueError(f"{name}: min_kept must be positive, got {min_kept}")
     logits, labels = checked(name, logits, target, weight, ignore_index)
-    losses = nll(logits, labels)
+    losses = nll(logits, labels, align_corners)
     with torch.no_grad():
         known = labels < logits.shape[1]
         chance = torch.where(known, (-losses).exp(), 2.0)  # beyond every probability
@@ -64,6 +89,7 @@ def dice_loss(
     *,
     weight: Tensor | None = None,
     ignore_index: int = 255,
+    align_corners: bool = True,
     smooth: float = 1.0,
 ) -> Tensor:
     """1 - (2 * sum of p*y + smooth) / (sum of p + sum of y + smooth), the mean over the classes.
@@ -77,13 +103,22 @@ def dice_loss(
         tensor(0.)
     """
     logits, labels = checked("dice_loss", logits, target, weight, ignore_index)
-    classes = logits.shape[1]
-    truth = one_hot(labels, classes + 1, logits.dtype)[:, :classes]
-    chance = logits.softmax(1) * (labels < classes)[:, None]
-    overlap = (chance * truth).sum((0, 2, 3))
-    mass = chance.sum((0, 2, 3)) + truth.sum((0, 2, 3))
+    overlap, mass = _dice_sums(logits, labels, align_corners)
     # without smoothing, a class that is neither there nor predicted is in order: 0 / 0 is 1
     empty = (mass + smooth == 0).to(mass.dtype)
     ratio = (2 * overlap + smooth + empty) / (mass + smooth + empty)
     factors = torch.ones_like(ratio) if weight is None else weight.to(ratio)
     return weighted_mean(1 - ratio, factors, None)
+
+
+def _dice_sums(logits: Tensor, labels: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """(K,): the sums of p * y, and of p and y."""
+    classes = logits.shape[1]
+    if is_small(logits, labels):
+        overlap, mass, count = functional.upsample_dice(
+            logits, labels, align_corners=align_corners, ignore_index=classes
+        )
+        return overlap.sum(0), mass.sum(0) + count.sum(0)
+    truth = one_hot(labels, classes + 1, logits.dtype)[:, :classes]
+    chance = logits.softmax(1) * (labels < classes)[:, None]
+    return (chance * truth).sum((0, 2, 3)), chance.sum((0, 2, 3)) + truth.sum((0, 2, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +19,21 @@ class SegmentationLoss(nn.Module):
         criterion(out) + aux_weight * criterion(aux) + se_weight * (bce(se) + bce(se_stage3))
 
     with bce the binary cross-entropy of EncNet's semantic encoding logits (N, K) against
-    `class_presence`. Outputs that the network does not return are left out. Where `aux` is smaller
-    than the target, its labels are the nearest ones (HANet trains so).
+    `class_presence`. Outputs that the network does not return are left out. `out` and `aux` may be
+    smaller than the target, as `network(x, resize=False)` gives them: the criterion interpolates.
 
     The weights 0.4 and 0.2 are those of PSPNet, SPNet and HANet and of EncNet's paper;
     PyTorch-Encoding's scripts take 0.2 for both.
 
     Args:
         aux_weight, se_weight: the factors above.
-        criterion: takes logits, target, and the keywords weight and ignore_index: a function of
-            this module, or a functools.partial of one.
+        criterion: takes logits, target, and the keywords weight and ignore_index, and align_corners
+            where logits are small: a function of this module, or a functools.partial of one.
         weight: (K,), one factor per class, for the criterion and, as upstream, for the bce.
         ignore_index: the label that counts nowhere.
+        align_corners: how logits smaller than the target are interpolated: `network.align_corners`.
+        shrink_aux: whether a smaller `aux` takes the nearest labels at its own size instead. HANet
+            trains so.
 
     Shape:
         a dictionary of outputs, or the logits `out` alone, and a target (N, H, W) to a scalar.
@@ -50,8 +54,11 @@ class SegmentationLoss(nn.Module):
         criterion: Callable[..., Tensor] = cross_entropy,
         weight: Tensor | None = None,
         ignore_index: int = 255,
+        align_corners: bool = True,
+        shrink_aux: bool = False,
     ) -> None:
         super().__init__()
+        self.align_corners, self.shrink_aux = align_corners, shrink_aux
         self.factors = {"out": 1.0, "aux": aux_weight, "se": se_weight, "se_stage3": se_weight}
         self.criterion = criterion
         self.ignore_index = ignore_index
@@ -78,6 +85,10 @@ class SegmentationLoss(nn.Module):
             logits = at_least_float32(logits)
             weight = None if self.weight is None else self.weight.to(logits)
             return F.binary_cross_entropy_with_logits(logits, present.to(logits), weight)
-        if name == "aux" and logits.shape[2:] != target.shape[1:]:
-            target = shrunk(target, logits.shape[2], logits.shape[3])
-        return self.criterion(logits, target, weight=self.weight, ignore_index=self.ignore_index)
+        options: dict[str, Any] = {"weight": self.weight, "ignore_index": self.ignore_index}
+        if logits.shape[2:] != target.shape[1:]:
+            if name == "aux" and self.shrink_aux:
+                target = shrunk(target, logits.shape[2], logits.shape[3])
+            else:
+                options["align_corners"] = self.align_corners
+        return self.criterion(logits, target, **options)

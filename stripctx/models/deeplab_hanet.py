@@ -101,9 +101,11 @@ class DeepLabHANet(SegmentationNetwork):
     def decode(self, features: tuple[Tensor, ...], pos: Tensor | None = None) -> dict[str, Tensor]:
         return {"out": self.head(features, pos)}
 
-    def forward(self, x: Tensor, pos: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, x: Tensor, pos: Tensor | None = None, *, resize: bool = True
+    ) -> dict[str, Tensor]:
         features = self.extract(x)
-        return self.collect(x, features, self.decode(features, pos))
+        return self.collect(x, features, self.decode(features, pos), resize)
 
 
 @register
@@ -139,7 +141,8 @@ def deeplabv3plus_hanet(
     with a deep stem, `resnet101s`. Their `hanet` is `slots`, `hanet_set` (kernel_size, reduction,
     layers), `hanet_pos` (pos_injection, pos_encoding: 1 the sinusoid, 0 learned). Options that do
     not fit the file are an error, where upstream skips what does not fit and runs with random
-    attention. Its auxiliary loss shrinks the labels, which is enlarge_aux=False here.
+    attention. Its auxiliary loss shrinks the labels, which is enlarge_aux=False here and
+    shrink_aux=True in SegmentationLoss.
 
     Args:
         num_classes: K.

@@ -10,7 +10,7 @@ from stripctx.layers import ContextEncoding
 from stripctx.models.backbones import Weights
 from stripctx.models.build import assemble
 from stripctx.models.heads import classifier, conv_unit
-from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork, resize
+from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork, resized
 from stripctx.models.registry import register
 
 
@@ -72,7 +72,7 @@ class EncHead(nn.Module):
         x = self.reduce(features[3])
         if self.fuse is not None:
             sides = (unit(y) for unit, y in zip(self.laterals, features[1:3], strict=True))
-            sides = (resize(side, x.shape[2:], self.align_corners) for side in sides)
+            sides = (resized(side, x.shape[2:], self.align_corners) for side in sides)
             x = self.fuse(torch.cat([x, *sides], 1))
         x, presence = self.context(x)
         outputs = {"out": self.classify(x)}

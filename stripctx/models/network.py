@@ -4,12 +4,13 @@ that they return."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import upstream
+from stripctx import functional, upstream
 
 NormLayer = Callable[[int], nn.Module]
 Channels = tuple[int, int, int, int]
@@ -31,7 +32,7 @@ def check_image(network: nn.Module, x: Tensor) -> None:
         raise ValueError(f"{name}: x must have shape (N, 3, H, W), got {tuple(x.shape)}")
 
 
-def resize(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+def resized(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     """A map at another size, bilinearly, where that is not its own."""
     if x.shape[2:] == size:
         return x
@@ -54,7 +55,8 @@ class SegmentationNetwork(nn.Module):
 
     Shape:
         (N, 3, H, W) of any size to a dictionary: `out` (N, K, H, W), in training `aux`, of the same
-        shape, and what else `decode` gives.
+        shape, and what else `decode` gives. With resize=False, `out` and `aux` stay at their heads'
+        own size, for `stripctx.losses`, which interpolate them pixel by pixel.
     """
 
     layouts: ClassVar[tuple[upstream.Layout, ...]] = ()
@@ -83,9 +85,26 @@ class SegmentationNetwork(nn.Module):
         """Of the maps that come out, for an image of this size: the same."""
         return height, width
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, *, resize: bool = True) -> dict[str, Tensor]:
         features = self.extract(x)
-        return self.collect(x, features, self.decode(features))
+        return self.collect(x, features, self.decode(features), resize)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, *args: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        """The label map (N, H, W) of an image: the class of the largest logit at every pixel. The
+        logits at the image's size are not made.
+
+        Args:
+            x, args: as forward takes them. For a network in training mode, the mode stays.
+            dtype: int64, int32, or uint8 for up to 256 classes.
+        """
+        logits = self(x, *args, resize=False)["out"]
+        size = self.output_size(x.shape[2], x.shape[3])
+        if size[0] < logits.shape[2] or size[1] < logits.shape[3]:
+            return resized(logits, size, self.align_corners).argmax(1).to(dtype)
+        return functional.upsample_argmax(
+            logits, size, align_corners=self.align_corners, dtype=dtype
+        )
 
     def extract(self, x: Tensor) -> tuple[Tensor, ...]:
         """The backbone's features of an image."""
@@ -93,15 +112,21 @@ class SegmentationNetwork(nn.Module):
         return self.backbone(x)
 
     def collect(
-        self, x: Tensor, features: tuple[Tensor, ...], outputs: dict[str, Tensor]
+        self,
+        x: Tensor,
+        features: tuple[Tensor, ...],
+        outputs: dict[str, Tensor],
+        resize: bool,
     ) -> dict[str, Tensor]:
         """What `decode` gave, and in training the auxiliary output, at the size that comes out."""
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
+        if not resize:
+            return outputs
         size = self.output_size(x.shape[2], x.shape[3])
         kept = () if self.enlarge_aux else ("aux",)
         return {
-            name: resize(value, size, self.align_corners)
+            name: resized(value, size, self.align_corners)
             if value.dim() == 4 and name not in kept
             else value
             for name, value in outputs.items()
