@@ -30,9 +30,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples import arguments, figures, videos  # noqa: E402
+from examples.data import files  # noqa: E402
+from examples.data.images import read_image  # noqa: E402
 from examples.data.labels import IGNORE, DataError  # noqa: E402
 from examples.data.layouts import SUFFIXES  # noqa: E402
-from examples.data.pairs import read_image  # noqa: E402
 from examples.training import processes  # noqa: E402
 from examples.training.checkpoint import CheckpointError  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
@@ -81,8 +82,7 @@ def listed(path: Path) -> list[Path]:
         raise DataError(f"{path}: there is no such image, video or folder")
     if not path.is_dir():
         return [path]
-    known = SUFFIXES | videos.SUFFIXES
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known)
+    found = files.listed(path, SUFFIXES | videos.SUFFIXES)
     if not found:
         raise DataError(f"{path}: holds no images and no videos")
     return found
@@ -114,7 +114,7 @@ class Writer:
         self.palette = subject.labelling.palette
 
     def picture(self, path: Path, name: str) -> None:
-        image = read_image(path, upright=True)
+        image = read_image(path, self.subject.recipe.data.reading, upright=True)
         labels = self._labels(image)
         self._map(labels).save(self.folder / f"{name}_labels.png")
         mixed = figures.overlay(image, labels, self.palette, self.share)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from examples.data import layouts
 from examples.data.generated import GeneratedScenes
+from examples.data.images import MAX_PIXELS, Reading
 from examples.data.labels import IGNORE, DataError, Labelling, from_table, numbered
 from examples.data.pairs import Pair, PairedFiles, Scenes
 
@@ -27,6 +28,9 @@ class Data:
         class, in whatever scene it lies; see `examples.data.centroids`. The rest are whole scenes.
     tile: the side of the squares in which each class has its place, in pixels.
     coarse: the names of classes whose centroids in Cityscapes' coarse labels are drawn too.
+    white: the value of a white pixel in grey images of more than 8 bits, 4095 say; 0 stands for
+        65535 in 16-bit ones, and refuses those of 32 bits and of floats.
+    max_pixels: images of more are refused: small files can unpack to more than memory holds.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
     """
 
@@ -36,6 +40,8 @@ class Data:
     class_uniform: float = 0.0
     tile: int = 1024
     coarse: list[str] = field(default_factory=list)
+    white: float = 0.0
+    max_pixels: int = MAX_PIXELS
     train_images: str = ""
     train_labels: str = ""
     val_images: str = ""
@@ -46,6 +52,10 @@ class Data:
     width: int = 512
     train_count: int = 200
     val_count: int = 40
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.white, self.max_pixels)
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
@@ -116,12 +126,12 @@ def open_split(data: Data, split: str) -> Scenes:
         return GeneratedScenes(split, count, data.height, data.width)
     if data.name == "folders":
         images, labels = (_folder(data, f"{split}_{part}") for part in ("images", "labels"))
-        return PairedFiles(layouts.folders(images, labels), classes, images)
+        return PairedFiles(layouts.folders(images, labels), classes, images, data.reading)
     root, pairs = _folder(data, "root"), _KNOWN[data.name].pairs
     found = pairs(root, split)
     if split == "train" and data.train_on_val:
         found += pairs(root, "val")
-    return PairedFiles(found, classes, root)
+    return PairedFiles(found, classes, root, data.reading)
 
 
 def open_training(data: Data) -> tuple[Scenes, int]:
@@ -141,7 +151,7 @@ def open_training(data: Data) -> tuple[Scenes, int]:
     assert isinstance(scenes, PairedFiles)
     root = _folder(data, "root")
     together = scenes.pairs + layouts.cityscapes(root, "train_extra", "gtCoarse")
-    return PairedFiles(together, scenes.labelling, root), len(scenes)
+    return PairedFiles(together, scenes.labelling, root, data.reading), len(scenes)
 
 
 def _folder(data: Data, setting: str) -> Path:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from examples.data.files import listed
 from examples.data.labels import DataError
 from examples.data.pairs import Pair
 
@@ -34,7 +35,7 @@ def cityscapes(root: Path, split: str, labels: str = "gtFine") -> list[Pair]:
     the split train_extra too."""
     kept = _existing(root / "leftImg8bit" / split)
     pairs = []
-    for path in sorted(kept.glob("*/*_leftImg8bit.png")):
+    for path in listed(kept, SUFFIXES, "*/*_leftImg8bit.png"):
         name = path.name.replace("_leftImg8bit", f"_{labels}_labelIds")
         pairs.append(Pair(path, root / labels / split / path.parent.name / name))
     return pairs
@@ -74,7 +75,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in _existing(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+    return listed(_existing(folder), SUFFIXES)
 
 
 def _existing(folder: Path) -> Path:

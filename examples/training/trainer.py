@@ -34,7 +34,7 @@ from examples.training.recipe import Recipe, RecipeError
 
 # What may differ from the recipe of the run that goes on: where and how, not what, is computed.
 _FREE = {
-    "data": {"root", "train_images", "train_labels", "val_images", "val_labels"},
+    "data": {"root", "train_images", "train_labels", "val_images", "val_labels", "max_pixels"},
     "network": {"weights", "start"},
     "train": {"workers", "save_every"},
     "evaluation": {"protocol", "options"},
