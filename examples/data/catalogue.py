@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from examples import ranges
 from examples.data import layouts
 from examples.data.generated import GeneratedScenes
 from examples.data.images import MAX_PIXELS, Reading
 from examples.data.labels import IGNORE, DataError, Labelling, from_table, numbered
 from examples.data.pairs import Pair, PairedFiles, Scenes
+from examples.ranges import number
 
 SPLITS = ("train", "val")
 
@@ -37,21 +39,21 @@ class Data:
     name: str = "scenes"
     root: str = ""
     train_on_val: bool = False
-    class_uniform: float = 0.0
-    tile: int = 1024
+    class_uniform: float = number(0.0, low=0, high=1)
+    tile: int = number(1024, low=1)
     coarse: list[str] = field(default_factory=list)
-    white: float = 0.0
-    max_pixels: int = MAX_PIXELS
+    white: float = number(0.0, low=0)
+    max_pixels: int = number(MAX_PIXELS, low=1)
     train_images: str = ""
     train_labels: str = ""
     val_images: str = ""
     val_labels: str = ""
     classes: list[str] = field(default_factory=list)  # names of the values 0, 1, ... in the files
     ignored: list[int] = field(default_factory=lambda: [IGNORE])  # values that count nowhere
-    height: int = 256
-    width: int = 512
-    train_count: int = 200
-    val_count: int = 40
+    height: int = number(256, low=1)
+    width: int = number(512, low=1)
+    train_count: int = number(200, low=1)
+    val_count: int = number(40, low=1)
 
     @property
     def reading(self) -> Reading:
@@ -59,10 +61,7 @@ class Data:
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
-        if not 0 <= self.class_uniform <= 1:
-            raise ValueError(f"data.class_uniform: must be 0 to 1, got {self.class_uniform}")
-        if self.tile < 1:
-            raise ValueError(f"data.tile: must be positive, got {self.tile}")
+        ranges.check("data", self)
         if self.coarse and not (self.name == "cityscapes" and self.class_uniform):
             raise ValueError(
                 "data.coarse: is for cityscapes with data.class_uniform, "
