@@ -107,9 +107,11 @@ NAMES = ["on", "off", "yes", "no", "y", "true", "null", "~", "007", "1_0", "1e3"
 
 def test_names_are_text_in_files_and_changes(file: Path) -> None:
     listed = ", ".join(NAMES)
-    found = recipe.load(file, [f"data.classes=[{listed}]"])
+    found = recipe.load(file, ["data.name=folders", f"data.classes=[{listed}]"])
     assert found.data.classes == NAMES
-    file.write_text(f"data: {{classes: [{listed}], root: off}}\nloss: {{criterion: no}}")
+    file.write_text(
+        f"data: {{name: folders, classes: [{listed}], root: off}}\nloss: {{criterion: no}}"
+    )
     found = recipe.load(file)
     assert (found.data.classes, found.data.root) == (NAMES, "off")
     assert found.loss.criterion == "no"
@@ -129,7 +131,8 @@ def test_paths_are_text(file: Path, path: str) -> None:
 
 def test_names_with_hashes(file: Path) -> None:
     """Quoted, or within a word; else they are refused rather than cut off."""
-    assert recipe.load(file, ["data.classes=['#1', a#2]"]).data.classes == ["#1", "a#2"]
+    found = recipe.load(file, ["data.name=folders", "data.classes=['#1', a#2]"])
+    assert found.data.classes == ["#1", "a#2"]
     for change in ("data.classes=[a, #1]", "data.classes=[a #1]"):
         with pytest.raises(RecipeError, match=r"^data\.classes: cannot be read, .* need quotes"):
             recipe.load(file, [change])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from examples import ranges
-from examples.data import layouts
+from examples.data import layouts, mapping, naming
 from examples.data.generated import GeneratedScenes
 from examples.data.images import MAX_PIXELS, Reading
-from examples.data.labels import IGNORE, DataError, Labelling, from_table, numbered
+from examples.data.labels import IGNORE, LARGEST, DataError, Labelling, from_table
+from examples.data.naming import NAME
 from examples.data.pairs import Pair, PairedFiles, Scenes
-from examples.ranges import number
+from examples.ranges import number, within
 
 SPLITS = ("train", "val")
 
@@ -34,6 +36,13 @@ class Data:
         65535 in 16-bit ones, and refuses those of 32 bits and of floats.
     max_pixels: images of more are refused: small files can unpack to more than memory holds.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
+    image_name, label_name: patterns of the names of files; see `examples.data.naming`.
+    classes: K names. Without `values` the files hold 0 to K - 1.
+    values: what the values or colours of label files mean, like {0: soil, 255: plant} or
+        {'128 64 0': soil}; nothing after the colon is ignored. See `examples.data.mapping`.
+    table: a CSV file that says all of this; its lines stand in classes, values and colours, then.
+    ignored: values of label files that count nowhere.
+    colours: of classes in figures, others than PASCAL VOC's, like {soil: 128 64 0}.
     """
 
     name: str = "scenes"
@@ -48,8 +57,15 @@ class Data:
     train_labels: str = ""
     val_images: str = ""
     val_labels: str = ""
-    classes: list[str] = field(default_factory=list)  # names of the values 0, 1, ... in the files
-    ignored: list[int] = field(default_factory=lambda: [IGNORE])  # values that count nowhere
+    image_name: str = ""
+    label_name: str = "{name}.png"
+    classes: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    table: str = ""
+    ignored: list[int] = field(
+        default_factory=lambda: [IGNORE], metadata=within(low=0, high=LARGEST)
+    )
+    colours: dict[str, str] = field(default_factory=dict)
     height: int = number(256, low=1)
     width: int = number(512, low=1)
     train_count: int = number(200, low=1)
@@ -67,6 +83,34 @@ class Data:
                 "data.coarse: is for cityscapes with data.class_uniform, "
                 f"got {self.name} with {self.class_uniform}"
             )
+        for setting in ("classes", "values", "table", "colours"):
+            if getattr(self, setting) and self.name != "folders":
+                raise ValueError(f"data.{setting}: is for data.name=folders, got {self.name}")
+        if self.name == "folders":
+            self._check_folders()
+
+    def _check_folders(self) -> None:
+        for pattern in ("image_name", "label_name"):
+            if value := getattr(self, pattern):
+                naming.check(f"data.{pattern}", value)
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise ValueError(f"data.classes: must be different names, got {twice[0]!r} twice")
+        if "" in self.classes:
+            raise ValueError("data.classes: must be names, got an empty one")
+        if self.classes or self.values:
+            _own_labelling(self)
+
+    def resolved(self) -> Data:
+        """With what the table says, and no table: then a checkpoint needs no other file.
+
+        Raises:
+            DataError: the table cannot be.
+        """
+        if not self.table:
+            return self
+        found = mapping.read_table(Path(self.table).expanduser())
+        return replace(self, table="", **found._asdict())
 
 
 class _Known(NamedTuple):
@@ -105,10 +149,17 @@ def labelling(data: Data) -> Labelling:
     if data.name == "scenes":
         return GeneratedScenes.labelling
     if data.name == "folders":
-        if not data.classes:
+        if not data.classes and not data.values:
             raise DataError("data.classes: must name the classes of a pair of folders, got none")
-        return numbered(data.classes, data.ignored)
+        return _own_labelling(data)
     raise DataError(f"data.name: must be one of {', '.join(names())}, got {data.name!r}")
+
+
+def _own_labelling(data: Data) -> Labelling:
+    """Raises ValueError, by the setting."""
+    if data.values:
+        return mapping.mapped(data.classes, data.values, data.ignored, data.colours)
+    return mapping.numbered(data.classes, data.ignored, data.colours)
 
 
 def open_split(data: Data, split: str) -> Scenes:
@@ -125,7 +176,8 @@ def open_split(data: Data, split: str) -> Scenes:
         return GeneratedScenes(split, count, data.height, data.width)
     if data.name == "folders":
         images, labels = (_folder(data, f"{split}_{part}") for part in ("images", "labels"))
-        return PairedFiles(layouts.folders(images, labels), classes, images, data.reading)
+        found = naming.paired(images, labels, data.image_name, data.label_name or f"{NAME}.png")
+        return PairedFiles(found, classes, images, data.reading)
     root, pairs = _folder(data, "root"), _KNOWN[data.name].pairs
     found = pairs(root, split)
     if split == "train" and data.train_on_val:

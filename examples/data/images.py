@@ -44,15 +44,20 @@ def read_image(path: Path, reading: Reading = PLAIN, *, upright: bool = False) -
 
 def read_values(path: Path, reading: Reading = PLAIN, *, colours: bool = False) -> np.ndarray:
     """Integers (H, W), from a picture with one channel or with a palette; with `colours`, uint8
-    (H, W, 3) from one in colour or with a palette."""
+    (H, W, 3), from one of 8 bits a channel or with a palette."""
     with opened(path, reading) as file:
-        if colours and file.mode not in ("1", "L", "I", "F") and not file.mode.startswith("I;"):
+        if colours:
+            if file.mode.startswith(("I", "F")):
+                raise DataError(f"{path}: labels must be in colour, got an image of {file.mode}")
             return np.asarray(file.convert("RGB"))
         values = np.asarray(file)
         if values.ndim == 2 and values.dtype.kind == "f" and (values == np.rint(values)).all():
             values = values.astype(np.int64)
         if values.ndim != 2 or values.dtype.kind not in "bui":
-            raise DataError(f"{path}: labels must have one channel, got an image of {file.mode}")
+            raise DataError(
+                f"{path}: labels must have one channel, got an image of {file.mode}; "
+                "data.values says what colours mean"
+            )
     return values.astype(np.int64) if values.dtype != np.uint8 else values
 
 

@@ -82,11 +82,17 @@ class PairedFiles:
 
     def labels(self, index: int) -> np.ndarray:
         path = self.pairs[index].labels
-        return self.labelling.decode(read_values(path, self.reading), path)
+        in_colour = bool(self.labelling.colours)
+        return self.labelling.decode(read_values(path, self.reading, colours=in_colour), path)
 
     def version(self) -> str:
         """By the names, sizes and times of the label files."""
-        meaning = (self.labelling.values, sorted(self.labelling.ignored))
+        meaning = (
+            self.labelling.values,
+            sorted(self.labelling.ignored),
+            self.labelling.others,
+            self.labelling.colours,
+        )
         known = hashlib.sha256(repr(meaning).encode())
         for pair in self.pairs:
             facts = pair.labels.stat()

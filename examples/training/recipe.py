@@ -30,9 +30,11 @@ from yaml import MarkedYAMLError, YAMLError
 from examples import ranges
 from examples.data.augment import Augmentation
 from examples.data.catalogue import Data
+from examples.data.labels import DataError
 from examples.ranges import number, within
 from examples.training import written
 
+_REPLACED = (".options", ".values", ".colours")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -197,8 +199,8 @@ def _change(whole: DictConfig, change: str) -> None:
         raise RecipeError(f"{change}: a change must read setting=value")
     try:
         value = written.parse_change(text, written.declared(Recipe, key))
-        # options are replaced, where merging would keep those of another name
-        OmegaConf.update(whole, key, value, merge=not key.endswith(".options"))
+        # these are replaced, where merging would keep those of another name
+        OmegaConf.update(whole, key, value, merge=not key.endswith(_REPLACED))
     except YAMLError as error:
         reason = f"{_reason(error)}; names with # or : in a list need quotes"
         raise RecipeError(f"{key}: cannot be read, {text!r} ({reason})") from None
@@ -209,10 +211,11 @@ def _change(whole: DictConfig, change: str) -> None:
 
 def _check(recipe: Recipe) -> None:
     try:
+        recipe.data = recipe.data.resolved()
         recipe.data.check()
         recipe.augmentation.check()
         ranges.check("", recipe)
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         raise RecipeError(str(error)) from None
     train = recipe.train
     if train.steps == train.epochs == 0:
