@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples import arguments, figures  # noqa: E402
+from examples.commands import Parser, check_output, count  # noqa: E402
 from examples.data import catalogue  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
 from examples.data.pairs import Scene  # noqa: E402
@@ -43,9 +44,10 @@ from examples.training.recipe import RecipeError  # noqa: E402
 
 def main(given: list[str] | None = None) -> int:
     options = parse(given)
-    here = processes.join(options.device)
     console = Console()
     try:
+        check_output(options.output)
+        here = processes.join(options.device)
         subject = arguments.subject(options, here.device)
         scenes = catalogue.open_split(subject.recipe.data, options.split)
         scores = score(
@@ -69,11 +71,11 @@ def main(given: list[str] | None = None) -> int:
 
 
 def parse(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Scores a network on labelled images.")
+    parser = Parser("evaluate", description="Scores a network on labelled images.")
     arguments.add(parser)
     parser.add_argument("--split", default="val", choices=catalogue.SPLITS)
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder to write")
-    parser.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
+    parser.add_argument("--readers", type=count, default=2, help="threads that read images ahead")
     return parser.parse_intermixed_args(given)
 
 

@@ -30,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples import arguments, figures, videos  # noqa: E402
+from examples.commands import Parser, check_output  # noqa: E402
 from examples.data import files  # noqa: E402
 from examples.data.images import read_image  # noqa: E402
 from examples.data.labels import IGNORE, DataError  # noqa: E402
@@ -43,6 +44,7 @@ def main(given: list[str] | None = None) -> int:
     options = parse(given)
     console = Console()
     try:
+        check_output(options.output)
         inputs = listed(options.input)
         subject = arguments.subject(options, processes.join(options.device).device)
         writer = Writer(subject, options.output, options.share, options.dataset_values)
@@ -61,7 +63,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def parse(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Segments pictures and videos.")
+    parser = Parser("predict", description="Segments pictures and videos.")
     arguments.add(parser, inputs=True)
     parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder to write")
     parser.add_argument("--share", type=float, default=0.55, help="of the colours in overlays")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,16 @@ def listed(folder: Path, suffixes: Collection[str], pattern: str = "*") -> list[
         for path in folder.glob(pattern)
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError where files could not be written into a folder, which need not be there yet;
+    leaves nothing behind."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    with tempfile.TemporaryFile(dir=place):
+        pass
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,7 @@ class Objective(nn.Module):
 
     def __init__(self, settings: Loss, num_classes: int, processes: Processes) -> None:
         super().__init__()
-        criterion = getattr(losses, settings.criterion, None)
-        if settings.criterion not in losses.__all__ or isinstance(criterion, type):
-            raise RecipeError(
-                f"loss.criterion: must be a function of stripctx.losses, got {settings.criterion!r}"
-            )
+        criterion = _criterion(settings)
         weight = torch.tensor(settings.class_weights) if settings.class_weights else None
         if weight is not None and len(weight) != num_classes:
             raise RecipeError(
@@ -72,9 +69,31 @@ class Objective(nn.Module):
         return (own * self.processes.size / torch.where(total > 0, total, 1.0)).float()
 
 
+def _criterion(settings: Loss) -> Callable[..., Tensor]:
+    criterion = getattr(losses, settings.criterion, None)
+    takes = {} if criterion is None else inspect.signature(criterion).parameters
+    if settings.criterion not in losses.__all__ or "logits" not in takes:
+        raise RecipeError(
+            f"loss.criterion: must be a function of stripctx.losses, got {settings.criterion!r}"
+        )
+    given = [name for name in takes if name not in ("logits", "target", "weight", "ignore_index")]
+    unknown = [name for name in settings.options if name not in given]
+    if unknown:
+        raise RecipeError(
+            f"loss.options: {settings.criterion} takes {', '.join(given) or 'none'}, "
+            f"got {', '.join(unknown)}"
+        )
+    return criterion
+
+
 def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.SGD:
     """SGD over the recipe's groups; `share` in a group is its rate's factor."""
-    patterns = [re.compile(group.match) for group in settings.groups]
+    try:
+        patterns = [re.compile(group.match) for group in settings.groups]
+    except re.error as error:
+        raise RecipeError(
+            f"optimizer.groups: {error.pattern!r} is no regular expression ({error.msg})"
+        ) from None
     chosen: list[list[nn.Parameter]] = [[] for _ in range(len(patterns) + 1)]
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

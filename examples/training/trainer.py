@@ -21,11 +21,21 @@ from torch import Tensor
 
 from examples.data import catalogue
 from examples.data.augment import Augmented, Example
+from examples.data.pairs import Scenes
 from examples.inference import View
 from examples.metrics import Scores
 from examples.protocols import WholeImage
 from examples.scoring import score
-from examples.training import batches, checkpoint, networks, objective, recipe, start
+from examples.training import (
+    batches,
+    checkpoint,
+    checks,
+    networks,
+    objective,
+    recipe,
+    start,
+    survey,
+)
 from examples.training.class_centroids import find_centroids
 from examples.training.log import Log
 from examples.training.processes import Processes, set_training
@@ -81,10 +91,6 @@ class Trainer:
         )
         self.labelling = scenes.labelling
         self.examples = Augmented(scenes, settings.augmentation, train.seed)
-        if train.batch % self.processes.size:
-            raise RecipeError(
-                f"train.batch: must divide among {self.processes.size} processes, got {train.batch}"
-            )
         self.steps_per_epoch = self.scenes // train.batch
         if self.steps_per_epoch == 0:
             raise RecipeError(f"train.batch: {self.scenes} scenes are too few for {train.batch}")
@@ -92,6 +98,7 @@ class Trainer:
         device = self.processes.device
         torch.manual_seed(train.seed)
         classes = len(self.labelling.classes)
+        checks.check(settings, classes, self.processes)
         kept = self._kept()
         network = networks.build(settings.network, classes, pretrained=kept is None)
         if settings.network.start and kept is None:
@@ -117,6 +124,23 @@ class Trainer:
         if kept is not None:
             self._restore(kept)
         self.stopping = False
+        self._survey(scenes)
+
+    def _survey(self, scenes: Scenes) -> None:
+        """What labels of one's own hold is looked up before they are trained on."""
+        if self.step == self.steps:
+            return
+        if self.recipe.data.name == "folders":
+            survey.survey(
+                scenes,
+                self.validation,
+                self.folder,
+                self.processes,
+                console=self.console,
+                readers=self.recipe.train.workers,
+            )
+        elif self.validation is not None:
+            survey.check_labelled(self.validation)
 
     def run(self) -> None:
         """To the last step. Raises StoppedError after a SIGTERM or SIGINT."""
