@@ -9,11 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """low, high: ends that belong to it. above: an end that does not."""
+    """low, high: ends that belong to it. above, below: ends that do not."""
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
+    below: float | None = None
 
     def __contains__(self, value: float) -> bool:
         return (
@@ -21,9 +22,12 @@ class Range:
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
         )
 
     def __str__(self) -> str:
+        if self.below is not None:
+            return f"{self.low:g} to below {self.below:g}"
         if self.high is not None:
             return f"{self.low:g} to {self.high:g}"
         if self.above == 0 or self.low == 1:
@@ -31,14 +35,8 @@ class Range:
         return "0 or more" if self.low == 0 else "a finite number"
 
 
-def number(
-    default: float | None,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-) -> Any:
-    """The field of a dataclass that holds such a number.
+def number(default: float | None, **ends: float) -> Any:
+    """The field of a dataclass that holds such a number; `ends` are those of a Range.
 
     Example:
         >>> @dataclass
@@ -48,10 +46,10 @@ def number(
         Traceback (most recent call last):
         ValueError: train.batch: must be positive, got 0
     """
-    return field(default=default, metadata=within(low=low, high=high, above=above))
+    return field(default=default, metadata=within(**ends))
 
 
-def within(**ends: float | None) -> dict[str, Range]:
+def within(**ends: float) -> dict[str, Range]:
     """The metadata of such a field, for lists of numbers too."""
     return {"range": Range(**ends)}
 

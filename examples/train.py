@@ -24,7 +24,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from examples.commands import ArgumentError, Parser, check_output  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
-from examples.training import processes, recipe  # noqa: E402
+from examples.training import loggers, processes, recipe  # noqa: E402
 from examples.training.checkpoint import CheckpointError  # noqa: E402
 from examples.training.networks import describe  # noqa: E402
 from examples.training.processes import Processes  # noqa: E402
@@ -37,6 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path, help="a YAML file, as in examples/recipes")
     parser.add_argument("changes", nargs="*", help="settings to replace, like train.batch=8")
     parser.add_argument("--output", type=Path, help="the run's folder; runs/ and the recipe's name")
+    parser.add_argument(
+        "--log-to",
+        action="append",
+        default=[],
+        help="tensorboard, or module:function, besides log.csv; see examples/training/loggers.py",
+    )
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
     options = parser.parse_intermixed_args(arguments)
     folder = options.output or Path("runs") / options.recipe.stem
@@ -46,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = recipe.load(options.recipe, options.changes)
         if here.first:
             check_output(folder)
-        trainer = Trainer(settings, folder, here, console)
+        makers = [loggers.find(name) for name in options.log_to]
+        trainer = Trainer(settings, folder, here, console, loggers=makers)
         if here.first:
             console.print(
                 f"{describe(trainer.network)}, {len(trainer.labelling.classes)} classes, "

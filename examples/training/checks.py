@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from examples import protocols
-from examples.training import networks
+from examples.training import networks, objective
 from examples.training.processes import Processes, set_training
 from examples.training.recipe import Recipe, RecipeError
 
@@ -17,6 +17,7 @@ def check(settings: Recipe, num_classes: int, processes: Processes) -> None:
         protocols.create(written.protocol, **written.options)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"evaluation: {error}") from None
+    objective.check(settings.loss, num_classes)
     size, batch = processes.size, settings.train.batch
     if batch % size:
         raise RecipeError(f"train.batch: must divide among {size} processes, got {batch}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +25,24 @@ class Objective(nn.Module):
     A mean over labelled pixels of one process's scenes is not its share of the mean over all: each
     is weighed by the pixels it stands for, so that cross-entropy is that of the whole batch, as one
     process would have it. Other criteria are averaged over the processes.
+
+    Args:
+        class_weights: where the recipe names none, one a class, or none.
     """
 
     weight: Tensor | None
 
-    def __init__(self, settings: Loss, num_classes: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        settings: Loss,
+        num_classes: int,
+        processes: Processes,
+        class_weights: Sequence[float] = (),
+    ) -> None:
         super().__init__()
-        criterion = _criterion(settings)
-        weight = torch.tensor(settings.class_weights) if settings.class_weights else None
-        if weight is not None and len(weight) != num_classes:
-            raise RecipeError(
-                f"loss.class_weights: must be {num_classes}, one a class, got {len(weight)}"
-            )
+        criterion = check(settings, num_classes)
+        given = settings.class_weights or class_weights
+        weight = torch.tensor(given) if given else None
         self.processes, self.num_classes = processes, num_classes
         self.shared = criterion is losses.cross_entropy and processes.size > 1
         self.register_buffer("weight", weight, persistent=False)
@@ -69,7 +75,8 @@ class Objective(nn.Module):
         return (own * self.processes.size / torch.where(total > 0, total, 1.0)).float()
 
 
-def _criterion(settings: Loss) -> Callable[..., Tensor]:
+def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
+    """The criterion; raises RecipeError, by the setting, for what cannot be."""
     criterion = getattr(losses, settings.criterion, None)
     takes = {} if criterion is None else inspect.signature(criterion).parameters
     if settings.criterion not in losses.__all__ or "logits" not in takes:
@@ -82,6 +89,11 @@ def _criterion(settings: Loss) -> Callable[..., Tensor]:
         raise RecipeError(
             f"loss.options: {settings.criterion} takes {', '.join(given) or 'none'}, "
             f"got {', '.join(unknown)}"
+        )
+    if settings.class_weights and len(settings.class_weights) != num_classes:
+        raise RecipeError(
+            f"loss.class_weights: must be {num_classes}, one a class, "
+            f"got {len(settings.class_weights)}"
         )
     return criterion
 

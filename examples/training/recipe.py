@@ -33,6 +33,7 @@ from examples.data.catalogue import Data
 from examples.data.labels import DataError
 from examples.ranges import number, within
 from examples.training import written
+from examples.training.balance import BALANCES
 
 _REPLACED = (".options", ".values", ".colours")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -58,13 +59,16 @@ class Network:
 
 @dataclass
 class Loss:
-    """criterion: of stripctx.losses, with its options. class_weights: none, or one a class."""
+    """criterion: of stripctx.losses, with its options. class_weights: none, or one a class.
+    balance: `median` or `log` weighs classes by how often they occur in the labels of training; see
+    `examples.training.balance`."""
 
     criterion: str = "cross_entropy"
     options: dict[str, Any] = field(default_factory=dict)
     aux_weight: float = number(0.4, low=0)
     se_weight: float = number(0.2, low=0)
     class_weights: list[float] = field(default_factory=list, metadata=within(low=0))
+    balance: str = "none"
 
 
 @dataclass
@@ -95,7 +99,9 @@ class Train:
     `own`, or `frozen` at their statistics. validate_every: epochs between validations, the last
     epoch always; 0 is never. validate_scale: that of the images then, seen whole. save_every: steps
     between checkpoints, besides one an epoch; 0 is none. log_every: steps a line of the log.
-    workers: processes that read scenes, for each that trains."""
+    workers: processes that read scenes, for each that trains. average: if positive, what is
+    validated, and kept as best.pt, is the moving average of the weights, with this decay a step;
+    0.999 say."""
 
     batch: int = number(16, low=1)
     epochs: int = number(100, low=0)
@@ -110,6 +116,7 @@ class Train:
     validate_scale: float = number(1.0, above=0)
     save_every: int = number(500, low=0)
     log_every: int = number(10, low=1)
+    average: float = number(0.0, low=0, below=1)
 
 
 @dataclass
@@ -224,6 +231,12 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(
             f"train.precision: must be one of {', '.join(PRECISIONS)}, got {train.precision}"
         )
+    if recipe.loss.balance not in BALANCES:
+        raise RecipeError(
+            f"loss.balance: must be one of {', '.join(BALANCES)}, got {recipe.loss.balance}"
+        )
+    if recipe.loss.balance != "none" and recipe.loss.class_weights:
+        raise RecipeError("loss.balance: computes weights, but loss.class_weights gives some")
     if train.norms not in ("sync", "own", "frozen"):
         raise RecipeError(f"train.norms: must be sync, own or frozen, got {train.norms}")
 

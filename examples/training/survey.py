@@ -57,24 +57,34 @@ def survey(
     folder: Path,
     processes: Processes,
     *,
+    own: bool,
+    counted: bool = False,
     console: Console | None = None,
     readers: int = 2,
-) -> np.ndarray:
-    """Counts the pixels of every class for training and validation, and says what is amiss.
+) -> np.ndarray | None:
+    """Looks at the labels of training and validation, and says what is amiss.
+
+    Args:
+        own: whether nobody else has looked at them: every pixel is counted, then. Of others it is
+            seen to that validation has any.
+        counted: whether to count those of training in any case.
 
     Returns:
-        What `count` found for training.
+        What `count` found for training, where it was counted.
 
     Raises:
         DataError: as `count` and `judge`.
     """
-    train, val = (
-        None
-        if each is None
-        else count(each, split, folder, processes, console=console, readers=readers)
-        for each, split in ((scenes, "train"), (validation, "val"))
-    )
-    assert train is not None
+
+    def counts(of: Scenes, split: str) -> np.ndarray:
+        return count(of, split, folder, processes, console=console, readers=readers)
+
+    if not own:
+        if validation is not None:
+            check_labelled(validation)
+        return counts(scenes, "train") if counted else None
+    train = counts(scenes, "train")
+    val = None if validation is None else counts(validation, "val")
     for line in judge(scenes.labelling.names, train, val):
         if console is not None:
             console.print(f"[bold]{line}[/]", highlight=False)
