@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 
@@ -76,6 +77,7 @@ def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
         "train.validate_every=-1", "train.validate_scale=0", "train.steps=-1", "train.seed=-1",
         "train.epochs=-3", "optimizer.rate=-0.1", "optimizer.rate=nan", "optimizer.momentum=1.1",
         "optimizer.weight_decay=-1e-4", "optimizer.power=-1", "optimizer.groups[0].rate=-1",
+        "optimizer.warmup=-1", "train.average=1",
         "loss.aux_weight=-0.4", "loss.se_weight=inf", "loss.class_weights=[1,-1]",
         "data.height=0", "data.width=-1", "data.train_count=0", "data.val_count=0",
         "data.max_pixels=0", "data.white=-1", "augmentation.rotation=-10",
@@ -185,6 +187,8 @@ def test_recipe_in_the_repository(path: Path) -> None:
     """The network, its groups, its loss and its protocol can be made; nothing is computed."""
     found = recipe.load(path)
     classes = len(catalogue.labelling(found.data).classes)
+    if ":" in found.network.name:
+        oracles.transformers() if "transformers" in found.network.name else oracles.whole_smp()
     with torch.device("meta"):
         network = networks.build(found.network, classes)
     sgd = objective.optimizer(network, found.optimizer)
@@ -221,7 +225,7 @@ COMES_TO = {
     "voc_pspnet50": (473, 16, 0.01, 50, 512, 473),
     "voc_pspnet101": (473, 16, 0.01, 50, 512, 473),
 }
-OWN = {"camvid", "scenes"}  # settings of no paper
+OWN = {"camvid", "camvid_segformer", "camvid_upernet", "scenes"}  # settings of no paper
 
 
 def test_every_recipe_of_a_paper_is_listed() -> None:

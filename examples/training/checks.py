@@ -30,13 +30,13 @@ def _check_one(settings: Recipe, num_classes: int, size: int) -> None:
     """That the network trains with a batch of one in each process: a norm of a pooled map of one
     pixel would see a single value of each channel. Tried by shapes alone."""
     with torch.device("meta"):
-        network = networks.build(settings.network, num_classes, pretrained=False)
-        set_training(network, frozen_norms=settings.train.norms == "frozen")
         height, width = settings.augmentation.crop
         inputs = [torch.empty(1, 3, height, width)]
-        if networks.takes_heights(network):
-            inputs.append(torch.zeros(1, height, width, dtype=torch.uint8))
         try:
+            network = networks.build(settings.network, num_classes, pretrained=False)
+            set_training(network, frozen_norms=settings.train.norms == "frozen")
+            if networks.takes_heights(network):
+                inputs.append(torch.zeros(1, height, width, dtype=torch.uint8))
             with torch.no_grad():
                 network(*inputs)
         except ValueError as error:

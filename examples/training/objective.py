@@ -98,8 +98,8 @@ def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
     return criterion
 
 
-def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.SGD:
-    """SGD over the recipe's groups; `share` in a group is its rate's factor."""
+def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """SGD or AdamW over the recipe's groups; `share` in a group is its rate's factor."""
     try:
         patterns = [re.compile(group.match) for group in settings.groups]
     except re.error as error:
@@ -126,12 +126,16 @@ def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.SGD:
             }
         )
     kept = [group for group in groups if group["params"]]
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(kept, lr=settings.rate)
     return torch.optim.SGD(kept, lr=settings.rate, momentum=settings.momentum)
 
 
-def set_rate(sgd: torch.optim.SGD, settings: Optimizer, step: int, steps: int) -> float:
+def set_rate(optimizer: torch.optim.Optimizer, settings: Optimizer, step: int, steps: int) -> float:
     """Sets the rates for the step after `step` others; returns the base rate."""
     rate = settings.rate * (1 - step / steps) ** settings.power
-    for group in sgd.param_groups:
+    if step < settings.warmup:
+        rate *= (step + 1) / settings.warmup
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["share"]
     return rate

@@ -36,6 +36,7 @@ from examples.training import written
 from examples.training.balance import BALANCES
 
 _REPLACED = (".options", ".values", ".colours")
+OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -45,7 +46,8 @@ class RecipeError(Exception):
 
 @dataclass
 class Network:
-    """name: one of stripctx.models.available(). backbone: as create_backbone takes it, or `tiny`.
+    """name: one of stripctx.models.available(), or `smp:Segformer`, `transformers:...`; see
+    `examples.training.third_party`. backbone: as create_backbone takes it, or `tiny`.
     weights: the file of the backbone's ImageNet weights, or none. options: of the network's
     function. start: a checkpoint of the whole network to start from, ours or a published one; see
     `examples.training.start`."""
@@ -83,12 +85,15 @@ class Group:
 
 @dataclass
 class Optimizer:
-    """SGD; after i of n steps the rate is rate * (1 - i / n) ** power."""
+    """kind: `sgd`, or `adamw`, which has no momentum. After i of n steps the rate is
+    rate * (1 - i / n) ** power, and during the first `warmup` steps (i + 1) / warmup of that."""
 
+    kind: str = "sgd"
     rate: float = number(0.01, low=0)
     momentum: float = number(0.9, low=0, high=1)
     weight_decay: float = number(1e-4, low=0)
     power: float = number(0.9, low=0)
+    warmup: int = number(0, low=0)
     groups: list[Group] = field(default_factory=list)
 
 
@@ -230,6 +235,10 @@ def _check(recipe: Recipe) -> None:
     if train.precision not in PRECISIONS:
         raise RecipeError(
             f"train.precision: must be one of {', '.join(PRECISIONS)}, got {train.precision}"
+        )
+    if recipe.optimizer.kind not in OPTIMIZERS:
+        raise RecipeError(
+            f"optimizer.kind: must be {' or '.join(OPTIMIZERS)}, got {recipe.optimizer.kind}"
         )
     if recipe.loss.balance not in BALANCES:
         raise RecipeError(
