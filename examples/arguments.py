@@ -87,6 +87,31 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
     )
 
 
+def subjects(options: argparse.Namespace, device: torch.device) -> list[Subject]:
+    """The network that the arguments name, and those that `--against` names; all see what the first
+    one's data are.
+
+    Raises:
+        RecipeError, CheckpointError, DataError, ValueError: an argument cannot be.
+    """
+    found = [subject(options, device)]
+    names = found[0].labelling.names
+    for path in options.against:
+        other = argparse.Namespace(**{**vars(options), "network": path, "weights": None})
+        found.append(subject(other, device))
+        if (theirs := found[-1].labelling.names) != names:
+            raise RecipeError(
+                f"--against: must have the {len(names)} classes of {options.network}, but {path} "
+                f"has {len(theirs)}{_first_other(names, theirs)}"
+            )
+    return found
+
+
+def _first_other(names: list[str], theirs: list[str]) -> str:
+    pairs = zip(names, theirs, strict=False)
+    return next((f", {b!r} for {a!r}" for a, b in pairs if a != b), "")
+
+
 def _check(path: Path, trained: Recipe, settings: Recipe) -> None:
     """That the changes leave the trained network what it is."""
     if settings.network != trained.network:
