@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from examples import protocols
+from examples.commands import count, positive
 from examples.data import catalogue
 from examples.data.labels import Labelling
 from examples.inference import View
@@ -44,11 +45,11 @@ def add(parser: argparse.ArgumentParser, *, inputs: bool = False) -> None:
     parser.add_argument("--weights", type=Path, help="a published checkpoint for the recipe")
     look = parser.add_argument_group("protocol", "as the recipe says, unless given")
     look.add_argument("--protocol", choices=protocols.PROTOCOLS)
-    look.add_argument("--scales", type=float, nargs="+", help="0.5 0.75 1 1.25 1.5 1.75, say")
+    look.add_argument("--scales", type=positive, nargs="+", help="0.5 0.75 1 1.25 1.5 1.75, say")
     look.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror images too")
-    look.add_argument("--crop", type=int, help="the side of sliding windows, in pixels")
-    look.add_argument("--base-size", type=int, help="the long side at scale 1; else the image's")
-    parser.add_argument("--batch", type=int, default=4, help="windows at once")
+    look.add_argument("--crop", type=count, help="the side of sliding windows, in pixels")
+    look.add_argument("--base-size", type=count, help="the long side at scale 1; else the image's")
+    parser.add_argument("--batch", type=count, default=4, help="windows at once")
     parser.add_argument("--store", choices=("cpu",), help="keeps scores off the GPU: large images")
     parser.add_argument("--precision", choices=recipe.PRECISIONS, default="float32")
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
@@ -64,6 +65,10 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
         settings = recipe.load(options.network, options.changes)
         network = _published(settings, options.weights).to(device).eval()
     else:
+        if options.network.suffix in (".yaml", ".yml"):
+            raise RecipeError(
+                f"--weights: must name the file of the weights for the recipe {options.network}"
+            )
         trained = checkpoint.load_network(options.network, device)
         settings = recipe.from_dict(recipe.to_dict(trained.recipe), options.changes)
         _check(options.network, trained.recipe, settings)
@@ -80,6 +85,31 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
             options.store,
         ),
     )
+
+
+def subjects(options: argparse.Namespace, device: torch.device) -> list[Subject]:
+    """The network that the arguments name, and those that `--against` names; all see what the first
+    one's data are.
+
+    Raises:
+        RecipeError, CheckpointError, DataError, ValueError: an argument cannot be.
+    """
+    found = [subject(options, device)]
+    names = found[0].labelling.names
+    for path in options.against:
+        other = argparse.Namespace(**{**vars(options), "network": path, "weights": None})
+        found.append(subject(other, device))
+        if (theirs := found[-1].labelling.names) != names:
+            raise RecipeError(
+                f"--against: must have the {len(names)} classes of {options.network}, but {path} "
+                f"has {len(theirs)}{_first_other(names, theirs)}"
+            )
+    return found
+
+
+def _first_other(names: list[str], theirs: list[str]) -> str:
+    pairs = zip(names, theirs, strict=False)
+    return next((f", {b!r} for {a!r}" for a, b in pairs if a != b), "")
 
 
 def _check(path: Path, trained: Recipe, settings: Recipe) -> None:

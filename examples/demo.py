@@ -22,7 +22,7 @@ import numpy as np
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -32,6 +32,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 import stripctx  # noqa: E402
 from examples import figures  # noqa: E402
+from examples.data.images import read_image  # noqa: E402
+from examples.data.labels import DataError  # noqa: E402
 from examples.demonstration import comparison, figure, training  # noqa: E402
 from examples.demonstration import network as segmenter  # noqa: E402
 from examples.street import scenes  # noqa: E402
@@ -173,14 +175,9 @@ def draw(seed: int) -> Subject:
 def read(path: Path) -> Subject:
     """A picture of at most 512 pixels a side, and pseudo-labels for it."""
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-    except FileNotFoundError:
-        raise ArgumentError(f"{path}: there is no such image") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ArgumentError(
-            f"{path}: cannot be read as an image ({str(error).partition(chr(10))[0]})"
-        ) from None
+        picture = Image.fromarray(read_image(path, upright=True))
+    except DataError as refusal:
+        raise ArgumentError(str(refusal)) from None
     if min(picture.size) < SHORTEST:
         width, height = picture.size
         raise ArgumentError(

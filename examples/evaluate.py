@@ -4,11 +4,13 @@
     python examples/evaluate.py runs/camvid/best.pt --protocol semseg --crop 473 --flip \\
         --scales 0.5 0.75 1 1.25 1.5 1.75
     python examples/evaluate.py examples/recipes/ade20k_pspnet50.yaml --weights pspnet50.pth
+    python examples/evaluate.py runs/a/best.pt --against runs/b/best.pt
     torchrun --nproc-per-node 8 examples/evaluate.py ...
 
 Prints mIoU, pixel accuracy and the IoU of every class, and writes them, with the counts they come
-from, to scores.json, and a picture of the confusion matrix to confusion.png. The protocols are the
-papers'; see protocols.py.
+from, to scores.json, and a picture of the confusion matrix to confusion.png. With --against, a
+table has the networks side by side; each looks by its own recipe's protocol, unless the command
+gives one to all. The protocols are the papers'; see protocols.py.
 
 Exit status: 0; 2 for an argument, a file or a recipe that cannot be: the message names it.
 """
@@ -22,15 +24,16 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from examples import arguments, figures  # noqa: E402
+from examples import arguments, figures, tables  # noqa: E402
+from examples.commands import Parser, check_output, count  # noqa: E402
 from examples.data import catalogue  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
 from examples.data.pairs import Scene  # noqa: E402
@@ -43,22 +46,34 @@ from examples.training.recipe import RecipeError  # noqa: E402
 
 def main(given: list[str] | None = None) -> int:
     options = parse(given)
-    here = processes.join(options.device)
     console = Console()
     try:
-        subject = arguments.subject(options, here.device)
-        scenes = catalogue.open_split(subject.recipe.data, options.split)
-        scores = score(
-            subject.network,
-            scenes,
-            subject.view,
-            processes=here,
-            readers=options.readers,
-            watch=functools.partial(_watch, shown=here.first),
-        )
+        check_output(options.output)
+        here = processes.join(options.device)
+        subjects = arguments.subjects(options, here.device)
+        first = subjects[0]
+        scenes = catalogue.open_split(first.recipe.data, options.split)
+        scores = [
+            score(
+                subject.network,
+                scenes,
+                subject.view,
+                processes=here,
+                readers=options.readers,
+                watch=functools.partial(_watch, shown=here.first),
+            )
+            for subject in subjects
+        ]
         if here.first:
-            console.print(table(subject.labelling.names, scores))
-            write(options.output, subject, scores)
+            names, values = first.labelling.names, found(first, scores[0])
+            if options.against:
+                files = [str(path) for path in (options.network, *options.against)]
+                console.print(tables.side_by_side(names, files, scores))
+                pairs = list(zip(files, subjects, scores, strict=True))[1:]
+                values["against"] = [{"file": f, **found(*each)} for f, *each in pairs]
+            else:
+                console.print(tables.of_one(names, scores[0]))
+            write(options.output, values, names, scores[0])
             console.print(f"[bold]Wrote scores.json and confusion.png in {options.output}[/]")
     except (RecipeError, CheckpointError, DataError, ValueError, OSError) as refusal:
         print(f"evaluate: {refusal}", file=sys.stderr)
@@ -69,11 +84,18 @@ def main(given: list[str] | None = None) -> int:
 
 
 def parse(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Scores a network on labelled images.")
+    parser = Parser("evaluate", description="Scores a network on labelled images.")
     arguments.add(parser)
+    parser.add_argument(
+        "--against",
+        type=Path,
+        action="append",
+        default=[],
+        help="another checkpoint, to score on the same scenes; may be given again",
+    )
     parser.add_argument("--split", default="val", choices=catalogue.SPLITS)
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder to write")
-    parser.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
+    parser.add_argument("--readers", type=count, default=2, help="threads that read images ahead")
     return parser.parse_intermixed_args(given)
 
 
@@ -81,32 +103,11 @@ def _watch(scenes: Iterable[Scene], count: int, *, shown: bool) -> Iterable[Scen
     return track(scenes, "scoring", count, disable=not shown)
 
 
-def table(names: list[str], scores: Scores) -> Table:
-    """A row a class; the mean and the pixel accuracy below."""
-    shown = Table()
-    shown.add_column("class")
-    for heading in ("IoU", "labelled", "predicted"):
-        shown.add_column(heading, justify="right")
-    total = scores.confusion.sum().item()
-    for k, name in enumerate(names):
-        iou = scores.iou[k].item()
-        shown.add_row(
-            name,
-            "-" if iou != iou else f"{iou:.2%}",
-            f"{scores.confusion[k].sum().item() / total:.1%}",
-            f"{scores.confusion[:, k].sum().item() / total:.1%}",
-        )
-    shown.add_section()
-    shown.add_row("[bold]mIoU[/]", f"[bold]{scores.miou:.2%}[/]")
-    shown.add_row("pixel accuracy", f"{scores.pixel_accuracy:.2%}")
-    return shown
-
-
-def write(folder: Path, subject: arguments.Subject, scores: Scores) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def found(subject: arguments.Subject, scores: Scores) -> dict[str, Any]:
+    """What scores.json says of a network."""
     names, look = subject.labelling.names, subject.view.protocol
     ious = [None if iou != iou else iou for iou in scores.iou.tolist()]
-    found = {
+    return {
         "miou": scores.miou,
         "pixel_accuracy": scores.pixel_accuracy,
         "iou": dict(zip(names, ious, strict=True)),
@@ -115,7 +116,11 @@ def write(folder: Path, subject: arguments.Subject, scores: Scores) -> None:
         "data": subject.recipe.data.name,
         "confusion": scores.confusion.tolist(),
     }
-    (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def write(folder: Path, values: dict[str, Any], names: list[str], scores: Scores) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(values, indent=1) + "\n")
     figures.confusion(names, scores, folder / "confusion.png")
 
 

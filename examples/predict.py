@@ -30,9 +30,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples import arguments, figures, videos  # noqa: E402
+from examples.commands import Parser, check_output  # noqa: E402
+from examples.data import files  # noqa: E402
+from examples.data.images import read_image  # noqa: E402
 from examples.data.labels import IGNORE, DataError  # noqa: E402
 from examples.data.layouts import SUFFIXES  # noqa: E402
-from examples.data.pairs import read_image  # noqa: E402
 from examples.training import processes  # noqa: E402
 from examples.training.checkpoint import CheckpointError  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
@@ -42,6 +44,7 @@ def main(given: list[str] | None = None) -> int:
     options = parse(given)
     console = Console()
     try:
+        check_output(options.output)
         inputs = listed(options.input)
         subject = arguments.subject(options, processes.join(options.device).device)
         writer = Writer(subject, options.output, options.share, options.dataset_values)
@@ -60,7 +63,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def parse(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Segments pictures and videos.")
+    parser = Parser("predict", description="Segments pictures and videos.")
     arguments.add(parser, inputs=True)
     parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder to write")
     parser.add_argument("--share", type=float, default=0.55, help="of the colours in overlays")
@@ -81,8 +84,7 @@ def listed(path: Path) -> list[Path]:
         raise DataError(f"{path}: there is no such image, video or folder")
     if not path.is_dir():
         return [path]
-    known = SUFFIXES | videos.SUFFIXES
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known)
+    found = files.listed(path, SUFFIXES | videos.SUFFIXES)
     if not found:
         raise DataError(f"{path}: holds no images and no videos")
     return found
@@ -114,7 +116,7 @@ class Writer:
         self.palette = subject.labelling.palette
 
     def picture(self, path: Path, name: str) -> None:
-        image = read_image(path, upright=True)
+        image = read_image(path, self.subject.recipe.data.reading, upright=True)
         labels = self._labels(image)
         self._map(labels).save(self.folder / f"{name}_labels.png")
         mixed = figures.overlay(image, labels, self.palette, self.share)

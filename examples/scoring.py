@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from examples.data.labels import DataError
 from examples.data.pairs import Scene, Scenes
 from examples.data.prefetch import prefetch
 from examples.inference import View
@@ -35,7 +36,7 @@ def score(
             it has come.
 
     Raises:
-        DataError: a scene cannot be read; the message names the file.
+        DataError: a scene cannot be read, and the message names the file; or none has labels.
     """
     own = range(processes.rank, len(scenes), processes.size)
     read: Iterable[Scene] = prefetch(scenes.__getitem__, own, readers)
@@ -43,4 +44,7 @@ def score(
     for scene in watch(read, len(own)) if watch else read:
         target = torch.from_numpy(scene.labels).to(processes.device)
         scores.update(view.classes(network, scene.image), target)
-    return scores.compute()
+    found = scores.compute()
+    if not found.confusion.any():
+        raise DataError(f"no pixel of the {len(scenes)} scenes to score has a label")
+    return found

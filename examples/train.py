@@ -13,7 +13,6 @@ be; 3 where it was asked to stop early.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -23,27 +22,38 @@ from rich.console import Console
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+from examples.commands import ArgumentError, Parser, check_output  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
-from examples.training import processes, recipe  # noqa: E402
+from examples.training import loggers, processes, recipe  # noqa: E402
 from examples.training.checkpoint import CheckpointError  # noqa: E402
 from examples.training.networks import describe  # noqa: E402
+from examples.training.processes import Processes  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
 from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Trains a segmentation network by a recipe.")
+    parser = Parser("train", description="Trains a segmentation network by a recipe.")
     parser.add_argument("recipe", type=Path, help="a YAML file, as in examples/recipes")
     parser.add_argument("changes", nargs="*", help="settings to replace, like train.batch=8")
     parser.add_argument("--output", type=Path, help="the run's folder; runs/ and the recipe's name")
+    parser.add_argument(
+        "--log-to",
+        action="append",
+        default=[],
+        help="tensorboard, or module:function, besides log.csv; see examples/training/loggers.py",
+    )
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
     options = parser.parse_intermixed_args(arguments)
     folder = options.output or Path("runs") / options.recipe.stem
-    here = processes.join(options.device)
-    console = Console()
+    here, console = Processes(), Console()
     try:
+        here = processes.join(options.device)
         settings = recipe.load(options.recipe, options.changes)
-        trainer = Trainer(settings, folder, here, console)
+        if here.first:
+            check_output(folder)
+        makers = [loggers.find(name) for name in options.log_to]
+        trainer = Trainer(settings, folder, here, console, loggers=makers)
         if here.first:
             console.print(
                 f"{describe(trainer.network)}, {len(trainer.labelling.classes)} classes, "
@@ -51,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
                 highlight=False,
             )
         trainer.run()
-    except (RecipeError, DataError, CheckpointError) as refusal:
+    except FloatingPointError as failure:
+        print(f"train: {failure}", file=sys.stderr)
+        return 1
+    except (ArgumentError, RecipeError, DataError, CheckpointError) as refusal:
         # one of a reader's process comes with that process's traceback, the error at its end
         said = re.sub(r"^[\w.]+Error: ", "", str(refusal).splitlines()[-1])
         print(f"train: {said}", file=sys.stderr)
@@ -60,9 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
         if here.first:
             console.print(f"{stop}; the same command goes on", highlight=False)
         return 3
-    except FloatingPointError as failure:
-        print(f"train: {failure}", file=sys.stderr)
-        return 1
     finally:
         processes.leave()
     if here.first:

@@ -116,6 +116,46 @@ def test_evaluate_published_weights_by_a_recipe(run: Path, tmp_path: Path) -> No
     assert published == own
 
 
+def test_evaluate_networks_side_by_side(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others as they are scored alone, each as its own recipe says, on the first one's data."""
+    monkeypatch.setenv("COLUMNS", "300")
+    trained = checkpoint.load_network(run / "best.pt").recipe
+    changes = ("network.name=pspnet", "augmentation.mean=[0.1,0.2,0.3]", "data.name=camvid")
+    root = f"data.root={trained.data.root}"
+    sizes = ("train.steps=1", "train.batch=2", "augmentation.crop=[12,16]")
+    train(small(tmp_path, *changes, root, *sizes), tmp_path / "other")
+    other = str(tmp_path / "other" / "best.pt")
+    assert evaluated(run, tmp_path / "both", "--against", other, "--against", other) == 0
+    shown = capsys.readouterr().out
+    assert evaluated(run, tmp_path / "first") == 0
+    given = [other, "--output", str(tmp_path / "second"), "--device", "cpu"]
+    assert evaluate.main(given) == 0
+    both, first, second = (
+        json.loads((tmp_path / name / "scores.json").read_text())
+        for name in ("both", "first", "second")
+    )
+    assert both.pop("against") == [{"file": other, **second}] * 2 and both == first
+    assert first["confusion"] != second["confusion"]
+    (row,) = (line for line in shown.splitlines() if "mIoU" in line)
+    difference = 100 * (second["miou"] - first["miou"])
+    expected = [f"{first['miou']:.2%}", *[f"{second['miou']:.2%}", f"{difference:+.2f}"] * 2]
+    assert re.findall(r"[-+]?\d[\d.]*%?", row) == expected
+
+
+def test_side_by_side_wants_the_same_classes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(tmp_path, "train.steps=1"), tmp_path / "scenes")
+    other = tmp_path / "scenes" / "best.pt"
+    assert evaluated(run, tmp_path / "out", "--against", str(other)) == 2
+    said = capsys.readouterr().err
+    words = f"--against: must have the 11 classes of {run / 'best.pt'}, but {other} has 10, '"
+    assert said.startswith(f"evaluate: {words}") and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 # What evaluate.py refuses, by the name of the file.
 
 

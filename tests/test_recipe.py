@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 
@@ -69,11 +70,90 @@ def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
         recipe.load(file, [change])
 
 
-@pytest.mark.parametrize("text", ["network: {nam: spnet}", "a: [", "- 3", None])
-def test_files_that_cannot_be(file: Path, text: str | None) -> None:
-    file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(RecipeError, match=f"^{file}: "):
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.batch=-1", "train.workers=-1", "train.save_every=-5", "train.log_every=0",
+        "train.validate_every=-1", "train.validate_scale=0", "train.steps=-1", "train.seed=-1",
+        "train.epochs=-3", "optimizer.rate=-0.1", "optimizer.rate=nan", "optimizer.momentum=1.1",
+        "optimizer.weight_decay=-1e-4", "optimizer.power=-1", "optimizer.groups[0].rate=-1",
+        "optimizer.warmup=-1", "train.average=1",
+        "loss.aux_weight=-0.4", "loss.se_weight=inf", "loss.class_weights=[1,-1]",
+        "data.height=0", "data.width=-1", "data.train_count=0", "data.val_count=0",
+        "data.max_pixels=0", "data.white=-1", "augmentation.rotation=-10",
+        "augmentation.scale=[2,1]", "augmentation.scale=[0,1]", "augmentation.long_side=-1",
+        "augmentation.jitter=0.6", "augmentation.blur_sigma=[2,1]",
+    ],
+)  # fmt: skip
+def test_numbers_out_of_their_range(file: Path, change: str) -> None:
+    setting = change.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"^{re.escape(setting)}: must be .*, got ") as refusal:
+        recipe.load(file, [change])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["network: {nam: spnet}", "a: [", "- 3", None, b"PK\3\4\xff"])
+def test_files_that_cannot_be(file: Path, text: str | bytes | None) -> None:
+    if text is None:
+        file.unlink()
+    else:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError, match=f"^{file}: [^\n]*$"):
         recipe.load(file)
+
+
+# Text stays as it is written.
+
+NAMES = ["on", "off", "yes", "no", "y", "true", "null", "~", "007", "1_0", "1e3", "2024-01-01"]
+
+
+def test_names_are_text_in_files_and_changes(file: Path) -> None:
+    listed = ", ".join(NAMES)
+    found = recipe.load(file, ["data.name=folders", f"data.classes=[{listed}]"])
+    assert found.data.classes == NAMES
+    file.write_text(
+        f"data: {{name: folders, classes: [{listed}], root: off}}\nloss: {{criterion: no}}"
+    )
+    found = recipe.load(file)
+    assert (found.data.classes, found.data.root) == (NAMES, "off")
+    assert found.loss.criterion == "no"
+    assert recipe.from_dict(recipe.to_dict(found)) == found
+    file.write_text(recipe.to_yaml(found))
+    assert recipe.load(file) == found
+
+
+@pytest.mark.parametrize("path", ["/data/set #2", "off", "C: x", "[a]", "~/x", "a: b", "007", "-"])
+def test_paths_are_text(file: Path, path: str) -> None:
+    assert recipe.load(file, [f"data.root={path}"]).data.root == path
+    for quoted in (f"'{path}'", f'"{path}"'):
+        assert recipe.load(file, [f"data.root={quoted}"]).data.root == path
+    file.write_text(f"data: {{root: '{path}'}}")
+    assert recipe.load(file).data.root == path
+
+
+def test_names_with_hashes(file: Path) -> None:
+    """Quoted, or within a word; else they are refused rather than cut off."""
+    found = recipe.load(file, ["data.name=folders", "data.classes=['#1', a#2]"])
+    assert found.data.classes == ["#1", "a#2"]
+    for change in ("data.classes=[a, #1]", "data.classes=[a #1]"):
+        with pytest.raises(RecipeError, match=r"^data\.classes: cannot be read, .* need quotes"):
+            recipe.load(file, [change])
+
+
+def test_what_is_no_text_is_read_as_before(file: Path) -> None:
+    changes = ["train.compile=on", "optimizer.rate=1e-3", "optimizer.groups[0].rate=2"]
+    changes += ["network.options={lateral: true, eps: 1e-5, drop: null}"]
+    found = recipe.load(file, changes)
+    assert (found.train.compile, found.optimizer.rate) == (True, 1e-3)
+    assert found.optimizer.groups[0].rate == 2
+    assert found.network.options == {"lateral": True, "eps": 1e-5, "drop": None}
+
+
+def test_settings_that_stand_twice(file: Path) -> None:
+    for text in ("train: {batch: 2, batch: 4}", "train: {batch: 2}\ntrain: {epochs: 2}"):
+        file.write_text(text)
+        with pytest.raises(RecipeError, match=f"^{file}: .*(batch|train) stands twice"):
+            recipe.load(file)
 
 
 def test_network_of_a_recipe(file: Path) -> None:
@@ -107,6 +187,8 @@ def test_recipe_in_the_repository(path: Path) -> None:
     """The network, its groups, its loss and its protocol can be made; nothing is computed."""
     found = recipe.load(path)
     classes = len(catalogue.labelling(found.data).classes)
+    if ":" in found.network.name:
+        oracles.transformers() if "transformers" in found.network.name else oracles.whole_smp()
     with torch.device("meta"):
         network = networks.build(found.network, classes)
     sgd = objective.optimizer(network, found.optimizer)
@@ -143,7 +225,7 @@ COMES_TO = {
     "voc_pspnet50": (473, 16, 0.01, 50, 512, 473),
     "voc_pspnet101": (473, 16, 0.01, 50, 512, 473),
 }
-OWN = {"camvid", "scenes"}  # settings of no paper
+OWN = {"camvid", "camvid_segformer", "camvid_upernet", "scenes"}  # settings of no paper
 
 
 def test_every_recipe_of_a_paper_is_listed() -> None:

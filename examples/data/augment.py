@@ -21,8 +21,10 @@ from kornia import enhance, filters
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
+from examples import ranges
 from examples.data.labels import IGNORE
 from examples.data.pairs import Scene, Scenes
+from examples.ranges import number
 
 HEIGHTS = 128  # steps from the top of an uncropped image to its bottom; padding has this value
 
@@ -46,14 +48,14 @@ class Augmentation:
 
     crop: list[int] = field(default_factory=lambda: [256, 256])
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    long_side: int = 0
-    rotation: float = 0.0
-    rotation_chance: float = 0.5
-    flip_chance: float = 0.5
-    blur_chance: float = 0.0
+    long_side: int = number(0, low=0)
+    rotation: float = number(0.0, low=0, high=180)
+    rotation_chance: float = number(0.5, low=0, high=1)
+    flip_chance: float = number(0.5, low=0, high=1)
+    blur_chance: float = number(0.0, low=0, high=1)
     blur_kernel: int = 5
     blur_sigma: list[float] = field(default_factory=lambda: [1.1, 1.1])
-    jitter: float = 0.0
+    jitter: float = number(0.0, low=0, high=0.5)
     padding: str = "mean"
     padded: str = "around"
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
@@ -61,13 +63,14 @@ class Augmentation:
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
+        ranges.check("augmentation", self)
         for name, length in (("crop", 2), ("scale", 2), ("blur_sigma", 2), ("mean", 3), ("std", 3)):
             values = getattr(self, name)
             if len(values) != length or min(values) <= 0:
                 raise ValueError(f"augmentation.{name}: must be {length} positives, got {values}")
-        for name in ("rotation_chance", "flip_chance", "blur_chance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name}: must be 0 to 1, got {getattr(self, name)}")
+        for name in ("scale", "blur_sigma"):
+            if sorted(values := getattr(self, name)) != values:
+                raise ValueError(f"augmentation.{name}: must be a range, got {values}")
         for name, known in (("padding", ("mean", "black")), ("padded", ("around", "after"))):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -218,8 +221,8 @@ def _jitter(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> 
         lambda x: enhance.adjust_saturation_with_gray_subtraction(x, saturation),
         lambda x: enhance.adjust_hue(x, 2 * math.pi * turn),
     )
-    for number in rng.permutation(len(steps)):
-        image = steps[number](image)
+    for which in rng.permutation(len(steps)):
+        image = steps[which](image)
     return image
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.data import layouts
+from examples import ranges
+from examples.data import layouts, mapping, naming
 from examples.data.generated import GeneratedScenes
-from examples.data.labels import IGNORE, DataError, Labelling, from_table, numbered
+from examples.data.images import MAX_PIXELS, Reading
+from examples.data.labels import IGNORE, LARGEST, DataError, Labelling, from_table
+from examples.data.naming import NAME
 from examples.data.pairs import Pair, PairedFiles, Scenes
+from examples.ranges import number, within
 
 SPLITS = ("train", "val")
 
@@ -27,37 +32,85 @@ class Data:
         class, in whatever scene it lies; see `examples.data.centroids`. The rest are whole scenes.
     tile: the side of the squares in which each class has its place, in pixels.
     coarse: the names of classes whose centroids in Cityscapes' coarse labels are drawn too.
+    white: the value of a white pixel in grey images of more than 8 bits, 4095 say; 0 stands for
+        65535 in 16-bit ones, and refuses those of 32 bits and of floats.
+    max_pixels: images of more are refused: small files can unpack to more than memory holds.
     The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
+    image_name, label_name: patterns of the names of files; see `examples.data.naming`.
+    classes: K names. Without `values` the files hold 0 to K - 1.
+    values: what the values or colours of label files mean, like {0: soil, 255: plant} or
+        {'128 64 0': soil}; nothing after the colon is ignored. See `examples.data.mapping`.
+    table: a CSV file that says all of this; its lines stand in classes, values and colours, then.
+    ignored: values of label files that count nowhere.
+    colours: of classes in figures, others than PASCAL VOC's, like {soil: 128 64 0}.
     """
 
     name: str = "scenes"
     root: str = ""
     train_on_val: bool = False
-    class_uniform: float = 0.0
-    tile: int = 1024
+    class_uniform: float = number(0.0, low=0, high=1)
+    tile: int = number(1024, low=1)
     coarse: list[str] = field(default_factory=list)
+    white: float = number(0.0, low=0)
+    max_pixels: int = number(MAX_PIXELS, low=1)
     train_images: str = ""
     train_labels: str = ""
     val_images: str = ""
     val_labels: str = ""
-    classes: list[str] = field(default_factory=list)  # names of the values 0, 1, ... in the files
-    ignored: list[int] = field(default_factory=lambda: [IGNORE])  # values that count nowhere
-    height: int = 256
-    width: int = 512
-    train_count: int = 200
-    val_count: int = 40
+    image_name: str = ""
+    label_name: str = "{name}.png"
+    classes: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    table: str = ""
+    ignored: list[int] = field(
+        default_factory=lambda: [IGNORE], metadata=within(low=0, high=LARGEST)
+    )
+    colours: dict[str, str] = field(default_factory=dict)
+    height: int = number(256, low=1)
+    width: int = number(512, low=1)
+    train_count: int = number(200, low=1)
+    val_count: int = number(40, low=1)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.white, self.max_pixels)
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
-        if not 0 <= self.class_uniform <= 1:
-            raise ValueError(f"data.class_uniform: must be 0 to 1, got {self.class_uniform}")
-        if self.tile < 1:
-            raise ValueError(f"data.tile: must be positive, got {self.tile}")
+        ranges.check("data", self)
         if self.coarse and not (self.name == "cityscapes" and self.class_uniform):
             raise ValueError(
                 "data.coarse: is for cityscapes with data.class_uniform, "
                 f"got {self.name} with {self.class_uniform}"
             )
+        for setting in ("classes", "values", "table", "colours"):
+            if getattr(self, setting) and self.name != "folders":
+                raise ValueError(f"data.{setting}: is for data.name=folders, got {self.name}")
+        if self.name == "folders":
+            self._check_folders()
+
+    def _check_folders(self) -> None:
+        for pattern in ("image_name", "label_name"):
+            if value := getattr(self, pattern):
+                naming.check(f"data.{pattern}", value)
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise ValueError(f"data.classes: must be different names, got {twice[0]!r} twice")
+        if "" in self.classes:
+            raise ValueError("data.classes: must be names, got an empty one")
+        if self.classes or self.values:
+            _own_labelling(self)
+
+    def resolved(self) -> Data:
+        """With what the table says, and no table: then a checkpoint needs no other file.
+
+        Raises:
+            DataError: the table cannot be.
+        """
+        if not self.table:
+            return self
+        found = mapping.read_table(Path(self.table).expanduser())
+        return replace(self, table="", **found._asdict())
 
 
 class _Known(NamedTuple):
@@ -96,10 +149,17 @@ def labelling(data: Data) -> Labelling:
     if data.name == "scenes":
         return GeneratedScenes.labelling
     if data.name == "folders":
-        if not data.classes:
+        if not data.classes and not data.values:
             raise DataError("data.classes: must name the classes of a pair of folders, got none")
-        return numbered(data.classes, data.ignored)
+        return _own_labelling(data)
     raise DataError(f"data.name: must be one of {', '.join(names())}, got {data.name!r}")
+
+
+def _own_labelling(data: Data) -> Labelling:
+    """Raises ValueError, by the setting."""
+    if data.values:
+        return mapping.mapped(data.classes, data.values, data.ignored, data.colours)
+    return mapping.numbered(data.classes, data.ignored, data.colours)
 
 
 def open_split(data: Data, split: str) -> Scenes:
@@ -116,12 +176,13 @@ def open_split(data: Data, split: str) -> Scenes:
         return GeneratedScenes(split, count, data.height, data.width)
     if data.name == "folders":
         images, labels = (_folder(data, f"{split}_{part}") for part in ("images", "labels"))
-        return PairedFiles(layouts.folders(images, labels), classes, images)
+        found = naming.paired(images, labels, data.image_name, data.label_name or f"{NAME}.png")
+        return PairedFiles(found, classes, images, data.reading)
     root, pairs = _folder(data, "root"), _KNOWN[data.name].pairs
     found = pairs(root, split)
     if split == "train" and data.train_on_val:
         found += pairs(root, "val")
-    return PairedFiles(found, classes, root)
+    return PairedFiles(found, classes, root, data.reading)
 
 
 def open_training(data: Data) -> tuple[Scenes, int]:
@@ -141,7 +202,7 @@ def open_training(data: Data) -> tuple[Scenes, int]:
     assert isinstance(scenes, PairedFiles)
     root = _folder(data, "root")
     together = scenes.pairs + layouts.cityscapes(root, "train_extra", "gtCoarse")
-    return PairedFiles(together, scenes.labelling, root), len(scenes)
+    return PairedFiles(together, scenes.labelling, root, data.reading), len(scenes)
 
 
 def _folder(data: Data, setting: str) -> Path:

@@ -10,14 +10,7 @@ pixel. They are in the order of the scenes, in a scene by tiles, in a tile by cl
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Iterable
-from pathlib import Path
-
 import numpy as np
-
-from examples.data.files import replaced
 
 NONE = np.empty((0, 4), np.int32)
 
@@ -51,31 +44,3 @@ def of_scene(number: int, labels: np.ndarray, classes: int, tile: int) -> np.nda
             here = np.full(len(present), number)
             found.append(np.stack([here, present, top + row, left + column], 1).astype(np.int32))
     return np.concatenate(found)
-
-
-def joined(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Centroids of several scenes, in the order of the scenes."""
-    together = np.concatenate([NONE, *parts])
-    return together[np.argsort(together[:, 0], kind="stable")]
-
-
-def version(labels: str, tile: int) -> str:
-    """What centroids were found in, as a file of theirs keeps it: `labels` is `Scenes.version`."""
-    return hashlib.sha256(f"{labels} {tile}".encode()).hexdigest()
-
-
-def save(path: Path, centroids: np.ndarray, found_in: str) -> None:
-    """Replaces `path` in one step."""
-    with replaced(path) as file:
-        np.savez_compressed(file, centroids=centroids, found_in=np.array(found_in))
-
-
-def read(path: Path, found_in: str) -> np.ndarray | None:
-    """What `save` wrote of this version; None where there is no such file, or a broken one: they
-    can be found again."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            centroids, known = kept["centroids"], str(kept["found_in"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None
-    return centroids if known == found_in and centroids.shape[1:] == (4,) else None

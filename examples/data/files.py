@@ -1,14 +1,35 @@
-"""Files that are written whole or not at all."""
+"""Files that are found in folders; files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 _TEMPORARY = ".partial"
+
+
+def listed(folder: Path, suffixes: Collection[str], pattern: str = "*") -> list[Path]:
+    """The files with one of these suffixes, in any case, by name. Hidden ones are none: what macOS
+    leaves beside files on foreign disks (`._street.png`) ends as they do."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError where files could not be written into a folder, which need not be there yet;
+    leaves nothing behind."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    with tempfile.TemporaryFile(dir=place):
+        pass
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORE = 255
+LARGEST = 65535  # value of a label file
 TABLES = Path(__file__).parent / "classes"
 _REFUSED = -1
 
@@ -22,24 +23,32 @@ class DataError(Exception):
     """Something about a dataset's files; the message starts with the file's name."""
 
 
+Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
+
+
 class Class(NamedTuple):
     name: str
-    colour: tuple[int, int, int]  # in figures
+    colour: Colour  # in figures
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """The classes of a dataset and the values of its label files.
+    """The classes of a dataset and the values, or the colours, of its label files.
 
     Args:
         classes: K of them, at most 255.
-        values: what stands for each in the files.
-        ignored: the values of pixels that count nowhere. All others are an error.
+        values: what stands for each in the files, and is written for it.
+        ignored: the values of pixels that count nowhere. All that are neither are an error.
+        others: more values, with the number of the class that each stands for.
+        colours: for label files in colour, what each colour stands for, a class's number or IGNORE;
+            `values` are then not of the files.
     """
 
     classes: tuple[Class, ...]
     values: tuple[int, ...]
     ignored: frozenset[int] = frozenset({IGNORE})
+    others: tuple[tuple[int, int], ...] = ()
+    colours: tuple[tuple[Colour, int], ...] = ()
     _table: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -48,9 +57,11 @@ class Labelling:
                 f"Labelling: classes must be 1 to {IGNORE}, with a value each, "
                 f"got {len(self.classes)} and {len(self.values)} values"
             )
-        table = np.full(256, _REFUSED, np.int16)
+        more = [value for value, _ in self.others]
+        table = np.full(max(IGNORE, *self.values, *more, *self.ignored) + 1, _REFUSED, np.int16)
         table[sorted(self.ignored)] = IGNORE
         table[list(self.values)] = np.arange(len(self.values))
+        table[more] = [number for _, number in self.others]
         object.__setattr__(self, "_table", table)
 
     @property
@@ -60,10 +71,17 @@ class Labelling:
 
     @property
     def names(self) -> list[str]:
-        return [each.name for each in self.classes]
+        """One a class; where a dataset has a name twice, the later one with its value."""
+        found: list[str] = []
+        for each, value in zip(self.classes, self.values, strict=True):
+            found.append(each.name if each.name not in found else f"{each.name} ({value})")
+        return found
 
     def decode(self, values: np.ndarray, path: Path | str) -> np.ndarray:
-        """The values of a label file, integers (H, W), as labels, uint8 (H, W)."""
+        """The values of a label file, integers (H, W), or its colours, uint8 (H, W, 3), as labels,
+        uint8 (H, W)."""
+        if self.colours:
+            return self._decode_colours(values, path)
         if values.size and not (values.min() >= 0 and values.max() < len(self._table)):
             self._refuse(values, ~np.isin(values, np.arange(len(self._table))), path)
         labels = self._table[values]
@@ -72,16 +90,41 @@ class Labelling:
         return labels.astype(np.uint8)
 
     def encode(self, labels: np.ndarray) -> np.ndarray:
-        """Labels or predictions as values of the dataset's files, uint8."""
+        """Labels or predictions as the dataset's files have them: their values, uint8 or where
+        those need it uint16, or their colours, uint8 (H, W, 3)."""
+        if self.colours:
+            unlabelled = next((colour for colour, k in self.colours if k == IGNORE), (0, 0, 0))
+            shown = np.full((256, 3), unlabelled, np.uint8)
+            shown[: len(self.classes)] = self.palette
+            return shown[labels]
         spare = min(self.ignored) if self.ignored else IGNORE
-        table = np.full(256, spare, np.uint8)
+        kind = np.uint8 if max(*self.values, spare) < 256 else np.uint16
+        table = np.full(256, spare, kind)
         table[: len(self.values)] = self.values
         return table[labels]
 
+    def _decode_colours(self, colours: np.ndarray, path: Path | str) -> np.ndarray:
+        known = np.array([_packed(np.array(colour)) for colour, _ in self.colours])
+        order = np.argsort(known)
+        asked = _packed(colours)
+        place = np.searchsorted(known[order], asked).clip(max=len(known) - 1)
+        wrong = known[order][place] != asked
+        if wrong.any():
+            found = ", ".join(str(c.tolist()) for c in np.unique(colours[wrong], axis=0)[:5])
+            raise DataError(f"{path}: must be in the colours of data.values; got {found}")
+        return np.array([k for _, k in self.colours], np.uint8)[order][place]
+
     def _refuse(self, values: np.ndarray, wrong: np.ndarray, path: Path | str) -> None:
         found = ", ".join(map(str, np.unique(values[wrong])[:5]))
-        known = f"{_ranges(self.values)}, ignored {_ranges(self.ignored) or 'none'}"
+        classes = (*self.values, *(value for value, _ in self.others))
+        known = f"{_ranges(classes)}, ignored {_ranges(self.ignored) or 'none'}"
         raise DataError(f"{path}: labels must be among {known}; got {found}")
+
+
+def _packed(colours: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as a number each."""
+    red, green, blue = np.moveaxis(colours.astype(np.int64), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def from_table(
@@ -102,19 +145,7 @@ def from_table(
     )
 
 
-def numbered(classes: int | Sequence[str], ignored: Iterable[int] = (IGNORE,)) -> Labelling:
-    """Classes 0 to K - 1 by number or by name, in the colours of PASCAL VOC."""
-    names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
-    colours = [pascal_colour(index) for index in range(len(names))]
-    kept = range(len(names))
-    return Labelling(
-        tuple(Class(*each) for each in zip(names, colours, strict=True)),
-        tuple(kept),
-        frozenset(ignored) - set(kept),
-    )
-
-
-def pascal_colour(index: int) -> tuple[int, int, int]:
+def pascal_colour(index: int) -> Colour:
     """PASCAL VOC's colour map: the bits of the index, in turn, are high bits of the channels."""
     channels = [0, 0, 0]
     for bit in range(8):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from examples.data.files import listed
 from examples.data.labels import DataError
 from examples.data.pairs import Pair
 
@@ -32,9 +33,9 @@ def folders(images: Path, labels: Path) -> list[Pair]:
 def cityscapes(root: Path, split: str, labels: str = "gtFine") -> list[Pair]:
     """The labels are the original labelIds: no preparation is needed. gtCoarse has coarse ones, of
     the split train_extra too."""
-    kept = _existing(root / "leftImg8bit" / split)
+    kept = existing(root / "leftImg8bit" / split)
     pairs = []
-    for path in sorted(kept.glob("*/*_leftImg8bit.png")):
+    for path in listed(kept, SUFFIXES, "*/*_leftImg8bit.png"):
         name = path.name.replace("_leftImg8bit", f"_{labels}_labelIds")
         pairs.append(Pair(path, root / labels / split / path.parent.name / name))
     return pairs
@@ -74,10 +75,11 @@ def _listed(path: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in _existing(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+    return listed(existing(folder), SUFFIXES)
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder; raises DataError where there is none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     return folder

@@ -1,4 +1,4 @@
-"""Reads images and their label maps from files, and says which file is wrong and why."""
+"""Images with their label maps, in files; what is said of a pair that is wrong."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from examples.data.images import PLAIN, Reading, read_image, read_values
 from examples.data.labels import DataError, Labelling
-
-_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 class Scene(NamedTuple):
@@ -55,20 +53,26 @@ class PairedFiles:
             another size than its image, or holds a value that means nothing.
     """
 
-    def __init__(self, pairs: Sequence[Pair], labelling: Labelling, where: Path | str) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        labelling: Labelling,
+        where: Path | str,
+        reading: Reading = PLAIN,
+    ) -> None:
         if not pairs:
             raise DataError(f"{where}: holds no images")
         for pair in pairs:
             if not pair.labels.is_file():
                 raise DataError(f"{pair.labels}: missing, the labels of {pair.image}")
-        self.pairs, self.labelling = list(pairs), labelling
+        self.pairs, self.labelling, self.reading = list(pairs), labelling, reading
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Scene:
         pair = self.pairs[index]
-        image, labels = read_image(pair.image), self.labels(index)
+        image, labels = read_image(pair.image, self.reading), self.labels(index)
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"{pair.labels}: must be as large as {pair.image}, "
@@ -78,45 +82,22 @@ class PairedFiles:
 
     def labels(self, index: int) -> np.ndarray:
         path = self.pairs[index].labels
-        return self.labelling.decode(read_values(path), path)
+        in_colour = bool(self.labelling.colours)
+        return self.labelling.decode(read_values(path, self.reading, colours=in_colour), path)
 
     def version(self) -> str:
         """By the names, sizes and times of the label files."""
-        meaning = (self.labelling.values, sorted(self.labelling.ignored))
+        meaning = (
+            self.labelling.values,
+            sorted(self.labelling.ignored),
+            self.labelling.others,
+            self.labelling.colours,
+        )
         known = hashlib.sha256(repr(meaning).encode())
         for pair in self.pairs:
             facts = pair.labels.stat()
             known.update(f"{pair.labels.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
         return known.hexdigest()
-
-
-def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
-    """uint8 (H, W, 3), from any format that Pillow reads; `upright`: turned as its camera says,
-    where the labels of a dataset go with the pixels as they lie in the file."""
-    with _opened(path) as file:
-        image = ImageOps.exif_transpose(file) if upright else file
-        return np.asarray(image.convert("RGB"))
-
-
-def read_values(path: Path) -> np.ndarray:
-    """Integers (H, W), from a picture with one channel or with a palette."""
-    with _opened(path) as file:
-        values = np.asarray(file)
-        if values.ndim != 2 or values.dtype.kind not in "bui":
-            raise DataError(f"{path}: labels must have one channel, got an image of {file.mode}")
-    return values.astype(np.int64) if values.dtype != np.uint8 else values
-
-
-def _opened(path: Path) -> Image.Image:
-    """The image, decoded."""
-    try:
-        file = Image.open(path)
-        file.load()
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such image") from None
-    except _BROKEN as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
-    return file
 
 
 def _size(array: np.ndarray) -> str:

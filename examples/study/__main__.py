@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from examples.commands import ArgumentError, count
 from examples.data.files import replaced
 from examples.data.labels import DataError
 from examples.study import report
@@ -68,7 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     console = Console()
     budget = Budget(options.budget, options.epochs)
-    here = processes.join(options.device)
+    try:
+        here = processes.join(options.device)
+    except ArgumentError as refusal:
+        print(f"study: {refusal}", file=sys.stderr)
+        return 2
     entries = []
     for run in [Run(name, seed) for seed in options.seeds for name in options.networks]:
         console.print(f"[bold]{run.network}[/], seed {run.seed}", highlight=False)
@@ -108,7 +113,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("--budget", choices=("short", "long"), default="long")
-    parser.add_argument("--epochs", type=int, help="other than the budget's; a result of its own")
+    parser.add_argument("--epochs", type=count, help="other than the budget's; a result of its own")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2; 0 for the short budget")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "camvid", help="checkpoints")
@@ -129,7 +134,10 @@ def together(
 ) -> list[dict[str, Any]]:
     """The entries and those of other runs by the same recipe in the file, by network and seed."""
     before = json.loads(path.read_text()) if path.exists() else {"machine": {}, "entries": []}
-    kept = before["entries"] if before["machine"].get("recipe") == settings else []
+    written = before["machine"].get("recipe", {})
+    whole = recipe.to_dict(recipe.from_dict(written))  # with settings that came later
+    same = all(whole[section] == values for section, values in settings.items())
+    kept = before["entries"] if written and same else []
     known = {(each["network"], each["seed"]): each for each in [*kept, *entries]}
     order = list(NETWORKS)
     return [known[key] for key in sorted(known, key=lambda key: (order.index(key[0]), key[1]))]

@@ -23,6 +23,11 @@ class CheckpointError(Exception):
     """A file that is no checkpoint of examples/train.py; the message starts with its name."""
 
 
+def weights(state: dict[str, Any]) -> dict[str, Any]:
+    """Of a network in a checkpoint: their average, where it is kept beside the last ones."""
+    return state["average"]["network"] if state.get("average") else state["network"]
+
+
 @dataclass
 class Trained:
     """A network from a checkpoint, in eval mode, and what it was made by."""
@@ -69,5 +74,5 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> Traine
     made_by = recipe.from_dict(state["recipe"])
     labelling = catalogue.labelling(made_by.data)
     network = networks.build(made_by.network, len(labelling.classes), pretrained=False)
-    network.load_state_dict(state["network"])
+    network.load_state_dict(weights(state))
     return Trained(network.to(device).eval(), made_by, labelling, state["step"], state["scores"])

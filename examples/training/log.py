@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from examples.training.loggers import Logger
 
 COLUMNS = (
     "step", "epoch", "rate", "loss", "out", "aux", "se", "se_stage3",
     "miou", "pixel_accuracy", "seconds",
 )  # fmt: skip
+NO_CURVES = ("step", "epoch", "seconds")
 CURVE = COLUMNS[:-1]  # what two runs of one recipe have in common
 
 
@@ -23,9 +27,10 @@ class Log:
     Args:
         path: the file; made where there is none.
         step: rows after this step are of a run that was killed, and are dropped.
+        loggers: are told the same.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
         kept = [row for row in read(path) if int(row["step"]) <= step] if path.exists() else []
         temporary = path.with_name(path.name + ".partial")
         with temporary.open("w", newline="") as file:
@@ -36,15 +41,22 @@ class Log:
         self.seconds = float(kept[-1]["seconds"]) if kept else 0.0
         self.file = path.open("a", newline="")
         self.writer = csv.DictWriter(self.file, COLUMNS)
+        self.loggers = loggers
 
     def write(self, **values: Any) -> None:
         """One row; it is in the file when this returns."""
         shown = {k: f"{v:.8g}" if isinstance(v, float) else v for k, v in values.items()}
         self.writer.writerow(shown)
         self.file.flush()
+        part = "validation" if "miou" in values else "train"
+        told = {f"{part}/{k}": v for k, v in values.items() if k not in NO_CURVES}
+        for logger in self.loggers:
+            logger.write(values["step"], told)
 
     def close(self) -> None:
         self.file.close()
+        for logger in self.loggers:
+            logger.close()
 
 
 def read(path: Path | str) -> list[dict[str, str]]:

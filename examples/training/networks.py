@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from examples.training import third_party
 from examples.training.recipe import Network, RecipeError
 from stripctx import models
 
@@ -23,9 +24,18 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
     Raises:
         RecipeError: an option that the network does not know or refuses.
     """
+    if third_party.is_meant(settings.name):
+        try:
+            return third_party.build(settings, num_classes, pretrained=pretrained)
+        except (TypeError, ValueError, OSError, KeyError, AttributeError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise RecipeError(f"network: {settings.name}: {said}") from error
     if settings.name not in models.available():
         known = ", ".join(models.available())
-        raise RecipeError(f"network.name: must be one of {known}, got {settings.name!r}")
+        raise RecipeError(
+            f"network.name: must be one of {known}, smp:... or transformers:..., "
+            f"got {settings.name!r}"
+        )
     backbone = TinyBackbone() if settings.backbone == "tiny" else settings.backbone
     named = pretrained and settings.weights
     weights = Path(settings.weights).expanduser() if named else None
@@ -46,7 +56,8 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
 
 def describe(network: nn.Module) -> str:
     count = sum(parameter.numel() for parameter in network.parameters())
-    return f"{type(network).__name__}, {count / 1e6:.2f} M parameters"
+    named = network.network if isinstance(network, third_party.Adapted) else network
+    return f"{type(named).__name__}, {count / 1e6:.2f} M parameters"
 
 
 def takes_heights(network: nn.Module) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +25,24 @@ class Objective(nn.Module):
     A mean over labelled pixels of one process's scenes is not its share of the mean over all: each
     is weighed by the pixels it stands for, so that cross-entropy is that of the whole batch, as one
     process would have it. Other criteria are averaged over the processes.
+
+    Args:
+        class_weights: where the recipe names none, one a class, or none.
     """
 
     weight: Tensor | None
 
-    def __init__(self, settings: Loss, num_classes: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        settings: Loss,
+        num_classes: int,
+        processes: Processes,
+        class_weights: Sequence[float] = (),
+    ) -> None:
         super().__init__()
-        criterion = getattr(losses, settings.criterion, None)
-        if settings.criterion not in losses.__all__ or isinstance(criterion, type):
-            raise RecipeError(
-                f"loss.criterion: must be a function of stripctx.losses, got {settings.criterion!r}"
-            )
-        weight = torch.tensor(settings.class_weights) if settings.class_weights else None
-        if weight is not None and len(weight) != num_classes:
-            raise RecipeError(
-                f"loss.class_weights: must be {num_classes}, one a class, got {len(weight)}"
-            )
+        criterion = check(settings, num_classes)
+        given = settings.class_weights or class_weights
+        weight = torch.tensor(given) if given else None
         self.processes, self.num_classes = processes, num_classes
         self.shared = criterion is losses.cross_entropy and processes.size > 1
         self.register_buffer("weight", weight, persistent=False)
@@ -72,9 +75,37 @@ class Objective(nn.Module):
         return (own * self.processes.size / torch.where(total > 0, total, 1.0)).float()
 
 
-def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.SGD:
-    """SGD over the recipe's groups; `share` in a group is its rate's factor."""
-    patterns = [re.compile(group.match) for group in settings.groups]
+def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
+    """The criterion; raises RecipeError, by the setting, for what cannot be."""
+    criterion = getattr(losses, settings.criterion, None)
+    takes = {} if criterion is None else inspect.signature(criterion).parameters
+    if settings.criterion not in losses.__all__ or "logits" not in takes:
+        raise RecipeError(
+            f"loss.criterion: must be a function of stripctx.losses, got {settings.criterion!r}"
+        )
+    given = [name for name in takes if name not in ("logits", "target", "weight", "ignore_index")]
+    unknown = [name for name in settings.options if name not in given]
+    if unknown:
+        raise RecipeError(
+            f"loss.options: {settings.criterion} takes {', '.join(given) or 'none'}, "
+            f"got {', '.join(unknown)}"
+        )
+    if settings.class_weights and len(settings.class_weights) != num_classes:
+        raise RecipeError(
+            f"loss.class_weights: must be {num_classes}, one a class, "
+            f"got {len(settings.class_weights)}"
+        )
+    return criterion
+
+
+def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """SGD or AdamW over the recipe's groups; `share` in a group is its rate's factor."""
+    try:
+        patterns = [re.compile(group.match) for group in settings.groups]
+    except re.error as error:
+        raise RecipeError(
+            f"optimizer.groups: {error.pattern!r} is no regular expression ({error.msg})"
+        ) from None
     chosen: list[list[nn.Parameter]] = [[] for _ in range(len(patterns) + 1)]
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -95,12 +126,16 @@ def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.SGD:
             }
         )
     kept = [group for group in groups if group["params"]]
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(kept, lr=settings.rate)
     return torch.optim.SGD(kept, lr=settings.rate, momentum=settings.momentum)
 
 
-def set_rate(sgd: torch.optim.SGD, settings: Optimizer, step: int, steps: int) -> float:
+def set_rate(optimizer: torch.optim.Optimizer, settings: Optimizer, step: int, steps: int) -> float:
     """Sets the rates for the step after `step` others; returns the base rate."""
     rate = settings.rate * (1 - step / steps) ** settings.power
-    for group in sgd.param_groups:
+    if step < settings.warmup:
+        rate *= (step + 1) / settings.warmup
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["share"]
     return rate

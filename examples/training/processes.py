@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from examples.commands import ArgumentError
+
 _CPU = torch.device("cpu")
 
 
@@ -75,9 +77,17 @@ def join(device: str = "") -> Processes:
 
     Args:
         device: cpu or cuda; by default cuda where there is one.
+
+    Raises:
+        ArgumentError: the GPU is not there.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
+    if kind == "cuda" and local >= torch.cuda.device_count():
+        raise ArgumentError(
+            f"--device: cuda needs {local + 1} GPUs here, and torch {torch.__version__} finds "
+            f"{torch.cuda.device_count()}"
+        )
     place = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
     if place.type == "cuda":
         torch.cuda.set_device(place)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from examples.training import checkpoint
 from examples.training.recipe import RecipeError
 from stripctx import upstream
 
@@ -27,7 +28,7 @@ def load(network: nn.Module, path: Path, num_classes: int) -> list[str]:
     """
     try:
         entries = upstream.read(path)
-        entries = entries.get("network", entries)  # a checkpoint of ours
+        entries = checkpoint.weights(entries) if "network" in entries else entries
         with _other_classes(network, num_classes) as others:
             result = network.load_state_dict(entries, strict=False)
     except FileNotFoundError:

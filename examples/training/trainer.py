@@ -7,10 +7,8 @@ has to be kept, and a run that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,31 @@ from torch import Tensor
 
 from examples.data import catalogue
 from examples.data.augment import Augmented, Example
+from examples.data.pairs import Scenes
 from examples.inference import View
 from examples.metrics import Scores
 from examples.protocols import WholeImage
 from examples.scoring import score
-from examples.training import batches, checkpoint, networks, objective, recipe, start
+from examples.training import (
+    batches,
+    checkpoint,
+    checks,
+    networks,
+    objective,
+    recipe,
+    resume,
+    start,
+    survey,
+)
+from examples.training.average import Average
+from examples.training.balance import weights
 from examples.training.class_centroids import find_centroids
 from examples.training.log import Log
+from examples.training.loggers import Maker
 from examples.training.processes import Processes, set_training
 from examples.training.progress import Display
 from examples.training.recipe import Recipe, RecipeError
-
-# What may differ from the recipe of the run that goes on: where and how, not what, is computed.
-_FREE = {
-    "data": {"root", "train_images", "train_labels", "val_images", "val_labels"},
-    "network": {"weights", "start"},
-    "train": {"workers", "save_every"},
-    "evaluation": {"protocol", "options"},
-}
+from examples.training.signals import graceful
 
 
 class StoppedError(Exception):
@@ -56,6 +61,7 @@ class Trainer:
         processes: those that train together.
         console: where progress is shown; None shows nothing.
         title: of the progress; that of network and data if empty.
+        loggers: make what is told of the curve besides log.csv.
 
     Raises:
         RecipeError: a setting does not fit the data, the network or the folder's checkpoint.
@@ -69,8 +75,9 @@ class Trainer:
         processes: Processes | None = None,
         console: Console | None = None,
         title: str = "",
+        loggers: Sequence[Maker] = (),
     ) -> None:
-        self.recipe, self.folder = settings, folder
+        self.recipe, self.folder, self.loggers = settings, folder, loggers
         self.title = title or f"{settings.network.name} on {settings.data.name}"
         self.processes = processes or Processes()
         self.console = console if self.processes.first else None
@@ -81,10 +88,6 @@ class Trainer:
         )
         self.labelling = scenes.labelling
         self.examples = Augmented(scenes, settings.augmentation, train.seed)
-        if train.batch % self.processes.size:
-            raise RecipeError(
-                f"train.batch: must divide among {self.processes.size} processes, got {train.batch}"
-            )
         self.steps_per_epoch = self.scenes // train.batch
         if self.steps_per_epoch == 0:
             raise RecipeError(f"train.batch: {self.scenes} scenes are too few for {train.batch}")
@@ -92,7 +95,8 @@ class Trainer:
         device = self.processes.device
         torch.manual_seed(train.seed)
         classes = len(self.labelling.classes)
-        kept = self._kept()
+        checks.check(settings, classes, self.processes)
+        kept = resume.kept(folder, settings, self.processes)
         network = networks.build(settings.network, classes, pretrained=kept is None)
         if settings.network.start and kept is None:
             anew = start.load(network, Path(settings.network.start).expanduser(), classes)
@@ -107,9 +111,9 @@ class Trainer:
         self.network = getattr(self.forward, "module", self.forward)
         if train.compile:
             self.forward = torch.compile(self.forward)
-        self.objective = objective.Objective(settings.loss, classes, self.processes).to(device)
         self.optimizer = objective.optimizer(self.network, settings.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
+        self.average = Average(network, train.average) if train.average else None
         self.step, self.best = 0, -math.inf
         self.scores: dict[str, float] = {}
         self.sums: dict[str, float | Tensor] = {}
@@ -117,19 +121,25 @@ class Trainer:
         if kept is not None:
             self._restore(kept)
         self.stopping = False
+        of_classes = self._class_weights(scenes) if self.step < self.steps else []
+        loss = objective.Objective(settings.loss, classes, self.processes, of_classes)
+        self.objective = loss.to(device)
 
     def run(self) -> None:
         """To the last step. Raises StoppedError after a SIGTERM or SIGINT."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        log = Log(self.folder / "log.csv", self.step) if self.processes.first else None
+        log = None
         if self.processes.first:
+            values = recipe.to_dict(self.recipe)
+            told = [make(self.folder, values, self.step) for make in self.loggers]
+            log = Log(self.folder / "log.csv", self.step, told)
             (self.folder / "recipe.yaml").write_text(recipe.to_yaml(self.recipe))
         order = self._order()
         self.started = time.monotonic() - (log.seconds if log else 0.0)
         try:
             with (
                 Display(self.console, self.title, self.step, self.steps) as display,
-                self._graceful(),
+                graceful(self._stop),
             ):
                 if self.step:
                     display.say(f"going on from step {self.step} in {self.folder}")
@@ -139,6 +149,29 @@ class Trainer:
         finally:
             if log:
                 log.close()
+
+    def _class_weights(self, scenes: Scenes) -> list[float]:
+        """From a look at all labels, where they are one's own or the recipe wants weights of them;
+        none where it does not."""
+        data, balance = self.recipe.data, self.recipe.loss.balance
+        counts = survey.survey(
+            scenes,
+            self.validation,
+            self.folder,
+            self.processes,
+            own=data.name == "folders",
+            counted=balance != "none",
+            console=self.console,
+            readers=self.recipe.train.workers,
+        )
+        if balance == "none" or counts is None:
+            return []
+        found = weights(balance, counts[: self.scenes])
+        if self.console is not None:
+            listed = zip(self.labelling.names, found, strict=True)
+            said = ", ".join(f"{name} {weight:.3g}" for name, weight in listed)
+            self.console.print(f"weights of the classes: {said}", highlight=False)
+        return found
 
     def _order(self) -> batches.Order:
         """Which scenes each epoch sees; may have to read every label file first."""
@@ -191,6 +224,8 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.network)
         values = torch.stack([value.detach().double() for value in terms.values()])
         means = self.processes.sum_(values) / self.processes.size
         for term, mean in zip(terms, means, strict=True):
@@ -236,7 +271,8 @@ class Trainer:
         train = self.recipe.train
         look = WholeImage((train.validate_scale,))
         view = View(self.recipe.augmentation, look, train.precision)
-        return score(self.network.eval(), self.validation, view, processes=self.processes)
+        network = self.average.network if self.average else self.network
+        return score(network.eval(), self.validation, view, processes=self.processes)
 
     def _validate(self, log: Log | None, display: Display) -> None:
         scores = self.validate()
@@ -259,14 +295,18 @@ class Trainer:
             "recipe": recipe.to_dict(self.recipe),
             "step": self.step,
             "scores": self.scores,
-            "network": self.network.state_dict(),
         }
+        average = self.average.state_dict() if self.average else {}
+        network = self.network.state_dict()
         if best:
-            checkpoint.save(self.folder / checkpoint.BEST, state)
+            scored = average.get("network", network)
+            checkpoint.save(self.folder / checkpoint.BEST, {**state, "network": scored})
         checkpoint.save(
             self.folder / checkpoint.LAST,
             {
                 **state,
+                "network": network,
+                "average": average,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "best": self.best,
@@ -275,47 +315,14 @@ class Trainer:
             },
         )
 
-    def _kept(self) -> dict[str, Any] | None:
-        """The folder's checkpoint, where there is one of this recipe."""
-        path = self.folder / checkpoint.LAST
-        readable = self.processes.first and path.exists()
-        state = self.processes.share(checkpoint.read(path) if readable else None)
-        if state is None:
-            return None
-        trained = recipe.to_dict(recipe.from_dict(state["recipe"]))  # of before a setting came
-        for section, settings in recipe.to_dict(self.recipe).items():
-            for name, value in settings.items():
-                before = trained[section][name]
-                if before != value and name not in _FREE.get(section, ()):
-                    raise RecipeError(
-                        f"{section}.{name}: is {value}, but {path} was trained with {before}; "
-                        "choose another folder to start anew"
-                    )
-        return state
-
     def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.scores = state["step"], state["best"], state["scores"]
         self.sums, self.summed = dict(state["sums"]), state["summed"]
 
-    @contextmanager
-    def _graceful(self) -> Iterator[None]:
-        """A first SIGTERM or SIGINT ends the run after the step at hand; a second one at once."""
-
-        def stop(number: int, _: object) -> None:
-            self.stopping = True
-            signal.signal(number, signal.SIG_DFL)
-
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        try:
-            before = [signal.signal(number, stop) for number in numbers]
-        except ValueError:  # not in the main thread: the caller decides
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
+    def _stop(self) -> None:
+        self.stopping = True

@@ -1,0 +1,110 @@
+"""Reads one image or one label map from a file, and says which file is wrong and why."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from examples.data.labels import DataError
+
+MAX_PIXELS = 178_956_970  # where Pillow, too, refuses a file
+_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+_SIXTEEN_BITS = 65535
+_pillows_limit = threading.Lock()
+
+
+class Reading(NamedTuple):
+    """white: the value of a white pixel in grey images of more than 8 bits; 0 stands for the
+    largest value of 16-bit ones. max_pixels: larger images are refused."""
+
+    white: float = 0.0
+    max_pixels: int = MAX_PIXELS
+
+
+PLAIN = Reading()
+
+
+def read_image(path: Path, reading: Reading = PLAIN, *, upright: bool = False) -> np.ndarray:
+    """uint8 (H, W, 3), from any format that Pillow reads; `upright`: turned as its camera says,
+    where the labels of a dataset go with the pixels as they lie in the file."""
+    with opened(path, reading) as file:
+        try:
+            image = ImageOps.exif_transpose(file) if upright else file
+            if image.mode.startswith(("I", "F")):
+                grey = _eight_bits(np.asarray(image), image.mode, file.format, path, reading.white)
+                return np.repeat(grey[..., None], 3, 2)
+            return np.asarray(image.convert("RGB"))
+        except _BROKEN as error:
+            raise DataError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def read_values(path: Path, reading: Reading = PLAIN, *, colours: bool = False) -> np.ndarray:
+    """Integers (H, W), from a picture with one channel or with a palette; with `colours`, uint8
+    (H, W, 3), from one of 8 bits a channel or with a palette."""
+    with opened(path, reading) as file:
+        if colours:
+            if file.mode.startswith(("I", "F")):
+                raise DataError(f"{path}: labels must be in colour, got an image of {file.mode}")
+            return np.asarray(file.convert("RGB"))
+        values = np.asarray(file)
+        if values.ndim == 2 and values.dtype.kind == "f" and (values == np.rint(values)).all():
+            values = values.astype(np.int64)
+        if values.ndim != 2 or values.dtype.kind not in "bui":
+            raise DataError(
+                f"{path}: labels must have one channel, got an image of {file.mode}; "
+                "data.values says what colours mean"
+            )
+    return values.astype(np.int64) if values.dtype != np.uint8 else values
+
+
+def opened(path: Path, reading: Reading) -> Image.Image:
+    """The image, decoded.
+
+    Raises:
+        DataError: there is none, it cannot be read, or is too large.
+    """
+    try:
+        file = _header(path)
+        pixels = file.width * file.height
+        if pixels > reading.max_pixels:
+            raise DataError(
+                f"{path}: {file.height} x {file.width} are {pixels} pixels, more than "
+                f"data.max_pixels, {reading.max_pixels}; raise that where the file is to be trusted"
+            )
+        file.load()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such image") from None
+    except _BROKEN as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
+    return file
+
+
+def _header(path: Path) -> Image.Image:
+    """Without Pillow's limit, which is one of the process and has no name that a recipe knows."""
+    with _pillows_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _eight_bits(
+    values: np.ndarray, mode: str, form: str | None, path: Path, white: float
+) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8: 0 is black, `white` and what is above is white."""
+    if not white and (mode.startswith("I;16") or (mode == "I" and form == "PNG")):
+        white = _SIXTEEN_BITS  # older Pillows read 16-bit PNGs as I
+    if not white:
+        kind = "floating-point" if mode == "F" else "32-bit"
+        raise DataError(
+            f"{path}: is a {kind} image, {values.min():g} to {values.max():g}: "
+            "data.white must be the value of its white pixels"
+        )
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: holds pixels that are no numbers")
+    return np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)

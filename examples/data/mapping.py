@@ -1,0 +1,178 @@
+"""What the label files of own data mean: their values, or their colours, by class.
+
+A recipe says it as `data.values`, or names a table, a CSV file with a line for each value:
+
+    name,value,red,green,blue
+    soil,0,128,64,0
+    plant,255,0,160,0
+
+Lines of one name are one class; a line without a name is ignored. Without the column `value` label
+files are pictures in these colours; with it the colours are those of figures, and may be left out.
+`r,g,b` are known too, as in CamVid's class_dict.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.data.labels import (
+    IGNORE,
+    LARGEST,
+    Class,
+    Colour,
+    DataError,
+    Labelling,
+    pascal_colour,
+)
+
+_COLUMNS = {"r": "red", "g": "green", "b": "blue", "class": "name", "id": "value"}
+
+
+class Table(NamedTuple):
+    """What a table says, as `data.classes`, `data.values` and `data.colours` do."""
+
+    classes: list[str]
+    values: dict[str, str]
+    colours: dict[str, str]
+
+
+def read_table(path: Path) -> Table:
+    """Raises DataError for one that cannot be."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [_named_row(row) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table ({error})") from None
+    classes: list[str] = []
+    values: dict[str, str] = {}
+    colours: dict[str, str] = {}
+    for line, row in enumerate(rows, 2):
+        name, value = row.get("name"), row.get("value", "")
+        colour = " ".join(row.get(channel, "") for channel in ("red", "green", "blue")).strip()
+        key = value or colour
+        if name is None or not key:
+            raise DataError(
+                f"{path}: must have the columns name and value, or name, red, green, blue; "
+                f"line {line} has {', '.join(f'{k}={v}' for k, v in row.items()) or 'none'}"
+            )
+        if key in values:
+            raise DataError(f"{path}: {key} stands twice, the second time in line {line}")
+        values[key] = name
+        if name and name not in classes:
+            classes.append(name)
+            if colour:
+                colours[name] = colour
+    return Table(classes, values, colours)
+
+
+def mapped(
+    classes: Sequence[str],
+    values: Mapping[str, str],
+    ignored: Sequence[int],
+    colours: Mapping[str, str],
+) -> Labelling:
+    """The labelling that `data.values` says.
+
+    Args:
+        classes: K names in order; if empty, that of their first values.
+        values: a number like "255", or a colour like "128 64 0" or "#804000", and the name of its
+            class; an empty name is ignored.
+        ignored: more values that count nowhere.
+        colours: of classes in figures.
+
+    Raises:
+        ValueError: the message starts with the setting.
+    """
+    names = list(classes) or list(dict.fromkeys(name for name in values.values() if name))
+    if not 2 <= len(names) <= IGNORE:
+        raise ValueError(f"data.classes: must be 2 to {IGNORE}, got {len(names)}")
+    for name in values.values():
+        if name and name not in names:
+            raise ValueError(f"data.values: must be of {', '.join(names)}, got {name!r}")
+    keys = {key: _key(key) for key in values}
+    meaning = {keys[key]: names.index(n) if n else IGNORE for key, n in values.items()}
+    kinds = {isinstance(key, tuple) for key in meaning}
+    if len(kinds) > 1 or len(meaning) < len(values):
+        raise ValueError(
+            "data.values: must be all numbers or all colours, each once, "
+            f"got {', '.join(map(str, values))}"
+        )
+    first = [
+        next((key for key, k in meaning.items() if k == each), None) for each in range(len(names))
+    ]
+    for name, key in zip(names, first, strict=True):
+        if key is None:
+            raise ValueError(f"data.values: must have a value of every class, got none of {name!r}")
+    shown = {name: _colour("data.colours", text) for name, text in colours.items()}
+    drawn = [
+        key if isinstance(key, tuple) else shown.get(name, pascal_colour(index))
+        for index, (name, key) in enumerate(zip(names, first, strict=True))
+    ]
+    every = tuple(Class(*each) for each in zip(names, drawn, strict=True))
+    if True in kinds:
+        return Labelling(
+            every, tuple(range(len(names))), frozenset(), colours=tuple(meaning.items())
+        )
+    unlabelled = {key for key, k in meaning.items() if k == IGNORE}
+    return Labelling(
+        every,
+        tuple(first),
+        frozenset(unlabelled)
+        | _free(ignored, {k: names[v] for k, v in meaning.items() if v != IGNORE}),
+        others=tuple((key, k) for key, k in meaning.items() if k != IGNORE and key != first[k]),
+    )
+
+
+def _free(ignored: Sequence[int], classes: Mapping[int, str]) -> frozenset[int]:
+    """The ignored values, which may be of no class; but that the default yields to one."""
+    for value in ignored:
+        if value in classes and list(ignored) != [IGNORE]:
+            raise ValueError(
+                f"data.ignored: must be values of no class, but {value} is {classes[value]!r}; "
+                "data.values says which values are classes"
+            )
+    return frozenset(ignored) - classes.keys()
+
+
+def numbered(
+    classes: int | Sequence[str],
+    ignored: Sequence[int] = (IGNORE,),
+    colours: Mapping[str, str] = {},
+) -> Labelling:
+    """Classes 0 to K - 1 by number or by name, by default in the colours of PASCAL VOC."""
+    names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
+    return mapped(names, {str(i): name for i, name in enumerate(names)}, ignored, colours)
+
+
+def _key(text: str) -> int | Colour:
+    if re.fullmatch(r"\s*\d+\s*", text):
+        value = int(text)
+        if value > LARGEST:
+            raise ValueError(f"data.values: must be 0 to {LARGEST}, got {value}")
+        return value
+    return _colour("data.values", text)
+
+
+def _colour(setting: str, text: str) -> Colour:
+    """128 64 0, with commas or without, or #804000."""
+    if found := re.fullmatch(r"\s*#([0-9a-fA-F]{6})\s*", text):
+        red, green, blue = bytes.fromhex(found[1])
+        return red, green, blue
+    channels = re.split(r"[\s,]+", text.strip(" []()"))
+    if len(channels) != 3 or not all(
+        re.fullmatch(r"\d{1,3}", c) and int(c) < 256 for c in channels
+    ):
+        raise ValueError(f"{setting}: must be like '128 64 0' or '#804000', got {text!r}")
+    return int(channels[0]), int(channels[1]), int(channels[2])
+
+
+def _named_row(row: Mapping[str | None, str | None]) -> dict[str, str]:
+    """By the names of our own tables."""
+    known = {
+        (key or "").strip().lower(): (value or "").strip() for key, value in row.items() if key
+    }
+    return {_COLUMNS.get(key, key): value for key, value in known.items()}

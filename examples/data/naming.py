@@ -1,0 +1,80 @@
+"""Which label file belongs to which image, in a pair of folders, by a pattern of their names.
+
+    data.label_name={name}_mask.png          street.jpg and street_mask.png
+    data.image_name={name}_sat.jpg           0001_sat.jpg ...
+    data.label_name={name}_mask.png          ... and 0001_mask.png, in one folder too
+
+`{name}` is what both have in common, `*` anything.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from examples.data.files import listed
+from examples.data.labels import DataError
+from examples.data.layouts import SUFFIXES, existing
+from examples.data.pairs import Pair
+
+NAME = "{name}"
+
+
+def check(setting: str, pattern: str) -> None:
+    """Raises ValueError for what is no pattern."""
+    if pattern.count(NAME) != 1 or "/" in pattern:
+        raise ValueError(f"{setting}: must be a file's name with {NAME} once, got {pattern!r}")
+
+
+def paired(images: Path, labels: Path, image_name: str, label_name: str) -> list[Pair]:
+    """Every image of a folder with its label file.
+
+    Args:
+        image_name: the pattern of images; if empty, all files that end as pictures do are images.
+        label_name: the pattern of label files.
+
+    Raises:
+        DataError: a folder, or the labels of an image, are not there; or a name means two files.
+    """
+    named_labels = _named(labels, label_name)
+    named_images = _named(images, image_name or f"{NAME}.*")
+    if images.resolve() == labels.resolve():
+        marks = {path for paths in named_labels.values() for path in paths}
+        kept = {name: [p for p in paths if p not in marks] for name, paths in named_images.items()}
+        named_images = {name: paths for name, paths in kept.items() if paths}
+    return [
+        Pair(_only(paths, "image"), _labels(paths[0], name, named_labels, labels, label_name))
+        for name, paths in named_images.items()
+    ]
+
+
+def _labels(
+    image: Path, name: str, known: dict[str, list[Path]], folder: Path, pattern: str
+) -> Path:
+    if name in known:
+        return _only(known[name], "label file")
+    missing = folder / pattern.replace(NAME, name)
+    others = [path.name for path in listed(folder, SUFFIXES) if name in path.name and path != image]
+    hint = ""
+    if others:
+        near = min(others, key=len)
+        hint = f"; {near} is there: data.label_name={near.replace(name, NAME, 1)}"
+    raise DataError(f"{missing}: missing, the labels of {image}{hint}")
+
+
+def _named(folder: Path, pattern: str) -> dict[str, list[Path]]:
+    """The pictures of a folder that fit a pattern, by what stands for {name}."""
+    parts = re.split(r"(\{name\}|\*)", pattern)
+    known = {NAME: "(?P<name>.+)", "*": ".*"}
+    fits = re.compile("".join(known.get(part, re.escape(part)) for part in parts))
+    found: dict[str, list[Path]] = {}
+    for path in listed(existing(folder), SUFFIXES):
+        if match := fits.fullmatch(path.name):
+            found.setdefault(match["name"], []).append(path)
+    return found
+
+
+def _only(paths: list[Path], kind: str) -> Path:
+    if len(paths) > 1:
+        raise DataError(f"{paths[1]}: is a second {kind} beside {paths[0].name}, by its name")
+    return paths[0]

@@ -1,0 +1,28 @@
+"""A run that is asked to end ends after the step at hand."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def graceful(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` at the first SIGTERM or SIGINT; a second one ends the program at once."""
+
+    def handle(number: int, _: object) -> None:
+        stop()
+        signal.signal(number, signal.SIG_DFL)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = [signal.signal(number, handle) for number in numbers]
+    except ValueError:  # not in the main thread: the caller decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
