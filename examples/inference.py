@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from examples.data.augment import HEIGHTS, Augmentation, heights, normalise, to_tensor
 from examples.protocols import Protocol, WholeImage, Windows
-from examples.training.networks import takes_heights
+from examples.training.networks import may_resize, takes_heights
+from stripctx import functional
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,22 @@ class View:
         device, dtype = next(network.parameters()).device, getattr(torch, self.precision)
         seen = normalise(to_tensor(image), self.settings).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            if self.protocol == WholeImage() and may_resize(network):
+                return _at_once(network, seen)
             scores = infer(network, seen, self.protocol, batch=self.batch, store=self.store)
         return scores.argmax(0).to(device)
+
+
+@torch.no_grad()
+def _at_once(network: nn.Module, image: Tensor) -> Tensor:
+    """The label map of a whole image, from logits that stay at the size of the network's head."""
+    inputs = [image[None]]
+    if takes_heights(network):
+        inputs.append(heights(image.shape[1], 1)[:, 0][None].to(image.device))
+    outputs = network(*inputs, resize=False)
+    logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
+    corners = bool(network.align_corners)
+    return functional.upsample_argmax(logits, image.shape[1:], align_corners=corners)[0]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from operator_suite import Refusal, beyond_two_to_the_31, leaf, map_of, to_meta
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from benchmarks import memory
 from stripctx import extension, functional
 
 OPS = torch.ops.stripctx
@@ -441,6 +442,36 @@ def test_offsets_past_two_to_the_31() -> None:
     near = grad_of(lambda x: loss(x, target), logits)
     assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
     assert torch.equal(loss(beyond_two_to_the_31(logits), target), near[0])
+
+
+@pytest.mark.skipif(extension.backend() != "native", reason="of the native kernels")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="counted on the CPU")
+def test_memory() -> None:
+    """At any number of classes: forward two maps (N, H, W) beside the results, backward two and the
+    gradient. The logits at the image's size would be 1.2 GB."""
+    classes, height, width = 300, 1000, 1000
+    logits = torch.randn(1, classes, 125, 125, requires_grad=True)
+    target = torch.randint(0, classes, (1, height, width))
+    one_map, slack = 4 * height * width, 2**21
+
+    def peak(run: Callable[[], Any]) -> int:
+        found = memory.peak_extra_bytes(run, repeats=1, budget=0)
+        assert found is not None
+        return found
+
+    with torch.no_grad():
+        assert peak(lambda: up_cross_entropy(logits, target)) <= 2 * one_map + slack
+        size = (height, width)
+        labels = peak(
+            lambda: functional.upsample_argmax(logits, size, align_corners=False, dtype=torch.uint8)
+        )
+        assert labels <= height * width + slack
+    both = peak(lambda: torch.autograd.grad(up_cross_entropy(logits, target), logits))
+    assert both <= 2 * one_map + logits.nbytes + slack
+
+
+def up_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return functional.upsample_cross_entropy(logits, target, align_corners=False)
 
 
 def samples(layout: str) -> dict[Any, tuple[Any, ...]]:

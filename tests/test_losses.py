@@ -303,10 +303,50 @@ def test_total_of_another_criterion() -> None:
     torch.testing.assert_close(total(maps, target), want)
 
 
+@every_loss
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_small_logits(loss: Callable[..., Tensor], align_corners: bool, weighted: bool) -> None:
+    """The loss of interpolated logits, and its gradient."""
+    _, target = sample(13, 18)
+    logits = torch.randn(3, K, 4, 6, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    weight = torch.rand(K, dtype=torch.float64, device=DEVICE) if weighted else None
+    wide = F.interpolate(logits, (13, 18), mode="bilinear", align_corners=align_corners)
+    want = loss(wide, target, weight=weight)
+    value = loss(logits, target, weight=weight, align_corners=align_corners)
+    torch.testing.assert_close(value, want)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, logits)[0], torch.autograd.grad(want, logits)[0]
+    )
+
+
+def test_small_logits_without_labels() -> None:
+    """0, and no gradient."""
+    logits = torch.randn(2, K, 3, 3, device=DEVICE, requires_grad=True)
+    target = torch.full((2, 6, 6), 255, device=DEVICE)
+    for loss in (losses.cross_entropy, losses.ohem_cross_entropy):
+        value = loss(logits, target)
+        assert value == 0 and not torch.autograd.grad(value, logits)[0].any()
+
+
+def test_small_outputs() -> None:
+    _, target = sample(13, 18)
+    small = {
+        name: torch.randn(3, K, 4, 6, dtype=torch.float64, device=DEVICE) for name in ("out", "aux")
+    }
+    wide = {
+        name: F.interpolate(map, (13, 18), mode="bilinear", align_corners=False)
+        for name, map in small.items()
+    }
+    total = losses.SegmentationLoss(align_corners=False)
+    torch.testing.assert_close(total(small, target), total(wide, target))
+
+
 def test_small_auxiliary_map_takes_the_nearest_labels() -> None:
     logits, target = sample(6, 7)
     aux = torch.randn(3, K, 4, 3, dtype=torch.float64, device=DEVICE)
-    terms = losses.SegmentationLoss().terms({"out": logits, "aux": aux}, target)
+    total = losses.SegmentationLoss(shrink_aux=True)
+    terms = total.terms({"out": logits, "aux": aux}, target)
     nearest = F.interpolate(target[:, None].double(), (4, 3), mode="nearest")[:, 0].long()
     torch.testing.assert_close(terms["aux"], 0.4 * losses.cross_entropy(aux, nearest))
 
@@ -322,7 +362,7 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
     (
         losses.ohem_cross_entropy,
         (MAP, TARGET[:, 1:]),
-        "ohem_cross_entropy: target must have shape (2, 4, 5), got (2, 3, 5)",
+        "target must have shape (2, 4, 5), or be larger than logits, got (2, 3, 5)",
     ),
     (losses.cross_entropy, (MAP, TARGET.float()), "target must hold integers, got torch.float32"),
     (

@@ -56,6 +56,31 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
             assert outputs["aux"].shape == outputs["out"].shape
 
 
+@every_segmentation
+def test_small_logits(name: str) -> None:
+    """With resize=False nothing is interpolated to the image; predict is the argmax of what would
+    be."""
+    network = make(name).double().eval()
+    x = image(2, 3, 65, 97).double()
+    with torch.no_grad():
+        want, small = network(x)["out"], network(x, resize=False)["out"]
+    assert small.shape[2] < 30
+    wide = nn.functional.interpolate(
+        small, (65, 97), mode="bilinear", align_corners=network.align_corners
+    )
+    torch.testing.assert_close(wide, want)
+    for dtype in (torch.int64, torch.uint8):
+        labels = network.predict(x, dtype=dtype)
+        assert labels.dtype == dtype and torch.equal(labels.long(), want.argmax(1))
+    network.train()
+    target = torch.randint(0, 5, (2, 65, 97), device=DEVICE)
+    total = losses.SegmentationLoss(align_corners=network.align_corners)
+    torch.manual_seed(3)
+    value = total.terms(network(x, resize=False), target)["out"]
+    torch.manual_seed(3)
+    torch.testing.assert_close(value, total.terms(network(x), target)["out"])
+
+
 def loss(outputs: Tensor | dict[str, Tensor]) -> Tensor:
     """Of labels at random."""
     if isinstance(outputs, Tensor):

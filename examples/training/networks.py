@@ -65,6 +65,11 @@ def takes_heights(network: nn.Module) -> bool:
     return "pos" in inspect.signature(network.forward).parameters
 
 
+def may_resize(network: nn.Module) -> bool:
+    """Whether the network's forward leaves logits at its head's size when told resize=False."""
+    return "resize" in inspect.signature(network.forward).parameters
+
+
 class TinyBackbone(models.Backbone):
     """Five convolutions to 1/4 of the image's size, for demos and tests: 0.03 M parameters. Each of
     its features sees 15 x 15 pixels, so that what lies further away is left to the head.

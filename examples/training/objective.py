@@ -27,6 +27,7 @@ class Objective(nn.Module):
     process would have it. Other criteria are averaged over the processes.
 
     Args:
+        network: whose outputs these are; says how they are interpolated to the target's size.
         class_weights: where the recipe names none, one a class, or none.
     """
 
@@ -37,6 +38,7 @@ class Objective(nn.Module):
         settings: Loss,
         num_classes: int,
         processes: Processes,
+        network: nn.Module | None = None,
         class_weights: Sequence[float] = (),
     ) -> None:
         super().__init__()
@@ -52,6 +54,8 @@ class Objective(nn.Module):
             criterion=functools.partial(criterion, **settings.options),
             weight=weight,
             ignore_index=IGNORE,
+            align_corners=getattr(network, "align_corners", False),
+            shrink_aux=not getattr(network, "enlarge_aux", True),
         )
 
     def forward(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -60,8 +64,9 @@ class Objective(nn.Module):
         if self.shared:
             for name in _MEANS_OVER_PIXELS:
                 if name in terms:
-                    logits = outputs if isinstance(outputs, Tensor) else outputs[name]
-                    labels = shrunk(target, logits.shape[2], logits.shape[3])
+                    labels = target
+                    if name == "aux" and self.criterion.shrink_aux:
+                        labels = shrunk(target, *outputs[name].shape[2:])
                     terms[name] = terms[name] * self._share(labels)
         return terms
 

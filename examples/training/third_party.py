@@ -76,7 +76,8 @@ def _of_transformers(
 
 
 class Adapted(nn.Module):
-    """A network as the loss and the scores want it: an image of any size to logits of that size.
+    """A network as the loss and the scores want it: an image of any size to logits of that size, or
+    with resize=False to logits that may be smaller.
 
     Args:
         network: gives logits, or an object that has them; they may be smaller than the image.
@@ -91,13 +92,17 @@ class Adapted(nn.Module):
         self.network, self.stride = network, stride
         self.register_load_state_dict_pre_hook(_add_name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    align_corners = False  # of the last resize
+
+    def forward(self, x: Tensor, *, resize: bool = True) -> Tensor:
         height, width = x.shape[2:]
         below, right = -height % self.stride, -width % self.stride
         seen = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
         outputs = self.network(seen)
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         if logits.shape[2:] != seen.shape[2:]:
+            if not resize and seen is x:
+                return logits
             logits = F.interpolate(logits, seen.shape[2:], mode="bilinear", align_corners=False)
         return logits[:, :, :height, :width]
 

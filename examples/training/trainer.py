@@ -107,6 +107,8 @@ class Trainer:
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         network = network.to(memory_format=self.layout)
         self.with_heights = networks.takes_heights(network)
+        # the loss interpolates, pixel by pixel: logits of the image's size are never made
+        self.options = {"resize": False} if networks.may_resize(network) else {}
         self.forward = self.processes.distribute(network, train.norms)
         self.network = getattr(self.forward, "module", self.forward)
         if train.compile:
@@ -122,7 +124,7 @@ class Trainer:
             self._restore(kept)
         self.stopping = False
         of_classes = self._class_weights(scenes) if self.step < self.steps else []
-        loss = objective.Objective(settings.loss, classes, self.processes, of_classes)
+        loss = objective.Objective(settings.loss, classes, self.processes, self.network, of_classes)
         self.objective = loss.to(device)
 
     def run(self) -> None:
@@ -217,7 +219,7 @@ class Trainer:
         dtype = getattr(torch, train.precision)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             inputs = (example.image, example.heights) if self.with_heights else (example.image,)
-            outputs = self.forward(*inputs)
+            outputs = self.forward(*inputs, **self.options)
         terms = self.objective(outputs, example.labels)
         loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
