@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import networks, report, zoo
+from benchmarks import decoders, networks, report, zoo
 from stripctx.fusion import cost
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -132,3 +133,21 @@ def test_tables_of_networks(tmp_path: Path) -> None:
     ]
     line = report.networks_table([entry]).splitlines()[2]
     assert "| 90.0 ms | 60.0 ms | 1.50 | 300.0 MiB | 100.0 MiB | 90.0 MiB | 60.0 MiB |" in line
+
+
+def test_fit_of_the_cost_model() -> None:
+    """Recovers what made the times."""
+
+    def entry(**sizes: Any) -> dict[str, Any]:
+        decoder = decoders.Decoder(**sizes)
+        products = decoder.products()
+        positions = decoder.images * decoder.size**2
+        maps = positions * sum(channels for channels, _ in decoder.levels)
+        taps = positions * decoder.kernel**2 * decoder.outputs * len(decoder.levels)
+        plain, fused = products["plain"] + 300 * maps, products["fused"] + 30 * taps
+        ms = {"eager": [plain / 8e7], "fused": [fused / 8e7]}
+        return {**asdict(decoder), "products": products, "ms": {"forward": ms}}
+
+    sizes = {"images": 1, "channels": 16, "size": 64, "levels": ((64, 2), (32, 4))}
+    entries = [entry(**sizes, outputs=o, kernel=k) for o, k in ((32, 1), (256, 3), (8, 3))]
+    assert decoders.fit(entries, "forward") == (30, 300)
