@@ -3,15 +3,19 @@
 One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
 `functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
 benchmarks.measuring). `products` are the multiply-adds of either form. Writes
-benchmarks/results/decoders.json.
+benchmarks/results/decoders.json. `--fit` measures nothing: it prints those constants of the cost
+model in stripctx/fusion/cost.py that explain the file best.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,16 +118,52 @@ def measured(
     return found
 
 
+Line = tuple[float, float, float]  # products, what is counted beside them, milliseconds
+
+
+def fit(entries: list[dict[str, Any]], mode: str) -> tuple[float, float]:
+    """TAP and MAP of stripctx.fusion.cost: the products that take as long as an output's share of a
+    tap, and as a position of an interpolated map. Least squares of the logarithm of all times, with
+    one rate of products for all lines."""
+    taps: list[Line] = []
+    maps: list[Line] = []
+    for entry in entries:
+        positions, levels = entry["images"] * entry["size"] ** 2, entry["levels"]
+        ms = {name: statistics.median(taken) for name, taken in entry["ms"][mode].items()}
+        of_taps = positions * entry["kernel"] ** 2 * entry["outputs"] * len(levels)
+        of_maps = positions * sum(channels for channels, _ in levels)
+        taps.append((entry["products"]["fused"], of_taps, ms["fused"]))
+        maps.append((entry["products"]["plain"], of_maps, ms["eager"]))
+
+    def misfit(lines: list[Line], rate: float, each: float) -> float:
+        return sum(math.log((p + each * n) / rate / ms) ** 2 for p, n, ms in lines)
+
+    best = (math.inf, 0, 0)
+    for rate in (4e6 * step for step in range(1, 100)):  # products a millisecond
+        tap = min(range(0, 200, 2), key=lambda each: misfit(taps, rate, each))
+        map = min(range(0, 2000, 20), key=lambda each: misfit(maps, rate, each))
+        best = min(best, (misfit(taps, rate, tap) + misfit(maps, rate, map), tap, map))
+    return best[1:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=list(DECODERS), choices=list(DECODERS))
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--layout", default="contiguous", choices=list(LAYOUTS))
     parser.add_argument("--budget", type=float, default=2.0, help="seconds a line and mode")
+    parser.add_argument("--fit", action="store_true", help="the cost model's constants")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     path = RESULTS / "decoders.json"
     entries = json.loads(path.read_text())["entries"] if path.exists() else []
+    if options.fit:
+        usual = [
+            one for one in entries if (one["dtype"], one["layout"]) == ("float32", "contiguous")
+        ]
+        for mode in ("forward", "forward and backward"):
+            print(f"{mode}: TAP {{}}, MAP {{}}".format(*fit(usual, mode)))
+        return
     for name in options.only:
         decoder = DECODERS[name]
         found = measured(

@@ -207,7 +207,7 @@ def times(
 
 def heads_cases(device: str, tiny: bool) -> Cases:
     from benchmarks.compare import MODES
-    from benchmarks.networks import HEADS
+    from benchmarks.models import HEADS
 
     for name, mode in product(HEADS, MODES):
         yield f"{name} {mode}", partial(measure_head, name, mode, device, tiny)
@@ -215,7 +215,7 @@ def heads_cases(device: str, tiny: bool) -> Cases:
 
 def measure_head(name: str, mode: str, device: str, tiny: bool) -> Facts:
     from benchmarks.compare import compare
-    from benchmarks.networks import make_head
+    from benchmarks.models import make_head
 
     module, arguments = make_head(name, device, tiny)
     found = compare(

@@ -1,194 +1,253 @@
-"""Whole networks, every stripctx layer inside on its own kernels or on plain PyTorch: inference on
-one image, and a training step to the gradients of all parameters, without the optimizer, which is
-the same for both. Without torch.compile, which takes minutes for a network.
+"""Whole networks of other people's packages, before and after `stripctx.fuse`:
 
-And whole heads, from a backbone's features to logits and from logits to a loss, as the GPU script
-measures them. A new head is one line of `HEADS`: what makes the module and its arguments.
+    python -m benchmarks.networks [--only NAME ...] [--modes MODE ...] [--prepare]
+                                  [--without-compile] [--tiny] [--results FOLDER]
+
+Candidates are the network itself ("own"), fused, and both under torch.compile, in float32:
+inference on an image of 512 x 512, and a training step on two of 256 x 256: forward, cross-entropy
+of the logits interpolated to the image's size, backward, SGD. They take turns (see
+benchmarks.measuring); peak memory is what one call holds beside the parameters (benchmarks.memory);
+products are those of convolutions over interpolated maps, as fuse reports them, which also checks
+that outputs and gradients agree.
+
+Each network has a process of its own, so that it finds memory as it was, and
+benchmarks/results/networks.json is written after each. Compiling takes most of the time; --prepare
+compiles into torch's caches and measures nothing, so that a later run finds the kernels there.
 """
 
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import time
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import family
-from benchmarks.compare import compare
-from benchmarks.family import Entry, Family
-from benchmarks.inputs import Size
-from stripctx import losses, models
+from benchmarks import family, machine, measuring, memory
+from benchmarks.compare import check_agreement, reason
+from benchmarks.measuring import Run
+from benchmarks.report import RESULTS, median
+from benchmarks.zoo import CLASSES, NETWORKS
+from stripctx import fuse
 
-CLASSES = 19  # Cityscapes
-NETWORKS = ("pspnet", "spnet", "deeplabv3plus_hanet", "encnet")
-SIDES = {"resnet18": 129, "resnet50": 97}  # of the image
-IMAGES = {"inference": 1, "training": 2}
-QUICK_SIDE = 17
-HEAD_IMAGES, HEAD_SIDE = 4, 96  # features of a crop of 768
-WIDTHS = (256, 512, 1024, 2048)  # by a ResNet-50
-TINY_SIDE, TINY_WIDTHS = 4, (8, 8, 16, 16)
-OPTIONS = {("spnet", "resnet18"): {"strip_pooling": False}}  # its blocks are those of a ResNet-50
+MODES = {"inference": (1, 3, 512, 512), "training": (2, 3, 256, 256)}
+TINY = (2, 3, 64, 64)
+BUDGET = 5.0  # seconds a line, but for a least number of rounds
+LEARNING_RATE = 1e-6  # so that a step changes the loss by less than its rounding
+
+Entry = dict[str, Any]
 
 
 class Inference(nn.Module):
+    """The logits, whatever the network wraps them in, at its own size."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.network(image)["out"]
-        return out
+        outputs = self.network(image)
+        if isinstance(outputs, Mapping):
+            outputs = outputs["logits" if "logits" in outputs else "out"]
+        logits: Tensor = outputs
+        return logits
 
 
-class Loss(Inference):
-    criterion = losses.SegmentationLoss()
+class Loss(nn.Module):
+    """Cross-entropy of the logits at the image's size."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Every label stands somewhere in the target."""
-        labels = torch.arange(image[0, 0].numel(), device=image.device) % CLASSES
-        target = labels.view(1, *image.shape[2:]).expand(len(image), -1, -1)
-        return self.criterion(self.network(image), target)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.logits = Inference(network)
 
-
-@dataclass(frozen=True)
-class Network:
-    name: str
-    backbone: str
-    mode: str
-    side: int
-    batch: int = 1  # multiplies IMAGES
-    dtype: ClassVar[str] = "float32"
-    layout: ClassVar[str] = "contiguous"
-
-    @property
-    def operator(self) -> str:
-        return f"{self.name} {self.backbone}"
-
-    @property
-    def shape(self) -> Size:
-        return IMAGES[self.mode] * self.batch, 3, self.side, self.side
-
-    def measured(self, device: str, *, with_compile: bool, quick: bool) -> Entry:
-        torch.manual_seed(0)
-        options: dict[str, Any] = OPTIONS.get((self.name, self.backbone), {})
-        network = models.create(self.name, num_classes=CLASSES, backbone=self.backbone, **options)
-        without_dropout(network)
-        training = self.mode == "training"
-        function = (Loss if training else Inference)(network).to(device).train(training)
-        found = compare(
-            function,
-            [torch.randn(self.shape).to(device)],
-            mode="fwd+bwd" if training else "fwd",
-            with_compile=False,
-            device=device,
-            rounds=20,
-            budget=0.1 if quick else 3.0,
-        )
-        return family.entry(self, found)
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        logits = self.logits(image)
+        whole = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(whole, target)
 
 
-class Networks(Family):
-    """Every one of NETWORKS."""
+def measured(
+    name: str,
+    mode: str,
+    *,
+    tiny: bool = False,
+    compiled: bool = True,
+    prepare: bool = False,
+    budget: float = BUDGET,
+) -> Entry:
+    """The entry of one network in one mode; with `prepare` nothing is measured."""
+    torch.manual_seed(0)
+    memory.warm_blocks()
+    shape, training = TINY if tiny else MODES[mode], mode == "training"
+    own: nn.Module = (Loss if training else Inference)(NETWORKS[name](tiny))
+    without_chance(own.train(training))
+    arguments = [torch.randn(shape)]
+    if training:
+        arguments.append(torch.randint(CLASSES, (shape[0], *shape[2:])))
+    fused = copy.deepcopy(own)
+    report = fuse(fused, *arguments)
+    before, after = report.products
+    entry: Entry = {
+        "network": name,
+        "mode": mode,
+        "shape": list(shape),
+        "products": {"before": before, "after": after},
+        "replaced": [one.path for one in report.replaced],
+        "left": [str(one) for one in report.left],
+    }
+    modules: dict[str, Any] = {"own": own, "fused": fused}
+    if compiled:
+        torch.compiler.reset()
+        modules |= {
+            f"{label}, compiled": torch.compile(module, dynamic=False)
+            for label, module in modules.items()
+        }
+    runs: dict[str, Run] = {}
+    failures: dict[str, str] = {}
+    expected: list[Tensor] = []
+    for label, module in modules.items():
+        run = bound(module, arguments, training)
+        started = time.perf_counter()
+        try:
+            out = [run()]
+        except Exception as error:
+            if label in ("own", "fused"):
+                raise
+            failures[label] = reason(error)
+            continue
+        print(f"{label}: first call {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        expected = expected or out
+        check_agreement(label, out, expected, module=True)
+        runs[label] = run
+    if failures:
+        entry["failures"] = failures
+    if prepare:
+        return entry
+    peaks = {label: memory.peak_extra_bytes(run) for label, run in runs.items()}
+    times = measuring.interleave(runs, budget=0.0 if tiny else budget)
+    entry["candidates"] = {
+        label: {"samples_ms": family.milliseconds(times[label]), "peak_bytes": peaks[label]}
+        for label in runs
+    }
+    return entry
 
-    def cases(self, *, quick: bool = False, batch: int = 1) -> Iterator[Network]:
-        for backbone, name, mode in product(SIDES, NETWORKS, IMAGES):
-            if not quick:
-                yield Network(name, backbone, mode, SIDES[backbone], batch)
-            elif backbone == "resnet18" and (mode == "inference" or name == NETWORKS[0]):
-                yield Network(name, backbone, mode, QUICK_SIDE)
 
-
-def without_dropout(network: nn.Module) -> None:
-    """The same results from every call."""
+def without_chance(network: nn.Module) -> None:
+    """The same results from every call: no dropout of elements, nor of residual branches."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
 
 
-Made = tuple[nn.Module, list[Tensor]]
+def bound(module: Any, arguments: Sequence[Tensor], training: bool) -> Run:
+    """One call: logits, or the loss before a step of SGD. No gradients are left by it."""
+    if not training:
+
+        def infer() -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = module(*arguments)
+                return logits
+
+        return infer
+    optimizer = torch.optim.SGD(module.parameters(), LEARNING_RATE, momentum=0.9)
+
+    def step() -> Tensor:
+        loss: Tensor = module(*arguments)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
 
 
-class Given(models.Backbone):
-    """Stands for a backbone of these widths; the features are given."""
-
-    def __init__(self, channels: tuple[int, int, int, int]) -> None:
-        super().__init__()
-        self.channels = channels
-
-
-class Decoder(nn.Module):
-    """What a network makes of the features of its backbone."""
-
-    def __init__(self, network: models.SegmentationNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *features: Tensor) -> Tensor:
-        return self.network.decode(features)["out"]
+def attempt(name: str, mode: str, options: argparse.Namespace) -> Entry:
+    """The entry, or one with the error, of a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.networks", "--one", name, mode]
+    command += ["--budget", str(options.budget)]
+    command += [f"--{flag}" for flag in ("tiny", "prepare") if getattr(options, flag)]
+    command += ["--without-compile"] if options.without_compile else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    try:
+        entry: Entry = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        why = f"its process ended with status {done.returncode}"
+        entry = {"network": name, "mode": mode, "error": why}
+    return entry
 
 
-class Labels(nn.Module):
-    """The loss of logits an eighth as large as the labels, interpolated to their size."""
-
-    def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        size = target.shape[1:]
-        whole = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True)
-        return self.criterion(whole, target)
-
-
-def decoder(name: str, tiny: bool, **options: Any) -> Made:
-    widths, side = (TINY_WIDTHS, TINY_SIDE) if tiny else (WIDTHS, HEAD_SIDE)
-    network = models.create(name, num_classes=CLASSES, backbone=Given(widths), **options)
-    without_dropout(network)
-    sides = [2 * side, side, side, side]
-    images = 2 if tiny else HEAD_IMAGES
-    features = [torch.randn(images, c, s, s) for c, s in zip(widths, sides, strict=True)]
-    return Decoder(network), features
+def one(name: str, mode: str, options: argparse.Namespace) -> Entry:
+    """In this process."""
+    try:
+        return measured(
+            name,
+            mode,
+            tiny=options.tiny,
+            compiled=not options.without_compile,
+            prepare=options.prepare,
+            budget=options.budget,
+        )
+    except Exception as error:
+        return {"network": name, "mode": mode, "error": reason(error)}
 
 
-def labels(criterion: Callable[[Tensor, Tensor], Tensor], tiny: bool) -> Made:
-    side = TINY_SIDE if tiny else HEAD_SIDE
-    target = torch.arange(HEAD_IMAGES * (8 * side) ** 2) % CLASSES
-    logits = torch.randn(HEAD_IMAGES, CLASSES, side, side)
-    return Labels(criterion), [logits, target.view(HEAD_IMAGES, 8 * side, 8 * side)]
+def summary(entry: Entry) -> str:
+    """One line for whoever waits."""
+    what = f"{entry['network']}, {entry['mode']}"
+    if "error" in entry:
+        return f"{what}: {entry['error']}"
+    before, after = (entry["products"][key] / 1e9 for key in ("before", "after"))
+    text = f"{what}: products {before:.3g} G -> {after:.3g} G"
+    times = {label: median(each) for label, each in entry.get("candidates", {}).items()}
+    for label, ms in times.items():
+        text += f", {label} {ms:.4g} ms"
+    return text + "".join(f", {label}: {why}" for label, why in entry.get("failures", {}).items())
 
 
-HEADS: dict[str, Callable[[bool], Made]] = {
-    "fcn": partial(decoder, "fcn"),
-    "pspnet": partial(decoder, "pspnet"),
-    "spnet": partial(decoder, "spnet", strip_pooling=False),
-    "deeplabv3plus_hanet": partial(decoder, "deeplabv3plus_hanet"),
-    "encnet": partial(decoder, "encnet"),
-    "cross_entropy": partial(labels, losses.cross_entropy),
-    "ohem_cross_entropy": partial(labels, losses.ohem_cross_entropy),
-}
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.networks", description=__doc__.split(":")[0])
+    parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--prepare", action="store_true", help="compile, measure nothing")
+    parser.add_argument("--without-compile", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="few channels, small images")
+    parser.add_argument("--results", type=Path, help="folder; else benchmarks/results")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of samples a line")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "MODE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.one:
+        print(json.dumps(one(*options.one, options)))
+        return 0
+    folder = options.results or (None if options.tiny else RESULTS)
+    entries: list[Entry] = []
+    for name, mode in product(options.only, options.modes):
+        entries.append(attempt(name, mode, options))
+        print(summary(entries[-1]), flush=True)
+        if folder is not None and not options.prepare:
+            write(folder / "networks.json", entries)
+    return 1 if any("error" in entry for entry in entries) else 0
 
 
-def make_head(name: str, device: str, tiny: bool) -> tuple[nn.Module, list[Tensor]]:
-    """The head and its arguments in bfloat16 and channels_last, as it is trained; a tiny one in
-    float32."""
-    torch.manual_seed(0)
-    dtype = torch.float32 if tiny else torch.bfloat16
-    with torch.device(device):
-        module, arguments = HEADS[name](tiny)
-    given = [
-        as_trained(value, dtype) if value.is_floating_point() else value for value in arguments
-    ]
-    return module.to(dtype).to(memory_format=torch.channels_last), given
+def write(path: Path, entries: Sequence[Entry]) -> None:
+    """What was measured now, with what the file has of others."""
+    now = {(entry["network"], entry["mode"]) for entry in entries}
+    before = json.loads(path.read_text())["entries"] if path.exists() else []
+    kept = [entry for entry in before if (entry["network"], entry["mode"]) not in now]
+    order = list(product(NETWORKS, MODES))
+    every = sorted([*kept, *entries], key=lambda each: order.index((each["network"], each["mode"])))
+    family.write(path, machine.describe(), every)
 
-
-def as_trained(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-FAMILY = Networks("networks", {})
 
 if __name__ == "__main__":
-    sys.exit(FAMILY.main())
+    sys.exit(main())

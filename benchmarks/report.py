@@ -10,6 +10,8 @@ A document says where a table goes by a pair of comments, between which everythi
     <!-- /benchmarks:strip -->      on CUDA, if strip-cuda.json is there
     <!-- benchmarks:operators -->   one line an operator of all families, forward and backward
     <!-- /benchmarks:operators -->
+    <!-- benchmarks:networks -->    whole networks before and after fuse; as networks-short only
+    <!-- /benchmarks:networks -->   times and products
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 REPOSITORY = RESULTS.parent.parent
 FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
 CANDIDATES = ("fused", "eager", "compile")
+PAIR = ("own", "fused")  # of whole networks
 MODES = {
     "fwd": "forward",
     "fwd+bwd": "forward, backward",
@@ -78,9 +81,7 @@ def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
                 *(peak_text(each) for each in measured),
             ]
         )
-    columns = [column for column in zip(headers, *rows, strict=True) if any(column[1:])]
-    headers, *rows = (list(row) for row in zip(*columns, strict=True))
-    return markdown(headers, rows, left=5 if every else 3)
+    return present(headers, rows, left=5 if every else 3)
 
 
 def operators_table(entries: Sequence[Entry]) -> str:
@@ -107,6 +108,46 @@ def operators_table(entries: Sequence[Entry]) -> str:
     return markdown(headers, rows, left=2)
 
 
+def networks_table(entries: Sequence[Entry], *, short: bool = False) -> str:
+    """Times before and after fuse, and with torch.compile, with the factors between them; products
+    of convolutions over interpolated maps; peaks."""
+    headers = ["", "image", "pass", "own", "fused", "times as fast", "products"]
+    headers += ["own, compiled", "fused, compiled", "times as fast"]
+    headers += ["peak memory: own", "fused", "own, compiled", "fused, compiled"]
+    rows = []
+    for entry in entries:
+        of = entry["candidates"].get
+        plain, compiled = ([of("own"), of("fused")], [of(f"{x}, compiled") for x in PAIR])
+        before, after = entry["products"]["before"], entry["products"]["after"]
+        rows.append(
+            [
+                entry["network"],
+                shape_text(entry["shape"]),
+                MODES[entry["mode"]],
+                *map(time_text, plain),
+                factor_text(*plain),
+                f"{before / 1e9:.3g} G → {after / 1e9:.3g} G",
+                *map(time_text, compiled),
+                factor_text(*compiled),
+                *map(peak_text, [*plain, *compiled]),
+            ]
+        )
+    if short:
+        headers, rows = headers[:7], [row[:7] for row in rows]
+    return present(headers, rows, left=3)
+
+
+def present(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A table without the columns of what nobody measured."""
+    columns = [column for column in zip(headers, *rows, strict=True) if any(column[1:])]
+    named, *lines = (list(row) for row in zip(*columns, strict=True))
+    return markdown(named, lines, left)
+
+
+def factor_text(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    return f"{median(before) / median(after):.2f}" if before and after else ""
+
+
 def update(text: str, folder: Path = RESULTS) -> str:
     """`text` with every block made anew; what was not measured yet is left empty."""
 
@@ -116,6 +157,14 @@ def update(text: str, folder: Path = RESULTS) -> str:
             entries = [entry for result in found for entry in result["entries"]]
             notes = dict.fromkeys(machine_text(result["machine"]) for result in found)
             blocks = [f"{operators_table(entries)}\n\n{'; '.join(notes)}.\n"] if found else []
+        elif match["name"] in ("networks", "networks-short"):
+            found = [read(path) for path in existing(folder, ["networks"])]
+            short = match["name"] == "networks-short"
+            blocks = [
+                f"{networks_table(result['entries'], short=short)}\n\n{footnote(result)}\n"
+                for result in found
+                if result["entries"]
+            ]
         else:
             found = [read(p) for p in existing(folder, [match["name"], f"{match['name']}-cuda"])]
             blocks = [
@@ -133,7 +182,7 @@ def existing(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def footnote(result: dict[str, Any]) -> str:
     """What was measured and on what."""
-    first = result["entries"][0]
+    first = {"dtype": "float32", "layout": "contiguous", **result["entries"][0]}
     return (
         f"{first['dtype']}, {first['layout']}. Medians of interleaved samples; "
         f"{result['machine']['kernels']} kernels. {machine_text(result['machine'])}."
@@ -191,7 +240,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.show:
         result = read(options.results / f"{options.show}.json")
-        print(family_table(result["entries"], every=True), footnote(result), sep="\n\n")
+        of_networks = options.show == "networks"
+        entries = result["entries"]
+        table = networks_table(entries) if of_networks else family_table(entries, every=True)
+        print(table, footnote(result), sep="\n\n")
         return 0
     documents = options.documents
     if documents is None:

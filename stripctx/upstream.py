@@ -22,7 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BACKBONE", "ENCODING", "MMSEG", "SEMSEG", "TORCHVISION", "Layout", "accept", "read"]
+__all__ = [
+    "BACKBONE",
+    "ENCODING",
+    "MMSEG",
+    "SEMSEG",
+    "TORCHVISION",
+    "TRANSFORMERS",
+    "Layout",
+    "accept",
+    "read",
+]
 
 # A pattern that matches the start of a key, and what that start becomes; None drops the entry.
 Rule = tuple[str, "str | None"]
@@ -106,6 +116,15 @@ MMSEG = Layout(
         (r"auxiliary_head\.convs\.0\.conv\.", "aux_head.0."),
         (r"auxiliary_head\.convs\.0\.bn\.", "aux_head.1."),
         (r"auxiliary_head\.conv_seg\.", "aux_head.4."),
+    ),
+)
+TRANSFORMERS = Layout(
+    "transformers",
+    r"decode_head\.classifier\.",
+    (
+        (r"auxiliary_head\.convs\.0\.conv\.", "aux_head.0."),
+        (r"auxiliary_head\.convs\.0\.batch_norm\.", "aux_head.1."),
+        (r"auxiliary_head\.classifier\.", "aux_head.4."),
     ),
 )
 TORCHVISION = Layout(

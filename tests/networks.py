@@ -41,8 +41,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "encnet": {"lateral": True, "se_stage3": True, "num_codes": 4, "head_channels": 16},
     "pspnet": {"head_channels": 16},
     "spnet": {"pool_sizes": (5, 3), "strip_pooling": False},
+    "upernet": {"head_channels": 16, "aux_channels": 8},
 }
-GLOBAL_NORMS = ("deeplabv3plus_hanet", "pspnet")  # normalise a 1x1 map, which takes two images
+GLOBAL_NORMS = (
+    "deeplabv3plus_hanet",
+    "pspnet",
+    "upernet",
+)  # normalise a 1x1 map, which takes two images
 every_network = pytest.mark.parametrize("name", OPTIONS)
 every_segmentation = pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"deepten"}))
 

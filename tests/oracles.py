@@ -7,8 +7,7 @@
 nothing here needs. The packages of mmseg and mmcv import all of those; here they are entered
 through empty shells, and only the files that define a module are run. So is smp where timm is not
 installed; what is then left of its networks to stand in for is the encoder: `Features`, three
-strided convolutions. timm and smp import torchvision for image transforms and encoders that no test
-runs: names alone stand in for it.
+strided convolutions. Names alone stand in for torchvision (benchmarks/packages.py).
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +24,8 @@ from typing import Any
 
 import pytest
 from torch import Tensor, nn
+
+from benchmarks import packages
 
 
 @functools.cache
@@ -95,15 +94,13 @@ def whole_smp() -> ModuleType:
     """smp as it is."""
     _require("segmentation_models_pytorch")
     timm()
-    with _torchvision():
-        return importlib.import_module("segmentation_models_pytorch")
+    return packages.load("segmentation_models_pytorch")
 
 
 @functools.cache
 def timm() -> ModuleType:
     _require(*_TIMM)
-    with _torchvision():
-        return importlib.import_module("timm")
+    return packages.load("timm")
 
 
 @functools.cache
@@ -148,51 +145,6 @@ def _require(*packages: str) -> None:
 
 def _missing(*packages: str) -> list[str]:
     return [package for package in packages if find_spec(package) is None]
-
-
-@contextmanager
-def _torchvision() -> Iterator[None]:
-    """A torchvision of names, while the block runs and where there is none."""
-    if not _missing("torchvision"):
-        yield
-        return
-    names = _Names()
-    sys.meta_path.append(names)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(names)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-
-
-class _Names(MetaPathFinder, Loader):
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name.partition(".")[0] != "torchvision":
-            return None
-        return ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _NamesModule(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
-
-
-class _NamesModule(ModuleType):
-    """Any class, whose attributes are strings, and any function, which gives None."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _NamesClass(name, (), {}) if name[0].isupper() else lambda *_, **__: None
-
-
-class _NamesClass(type):
-    def __getattr__(cls, name: str) -> str:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return name
 
 
 def _shell(name: str) -> None:

@@ -451,7 +451,7 @@ def test_memory_meter_sees_nothing_where_nothing_is() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*report.FAMILIES, "networks"])
+@pytest.mark.parametrize("name", [*report.FAMILIES, "models"])
 def test_quick_run_writes_every_case(name: str, tmp_path: Path) -> None:
     script = importlib.import_module(f"benchmarks.{name}")
     assert script.FAMILY.main(["--quick", "--results", str(tmp_path)]) == 0
@@ -459,7 +459,7 @@ def test_quick_run_writes_every_case(name: str, tmp_path: Path) -> None:
     assert all(word not in text for word in ("/home", "/root", "/work", "node"))
     entries = report.read(tmp_path / f"{name}.json")["entries"]
     assert all(set(entry["candidates"]) == {"fused", "eager"} for entry in entries)
-    if name == "networks":
+    if name == "models":
         expected = {f"{each} resnet18" for each in script.NETWORKS}
     else:
         expected = set(script.FAMILY.shapes)

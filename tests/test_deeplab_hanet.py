@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import randomise
-from networks import Tiny
+from networks import Tiny, undropped
 from torch import Tensor
 
-from stripctx import models
+from benchmarks import peers
+from stripctx import functional, models
 
 
 def plain_hanet(network: models.SegmentationNetwork, x: Tensor, pos: Tensor | None) -> Tensor:
@@ -57,6 +58,33 @@ def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
     got = network(x, pos)["out"]
     assert operator_checks.relative_error(got, plain_hanet(network, x, pos)) < 1e-12
     assert torch.equal(network(x, heights)["out"], got) == (with_pos or not any(slots))
+
+
+@pytest.mark.parametrize("slots", SLOTS)
+def test_decoder_trains_as_the_convolution_of_both_maps(
+    slots: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients as with plain PyTorch, which builds what is convolved; ours builds it for hanet3
+    alone."""
+    network = models.deeplabv3plus_hanet(5, Tiny(), slots=slots)
+    undropped(randomise(network)).double()
+    named = {key: p for key, p in network.head.named_parameters() if p.requires_grad}
+    x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
+    with peers.installed():
+        want = torch.autograd.grad(network(x)["out"].square().sum(), named.values())
+    built = 0
+    concat = functional.pyramid_concat
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal built
+        built += 1
+        return concat(*args, **kwargs)
+
+    monkeypatch.setattr(functional, "pyramid_concat", counted)
+    got = torch.autograd.grad(network(x)["out"].square().sum(), named.values())
+    assert built == slots[3]
+    for key, a, b in zip(named, got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=key)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
 import threading
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from operator_checks import DEVICE
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.decoders import DECODERS
+from benchmarks.report import RESULTS
 from stripctx import functional, fuse, fusing, fusion, unfuse
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import Lazy, Level, Pyramid, Sum
@@ -303,6 +306,96 @@ def test_compiles_and_exports() -> None:
     assert any("pyramid_taps_add" in str(node.target) for node in exported.graph.nodes)
 
 
+class Many(nn.Module):
+    """So many small maps and so many of full size, in turn."""
+
+    def __init__(self, small: int, whole: int) -> None:
+        super().__init__()
+        self.small, self.whole = small, whole
+        self.conv = nn.Conv2d(2 * small + 3 * whole, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        maps = [x * (k + 1) for k in range(self.whole)]
+        for k in range(self.small):
+            coarse = level[:, :2, : k % 4 + 1] * (k + 1)
+            up = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=bool(k % 2))
+            maps.insert(2 * k, up)
+        return self.conv(torch.cat(maps, 1))
+
+
+@pytest.mark.parametrize(("small", "whole"), [(8, 1), (9, 1), (12, 0), (13, 9), (1, 12)])
+def test_more_maps_than_one_convolution_takes(
+    small: int, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that save most wait, the smallest; the others are made."""
+    plain = Many(small, whole).double()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    x, level = (one.requires_grad_() for one in maps())
+    taken: list[list[torch.Size]] = []
+    function = functional.pyramid_conv
+
+    def watched(base: Tensor, levels: Any, *args: Any, **kwargs: Any) -> Tensor:
+        taken.append([one.shape for one in levels if one.shape[2:] != base.shape[2:]])
+        return function(base, levels, *args, **kwargs)
+
+    monkeypatch.setattr(functional, "pyramid_conv", watched)
+    got, want = fused(x, level), plain(x, level)
+    torch.testing.assert_close(got, want)
+    wanted = [x, level] if whole else [level]
+    for a, b in zip(
+        torch.autograd.grad(got.square().sum(), [*wanted, fused.conv.weight]),
+        torch.autograd.grad(want.square().sum(), [*wanted, plain.conv.weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    rows = sorted(k % 4 + 1 for k in range(small))
+    assert [sorted(shape[2] for shape in each) for each in taken] == [rows[:8]]
+
+
+@pytest.mark.parametrize("terms", [8, 9, 20])
+def test_sums_of_many_maps(terms: int) -> None:
+    x, level = maps()
+    level = level[:, :3]
+
+    def total() -> Tensor:
+        out = x
+        for k in range(terms):
+            out = out + F.interpolate(level * k, x.shape[2:], mode="nearest")
+        return out * 1
+
+    want = total()
+    with fusing():
+        torch.testing.assert_close(total(), want)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": (1,)}, {"padding": [1, 0], "dilation": [2]}, {"stride": [1]}]
+)
+def test_arguments_of_conv2d(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every form that conv2d reads."""
+    x, level = maps()
+    weight = torch.randn(4, 8, 3, 3, dtype=x.dtype)
+
+    def convolved() -> Tensor:
+        up = F.interpolate(level, x.shape[2:], mode="nearest")
+        return F.conv2d(torch.cat([x, up], 1), weight, **options)
+
+    want, seen = convolved(), calls(monkeypatch)
+    with fusing():
+        torch.testing.assert_close(convolved(), want)
+    assert seen == ["pyramid_conv"]
+
+
+def test_a_weight_that_does_not_fit_is_an_error_of_torchs_own() -> None:
+    x, level = maps()
+    weight = torch.randn(4, 7, 3, 3, dtype=x.dtype)
+    with fusing():
+        up = F.interpolate(level, x.shape[2:], mode="nearest")
+        with pytest.raises(RuntimeError, match="expected input"):
+            F.conv2d(torch.cat([x, up], 1), weight)
+
+
 @pytest.mark.parametrize(
     ("level", "kernel", "channels", "paid"),
     [
@@ -319,3 +412,19 @@ def test_the_cost_model(
     """Many channels pay, few do not; nor does what is tiny or shrinks."""
     monkeypatch.undo()
     assert cost.pays(level, (128, 128), channels, kernel) == paid
+
+
+def test_the_cost_model_agrees_with_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every decoder that was faster so, in its smallest and its largest level."""
+    monkeypatch.undo()
+    entries = json.loads((RESULTS / "decoders.json").read_text())["entries"]
+    assert len(entries) >= len(DECODERS)
+    for entry in entries:
+        medians = {
+            name: sorted(taken)[len(taken) // 2] for name, taken in entry["ms"]["forward"].items()
+        }
+        assert medians["fused"] < medians["eager"]
+        side, kernel = entry["size"], (entry["kernel"],) * 2
+        for channels, factor in entry["levels"]:
+            level = (entry["images"], channels, side // factor, side // factor)
+            assert cost.pays(level, (side, side), entry["outputs"], kernel), entry["decoder"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_cases, networks
+from benchmarks import gpu, gpu_cases, models
 from benchmarks.gpu import Runner, Stage
 from benchmarks.operators import OPERATORS, reference
 from benchmarks.peers import PEERS
@@ -75,7 +75,7 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
     assert all(entry["fused_us"] > 0 for name, entry in measured.items() if name != "copy")
     assert lines(log, "ncu")[0] == {"stage": "ncu", "case": "strip", "time": "12 ns"}
     heads = {e["case"].split()[0] for e in lines(log, "heads") if e.get("fused_ms", 0) > 0}
-    assert heads == set(networks.HEADS)
+    assert heads == set(models.HEADS)
 
 
 def test_every_operator_is_checked() -> None:

@@ -218,6 +218,8 @@ COMES_TO = {
     "cityscapes_pspnet50": (713, 16, 0.01, 200, 2048, 713),
     "cityscapes_pspnet101": (713, 16, 0.01, 200, 2048, 713),
     "cityscapes_spnet101": (768, 8, 0.005, 180, 2048, 768),
+    "cityscapes_upernet50": (769, 8, 0.01, 40_000, 2048, 769),
+    "cityscapes_upernet101": (769, 8, 0.01, 40_000, 2048, 769),
     "pascal_context_encnet50": (480, 16, 0.001, 80, 520, 480),
     "pascal_context_encnet101": (480, 16, 0.001, 80, 520, 480),
     "voc_encnet101": (480, 16, 0.001, 80, 520, 480),
@@ -247,13 +249,18 @@ def test_what_a_recipe_comes_to(name: str) -> None:
     turned = {"pspnet": 10, "spnet": 1 if narrow else 10}.get(system, 0)
     assert varied.rotation == turned and varied.rotation_chance == varied.flip_chance == 0.5
     assert varied.long_side == (look["base_size"] if system in ("encnet", "fcn") else 0)
-    hanet = system == "deeplabv3plus_hanet"
-    assert varied.blur_chance == {"encnet": 0, "fcn": 0}.get(system, 1 if hanet else 0.5)
-    assert found.optimizer.weight_decay == (5e-4 if hanet else 1e-4)
+    hanet, upernet = system == "deeplabv3plus_hanet", system == "upernet"
+    unblurred = ("encnet", "fcn", "upernet")
+    assert varied.blur_chance == (0 if system in unblurred else 1 if hanet else 0.5)
+    assert found.optimizer.weight_decay == (5e-4 if hanet or upernet else 1e-4)
     assert found.loss.aux_weight == (0.2 if system in ("encnet", "fcn") else 0.4)
     heads = [(group.match, group.rate, group.weight_decay) for group in found.optimizer.groups]
     assert heads == (
-        [(r"^head\.hanet\d", 1, 1e-4)] if hanet else [(r"^(head|aux_head)\.", 10, None)]
+        []
+        if upernet
+        else [(r"^head\.hanet\d", 1, 1e-4)]
+        if hanet
+        else [(r"^(head|aux_head)\.", 10, None)]
     )
 
 

@@ -45,7 +45,7 @@ def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
         fits = isinstance(part, (Tensor, Level)) and len(part.shape) == 4
         if not fits or part.shape[0] != first.shape[0] or part.shape[2:] != first.shape[2:]:
             return NotImplemented
-    return Pyramid(parts) if len(parts) <= cost.MOST_PARTS else NotImplemented
+    return Pyramid(parts)
 
 
 def _conv2d(
@@ -60,9 +60,16 @@ def _conv2d(
     if isinstance(input, Level) and input.waits:
         input = Pyramid([input])
     plain = isinstance(input, Pyramid) and input.waits and _is_plain(weight)
-    if not plain or groups != 1 or stride not in (1, (1, 1), [1, 1]) or isinstance(padding, str):
+    if not plain or groups != 1 or isinstance(padding, str) or _pair(stride) != (1, 1):
         return NotImplemented
-    return input.conv(weight, bias, padding, dilation)
+    return input.conv(weight, bias, _pair(padding), _pair(dilation))
+
+
+def _pair(value: Any) -> Any:
+    """As conv2d reads an argument: a number, one in a sequence, or two."""
+    if isinstance(value, (tuple, list)):
+        return tuple(value) * 2 if len(value) == 1 else tuple(value)
+    return value, value
 
 
 def _is_plain(weight: Any) -> bool:

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-MOST_PARTS = 16
-
 # Products that take as long as one output's share of a tap (two or four cells read, weighted and
-# added), and as long as writing, reading and copying one position of an interpolated map. Estimates
-# for a CPU with AVX-512 in float32, from the lines of benchmarks/decoders.py; none for CUDA.
-TAP = 24.0
-MAP = 60.0
+# added), and as long as writing, reading and copying one position of an interpolated map.
+# `python -m benchmarks.decoders --fit` finds 28 and 440 forward, 24 and 320 with the backward pass,
+# for a CPU with AVX-512 in float32. A map costs less where it stays in the caches: these err on the
+# side of leaving a network as it was. None for CUDA.
+TAP = 30.0
+MAP = 180.0
 LEAST_PRODUCTS = 2**22  # of the whole convolution: below, calls cost more than products
 
 
@@ -35,9 +35,17 @@ def pays(
     shrinks = height > size[0] or width > size[1]
     if shrinks or batch * positions * taps * channels < LEAST_PRODUCTS:
         return False
-    share = height * width / positions
-    saved = taps * channels * (1 - share) + MAP * channels
-    return bool(saved > TAP * taps)
+    return saving(level, size, out_channels, kernel) > 0
+
+
+def saving(
+    level: Sequence[int], size: Sequence[int], out_channels: int, kernel: Sequence[int]
+) -> float:
+    """Products a position that the level saves where it is convolved where it is."""
+    _, channels, height, width = level
+    taps = kernel[0] * kernel[1] * out_channels
+    share = height * width / (size[0] * size[1])
+    return taps * channels * (1 - share) + MAP * channels - TAP * taps
 
 
 @dataclass

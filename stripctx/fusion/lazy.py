@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stripctx import functional
 from stripctx.fusion import cost
+from stripctx.ops.upsample import MOST_LEVELS
 
 Function = Callable[..., Any]
 
@@ -202,6 +203,8 @@ class Pyramid(Lazy):
         """The convolution over it; NotImplemented where it is not cheaper so."""
         if not alike(*self.inputs):
             return NotImplemented
+        if weight.dim() != 4 or weight.shape[1] != self.shape[1]:
+            return NotImplemented  # which is an error of torch's own
         size, kernel = self.shape[2:], weight.shape[2:]
         parts = [
             part.level if isinstance(part, Level) and part.waits and part.is_identity else part
@@ -213,6 +216,7 @@ class Pyramid(Lazy):
             and cost.pays(part.level.shape, size, weight.shape[0], kernel)
             for part in parts
         ]
+        self._keep_the_best(wait, weight)
         cost.record(self, weight, wait)
         if not any(wait):
             return NotImplemented
@@ -246,6 +250,18 @@ class Pyramid(Lazy):
             scale_factor=scales,
             x_index=x_index,
         )
+
+    def _keep_the_best(self, wait: list[bool], weight: Tensor) -> None:
+        """One convolution takes so many small maps and no more: those that save most wait, and the
+        others are made."""
+
+        def saving(k: int) -> float:
+            level = self.inputs[k].shape
+            return cost.saving(level, self.shape[2:], weight.shape[0], weight.shape[2:])
+
+        waiting = [k for k, waits in enumerate(wait) if waits]
+        for k in sorted(waiting, key=saving, reverse=True)[MOST_LEVELS:]:
+            wait[k] = False
 
 
 class Sum(Lazy):

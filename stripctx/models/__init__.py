@@ -9,6 +9,7 @@ from stripctx.models.network import Backbone, SegmentationNetwork
 from stripctx.models.pspnet import pspnet
 from stripctx.models.registry import available, create, register
 from stripctx.models.spnet import spnet
+from stripctx.models.upernet import upernet
 
 __all__ = [
     "Backbone",
@@ -23,4 +24,5 @@ __all__ = [
     "pspnet",
     "register",
     "spnet",
+    "upernet",
 ]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import upstream
@@ -115,6 +116,8 @@ def load_weights(backbone: Backbone, weights: Weights) -> None:
 
 class TimmBackbone(Backbone):
     """The last four feature maps of a network of the timm library, without pretrained weights.
+    Images of any size: for a Swin transformer, which wants whole patches, zeros are added on the
+    right and below.
 
     Args:
         name: timm's name, `convnext_tiny` say. Its features must be at least four.
@@ -129,15 +132,22 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"TimmBackbone: name {name!r} needs the timm library: pip install stripctx[timm]"
             ) from error
-        stride = {} if output_stride == 32 else {"output_stride": output_stride}
-        self.network = timm.create_model(
-            name, features_only=True, out_indices=(-4, -3, -2, -1), **stride
-        )
+        options = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
+        if output_stride != 32:
+            options["output_stride"] = output_stride
+        try:  # a Swin transformer refuses other sizes than its own, unless it is told not to
+            self.network = timm.create_model(name, strict_img_size=False, **options)
+            self.patch = int(self.network.feature_info.reduction()[0])
+        except TypeError:
+            self.network = timm.create_model(name, **options)
+            self.patch = 1
         first, second, third, fourth = self.network.feature_info.channels()
         self.channels = (first, second, third, fourth)
         self.channels_are_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.patch > 1:
+            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
         features = self.network(x)
         if self.channels_are_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]

@@ -74,11 +74,26 @@ class HANetHead(nn.Module):
         first, _, third, fourth = features
         fourth = _gate(self.hanet0, third, fourth, pos)
         coarse = self._coarse(fourth, pos)
-        decoder = functional.pyramid_concat(
-            self.bot_fine(first), [coarse], align_corners=self.align_corners
-        )
-        final = _gate(self.hanet3, decoder, self.final1(decoder), pos)
+        final = self._decoder(self.bot_fine(first), coarse, pos)
         return _gate(self.hanet4, final, self.final2(final), pos)
+
+    def _decoder(self, fine: Tensor, coarse: Tensor, pos: Tensor | None) -> Tensor:
+        """`final1` of both maps side by side, hanet3's source. Its first convolution takes the
+        coarse one as it is."""
+        conv, *others = self.final1
+        final = functional.pyramid_conv(
+            fine,
+            [coarse],
+            cast(nn.Conv2d, conv).weight,
+            padding=1,
+            align_corners=self.align_corners,
+        )
+        for layer in others:
+            final = layer(final)
+        if self.hanet3 is None:
+            return final
+        together = functional.pyramid_concat(fine, [coarse], align_corners=self.align_corners)
+        return self.hanet3(together, final, pos)
 
     def _coarse(self, fourth: Tensor, pos: Tensor | None) -> Tensor:
         """ASPP and its projection, with the attentions that see what is between them."""

@@ -1,0 +1,206 @@
+"""UPerNet (Xiao et al., Unified Perceptual Parsing, ECCV 2018): pyramid pooling on the last stage,
+a feature pyramid over all four, and a convolution of what they give, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from stripctx import functional, upstream
+from stripctx.layers import PyramidPoolingConv
+from stripctx.models.backbones import Weights
+from stripctx.models.build import assemble
+from stripctx.models.heads import classifier, conv_unit
+from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
+from stripctx.models.registry import register
+
+# Both projects' names, relative to the head.
+_LAYOUT = upstream.Layout(
+    "mmseg's UPerHead and transformers' UperNetHead",
+    r"psp_modules\.",
+    (
+        (r"psp_modules\.(\d)\.1\.conv\.", r"context.0.branches.\1.0."),
+        (r"psp_modules\.(\d)\.1\.(?:bn|batch_norm)\.", r"context.0.branches.\1.1."),
+        (r"bottleneck\.conv\.", "context.0.conv."),
+        (r"bottleneck\.(?:bn|batch_norm)\.", "context.1."),
+        (r"lateral_convs\.(\d)\.conv\.", r"laterals.\1.0."),
+        (r"lateral_convs\.(\d)\.(?:bn|batch_norm)\.", r"laterals.\1.1."),
+        (r"fpn_convs\.(\d)\.conv\.", r"levels.\1.0."),
+        (r"fpn_convs\.(\d)\.(?:bn|batch_norm)\.", r"levels.\1.1."),
+        (r"fpn_bottleneck\.conv\.", "fuse.0."),
+        (r"fpn_bottleneck\.(?:bn|batch_norm)\.", "fuse.1."),
+        (r"(?:conv_seg|classifier)\.", "classify.1."),
+    ),
+)
+
+
+class UPerHead(nn.Module):
+    """From the features of four stages to logits at the size of the first.
+
+        top = relu(norm(conv3x3(pyramid pooling of the last stage)))
+        m_3 = top, m_i = relu(norm(conv1x1(stage i))) + up(m_(i+1))
+        y = relu(norm(conv3x3(concat(conv3x3(m_0), up(conv3x3(m_1)), up(conv3x3(m_2)), up(top)))))
+
+    every 3x3 convolution inside with its norm and ReLU. The last one is the largest convolution of
+    the network. It is taken on the small maps (`functional.pyramid_conv`), a third of its products;
+    neither they at the first stage's size nor their concatenation exist.
+
+    load_state_dict takes the entries of mmseg's `UPerHead` and of transformers' `UperNetHead`.
+
+    Args:
+        channels: of the four stages.
+        num_classes: K.
+        width: of every map in between.
+        bins: of the pyramid pooling.
+        dropout: before the classifier, on whole channels.
+        align_corners: of every interpolation.
+        global_norm: see `PyramidPooling`.
+        norm_layer: makes the norms.
+
+    Shape:
+        (N, C_i, H_i, W_i), finest first, to (N, K, H_0, W_0).
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        num_classes: int,
+        *,
+        width: int,
+        bins: Sequence[int | tuple[int, int]],
+        dropout: float,
+        align_corners: bool,
+        global_norm: bool,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        pyramid = PyramidPoolingConv(
+            channels[3],
+            width,
+            bins,
+            branch_channels=width,
+            align_corners=align_corners,
+            global_norm=global_norm,
+            norm_layer=norm_layer,
+        )
+        self.context = nn.Sequential(pyramid, norm_layer(width), nn.ReLU(inplace=True))
+        self.laterals = nn.ModuleList(
+            conv_unit(inputs, width, 1, norm_layer) for inputs in channels[:3]
+        )
+        self.levels = nn.ModuleList(conv_unit(width, width, 3, norm_layer) for _ in channels[:3])
+        self.fuse = conv_unit(4 * width, width, 3, norm_layer)
+        self.classify = classifier(width, num_classes, dropout=dropout, channel_dropout=True)
+        upstream.accept(self, _LAYOUT)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        above = self.context(features[3])
+        maps = [above]
+        for i in (2, 1, 0):
+            lateral = self.laterals[i](features[i])
+            above = functional.pyramid_add(lateral, [above], align_corners=self.align_corners)
+            maps.insert(0, self.levels[i](above))
+        conv, norm, relu = self.fuse
+        together = functional.pyramid_conv(
+            maps[0],
+            maps[1:],
+            cast(nn.Conv2d, conv).weight,
+            padding=1,
+            align_corners=self.align_corners,
+        )
+        logits: Tensor = self.classify(relu(norm(together)))
+        return logits
+
+
+class UPerNet(SegmentationNetwork):
+    """A feature pyramid with pyramid pooling at its top. `upernet` makes one."""
+
+    layouts = (
+        upstream.TRANSFORMERS.plus((r"decode_head\.", "head.")),
+        upstream.MMSEG.plus((r"decode_head\.", "head.")),
+    )
+
+    def decode(self, features: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return {"out": self.head(features)}
+
+
+@register
+def upernet(
+    num_classes: int,
+    backbone: str | Backbone = "resnet50",
+    *,
+    backbone_weights: Weights | None = None,
+    aux: bool = True,
+    bins: Sequence[int | tuple[int, int]] = (1, 2, 3, 6),
+    output_stride: int = 32,
+    dilation: str = "contracted",
+    head_channels: int = 512,
+    aux_channels: int = 256,
+    dropout: float = 0.1,
+    align_corners: bool = False,
+    global_norm: bool = True,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> UPerNet:
+    """UPerNet as mmseg and transformers build it, on any backbone: `timm:convnext_tiny`,
+    `timm:swin_tiny_patch4_window7_224` and other networks of timm, and the ResNets.
+
+    load_state_dict takes the checkpoints of mmseg with a ResNet (`resnet50c`). Where the backbone
+    is another project's, its own entries have other names; those of the decode head alone load by
+    `network.head.load_state_dict`, in the names of mmseg and transformers.
+
+    Args:
+        num_classes: K.
+        backbone: see `create_backbone`.
+        backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
+        aux: whether there is an auxiliary head on the third stage.
+        bins: of the pyramid pooling.
+        output_stride: of the backbone.
+        dilation: the backbone's dilation scheme, where output_stride is less than 32.
+        head_channels: the width of the head.
+        aux_channels: the width of the auxiliary head.
+        dropout: before both classifiers, on whole channels.
+        align_corners: of every interpolation.
+        global_norm: False gives the pyramid's 1x1 bin a bias and no norm, so that batch 1 trains.
+        norm_layer: makes every normalisation but those of timm's networks.
+
+    Shape:
+        (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
+
+    Example:
+        >>> network = upernet(21, "resnet18", head_channels=64)
+        >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
+        {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
+    """
+    if head_channels < 1:
+        raise ValueError(f"upernet: head_channels must be positive, got {head_channels}")
+
+    def make_head(channels: Channels) -> nn.Module:
+        return UPerHead(
+            channels,
+            num_classes,
+            width=head_channels,
+            bins=bins,
+            dropout=dropout,
+            align_corners=align_corners,
+            global_norm=global_norm,
+            norm_layer=norm_layer,
+        )
+
+    return assemble(
+        "upernet",
+        UPerNet,
+        make_head,
+        num_classes,
+        backbone,
+        backbone_weights=backbone_weights,
+        aux=aux,
+        output_stride=output_stride,
+        dilation=dilation,
+        dropout=dropout,
+        channel_dropout=True,
+        aux_channels=aux_channels,
+        align_corners=align_corners,
+        norm_layer=norm_layer,
+    )
