@@ -1,7 +1,7 @@
 # make setup       a virtual environment with everything the other targets need
 # make test        every test: the operator families once on each kind of kernel, then all the rest
 # make quick       in minutes: what is not marked slow, on the native kernels
-# make check       FAMILY=strip (pyramid, upsample, height, encoding): one family on each kind
+# make check       FAMILY=strip (pyramid, upsample, height, encoding, labels): one family on each kind
 # make lint        formatters and static checks
 # make compilers   the CPU kernels' results, built by each of g++ and clang that is on PATH
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -14,11 +14,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tests/test_height.py \
-	tests/test_encoding.py tests/test_layers_encoding.py tests/test_layers.py
+	tests/test_encoding.py tests/test_labels.py tests/test_layers_encoding.py tests/test_layers.py
 FAMILY_FILES = $(wildcard tests/test_$(FAMILY).py tests/test_layers_$(FAMILY).py)
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 PYTEST := $(RUN) -m pytest --numprocesses 2
-MEASURED := strip pyramid upsample height encoding models networks
+MEASURED := strip pyramid upsample height encoding labels models networks
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup test quick check compilers lint format sanitize cuda-check demo bench gpu clean

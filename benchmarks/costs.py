@@ -45,12 +45,17 @@ STRIP_MAP = (4, 512, 60, 60)
 PYRAMID_MAP = (2, 2048, 60, 60)
 HEIGHT_MAP = (4, 2048, 96, 96)
 ENCODING_MAP = (4, 512, 60, 60)
-OTHER_MAPS = {"pyramid_add_relu": (4, 256, 60, 60), "pyramid_taps_add": (2, 512, 60, 60)}
+OTHER_MAPS = {
+    "pyramid_add_relu": (4, 256, 60, 60),
+    "pyramid_taps_add": (2, 512, 60, 60),
+    "upsample_binary_cross_entropy": (4, 1, 512, 1024),
+}
 MAPS = (
     (("strip", "sigmoid"), STRIP_MAP),
     (("pyramid",), PYRAMID_MAP),
     (("row",), HEIGHT_MAP),
     (("encode", "channel"), ENCODING_MAP),
+    (("upsample",), (4, 19, 512, 1024)),
 )
 
 
@@ -164,6 +169,8 @@ def floors_table(names: list[str]) -> str:
         size = map_of(name)
         shape = floors.Shape(*size)
         for operator in (name, f"{name}_backward"):
+            if operator not in floors.FLOORS:
+                continue  # a label map has no gradient
             floor = floors.floor(operator, shape)
             unit = shape.map * shape.element_size
             each = floor.operations / shape.map

@@ -32,6 +32,7 @@ from benchmarks.compare import MODES, Comparison, bind, compare, reason
 from benchmarks.floors import FLOORS, PRODUCTS, Floor, Product, Shape, multiply_adds
 from benchmarks.inputs import Size, inputs
 from benchmarks.operators import DTYPES, LAYOUTS
+from benchmarks.peers import LABEL_MAPS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIRS = tuple(product(DTYPES, LAYOUTS))
@@ -188,25 +189,34 @@ class Family:
     shapes: of each function and layer. The first stands in the tables. Maps above 32 MB cost a
         CPU more in page faults than anything else: not among the first.
     variants: where dtypes and layouts are compared, if not at the first shape.
+    compile_all: torch.compile takes part at every shape, and all of them stand in the tables.
     """
 
     name: str
     shapes: dict[str, tuple[Size, ...]]
     variants: dict[str, Size] = field(default_factory=dict)
+    compile_all: bool = False
 
     def cases(self, *, quick: bool = False, batch: int = 1) -> Iterator[Measurable]:
         """`batch` multiplies N. Quick ones have tiny maps, in the first and the last format."""
         for operator, shapes in self.shapes.items():
+            modes = MODES[:1] if operator in LABEL_MAPS else MODES
             if quick:
-                for pair, mode in product((PAIRS[0], PAIRS[-1]), MODES):
+                for pair, mode in product((PAIRS[0], PAIRS[-1]), modes):
                     yield Case(operator, QUICK_SHAPE, *pair, mode)
                 continue
             variant = self.variants.get(operator, shapes[0])
-            for shape, pair, mode in product(shapes, PAIRS, MODES):
+            for shape, pair, mode in product(shapes, PAIRS, modes):
                 usual = pair == PAIRS[0]
                 if usual or shape == variant:
                     whole = (shape[0] * batch, *shape[1:])
-                    yield Case(operator, whole, *pair, mode, usual and shape == shapes[0])
+                    yield Case(
+                        operator,
+                        whole,
+                        *pair,
+                        mode,
+                        usual and (self.compile_all or shape == shapes[0]),
+                    )
 
     def main(self, arguments: list[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"benchmarks.{self.name}")

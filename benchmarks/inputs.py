@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import stripctx
 from benchmarks.floors import CODES, GATE_ROWS, KERNEL, MPM_BINS, PSP_BINS
+from benchmarks.floors.labels import small
 from stripctx import functional
 
 Size = tuple[int, int, int, int]  # (N, C, H, W)
@@ -46,6 +47,17 @@ def inputs(
     def levels(bins: tuple[int, ...], channels: int) -> list[Tensor]:
         return [tensor(batch, channels, b, b) for b in bins]
 
+    if operator.startswith("upsample_"):
+        logits = tensor(batch, channels, *small(channels, height, width))
+        if "max" in operator:
+            function = partial(getattr(functional, operator), align_corners=False)
+            return function, [logits.detach(), (height, width)]
+        if "binary" in operator:
+            target = torch.rand(size, generator=generator, device=device).to(dtype)
+        else:
+            shape = (batch, height, width)
+            target = torch.randint(channels, shape, generator=generator, device=device)
+        return partial(getattr(functional, operator), align_corners=False), [logits, target]
     x = tensor(*size)
     if operator in LAYERS:
         layer = make_layer(operator, channels).to(device, dtype).to(memory_format=layout)

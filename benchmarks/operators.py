@@ -17,11 +17,11 @@ from benchmarks.floors import (
     CODES,
     GATE_ROWS,
     KERNEL,
-    LABEL_STRIDE,
     MPM_BINS,
     PSP_BINS,
     Shape,
 )
+from benchmarks.floors.labels import small
 
 FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,9 +100,8 @@ class Sample:
         return self.tensor(*self.size[:2], GATE_ROWS)
 
     def small_logits(self) -> Tensor:
-        """Of a class a channel, LABEL_STRIDE times smaller than the map."""
-        height, width = (-(-size // LABEL_STRIDE) for size in self.size[2:])
-        return self.tensor(*self.size[:2], height, width)
+        """Of a class a channel, several times smaller than the map."""
+        return self.tensor(*self.size[:2], *small(*self.size[1:]))
 
     def target(self) -> Tensor:
         size = (self.size[0], *self.size[2:])

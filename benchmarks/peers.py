@@ -147,6 +147,82 @@ def row_gate(x: Tensor, logits: Tensor) -> Tensor:
     return x * F.interpolate(logits.sigmoid(), x.size(2), mode="linear")[..., None]
 
 
+def wide(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """In float32 for half types, as losses take them under autocast."""
+    logits = logits if logits.dtype is torch.float64 else logits.float()
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def upsample_argmax(
+    logits: Tensor,
+    size: Sequence[int],
+    *,
+    align_corners: bool,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    return wide(logits, size, align_corners).argmax(1).to(dtype)
+
+
+def upsample_softmax_max(
+    logits: Tensor,
+    size: Sequence[int],
+    *,
+    align_corners: bool,
+    dtype: torch.dtype = torch.int64,
+) -> tuple[Tensor, Tensor]:
+    chance, labels = wide(logits, size, align_corners).softmax(1).max(1)
+    return labels.to(dtype), chance
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    align_corners: bool,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    return F.cross_entropy(
+        wide(logits, target.shape[1:], align_corners),
+        target.long(),
+        weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+
+
+def upsample_binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    pos_weight: Tensor | None = None,
+    align_corners: bool,
+    reduction: str = "mean",
+) -> Tensor:
+    logits = wide(logits, target.shape[2:], align_corners)
+    return F.binary_cross_entropy_with_logits(
+        logits, target.to(logits.dtype), weight, pos_weight=pos_weight, reduction=reduction
+    )
+
+
+def upsample_dice(
+    logits: Tensor, target: Tensor, *, align_corners: bool, ignore_index: int = 255
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The overlap by a scatter of the probabilities of the labels alone: no one-hot map."""
+    chance = wide(logits, target.shape[1:], align_corners).softmax(1)
+    batch, classes = chance.shape[:2]
+    known = (target >= 0) & (target < classes) & (target != ignore_index)
+    labels = torch.where(known, target, 0).flatten(1)
+    picked = chance.flatten(2).gather(1, labels[:, None])[:, 0] * known.flatten(1)
+    overlap = chance.new_zeros(batch, classes).scatter_add(1, labels, picked)
+    count = chance.new_zeros(batch, classes).scatter_add(1, labels, known.flatten(1).to(chance))
+    return overlap, (chance * known[:, None]).sum((2, 3)), count
+
+
 PEERS: dict[str, Callable[..., Any]] = {
     "encode": encode,
     "channel_gate": channel_gate,
@@ -161,7 +237,14 @@ PEERS: dict[str, Callable[..., Any]] = {
     "strip_add_relu": strip_add_relu,
     "sigmoid_gate": sigmoid_gate,
     "strip_gate": strip_gate,
+    "upsample_argmax": upsample_argmax,
+    "upsample_binary_cross_entropy": upsample_binary_cross_entropy,
+    "upsample_cross_entropy": upsample_cross_entropy,
+    "upsample_dice": upsample_dice,
+    "upsample_softmax_max": upsample_softmax_max,
 }
+# Without a backward pass.
+LABEL_MAPS = ("upsample_argmax", "upsample_softmax_max")
 
 
 @contextmanager

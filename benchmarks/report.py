@@ -27,7 +27,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REPOSITORY = RESULTS.parent.parent
-FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding")
+FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 CANDIDATES = ("fused", "eager", "compile")
 PAIR = ("own", "fused")  # of whole networks
 MODES = {
@@ -58,6 +58,14 @@ def headline(entries: Sequence[Entry]) -> list[Entry]:
     for entry in entries:
         first.setdefault((entry["operator"], entry["mode"]), entry)
     return list(first.values())
+
+
+def lines(name: str, entries: Sequence[Entry]) -> list[Entry]:
+    """What stands in a family's table: of labels, every shape."""
+    if name != "labels":
+        return headline(entries)
+    first = entries[0]
+    return [e for e in entries if (e["dtype"], e["layout"]) == (first["dtype"], first["layout"])]
 
 
 def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
@@ -168,7 +176,7 @@ def update(text: str, folder: Path = RESULTS) -> str:
         else:
             found = [read(p) for p in existing(folder, [match["name"], f"{match['name']}-cuda"])]
             blocks = [
-                f"{family_table(headline(result['entries']))}\n\n{footnote(result)}\n"
+                f"{family_table(lines(match['name'], result['entries']))}\n\n{footnote(result)}\n"
                 for result in found
             ]
         return f"{match['open']}{chr(10).join(blocks)}{match['close']}"

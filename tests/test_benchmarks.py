@@ -126,9 +126,9 @@ def test_peer_computes_the_same(
     name: str, layout: torch.memory_format, dtype: torch.dtype, size: Size
 ) -> None:
     function, arguments = inputs(name, size, dtype, layout)
+    mode = "fwd" if name in peers.LABEL_MAPS else "fwd+bwd"
     ours, theirs = (
-        compare.bind(candidate, arguments, "fwd+bwd")()
-        for candidate in (function, peers.of(function))
+        compare.bind(candidate, arguments, mode)() for candidate in (function, peers.of(function))
     )
     compare.check_agreement(name, theirs, ours)
 
@@ -277,6 +277,8 @@ def test_cases_of_a_family(path: Path) -> None:
         assert mine[0].shape == shapes[0] and mine[0].with_compile
         assert {case.shape for case in mine} == set(shapes)
         assert len({(case.dtype, case.layout) for case in mine}) == 4
+        if family.name == "labels":
+            continue  # none of whose maps is made
         results = math.prod(shapes[0]) * 4 * (2 if operator.endswith(("concat", "Pooling")) else 1)
         assert results < 32 * 10**6, "page faults"
 

@@ -29,7 +29,6 @@ from benchmarks.floors.base import (
 )
 from benchmarks.floors.encoding import CODES
 from benchmarks.floors.height import GATE_ROWS
-from benchmarks.floors.labels import LABEL_STRIDE
 from benchmarks.floors.pyramid import PSP_BINS
 from benchmarks.floors.upsample import KERNEL, MPM_BINS
 
@@ -39,7 +38,6 @@ __all__ = [
     "FLOORS",
     "GATE_ROWS",
     "KERNEL",
-    "LABEL_STRIDE",
     "MPM_BINS",
     "PRODUCTS",
     "PSP_BINS",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from docs.draw import codes, layers, operators, style, taps
+from docs.draw import codes, labels, layers, operators, style, taps
 
 FIGURES: dict[str, Callable[[], style.Page]] = {
     "overview": layers.overview,
@@ -26,6 +26,7 @@ FIGURES: dict[str, Callable[[], style.Page]] = {
     "pyramid": operators.pyramid,
     "upsample": operators.upsample,
     "encoding": codes.encode,
+    "labels": labels.labels,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 
