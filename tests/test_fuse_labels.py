@@ -239,3 +239,24 @@ def test_compiled_label_maps() -> None:
     with torch.no_grad():
         compiled = torch.compile(labels, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), network(x).argmax(1))
+
+
+def test_loss_inside_transformers() -> None:
+    """SegFormer computes its loss itself, from logits at a quarter of the size."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16, num_labels=CLASSES,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.SegformerForSemanticSegmentation(config).double().eval()
+    x, y = torch.randn(1, 3, 64, 64, dtype=torch.float64), torch.randint(0, CLASSES, (1, 64, 64))
+    want = network(x, labels=y).loss
+    wanted = torch.autograd.grad(want, network.decode_head.classifier.weight)[0]
+    stripctx.fuse(network)
+    with Calls() as calls:
+        loss = network(x, labels=y).loss
+        gradient = torch.autograd.grad(loss, network.decode_head.classifier.weight)[0]
+    assert "upsample_cross_entropy" in calls.names
+    torch.testing.assert_close(loss, want, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
