@@ -32,7 +32,7 @@ class Range:
             return f"{self.low:g} to {self.high:g}"
         if self.above == 0 or self.low == 1:
             return "positive"
-        return "0 or more" if self.low == 0 else "a finite number"
+        return "a finite number" if self.low is None else f"{self.low:g} or more"
 
 
 def number(default: float | None, **ends: float) -> Any:

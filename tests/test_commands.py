@@ -60,6 +60,12 @@ def refused(main: object, given: list[str], capsys: pytest.CaptureFixture[str]) 
         (["evaluation.protocol=slide"], "evaluation: create: protocol must be one of"),
         (["evaluation.options={cropp: 3}"], "evaluation: create: the protocol 'whole' takes"),
         (["loss.options={min_kept: 3}"], "loss.options: cross_entropy takes none, got min_kept"),
+        (
+            ["loss.criterion=ohem_cross_entropy", "loss.options={threshold: x}"],
+            "loss.options: '<' not supported",
+        ),
+        (["loss.class_weights=[0,0,0,0,0,0,0,0,0,0]"], "loss.class_weights: must have a positive"),
+        (["data.height=31"], "data.height: must be 32 or more, got 31"),
         (["loss.criterion=class_presence"], "loss.criterion: must be a function of"),
         (["optimizer.groups=[{match: '('}]"], "optimizer.groups: '(' is no regular expression"),
         (["network.weights=none.pth"], "none.pth"),

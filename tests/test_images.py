@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,24 @@ def test_pixels_that_are_no_numbers(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif: holds pixels that are no numbers"):
         read_image(tmp_path / "a.tif", Reading(white=1.0))
+
+
+def test_colours_of_sixteen_bits(tmp_path: Path) -> None:
+    """By their depth; Pillow writes none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    pixels = np.array([[[0, 257, 65535], [4095, 32768, 9]]], ">u2")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(b"\0" + pixels.tobytes()))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
+    np.testing.assert_array_equal(read_image(path), pixels >> 8)
+    with pytest.raises(DataError, match=r"a\.png: has colours of 16 bits, and data\.white is for"):
+        read_image(path, Reading(white=4095))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])

@@ -17,6 +17,7 @@ from examples.data.labels import IGNORE, LARGEST, DataError, Labelling, from_tab
 from examples.data.naming import NAME
 from examples.data.pairs import Pair, PairedFiles, Scenes
 from examples.ranges import number, within
+from examples.street.scenes import SHORTEST
 
 SPLITS = ("train", "val")
 
@@ -66,8 +67,8 @@ class Data:
         default_factory=lambda: [IGNORE], metadata=within(low=0, high=LARGEST)
     )
     colours: dict[str, str] = field(default_factory=dict)
-    height: int = number(256, low=1)
-    width: int = number(512, low=1)
+    height: int = number(256, low=SHORTEST)
+    width: int = number(512, low=SHORTEST)
     train_count: int = number(200, low=1)
     val_count: int = number(40, low=1)
 
@@ -208,5 +209,6 @@ def open_training(data: Data) -> tuple[Scenes, int]:
 def _folder(data: Data, setting: str) -> Path:
     value = getattr(data, setting)
     if not value:
-        raise DataError(f"data.{setting}: must be a folder of {data.name}, got none")
+        kind = "" if data.name == "folders" else f" of {data.name}"
+        raise DataError(f"data.{setting}: must be a folder{kind}, got none")
     return Path(value).expanduser()

@@ -75,6 +75,8 @@ def opened(path: Path, reading: Reading) -> Image.Image:
                 f"{path}: {file.height} x {file.width} are {pixels} pixels, more than "
                 f"data.max_pixels, {reading.max_pixels}; raise that where the file is to be trusted"
             )
+        if reading.white and _is_deep_colour(file):
+            raise DataError(f"{path}: has colours of 16 bits, and data.white is for grey images")
         file.load()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image") from None
@@ -91,6 +93,13 @@ def _header(path: Path) -> Image.Image:
             return Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_deep_colour(file: Image.Image) -> bool:
+    """Whether Pillow will keep the upper 8 of 16 bits a channel, before it has decoded any."""
+    parts = getattr(file, "tile", None)
+    coded = str(parts[0][3]) if parts else ""
+    return file.mode in ("RGB", "RGBA", "LA") and ";16" in coded
 
 
 def _eight_bits(

@@ -33,6 +33,7 @@ CLASSES = (
 LABEL = {each.name: index for index, each in enumerate(CLASSES)}
 
 OVERSAMPLING = 3
+SHORTEST = 32  # pixels of a scene's sides
 FAR = 160.0  # metres to the end of the street
 
 # Zenith, horizon and sunlight of a clear day, an overcast one, a morning and an evening.
@@ -54,8 +55,10 @@ def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The image, uint8 (H, W, 3), and the index into CLASSES of every pixel, uint8 (H, W).
     """
-    if min(height, width) < 32:
-        raise ValueError(f"scene: height and width must be at least 32, got {height} x {width}")
+    if min(height, width) < SHORTEST:
+        raise ValueError(
+            f"scene: height and width must be at least {SHORTEST}, got {height} x {width}"
+        )
     rng = np.random.default_rng(seed)
     camera = Camera(
         focal=float(rng.uniform(0.62, 0.8)) * max(width, 1.2 * height) * OVERSAMPLING,

@@ -100,6 +100,13 @@ def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
             f"loss.class_weights: must be {num_classes}, one a class, "
             f"got {len(settings.class_weights)}"
         )
+    if settings.class_weights and not any(settings.class_weights):
+        raise RecipeError("loss.class_weights: must have a positive one, got none")
+    try:
+        labels = torch.zeros(1, 2, 2, dtype=torch.int64)
+        criterion(torch.zeros(1, num_classes, 2, 2), labels, **settings.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"loss.options: {' '.join(str(error).split())}") from None
     return criterion
 
 
