@@ -11,6 +11,7 @@ methods that it calls; torch's own functions are not followed.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +54,7 @@ def names(module: nn.Module, depth: int = _DEPTH) -> frozenset[str]:
 
 
 def _codes(function: Any, kind: type, depth: int, seen: set[Any]) -> Iterator[types.CodeType]:
-    function = getattr(function, "__wrapped__", function)
+    function = inspect.unwrap(function) if callable(function) else function
     code = getattr(function, "__code__", None)
     if code is None or code in seen or depth == 0 or _is_torchs(function):
         return

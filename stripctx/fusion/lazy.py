@@ -260,6 +260,8 @@ class Pyramid(Lazy):
             return cost.saving(level, self.shape[2:], weight.shape[0], weight.shape[2:])
 
         waiting = [k for k, waits in enumerate(wait) if waits]
+        if len(waiting) <= MOST_LEVELS:
+            return
         for k in sorted(waiting, key=saving, reverse=True)[MOST_LEVELS:]:
             wait[k] = False
 

@@ -114,9 +114,17 @@ class Boundary(Scope):
     catches = False
 
 
+# Hooks that store what they are handed, for the outputs of the network; a promise among those is
+# kept when the network returns. transformers sets them at the first call.
+_STORING = "transformers.utils.output_capturing"
+
+
 def _hooked(module: nn.Module) -> bool:
+    storing = all(
+        getattr(hook, "__module__", None) == _STORING for hook in module._forward_hooks.values()
+    )
     return bool(
-        module._forward_hooks
+        not storing
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
