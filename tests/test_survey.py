@@ -67,6 +67,25 @@ def test_pixels_are_counted_once(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(found, again)
 
 
+def test_processes_share_out_the_counting(root: Path) -> None:
+    """In the order of the scenes, whoever counted them."""
+    for number, values in ((1, [0]), (2, [1]), (3, [2])):
+        write(root, "train", number, values)
+    scenes = catalogue.open_split(small(root, *changes(root)).data, "train")
+    whole = survey.count(scenes, "train", root / "one", Processes())
+
+    class Two(Processes):
+        def share(self, value: object) -> object:
+            return value
+
+        def gather(self, value: list[np.ndarray]) -> list[list[np.ndarray]]:
+            assert len(value) == 2
+            return [value, [whole[1:2]]]
+
+    assert survey.count(scenes, "train", root / "two", Two(0, 2)).tolist() == whole.tolist()
+    assert whole.argmax(1).tolist() == [0, 1, 2]
+
+
 def test_a_class_that_never_occurs_is_named(root: Path) -> None:
     assert "data.classes: no training scene has a pixel of stone" in started(root)
     write(root, "train", 1, [0, 1, 2])
