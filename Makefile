@@ -32,6 +32,8 @@ $(VENV)/.ready: requirements-dev.txt requirements-oracles.txt requirements-netwo
 		-r requirements-dev.txt -r requirements-examples.txt -e .
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
 		-r requirements-oracles.txt -r requirements-networks.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/apart torchvision==0.28.0
 	@touch $@
 
 # Two processes take whole files, so that what a file prepares is prepared once.

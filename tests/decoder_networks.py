@@ -223,11 +223,21 @@ def timm_hrnet() -> nn.Module:
     return oracles.timm().create_model("hrnet_w18_small", features_only=True)
 
 
+def torchvision_deeplab() -> nn.Module:
+    models = oracles.torchvision().models
+    backbone = models._utils.IntermediateLayerGetter(
+        models.resnet18(weights=None), {"layer4": "out"}
+    )
+    head = models.segmentation.deeplabv3.DeepLabHead(512, 3)
+    return models.segmentation.DeepLabV3(backbone, head)
+
+
 CASES: dict[str, Case] = {
     **{f"smp {name}": Case(*one) for name, one in SMP.items()},
     **{f"transformers {name}": Case(*one) for name, one in TRANSFORMERS.items()},
     **{f"mmseg {name}": Case(*one) for name, one in MMSEG.items()},
     "timm HRNet": Case(timm_hrnet, 0, 6),
+    "torchvision DeepLabV3": Case(torchvision_deeplab, 1),
     **{
         f"U-Net {kind.__name__}": Case(
             lambda kind=kind: unets.UNet(kind()),

@@ -3,11 +3,11 @@
     pip install --no-deps -r requirements-oracles.txt
     pip install --no-deps -r requirements-networks.txt    # transformers and timm: whole networks
 
-`make setup` does both. Without --no-deps they bring OpenCV, SciPy and torchvision, which
-nothing here needs. The packages of mmseg and mmcv import all of those; here they are entered
-through empty shells, and only the files that define a module are run. So is smp where timm is not
-installed; what is then left of its networks to stand in for is the encoder: `Features`, three
-strided convolutions. Names alone stand in for torchvision (benchmarks/packages.py).
+`make setup` does both. Without --no-deps they bring OpenCV, SciPy and another torch, which nothing
+here needs. The packages of mmseg and mmcv import the first two; here they are entered through empty
+shells, and only the files that define a module are run. So is smp where timm is not installed; what
+is then left of its networks to stand in for is the encoder: `Features`, three strided convolutions.
+Names alone stand in for torchvision (benchmarks/packages.py), but where its own networks are tried.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from benchmarks import packages
@@ -107,6 +108,26 @@ def timm() -> ModuleType:
 def transformers() -> ModuleType:
     _require("transformers", "tokenizers", "huggingface_hub", "safetensors", "regex")
     return importlib.import_module("transformers")
+
+
+@functools.cache
+def torchvision() -> ModuleType:
+    """Its networks. Its usual wheel, in a folder of its own, cannot load its kernels beside a torch
+    without CUDA; its networks need none, and it is imported where two operators have a name."""
+    _require("numpy", "PIL")
+    if not _missing("torchvision"):
+        return importlib.import_module("torchvision")
+    folder = Path(sys.prefix, "apart")
+    if not folder.is_dir():
+        pytest.skip("torchvision is not installed (Makefile says how)")
+    for name in ("nms", "qnms"):
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        torch.library.define(f"torchvision::{name}", schema)
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("torchvision")
+    finally:
+        sys.path.remove(str(folder))
 
 
 _TIMM = ("timm", "huggingface_hub", "safetensors", "httpx2")
