@@ -23,6 +23,42 @@ inline void for_planes(const View& map, int64_t plane, int64_t count, int64_t h,
   }
 }
 
+// `length` elements that lie side by side, from (n, c, h, w) on.
+struct Run {
+  int64_t n, c, h, w, length;
+
+  template <class T>
+  T* in(const View& map) const {
+    return at<T>(map, n, c, h, w);
+  }
+};
+
+template <class... Maps>
+bool all_channels_last(const Maps&... maps) {
+  return (maps.channels_last() && ...);
+}
+
+// Calls body(run) for the runs of a plane: one where the rows of all maps lie side by side.
+template <class Body, class... Maps>
+void for_runs(int64_t plane, Body&& body, const View& map, const Maps&... others) {
+  const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
+  const auto dense = [&](const View& view) { return H == 1 || view.stride[2] == W; };
+  if (dense(map) && (dense(others) && ...)) return body(Run{plane / C, plane % C, 0, 0, H * W});
+  for (int64_t h = 0; h < H; ++h) body(Run{plane / C, plane % C, h, 0, W});
+}
+
+// Calls body(run) for the pixels [begin, end) of a map, counted through all images.
+template <class Body>
+void for_pixels(const View& map, int64_t begin, int64_t end, Body&& body) {
+  const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
+  for (int64_t pixel = begin; pixel < end;) {
+    const int64_t row = pixel / W, first = pixel % W;
+    const int64_t last = std::min(W, first + end - pixel);
+    for (int64_t w = first; w < last; ++w) body(Run{row / H, 0, row % H, w, C});
+    pixel += last - first;
+  }
+}
+
 // Calls body.operator()<vectors>(w) for runs of up to four vectors of `lanes` columns, the last of
 // which may reach beyond W.
 template <class Body>

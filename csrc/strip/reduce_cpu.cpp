@@ -44,7 +44,6 @@ void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t
               PlaneSums<Accumulate<T>>& sums) {
   using A = Accumulate<T>;
   constexpr int lanes = kLanes<A>;
-  const Vec<A> one = opaque(splat(A(1)));
   const int64_t W = op.map.size[3], stride = op.map.stride[2];
   const T* mask_rows = kMasked ? at<const T>(op.mask_rows, n, c, h, 0) : nullptr;
   const T* map = at<const T>(op.map, n, c, h, 0);
@@ -67,7 +66,7 @@ void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t
       }
       for (int v = 0; v < kVectors; ++v) {
         column[v] += value[v];
-        sum = fused_add(sum, value[v], one);
+        sum += value[v];
       }
       rows[r] = sum;
     }
@@ -115,7 +114,6 @@ void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h
   const T* pixel = at<const T>(op.map, n, c, h, 0);
   const T* mask = kMasked ? at<const T>(op.mask_cols, n, c, 0, 0) : nullptr;
   const int64_t stride = op.map.stride[2];
-  const Vec<A> one = opaque(splat(A(1)));
   Vec<A> row_sum[Rows][Vectors]{};
   Vec<A> mask_row[Rows][Vectors]{};
   if constexpr (kMasked) {
@@ -131,7 +129,7 @@ void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h
       for (int r = 0; r < Rows; ++r) {
         Vec<A> value = opaque(load_some(pixel + r * stride + v * lanes));
         if constexpr (kMasked) value = masked<A>(value, mask_row[r][v] + mask_column);
-        row_sum[r][v] = fused_add(row_sum[r][v], value, one);
+        row_sum[r][v] += value;
         column += value;
       }
       store(columns + v * lanes, column);
