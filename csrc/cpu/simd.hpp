@@ -57,17 +57,6 @@ inline V opaque(V value) {
   return value;
 }
 
-// sum + value, as a product's part: `one` is an opaque 1. Processors that add and multiply in
-// different units do such sums beside plain ones.
-template <class V>
-inline V fused_add(const V& sum, const V& value, const V& one) {
-#if defined(__FMA__)
-  return value * one + sum;
-#else
-  return sum + value;
-#endif
-}
-
 namespace detail {
 
 // The memory image of kLanes<Accumulate<T>> elements of type T, and its conversions.

@@ -78,9 +78,8 @@ Tensor encode(const Tensor& x, const Tensor& codewords, const Tensor& scale, boo
   const Tensor partials = empty({kernels::partials(op), N * K * D}, codes);
   op.partials = view(partials);
   const Tensor scratch = allocate_scratch(op, codes);
-  device::execute(EncodeColumns{op.codewords, {}, op.scratch}, x);
   device::execute(op, x);
-  device::execute(EncodeSums{op.partials, view(encoded), K, D}, x);
+  device::execute(SumPartials{op.partials, view(encoded)}, x);
   return encoded;
 }
 
@@ -105,9 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> encode_backward(const Tensor& grad, const Ten
   op.codeword_partials = view(codeword_partials);
   op.scale_partials = view(scale_partials);
   const Tensor scratch = allocate_scratch(op, codes);
-  device::execute(EncodeColumns{op.codewords, op.grad, op.scratch}, x);
   device::execute(op, x);
-  device::execute(EncodeSums{op.codeword_partials, view(grad_codewords), K, D}, x);
+  device::execute(SumPartials{op.codeword_partials, view(grad_codewords)}, x);
   device::execute(SumPartials{op.scale_partials, view(grad_scale)}, x);
   return {grad_x, grad_codewords, grad_scale};
 }

@@ -1,4 +1,4 @@
-// The gradients of the encoding layer on the CPU (core/encoding.hpp has the formulas): reads x and
+// The gradients of the encoding layer on the CPU (params.hpp has the formulas): reads x and
 // writes its gradient once.
 //
 // A work item owns a run of one image's tiles. For each tile, panel by panel: distances and
@@ -26,7 +26,7 @@ void block_products(const A* panel, const A* codewords, const A* grad, int64_t s
     Vec<A> x[kHalf];
 #pragma GCC unroll 8
     for (int v = 0; v < kHalf; ++v) {
-      x[v] = opaque(load(panel + d * kTile<A> + v * lanes));
+      x[v] = load(panel + d * kTile<A> + v * lanes);
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {
@@ -101,7 +101,7 @@ void gradient_block(A* panel, const A* assignments, const A* weights, const A* c
       Vec<A> residual[kGradientVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kGradientVectors; ++v) {
-        residual[v] = opaque(minus_each(x[j][v], codewords + j * stride + k));
+        residual[v] = minus_each(x[j][v], codewords + j * stride + k);
       }
       const A g = grad[j * stride + k];
 #pragma GCC unroll 8
@@ -125,28 +125,30 @@ class EncoderBackward {
   explicit EncoderBackward(const EncodeBackward& op)
       : op_(op),
         work_(op),
-        products_(work_.assignments.size()),
+        products_(work_.stride * kTile<A>),
         masses_(work_.K * kLanes<A>),
-        scale_sums_(masses_.size()) {}
+        scale_sums_(work_.K * kLanes<A>),
+        grad_(work_.D * work_.stride) {}
 
   void run(int64_t item) {
     const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
-    A* sums = static_cast<A*>(op_.codeword_partials.data) + item * K * D;
-    grad_ = work_.codewords + (1 + n) * D * work_.stride;
-    std::fill(sums, sums + K * D, A(0));
-    for (auto* each : {&masses_, &scale_sums_}) std::fill(each->begin(), each->end(), A(0));
+    if (n != image_)
+      work_.by_dimension(static_cast<const A*>(op_.grad.data) + n * K * D, grad_.data());
+    image_ = n;
+    for (auto* each : {&work_.sums, &masses_, &scale_sums_}) each->clear();
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
       const Tile<T> tile{op_.x, n, first, count}, target{op_.grad_x, n, first, count};
       assign_tile(tile);
       add_rows(work_.assignments.data(), K, masses_.data());
       work_.turn(products_.data());
       for_panels(tile, work_.panel.data(), [&](int64_t d, int64_t depth) {
-        work_.weigh_panel(d, depth, count, sums);
+        work_.weigh_panel(d, depth, count);
         gradient_panel(d, depth);
         target.store(work_.panel.data(), d, depth);
       });
     });
-    finish(sums, static_cast<A*>(op_.scale_partials.data) + item * K);
+    finish(static_cast<A*>(op_.scale_partials.data) + item * K);
+    work_.store_sums(static_cast<A*>(op_.codeword_partials.data) + item * K * D);
   }
 
  private:
@@ -154,12 +156,12 @@ class EncoderBackward {
   void assign_tile(const Tile<T>& tile) {
     const int64_t K = work_.K, stride = work_.stride;
     A* distances = work_.weights.data();  // which are made of the products, later
-    std::fill(work_.weights.begin(), work_.weights.end(), A(0));
-    std::fill(products_.begin(), products_.end(), A(0));
+    work_.weights.clear();
+    products_.clear();
     for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
       for (int v = 0; v < kTile<A>; v += kHalf * kLanes<A>) {
-        block_products(work_.panel.data() + v, work_.codewords + d * stride + k,
-                       grad_ + d * stride + k, stride, depth, distances + k * kTile<A> + v,
+        block_products(work_.panel.data() + v, work_.codewords.data() + d * stride + k,
+                       grad_.data() + d * stride + k, stride, depth, distances + k * kTile<A> + v,
                        products_.data() + k * kTile<A> + v);
       }
     });
@@ -178,7 +180,8 @@ class EncoderBackward {
       for (int v = 0; v < kTile<A>; v += kGradientVectors * kLanes<A>) {
         gradient_block<A, kDepth>(work_.panel.data() + row * kTile<A> + v,
                                   work_.assignments.data() + v, products_.data() + v,
-                                  work_.codewords + column, grad_ + column, work_.K, stride);
+                                  work_.codewords.data() + column, grad_.data() + column, work_.K,
+                                  stride);
       }
     };
     int64_t row = 0;
@@ -186,17 +189,17 @@ class EncoderBackward {
     if (row < depth) block.template operator()<1>(row);
   }
 
-  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k), over the latter in `sums`.
-  void finish(A* sums, A* scale) {
+  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k), over the latter.
+  void finish(A* scale) {
     const int64_t K = work_.K;
     for (int64_t k = 0; k < K; ++k) {
-      masses_[k] = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
+      masses_.data()[k] = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
       scale[k] = sum_lanes<A>(load(scale_sums_.data() + k * kLanes<A>));
     }
     for (int64_t d = 0; d < work_.D; ++d) {
       for_vectors<A>(K, [&](int64_t k, auto load_some, auto store_some) {
-        A* to = sums + d * K + k;
-        const Vec<A> grad = load_some(grad_ + d * work_.stride + k);
+        A* to = work_.sums.data() + d * K + k;
+        const Vec<A> grad = load_some(grad_.data() + d * work_.stride + k);
         store_some(to, -load_some(to) - load_some(masses_.data() + k) * grad);
       });
     }
@@ -204,18 +207,15 @@ class EncoderBackward {
 
   const EncodeBackward& op_;
   TileWork<T> work_;
-  const A* grad_ = nullptr;  // of the item's image, (D, stride)
-  Scratch<A> products_, masses_, scale_sums_;
+  Buffer<A> products_, masses_, scale_sums_;
+  Buffer<A> grad_;  // of one image, (D, stride)
+  int64_t image_ = -1;
 };
 
 }  // namespace
 
 int64_t partials(const EncodeBackward& op) {
   return tile_chunks(op.x).chunks;
-}
-
-int64_t scratch(const EncodeBackward& op) {
-  return (1 + op.x.size[0]) * columns_size(op.codewords);
 }
 
 Work work(const EncodeBackward& op) {

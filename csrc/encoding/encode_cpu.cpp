@@ -20,7 +20,7 @@ void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t
     Vec<A> x[kTileVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kTileVectors; ++v) {
-      x[v] = opaque(load(panel + d * kTile<A> + v * lanes));
+      x[v] = load(panel + d * kTile<A> + v * lanes);
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {
@@ -48,23 +48,23 @@ class Encoder {
   explicit Encoder(const Encode& op) : op_(op), work_(op) {}
 
   void run(int64_t item) {
-    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
-    A* sums = static_cast<A*>(op_.partials.data) + item * K * D;
-    std::fill(sums, sums + K * D, A(0));
+    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K;
+    work_.sums.clear();
     for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
       const Tile<T> tile{op_.x, n, first, count};
       A* assignments = work_.assignments.data();
-      std::fill(work_.assignments.begin(), work_.assignments.end(), A(0));
+      work_.assignments.clear();
       for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
-        block_distances(work_.panel.data(), work_.codewords + d * work_.stride + k, work_.stride,
-                        depth, assignments + k * kTile<A>);
+        block_distances(work_.panel.data(), work_.codewords.data() + d * work_.stride + k,
+                        work_.stride, depth, assignments + k * kTile<A>);
       });
       assign(assignments, work_.scale, K, assignments);
       clear_tail(assignments, K, count);
       work_.turn(assignments);
       for_panels(tile, work_.panel.data(),
-                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count, sums); });
+                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count); });
     });
+    work_.store_sums(static_cast<A*>(op_.partials.data) + item * K * work_.D);
   }
 
  private:
@@ -76,10 +76,6 @@ class Encoder {
 
 int64_t partials(const Encode& op) {
   return tile_chunks(op.x).chunks;
-}
-
-int64_t scratch(const Encode& op) {
-  return columns_size(op.codewords);
 }
 
 Work work(const Encode& op) {

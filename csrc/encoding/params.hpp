@@ -13,8 +13,7 @@
 
 namespace stripctx {
 
-// Row p of partials (P, N*K*D) holds a part of the sums of E over positions, of each image in the
-// order that EncodeSums expects on the same device.
+// Row p of partials (P, N*K*D) holds a part of the sums of E over positions.
 struct Encode {
   View x;           // (N, D, 1, L)
   View codewords;   // (K, D)
@@ -34,8 +33,7 @@ struct Encode {
 //   grad_c_k = -sum over n and i of a_ik G_k + 2 q_ik (x_i - c_k)
 //   grad_s_k = sum over n and i of dP_ik d_ik
 //
-// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds a part of the last two; the
-// former is for EncodeSums as well.
+// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds a part of the last two.
 struct EncodeBackward {
   View grad;  // (N, K, D)
   View x, codewords, scale;
@@ -47,21 +45,6 @@ struct EncodeBackward {
   STRIPCTX_HOST_DEVICE int64_t depth() const { return x.size[1]; }
   STRIPCTX_HOST_DEVICE int64_t positions() const { return x.size[3]; }
   STRIPCTX_HOST_DEVICE int64_t codes() const { return codewords.size[0]; }
-};
-
-// sums[n][k][d] = the sum of the rows of partials, in a fixed order.
-struct EncodeSums {
-  View partials;  // (P, N*K*D), in the accumulation type of `sums`
-  View sums;      // (N, K, D), or (K, D) where N is one, dense
-  int64_t codes, depth;
-};
-
-// The matrices (K, D) by columns, for kernels that read all codewords of a dimension together; CPU
-// kernels do, and find them in the operator's scratch. CUDA kernels read the matrices as they are.
-struct EncodeColumns {
-  View codewords;
-  View grad;     // (N, K, D), or nothing
-  View columns;  // (1 + N, D, K up to whole vectors), in the accumulation type
 };
 
 // out = relu(x + x * gate[n, c]).
@@ -85,20 +68,19 @@ int64_t partials(const Encode& op);          // of each image
 int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
 
-// Elements of scratch that an operator's kernel asks for.
-int64_t scratch(const Encode& op);
-int64_t scratch(const EncodeBackward& op);
+inline int64_t scratch(const Encode&) {
+  return 0;
+}
+inline int64_t scratch(const EncodeBackward&) {
+  return 0;
+}
 
-Work work(const EncodeColumns& op);
 Work work(const Encode& op);
 Work work(const EncodeBackward& op);
-Work work(const EncodeSums& op);
 Work work(const ChannelGate& op);
 Work work(const ChannelGateBackward& op);
-void run(const EncodeColumns& op, int64_t begin, int64_t end);
 void run(const Encode& op, int64_t begin, int64_t end);
 void run(const EncodeBackward& op, int64_t begin, int64_t end);
-void run(const EncodeSums& op, int64_t begin, int64_t end);
 void run(const ChannelGate& op, int64_t begin, int64_t end);
 void run(const ChannelGateBackward& op, int64_t begin, int64_t end);
 
@@ -114,10 +96,6 @@ int64_t partials(const ChannelGateBackward& op);
 int64_t scratch(const Encode& op);
 int64_t scratch(const EncodeBackward& op);
 
-inline void launch(const EncodeColumns&, Stream) {}
-inline void launch(const EncodeSums& op, Stream stream) {
-  launch(SumPartials{op.partials, op.sums}, stream);
-}
 void launch(const Encode& op, Stream stream);
 void launch(const EncodeBackward& op, Stream stream);
 void launch(const ChannelGate& op, Stream stream);

@@ -5,6 +5,8 @@
 // backward.
 #include "height/params.hpp"
 
+#include <utility>
+
 #include "core/dispatch.hpp"
 #include "cpu/transpose.hpp"
 #include "upsample/weights_cpu.hpp"
@@ -13,8 +15,7 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kChannelBlock = 64;    // channels of one work item of the channels_last backward
-constexpr int64_t kGatesTogether = 192;  // of several planes, where the map is contiguous
+constexpr int64_t kChannelBlock = 64;  // channels of one work item of the channels_last backward
 
 template <class A>
 Samples<A> row_samples(const View& x, const View& logits) {
@@ -62,43 +63,26 @@ void gate_planes(const RowGate& op, int64_t begin, int64_t end) {
   }
 }
 
-// Gates of all channels, of the two neighbouring rows of logits that rows of the map lie between:
-// one has an even number, the other an odd one.
-template <class T>
-class HeldGates {
-  using A = Accumulate<T>;
-
- public:
-  explicit HeldGates(const View& logits)
-      : logits_(logits), gates_{std::vector<A>(padded<A>(logits.size[1])), gates_[0]} {}
-
-  const A* row(int64_t n, int64_t l) {
-    std::vector<A>& held = gates_[l & 1];
-    const int64_t wanted = n * logits_.size[2] + l;
-    if (held_[l & 1] != wanted) {
-      gates(at<const T>(logits_, n, 0, l, 0), logits_.stride[1], logits_.size[1], held.data());
-      held_[l & 1] = wanted;
-    }
-    return held.data();
-  }
-
- private:
-  const View& logits_;
-  std::vector<A> gates_[2];
-  int64_t held_[2] = {-1, -1};
-};
-
 template <class T>
 void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
   const auto samples = row_samples<A>(op.x, op.logits);
-  HeldGates<T> held(op.logits);
-  std::vector<A> gate(padded<A>(C));
+  // Gates of all channels, of the two neighbouring rows of logits that rows of the map lie between:
+  // one has an even number, the other an odd one.
+  std::vector<A> gate(padded<A>(C)), held[2] = {gate, gate};
+  int64_t held_row[2] = {-1, -1};
+  const auto row_gates = [&](int64_t n, int64_t l) {
+    const int64_t row = n * op.logits.size[2] + l;
+    if (std::exchange(held_row[l & 1], row) != row) {
+      gates(at<const T>(op.logits, n, 0, l, 0), op.logits.stride[1], C, held[l & 1].data());
+    }
+    return held[l & 1].data();
+  };
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / H, h = item % H;
     const Sample<A>& s = samples[h];
-    const A *low = held.row(n, s.first), *high = held.row(n, s.second);
+    const A *low = row_gates(n, s.first), *high = row_gates(n, s.second);
     for_vectors<A>(C, [&](int64_t c, auto, auto) {
       store(gate.data() + c, s.first_weight * load(low + c) + s.second_weight * load(high + c));
     });
@@ -112,77 +96,47 @@ void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the products of a plane's grad and x to the sums, a vector a gate, and writes its grad_x.
-// Rows that lie between the same two logits are added in registers. Not inlined: its loops need all
-// registers that there are.
-template <class T, class A = Accumulate<T>>
-[[gnu::noinline]] void gate_backward_plane(const RowGateBackward& op, int64_t n, int64_t c,
-                                           const Samples<A>& samples, const A* gate, A* sums) {
-  const int64_t H = op.x.size[2], W = op.x.size[3], grad_stride = op.grad.stride[2],
-                x_stride = op.x.stride[2], grad_x_stride = op.grad_x.stride[2];
-  const Sample<A>* sample = samples.sample.data();
-  const T *grad = at<const T>(op.grad, n, c, 0, 0), *x = at<const T>(op.x, n, c, 0, 0);
-  T* grad_x = at<T>(op.grad_x, n, c, 0, 0);
-  for (int64_t h = 0; h < H;) {
-    const int64_t first = sample[h].first, second = sample[h].second;
-    Vec<A> low{}, high{};  // of the rows between these two logits
-    for (; h < H && sample[h].first == first; ++h) {
-      const Sample<A>& s = sample[h];
-      const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];
-      Vec<A> row{};
-      for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
-        const Vec<A> g = load_some(grad + w);
-        row += g * load_some(x + w);
-        store_some(grad_x + w, g * factor);
-      });
-      low += s.first_weight * row;
-      high += s.second_weight * row;
-      grad += grad_stride;
-      x += x_stride;
-      grad_x += grad_x_stride;
-    }
-    A *below = sums + first * kLanes<A>, *above = sums + second * kLanes<A>;
-    cpu::store(below, load(below) + low);
-    cpu::store(above, load(above) + high);
-  }
-}
-
-// Several planes at a time: their gates are made together before, and their logits' gradients
-// after, so that no plane waits for its own.
 template <class T>
 void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   constexpr int lanes = kLanes<A>;
-  const int64_t C = op.x.size[1], L = op.logits.size[2];
-  const int64_t together = std::max<int64_t>(1, kGatesTogether / L);
-  const int64_t length = padded<A>(together * L) + lanes;
+  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
   const auto samples = row_samples<A>(op.x, op.logits);
-  std::vector<A> logits(length), gate(length), sums(length * lanes);
-  for (int64_t first = begin; first < end; first += together) {
-    const int64_t last = std::min(first + together, end), count = (last - first) * L;
-    for (int64_t p = first; p < last; ++p) {
-      read(at<const T>(op.logits, p / C, p % C, 0, 0), op.logits.stride[2], L,
-           logits.data() + (p - first) * L);
-    }
-    for_vectors<A>(count, [&](int64_t i, auto, auto) {
-      store(gate.data() + i, sigmoid(load(logits.data() + i)).gate);
+  std::vector<A> logits(padded<A>(L)), gate(padded<A>(L)), sums(padded<A>(L) * lanes);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
+    read(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, logits.data());
+    for_vectors<A>(L, [&](int64_t l, auto, auto) {
+      store(gate.data() + l, sigmoid(load(logits.data() + l)).gate);
     });
-    std::fill_n(sums.begin(), count * lanes, A(0));
-    for (int64_t p = first; p < last; ++p) {
-      const int64_t i = (p - first) * L;
-      gate_backward_plane<T>(op, p / C, p % C, samples, gate.data() + i, sums.data() + i * lanes);
+    std::fill(sums.begin(), sums.end(), A(0));  // a vector a gate
+    for (int64_t h = 0; h < H;) {
+      const int64_t first = samples[h].first, second = samples[h].second;
+      Vec<A> low{}, high{};  // of the rows between these two logits
+      for (; h < H && samples[h].first == first; ++h) {
+        const Sample<A>& s = samples[h];
+        const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];
+        const T *grad = at<const T>(op.grad, n, c, h, 0), *x = at<const T>(op.x, n, c, h, 0);
+        T* grad_x = at<T>(op.grad_x, n, c, h, 0);
+        Vec<A> row{};
+        for_vectors<A>(W, [&](int64_t w, auto load_some, auto store_some) {
+          const Vec<A> g = load_some(grad + w);
+          row += g * load_some(x + w);
+          store_some(grad_x + w, g * factor);
+        });
+        low += s.first_weight * row;
+        high += s.second_weight * row;
+      }
+      A *below = sums.data() + first * lanes, *above = sums.data() + second * lanes;
+      cpu::store(below, load(below) + low);
+      cpu::store(above, load(above) + high);
     }
-    for_vectors<A>(count, [&](int64_t i, auto, auto) {
+    T* grad_logits = at<T>(op.grad_logits, n, c, 0, 0);
+    for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
       Vec<A> each[lanes];
-      for (int k = 0; k < lanes; ++k) each[k] = load(sums.data() + (i + k) * lanes);
-      store(gate.data() + i, sum_each<lanes>(each) * sigmoid(load(logits.data() + i)).slope);
+      for (int k = 0; k < lanes; ++k) each[k] = load(sums.data() + (l + k) * lanes);
+      store_some(grad_logits + l, sum_each<lanes>(each) * sigmoid(load(logits.data() + l)).slope);
     });
-    for (int64_t p = first; p < last; ++p) {
-      T* grad_logits = at<T>(op.grad_logits, p / C, p % C, 0, 0);
-      for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
-        store_some(grad_logits + l, load(gate.data() + (p - first) * L + l));
-      });
-    }
   }
 }
 

@@ -84,15 +84,98 @@ std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& ma
   return result;
 }
 
-// From a row of cells to the bins of all levels, for `width` channels side by side, whole vectors;
-// kWidth is the width where it is known.
-template <class A, class Row, int64_t kWidth = 0>
+// Calls body(p, start of plane `plane` + p) for `count` planes; a plane's number is n * C + c.
+template <class T, class Body>
+inline void for_planes(const View& map, int64_t plane, int64_t count, Body&& body) {
+  int64_t n = plane / map.size[1], c = plane % map.size[1];
+  for (int64_t p = 0; p < count; ++p) {
+    body(p, at<T>(map, n, c, 0, 0));
+    if (++c == map.size[1]) ++n, c = 0;
+  }
+}
+
+// Gathers the rows of a cell of one plane position by position. Running results stay in registers
+// while rows pass by.
+template <class T, class Row>
+void gather_row(const View& x, const T* map, const Span& rows, Row& out) {
+  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+  const int64_t W = x.size[3], last_whole = std::max<int64_t>(0, W - lanes);
+  const int narrow = static_cast<int>(std::min(W, lanes));
+  for_four_vectors<Accumulate<T>>(W, [&]<int kVectors>(int64_t w, int) {
+    const auto column = [=](int v) {
+      return v < kVectors - 1 ? w + v * lanes : std::min(w + v * lanes, last_whole);
+    };
+    typename Row::Lanes gathered[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gathered[v] = Row::nothing(Row::along(W, rows.begin, column(v)));
+    }
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      const T* row = map + h * x.stride[2];
+      for (int v = 0; v < kVectors; ++v) {
+        const T* p = row + column(v);
+        gathered[v].take(narrow == lanes ? load(p) : load(p, narrow), Row::along(W, h, column(v)));
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) out.store(column(v), gathered[v]);
+  });
+}
+
+// Row cells of several planes that are worked on at a time, so that a plane is read or written in
+// long runs while `elements_each` numbers a row cell stay in the cache.
+inline int64_t row_cells_at_a_time(int64_t elements_each) {
+  return std::max<int64_t>(1, 65536 / elements_each);
+}
+
+// Shortens a row of positions before it is turned over: the whole vectors of a cell become one, and
+// what is left of the cell follows it.
+template <class A>
+class Shortening {
+ public:
+  int64_t length = 0;       // of a shortened row
+  std::vector<Span> cells;  // in it
+
+  explicit Shortening(const Cells& columns) {
+    for (int64_t k = 0; k < columns.count(); ++k) {
+      const Span cell = columns[k];
+      const int64_t vectors = std::max<int64_t>(1, cell.size() / kLanes<A>);
+      const int64_t rest = std::max<int64_t>(0, cell.size() - vectors * kLanes<A>);
+      pieces_.push_back({cell.begin, vectors, rest});
+      cells.push_back({length, length + std::min<int64_t>(cell.size(), kLanes<A>) + rest});
+      length = cells.back().end;
+    }
+  }
+
+  // Writes up to a vector beyond the row's end.
+  template <class Row>
+  void operator()(const Row& positions, Row& shortened, int64_t to) const {
+    for (size_t k = 0; k < pieces_.size(); ++k) {
+      const Piece& piece = pieces_[k];
+      auto lanes = positions.load(piece.first);
+      for (int64_t v = 1; v < piece.vectors; ++v) {
+        lanes = merge(lanes, positions.load(piece.first + v * kLanes<A>));
+      }
+      shortened.store(to + cells[k].begin, lanes);
+      if (piece.rest == 0) continue;
+      shortened.store(to + cells[k].begin + kLanes<A>,
+                      positions.load(piece.first + piece.vectors * kLanes<A>));
+    }
+  }
+
+ private:
+  struct Piece {
+    int64_t first, vectors, rest;
+  };
+  std::vector<Piece> pieces_;
+};
+
+// From a row of cells to the bins of all levels, for `width` channels side by side, whole vectors.
+template <class A, class Row>
 class Pooler {
  public:
   const int64_t width;
   Row cells;  // `width` results for each cell of the row
 
-  explicit Pooler(const PoolGrid& grid, int64_t width = kWidth)
+  Pooler(const PoolGrid& grid, int64_t width)
       : width(width), cells(grid.columns.count() * width), grid_(grid) {
     for (const PoolGrid::Axis& across : grid.across) {
       const int64_t bins = across.cells.size();
@@ -103,7 +186,6 @@ class Pooler {
   // Row cell r is complete: calls finish(level, i, results) for every bin row that ends with it.
   template <class Finish>
   void close(int64_t r, Finish&& finish) {
-    const int64_t width = kWidth > 0 ? kWidth : this->width;
     for (size_t k = 0; k < levels_.size(); ++k) {
       auto& [ready, open] = levels_[k];
       const auto& across = grid_.across[k].cells;
@@ -150,12 +232,11 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
   constexpr int64_t kPlanes = kLanes<A>;
   const int64_t C = x.size[1], W = x.size[3];
   const PoolGrid grid(x, levels);
-  Pooler<A, Row, kPlanes> pooler(grid);
+  Pooler<A, Row> pooler(grid, kPlanes);
   const Cells& rows = grid.rows;
   const Shortening<A> shorten(grid.columns);
-  const bool shortens = shorten.length < W;
   const int64_t length = ceil_div(shorten.length, kPlanes) * kPlanes;
-  const int64_t pitch = length + (shortens ? kPlanes : 0);
+  const int64_t pitch = length + kPlanes;
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
   Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
   std::vector<Row> bins;
@@ -168,11 +249,11 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
     const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
     for (int64_t first = 0; first < rows.count(); first += at_a_time) {
       const int64_t last = std::min(first + at_a_time, rows.count());
-      for_planes<const T>(x, plane, count, 0, [&](int64_t p, const T* map) {
+      for_planes<const T>(x, plane, count, [&](int64_t p, const T* map) {
         for (int64_t r = first; r < last; ++r) {
           const int64_t to = ((r - first) * kPlanes + p) * pitch;
-          gather_row(x, map, rows[r], shortens ? line : positions, shortens ? 0 : to);
-          if (shortens) shorten(line, positions, to);
+          gather_row(x, map, rows[r], line);
+          shorten(line, positions, to);
         }
       });
       for (int64_t r = first; r < last; ++r) {

@@ -124,10 +124,10 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
         const int64_t bins = level.size[2] * level.size[3];
         for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
           turned.turn(0, bests, j * kWide, kWide);
-          for_planes<T>(level, plane, count, 0, [&](int64_t p, T* out) {
+          for_planes<T>(level, plane, count, [&](int64_t p, T* out) {
             store_some(out + j, turned.load(p * kWide).value);
           });
-          for_planes<int64_t>(indices, plane, count, 0, [&](int64_t p, int64_t* out) {
+          for_planes<int64_t>(indices, plane, count, [&](int64_t p, int64_t* out) {
             turned.load(p * kWide).store_index(out + j, bins - j);
           });
         });

@@ -15,15 +15,14 @@ constexpr int64_t kBackwardRows = 8;          // rows of one work item on the ch
 constexpr int64_t kBackwardChannels = 256;    // and its channels
 constexpr int64_t kBackwardElements = 32768;  // of neighbouring items' cells, done together
 
-// The gradient of a row of cells, for `width` channels side by side, whole vectors; kWidth is the
-// width where it is known.
-template <class A, int64_t kWidth = 0>
+// The gradient of a row of cells, for `width` channels side by side, whole vectors.
+template <class A>
 class CellGradients {
  public:
   PoolGrid grid;
   std::vector<std::vector<A>> shares;  // of a bin's gradient, for each of its positions
 
-  explicit CellGradients(const PyramidPoolBackward& op, int64_t width = kWidth)
+  CellGradients(const PyramidPoolBackward& op, int64_t width)
       : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)), width_(width) {
     for (auto& level : shares) {
       for (A& share : level) share = 1 / share;
@@ -33,7 +32,7 @@ class CellGradients {
   // Row cell r. `read(level, i)` returns a row of bins' gradients, multiplied with their shares.
   template <class Read>
   void compute(int64_t r, Read&& read, A* cells) const {
-    const int64_t columns = grid.columns.count(), width = kWidth > 0 ? kWidth : width_;
+    const int64_t columns = grid.columns.count(), width = width_;
     std::fill(cells, cells + columns * width, A(0));
     for (size_t k = 0; k < grid.down.size(); ++k) {
       for (int64_t i = grid.down[k].over[r].begin; i < grid.down[k].over[r].end; ++i) {
@@ -87,7 +86,21 @@ class Expansion {
   std::vector<Step> steps_;
 };
 
-// Of one level of runs: each row cell is one too, most often of one bin alone.
+// In whole vectors: the library's own copy, of as many bytes, is slower than plain stores.
+template <class T>
+void copy(const T* from, int64_t count, T* to) {
+  using Bytes = VectorOf<char>::type;
+  constexpr int64_t lanes = kVectorBytes / sizeof(T);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    Bytes vector;
+    std::memcpy(&vector, from + i, kVectorBytes);
+    std::memcpy(to + i, &vector, kVectorBytes);
+  }
+  std::memcpy(to + i, from + i, (count - i) * sizeof(T));
+}
+
+// Of one level of runs: each row cell is one too.
 template <class T>
 void pool_backward_runs(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -97,11 +110,7 @@ void pool_backward_runs(const PyramidPoolBackward& op, int64_t begin, int64_t en
   const std::vector<Span>& over = grid.down[0].over;
   std::vector<int64_t> lengths;
   for (int64_t r = 0; r < grid.rows.count(); ++r) lengths.push_back(grid.rows[r].size() * W);
-  const int64_t cells = lengths.size();
-  const bool one_each =
-      cells == bins &&
-      std::all_of(over.begin(), over.end(), [](const Span& some) { return some.size() == 1; });
-  std::vector<A> shares = bin_sizes<A>(op.grads, op.grad_x)[0], parts(bins), sums(cells);
+  std::vector<A> shares = bin_sizes<A>(op.grads, op.grad_x)[0], parts(bins);
   for (A& share : shares) share = 1 / share;
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* grads = at<const T>(grad, plane / C, plane % C, 0, 0);
@@ -109,15 +118,10 @@ void pool_backward_runs(const PyramidPoolBackward& op, int64_t begin, int64_t en
     for_vectors<A>(bins, [&](int64_t i, auto load_some, auto store_some) {
       store_some(parts.data() + i, load_some(grads + i) * load_some(shares.data() + i) + 0);
     });
-    for (int64_t r = 0; r < (one_each ? 0 : cells); ++r) {
+    for (size_t r = 0; r < lengths.size(); ++r) {
       A sum = 0;
       for (int64_t i = over[r].begin; i < over[r].end; ++i) sum += parts[i];
-      sums[r] = sum;
-    }
-    const A* values = one_each ? parts.data() : sums.data();
-    for (int64_t r = 0; r < cells; ++r) {
-      fill_run(values[r], lengths[r], out);
-      out += lengths[r];
+      out = std::fill_n(out, lengths[r], static_cast<T>(sum));
     }
   }
 }
@@ -128,14 +132,13 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
   constexpr int64_t kPlanes = kLanes<A>;
   const View& map = op.grad_x;
   const int64_t W = map.size[3], row = ceil_div(W, kPlanes) * kPlanes;
-  const CellGradients<A, kPlanes> gradients(op);
+  const CellGradients<A> gradients(op, kPlanes);
   const Cells &rows = gradients.grid.rows, &columns = gradients.grid.columns;
   const Expansion<A> expand(columns);
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * row));
   const int64_t pitch = ceil_div(at_a_time * columns.count(), kPlanes) * kPlanes;
   std::vector<A> cells(kPlanes * pitch), turned((kPlanes + 1) * pitch);
-  std::vector<T> positions(at_a_time * row);
-  const bool runs = columns.count() == 1 && map.stride[2] == W;  // of memory, the rows of a cell
+  std::vector<T> positions(row);
   std::vector<std::vector<A>> bins;  // of each level: element j of plane p at [j][p]
   for (const auto& shares : gradients.shares) {
     bins.emplace_back(ceil_div(static_cast<int64_t>(shares.size()), kPlanes) * kPlanes * kPlanes);
@@ -147,7 +150,7 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
       const std::vector<A>& shares = gradients.shares[k];
       for_vectors<A>(shares.size(), [&](int64_t j, auto load_some, auto) {
         Vec<A> square[kPlanes]{};
-        for_planes<const T>(op.grads[k], plane, count, 0, [&](int64_t p, const T* grads) {
+        for_planes<const T>(op.grads[k], plane, count, [&](int64_t p, const T* grads) {
           square[p] = load_some(grads + j) * load_some(shares.data() + j);
         });
         transpose(square);
@@ -163,20 +166,12 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
       }
       transpose(cells.data(), kPlanes, (last - first) * columns.count(), kPlanes, turned.data(),
                 pitch);
-      for_planes<T>(map, plane, count, 0, [&](int64_t p, T* out) {
-        if (runs) {
-          for (int64_t r = first; r < last; ++r) {
-            fill_run(turned[p * pitch + r - first], rows[r].size() * W, out + rows[r].begin * W);
+      for_planes<T>(map, plane, count, [&](int64_t p, T* out) {
+        for (int64_t r = first; r < last; ++r) {
+          expand(turned.data() + p * pitch + (r - first) * columns.count(), positions.data());
+          for (int64_t h = rows[r].begin; h < rows[r].end; ++h) {
+            std::copy_n(positions.data(), W, out + h * map.stride[2]);
           }
-          return;
-        }
-        for (int64_t r = first; r < last; ++r) {
-          expand(turned.data() + p * pitch + (r - first) * columns.count(),
-                 positions.data() + (r - first) * row);
-        }
-        for (int64_t r = first; r < last; ++r) {
-          repeat_row(positions.data() + (r - first) * row, W, rows[r].size(),
-                     out + rows[r].begin * map.stride[2], map.stride[2]);
         }
       });
     }

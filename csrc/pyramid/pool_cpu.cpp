@@ -133,7 +133,7 @@ void pool(const PyramidPool& op, int64_t begin, int64_t end) {
             square[q] = sums.load((j + q) * kLanes<A>).value / sizes[k][j + q];
           }
           transpose(square);
-          for_planes<T>(op.levels[k], plane, count, 0,
+          for_planes<T>(op.levels[k], plane, count,
                         [&](int64_t p, T* out) { store_some(out + j, square[p]); });
         });
       });

@@ -34,31 +34,6 @@ void scale(const T* strip, int64_t count, A factor, A* scaled) {
   });
 }
 
-// A plane, from its rows and columns. A few vectors of columns stay in registers over all rows.
-template <class T, bool kRelu>
-void expand_plane(const Accumulate<T>* rows, const Accumulate<T>* columns, int64_t H, int64_t W,
-                  T* out, int64_t stride) {
-  using A = Accumulate<T>;
-  constexpr int lanes = kLanes<A>;
-  if (W < lanes) {
-    const Vec<A> column = load(columns);
-    for (int64_t h = 0; h < H; ++h) {
-      store(out + h * stride, sum<kRelu>(column, rows[h]), static_cast<int>(W));
-    }
-    return;
-  }
-  for_whole_columns(W, lanes, [&]<int kVectors>(auto position) {
-    Vec<A> column[kVectors];
-    for (int v = 0; v < kVectors; ++v) column[v] = load(columns + position(v));
-    T* row = out;
-    for (int64_t h = 0; h < H; ++h, row += stride) {
-      for (int v = 0; v < kVectors; ++v) {
-        store(row + position(v), sum<kRelu>(column[v], rows[h]));
-      }
-    }
-  });
-}
-
 template <class T, bool kRelu>
 void expand_planes(const StripExpansion& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -68,16 +43,22 @@ void expand_planes(const StripExpansion& op, int64_t begin, int64_t end) {
     const int64_t n = plane / C, c = plane % C;
     scale(at<const T>(op.rows, n, c, 0, 0), H, A(op.row_factor), rows.data());
     scale(at<const T>(op.cols, n, c, 0, 0), W, A(op.col_factor), columns.data());
-    expand_plane<T, kRelu>(rows.data(), columns.data(), H, W, at<T>(op.out, n, c, 0, 0),
-                           op.out.stride[2]);
+    for (int64_t h = 0; h < H; ++h) {
+      const A* column = columns.data();
+      const A row = rows[h];
+      T* out = at<T>(op.out, n, c, h, 0);
+      for_vectors<A>(W, [=](int64_t w, auto, auto store_some) {
+        store_some(out + w, sum<kRelu>(load(column + w), row));
+      });
+    }
   }
 }
 
-// Rows of pixels, kRows of them from h on, from their strips of rows, `length` apart: each pixel of
-// the columns is read once for all of them.
-template <class T, bool kRelu, int kRows>
-void expand_pixels(const StripExpansion& op, int64_t n, int64_t h, const Accumulate<T>* rows,
-                   int64_t length) {
+// `count` rows of pixels from h on, from their strips of rows, `length` apart: each pixel of the
+// columns is read once for all of them.
+template <class T, bool kRelu>
+void expand_pixels(const StripExpansion& op, int64_t n, int64_t h, int64_t count,
+                   const Accumulate<T>* rows, int64_t length) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], W = op.out.size[3], stride = op.out.stride[2];
   const A factor = A(op.col_factor);
@@ -85,8 +66,8 @@ void expand_pixels(const StripExpansion& op, int64_t n, int64_t h, const Accumul
     const T* column = at<const T>(op.cols, n, 0, 0, w);
     T* out = at<T>(op.out, n, 0, h, w);
     for_vectors<A>(C, [=](int64_t c, auto load_some, auto store_some) {
-      const Vec<A> value = opaque(load_some(column + c) * factor);  // rounded for any kRows
-      for (int r = 0; r < kRows; ++r) {
+      const Vec<A> value = opaque(load_some(column + c) * factor);  // rounded before the sum
+      for (int64_t r = 0; r < count; ++r) {
         store_some(out + r * stride + c, sum<kRelu>(value, load(rows + r * length + c)));
       }
     });
@@ -104,13 +85,7 @@ void expand_pixel_rows(const StripExpansion& op, int64_t begin, int64_t end) {
     for (int64_t r = 0; r < count; ++r) {
       scale(at<const T>(op.rows, n, 0, h + r, 0), C, A(op.row_factor), rows.data() + r * length);
     }
-    if (count == kPixelRows) {
-      expand_pixels<T, kRelu, kPixelRows>(op, n, h, rows.data(), length);
-    } else {
-      for (int64_t r = 0; r < count; ++r) {
-        expand_pixels<T, kRelu, 1>(op, n, h + r, rows.data() + r * length, length);
-      }
-    }
+    expand_pixels<T, kRelu>(op, n, h, count, rows.data(), length);
     item += count;
   }
 }

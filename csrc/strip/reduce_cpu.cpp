@@ -16,10 +16,10 @@ namespace {
 
 constexpr int64_t kRows = 64;  // of a plane, whose sums are finished together
 
-// Channels of one work item on the channels_last path: longer runs of memory where there are more.
-int64_t channel_block(const StripReduction& op) {
-  return op.map.size[1] > 64 ? 64 : 32;
-}
+// Channels of one work item on the channels_last path, and the rows and vectors of them that are
+// summed together: eight sums of rows stay in registers.
+constexpr int64_t kBlock = 64;
+constexpr int kTogether = 2, kVectors = 4;
 
 // Where not (row + column <= 0), the value, else 0.
 template <class A>
@@ -44,14 +44,12 @@ void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t
               PlaneSums<Accumulate<T>>& sums) {
   using A = Accumulate<T>;
   constexpr int lanes = kLanes<A>;
-  const Vec<A> one = opaque(splat(A(1)));
   const int64_t W = op.map.size[3], stride = op.map.stride[2];
   const T* mask_rows = kMasked ? at<const T>(op.mask_rows, n, c, h, 0) : nullptr;
   const T* map = at<const T>(op.map, n, c, h, 0);
   Vec<A>* rows = sums.rows;
   A *columns = sums.columns.data(), *mask_columns = sums.mask.data();
-  for_columns(W, lanes, [=]<int kVectors>(int64_t w) {
-    const int rest = static_cast<int>(std::min<int64_t>(lanes, W - w - (kVectors - 1) * lanes));
+  for_four_vectors<A>(W, [=]<int kVectors>(int64_t w, int rest) {
     Vec<A> column[kVectors], mask[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       column[v] = load(columns + w + v * lanes);
@@ -67,7 +65,7 @@ void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t
       }
       for (int v = 0; v < kVectors; ++v) {
         column[v] += value[v];
-        sum = fused_add(sum, value[v], one);
+        sum += value[v];
       }
       rows[r] = sum;
     }
@@ -105,17 +103,15 @@ void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
 }
 
 // Adds `Rows` rows of pixels, `Vectors` vectors of channels from c on, to the column sums, which
-// lie `block` apart, and finishes their row sums. Sums over a row stay in registers.
+// lie kBlock apart, and finishes their row sums. Sums over a row stay in registers.
 template <class T, bool kMasked, int Rows, int Vectors, class Load, class Store>
 void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
-                       const Load& load_some, const Store& store_some, int64_t block,
-                       Accumulate<T>* columns) {
+                       const Load& load_some, const Store& store_some, Accumulate<T>* columns) {
   using A = Accumulate<T>;
   constexpr int lanes = kLanes<A>;
   const T* pixel = at<const T>(op.map, n, c, h, 0);
   const T* mask = kMasked ? at<const T>(op.mask_cols, n, c, 0, 0) : nullptr;
   const int64_t stride = op.map.stride[2];
-  const Vec<A> one = opaque(splat(A(1)));
   Vec<A> row_sum[Rows][Vectors]{};
   Vec<A> mask_row[Rows][Vectors]{};
   if constexpr (kMasked) {
@@ -131,12 +127,12 @@ void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h
       for (int r = 0; r < Rows; ++r) {
         Vec<A> value = opaque(load_some(pixel + r * stride + v * lanes));
         if constexpr (kMasked) value = masked<A>(value, mask_row[r][v] + mask_column);
-        row_sum[r][v] = fused_add(row_sum[r][v], value, one);
+        row_sum[r][v] += value;
         column += value;
       }
       store(columns + v * lanes, column);
     }
-    columns += block;
+    columns += kBlock;
     pixel += op.map.stride[3];
     if constexpr (kMasked) mask += op.mask_cols.stride[3];
   }
@@ -148,22 +144,21 @@ void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h
   }
 }
 
-// Rows and vectors of channels that are summed together: eight sums of rows stay in registers.
-template <class T, bool kMasked, int kTogether, int kVectors>
+template <class T, bool kMasked>
 void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
-  const int64_t block = channel_block(op), blocks = ceil_div(C, block);
-  std::vector<A> columns(W * block);
+  const int64_t blocks = ceil_div(C, kBlock);
+  std::vector<A> columns(W * kBlock);
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / blocks, c = item % blocks * block;
-    const int64_t count = std::min(block, C - c);
+    const int64_t n = item / blocks, c = item % blocks * kBlock;
+    const int64_t count = std::min(kBlock, C - c);
     std::fill(columns.begin(), columns.end(), A(0));
     const auto reduce_rows = [&]<int Rows>(int64_t h) {
       for_vector_groups<A, kVectors>(
           count, [&]<int Vectors>(int64_t i, auto load_some, auto store_some) {
             reduce_pixel_rows<T, kMasked, Rows, Vectors>(op, n, c + i, h, load_some, store_some,
-                                                         block, columns.data() + i);
+                                                         columns.data() + i);
           });
     };
     int64_t h = 0;
@@ -172,7 +167,7 @@ void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end)
     for (int64_t w = 0; w < W; ++w) {
       T* cols = at<T>(op.cols, n, c, 0, w);
       for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {
-        store_some(cols + i, load(columns.data() + w * block + i) / A(op.col_divisor));
+        store_some(cols + i, load(columns.data() + w * kBlock + i) / A(op.col_divisor));
       });
     }
   }
@@ -181,15 +176,14 @@ void reduce_channel_blocks(const StripReduction& op, int64_t begin, int64_t end)
 template <bool kMasked>
 void reduce(const StripReduction& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.map.dtype, [&]<class T>() {
-    if (!op.channels_last()) return reduce_planes<T, kMasked>(op, begin, end);
-    channel_block(op) == 64 ? reduce_channel_blocks<T, kMasked, 2, 4>(op, begin, end)
-                            : reduce_channel_blocks<T, kMasked, 4, 2>(op, begin, end);
+    op.channels_last() ? reduce_channel_blocks<T, kMasked>(op, begin, end)
+                       : reduce_planes<T, kMasked>(op, begin, end);
   });
 }
 
 Work work(const StripReduction& op) {
   const int64_t C = op.map.size[1];
-  const int64_t blocks = op.channels_last() ? ceil_div(C, channel_block(op)) : C;
+  const int64_t blocks = op.channels_last() ? ceil_div(C, kBlock) : C;
   return share(op.map.size[0] * blocks, op.map.numel());
 }
 

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "cpu/simd.hpp"
+#include "cpu/loops.hpp"
 
 namespace stripctx::cpu {
 
@@ -59,25 +59,6 @@ std::vector<LevelSamples<A>> level_samples(const Levels& levels, const Taps& tap
   return result;
 }
 
-// Rows of a buffer are this long, so that whole vectors may be read and written at their ends.
-template <class A>
-int64_t padded(int64_t length) {
-  return ceil_div(length, kLanes<A>) * kLanes<A>;
-}
-
-// Zeros that start where a vector may, so that no whole vector of them crosses a cache line.
-template <class A>
-class Buffer {
- public:
-  explicit Buffer(int64_t length) : vectors_(ceil_div(length, kLanes<A>)) {}
-
-  A* data() { return reinterpret_cast<A*>(vectors_.data()); }
-  void clear() { std::fill(vectors_.begin(), vectors_.end(), Vec<A>{}); }
-
- private:
-  std::vector<Vec<A>> vectors_;
-};
-
 // As many lists as there are outputs, one behind the other: what each of them is made from.
 template <class Item>
 class Lists {
@@ -100,46 +81,6 @@ struct WeightedRow {
   A weight;
   const A* row;
 };
-
-// Calls body.operator()<kVectors>(i, count) for every four vectors of [0, length), or as many as
-// are left: kVectors of them from i on, the last one of `count` elements.
-template <class A, class Body>
-inline void for_four_vectors(int64_t length, Body&& body) {
-  constexpr int64_t lanes = kLanes<A>;
-  for (int64_t i = 0; i < length; i += 4 * lanes) {
-    const int64_t rest = std::min(length - i, 4 * lanes);
-    const int count = static_cast<int>((rest - 1) % lanes + 1);
-    switch ((rest - 1) / lanes) {
-      case 0:
-        body.template operator()<1>(i, count);
-        break;
-      case 1:
-        body.template operator()<2>(i, count);
-        break;
-      case 2:
-        body.template operator()<3>(i, count);
-        break;
-      default:
-        body.template operator()<4>(i, count);
-    }
-  }
-}
-
-// The last of kVectors vectors holds `count` elements.
-template <class T, int kVectors, class A = Accumulate<T>>
-[[gnu::always_inline]] inline void load_vectors(const T* p, int count, Vec<A> (&value)[kVectors]) {
-  constexpr int lanes = kLanes<A>, last = kVectors - 1;
-  for (int v = 0; v < last; ++v) value[v] = load(p + v * lanes);
-  value[last] = count == lanes ? load(p + last * lanes) : load(p + last * lanes, count);
-}
-
-template <class T, int kVectors, class A = Accumulate<T>>
-[[gnu::always_inline]] inline void store_vectors(T* p, int count, const Vec<A> (&value)[kVectors]) {
-  constexpr int lanes = kLanes<A>, last = kVectors - 1;
-  for (int v = 0; v < last; ++v) store(p + v * lanes, value[v]);
-  count == lanes ? store(p + last * lanes, value[last])
-                 : store(p + last * lanes, value[last], count);
-}
 
 // Rows [begin, end) of out = x + sum of weight * row, rectified if so asked, for the sums listed; x
 // may be null. A sum runs in the order of its list.

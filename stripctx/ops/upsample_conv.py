@@ -22,12 +22,19 @@ from torch import Tensor
 
 from stripctx import _compat
 from stripctx.layout import is_channels_last, memory_format
-from stripctx.ops import checks, upsample
-from stripctx.ops.register import LIBRARY
-from stripctx.reference import upsample as reference
+from stripctx.ops import checks
+from stripctx.ops.upsample_products import (
+    as_matrix,
+    convolution_backward,
+    joined,
+    of_each_tap,
+    of_each_tap_at_once,
+    product,
+    product_backward,
+    product_of_weights,
+)
 
 OPS = torch.ops.stripctx
-LARGE = 2**20  # bytes: below, malloc has the memory at hand
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def _composed(
 
 def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """`product`, differentiable."""
-    if not _as_matrix(map):
+    if not as_matrix(map):
         return F.conv2d(map, matrix[:, :, None, None], bias)
     matrices, columns = matrix.expand(map.size(0), -1, -1), map.flatten(2)
     if bias is None:
@@ -103,74 +110,6 @@ def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -
     else:
         out = torch.baddbmm(bias[:, None], matrices, columns)
     return out.view(map.size(0), matrix.size(0), *map.shape[2:])
-
-
-def _as_matrix(map: Tensor) -> bool:
-    """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
-    products take it as it is."""
-    return map.device.type == "cpu" and map.is_contiguous()
-
-
-def memory(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor; one that is large, in memory of large pages."""
-    size = list(shape)
-    if like.device.type == "cpu" and like.element_size() * torch.Size(size).numel() >= LARGE:
-        return OPS.map_memory(size, like)
-    return like.new_empty(size)
-
-
-def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution by `matrix` (O, C), below autograd."""
-    if not _as_matrix(map):
-        return F.conv2d(map, matrix[:, :, None, None], bias)
-    images, size = map.size(0), map.shape[2:]
-    out = memory((images, matrix.size(0), size.numel()), map)
-    matrices, columns = matrix.expand(images, -1, -1), map.flatten(2)
-    if bias is None:
-        torch.bmm(matrices, columns, out=out)
-    else:
-        torch.baddbmm(bias[:, None], matrices, columns, out=out)
-    return out.unflatten(2, size)
-
-
-def _product_backward(
-    grad: Tensor, map: Tensor, matrix: Tensor, needs_map: bool, needs_matrix: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `product`'s map and matrix."""
-    if not _as_matrix(map):
-        needs = [needs_map, needs_matrix, False]
-        kernel = matrix[:, :, None, None]
-        of_map, of_kernel, _ = _gradients(grad, map, kernel, [0, 0], [1, 1], needs)
-        return of_map if needs_map else None, of_kernel.flatten(1) if needs_matrix else None
-    to_map = product(grad, matrix.T) if needs_map else None
-    return to_map, _product_of_weights(grad, map) if needs_matrix else None
-
-
-def _product_of_weights(grad: Tensor, map: Tensor) -> Tensor:
-    products = torch.bmm(grad.flatten(2), map.flatten(2).transpose(1, 2))
-    return products.sum(0) if map.size(0) > 1 else products.flatten(0, 1)
-
-
-def _gradients(
-    grad: Tensor, map: Tensor, weight: Tensor, padding: list[int], dilation: list[int],
-    needs: list[bool],
-) -> Sequence[Tensor]:  # fmt: skip
-    return torch.ops.aten.convolution_backward(
-        grad, map, weight, [grad.size(1)], [1, 1], padding, dilation, False, [0, 0], 1, needs
-    )
-
-
-def of_each_tap(part: Tensor) -> Tensor:
-    """A slice of the weight as the matrix (kh*kw*O, C_l) of a level's taps."""
-    return part.permute(2, 3, 0, 1).reshape(-1, part.size(1))
-
-
-def _of_each_tap(part: Tensor) -> Tensor:
-    """The same below autograd. One tap is a view."""
-    by_tap = part.permute(2, 3, 0, 1)
-    if part.size(2) * part.size(3) > 1:
-        by_tap = memory(by_tap.shape, part).copy_(by_tap)
-    return by_tap.flatten(0, 2)
 
 
 class _Maps:
@@ -222,7 +161,7 @@ def _forward(
             of_maps, of_weight, bias, padding=geometry.padding, dilation=geometry.dilation
         )
     if plan.small:
-        taps = [product(maps[k], _of_each_tap(parts[k])) for k in plan.small]
+        taps = [product(maps[k], of_each_tap_at_once(parts[k])) for k in plan.small]
         OPS.pyramid_taps_add.out(out, taps, *plan.taps, out=out)
     return out
 
@@ -247,13 +186,13 @@ def _backward(
         last = plan.format is torch.channels_last
         of_taps = OPS.pyramid_taps_add_backward(grad, sizes, *plan.taps, last)
         for k, of_tap in zip(plan.small, of_taps, strict=True):
-            matrix = _of_each_tap(parts[k])
-            grads[k], by_tap = _product_backward(of_tap, maps[k], matrix, needs[k], needs_weight)
+            matrix = of_each_tap_at_once(parts[k])
+            grads[k], by_tap = product_backward(of_tap, maps[k], matrix, needs[k], needs_weight)
             if by_tap is not None:
                 of_weight[k] = by_tap.unflatten(0, (*plan.kernel, -1)).permute(2, 3, 0, 1)
         del of_taps
     of_bias = _backward_of_whole(plan, geometry, grad, maps, parts, needs, grads, of_weight)
-    return [*grads, _joined(of_weight, weight) if needs_weight else None, of_bias]
+    return [*grads, joined(of_weight, weight) if needs_weight else None, of_bias]
 
 
 def _backward_of_whole(
@@ -271,15 +210,15 @@ def _backward_of_whole(
     needs_maps = any(needs[k] for k in plan.whole)
     of_maps, of_part = plan.together(maps), plan.together(parts)
     to_maps = to_part = to_bias = None
-    if plan.pointwise and _as_matrix(of_maps):
+    if plan.pointwise and as_matrix(of_maps):
         if needs_maps:
             to_maps = product(grad, of_part.flatten(1).T)
         if needs_weight:
-            to_part = _product_of_weights(grad, of_maps)[:, :, None, None]
+            to_part = product_of_weights(grad, of_maps)[:, :, None, None]
         if needs_bias:
             to_bias = grad.sum((0, 2, 3))
     elif needs_maps or needs_weight or needs_bias:
-        to_maps, to_part, to_bias = _gradients(
+        to_maps, to_part, to_bias = convolution_backward(
             grad,
             of_maps,
             of_part,
@@ -293,39 +232,6 @@ def _backward_of_whole(
             for k, piece in zip(plan.whole, pieces.split(channels, 1), strict=True):
                 result[k] = piece
     return to_bias if needs_bias else None
-
-
-def _joined(parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
-    """The weight's gradient from its slices: each is written once."""
-    out = memory(weight.shape, weight)
-    begin = 0
-    for part in parts:
-        assert part is not None
-        out[:, begin : begin + part.size(1)] = part
-        begin += part.size(1)
-    return out
-
-
-def _taps_add_into(base: Tensor, *arguments: Any, out: Tensor) -> Tensor:
-    upsample.check_taps_add(base, *arguments)
-    checks.alike("pyramid_taps_add", "out", out, "base", base)
-    checks.size("pyramid_taps_add", "out", out, tuple(base.shape))
-    return out.copy_(reference.pyramid_taps_add(base, *arguments))
-
-
-def _map_memory(size: list[int], like: Tensor) -> Tensor:
-    return like.new_empty(size)
-
-
-# What PyramidConv runs on, below autograd. `out` may be `base`.
-LIBRARY.define(
-    "pyramid_taps_add.out(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
-    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios, *, Tensor(a!) out)"
-    " -> Tensor(a!)"
-)
-LIBRARY.impl("pyramid_taps_add.out", _taps_add_into, "CompositeExplicitAutograd")
-LIBRARY.define("map_memory(SymInt[] size, Tensor like) -> Tensor")
-LIBRARY.impl("map_memory", _map_memory, "CompositeExplicitAutograd")
 
 
 class PyramidConv(torch.autograd.Function):

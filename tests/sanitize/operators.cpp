@@ -144,10 +144,8 @@ const Operator kOperators[] = {
        const int64_t K = 19, N = s.image_count(), D = s.channel_count();
        Encode op{s.flat_map(), s.codewords(K), s.scale(K), false};
        op.partials = s.partials(cpu::partials(op), N * K * D);
-       op.scratch = s.scratch(cpu::scratch(op));
-       s.execute(EncodeColumns{op.codewords, {}, op.scratch});
        s.execute(op);
-       s.execute(EncodeSums{op.partials, s.partials(N, K * D), K, D});
+       s.execute(SumPartials{op.partials, s.partials(1, N * K * D)});
      }},
     {"encode_backward",
      [](Sample& s) {
@@ -156,10 +154,8 @@ const Operator kOperators[] = {
                          s.scale(K),        false,        s.flat_map_result()};
        op.codeword_partials = s.partials(N * cpu::partials(op), K * D);
        op.scale_partials = s.partials(N * cpu::partials(op), K);
-       op.scratch = s.scratch(cpu::scratch(op));
-       s.execute(EncodeColumns{op.codewords, op.grad, op.scratch});
        s.execute(op);
-       s.execute(EncodeSums{op.codeword_partials, s.partials(1, K * D), K, D});
+       s.execute(SumPartials{op.codeword_partials, s.partials(1, K * D)});
      }},
     {"channel_gate",
      [](Sample& s) { s.execute(ChannelGate{s.flat_map(), s.gate(), s.flat_map_result()}); }},

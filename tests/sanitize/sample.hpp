@@ -133,11 +133,6 @@ class Sample {
     return results_.back();
   }
 
-  // For a kernel's own use, in the same type.
-  View scratch(int64_t elements) {
-    return allocate({nullptr, sum_type(), {elements, 1, 1, 1}, {1, 1, 1, 1}}, 0);
-  }
-
   int64_t image_count() const { return setting_.shape[0]; }
   int64_t channel_count() const { return setting_.shape[1]; }
   int64_t height() const { return setting_.shape[2]; }

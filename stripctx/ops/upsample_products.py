@@ -1,0 +1,121 @@
+"""What the convolution over a pyramid (upsample_conv.py) runs on: library products that write into
+memory of large pages, and `pyramid_taps_add` into a map that exists. All but `of_each_tap` works
+below autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stripctx.ops import checks, upsample
+from stripctx.ops.register import LIBRARY
+from stripctx.reference import upsample as reference
+
+OPS = torch.ops.stripctx
+LARGE = 2**20  # bytes: below, malloc has the memory at hand
+
+
+def as_matrix(map: Tensor) -> bool:
+    """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
+    products take it as it is."""
+    return map.device.type == "cpu" and map.is_contiguous()
+
+
+def memory(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor; one that is large, in memory of large pages."""
+    size = list(shape)
+    if like.device.type == "cpu" and like.element_size() * torch.Size(size).numel() >= LARGE:
+        return OPS.map_memory(size, like)
+    return like.new_empty(size)
+
+
+def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution by `matrix` (O, C), below autograd."""
+    if not as_matrix(map):
+        return F.conv2d(map, matrix[:, :, None, None], bias)
+    images, size = map.size(0), map.shape[2:]
+    out = memory((images, matrix.size(0), size.numel()), map)
+    matrices, columns = matrix.expand(images, -1, -1), map.flatten(2)
+    if bias is None:
+        torch.bmm(matrices, columns, out=out)
+    else:
+        torch.baddbmm(bias[:, None], matrices, columns, out=out)
+    return out.unflatten(2, size)
+
+
+def product_backward(
+    grad: Tensor, map: Tensor, matrix: Tensor, needs_map: bool, needs_matrix: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of `product`'s map and matrix."""
+    if not as_matrix(map):
+        needs = [needs_map, needs_matrix, False]
+        kernel = matrix[:, :, None, None]
+        of_map, of_kernel, _ = convolution_backward(grad, map, kernel, [0, 0], [1, 1], needs)
+        return of_map if needs_map else None, of_kernel.flatten(1) if needs_matrix else None
+    to_map = product(grad, matrix.T) if needs_map else None
+    return to_map, product_of_weights(grad, map) if needs_matrix else None
+
+
+def product_of_weights(grad: Tensor, map: Tensor) -> Tensor:
+    products = torch.bmm(grad.flatten(2), map.flatten(2).transpose(1, 2))
+    return products.sum(0) if map.size(0) > 1 else products.flatten(0, 1)
+
+
+def convolution_backward(
+    grad: Tensor, map: Tensor, weight: Tensor, padding: list[int], dilation: list[int],
+    needs: list[bool],
+) -> Sequence[Tensor]:  # fmt: skip
+    return torch.ops.aten.convolution_backward(
+        grad, map, weight, [grad.size(1)], [1, 1], padding, dilation, False, [0, 0], 1, needs
+    )
+
+
+def of_each_tap(part: Tensor) -> Tensor:
+    """A slice of the weight as the matrix (kh*kw*O, C_l) of a level's taps."""
+    return part.permute(2, 3, 0, 1).reshape(-1, part.size(1))
+
+
+def of_each_tap_at_once(part: Tensor) -> Tensor:
+    """The same below autograd. One tap is a view."""
+    by_tap = part.permute(2, 3, 0, 1)
+    if part.size(2) * part.size(3) > 1:
+        by_tap = memory(by_tap.shape, part).copy_(by_tap)
+    return by_tap.flatten(0, 2)
+
+
+def joined(parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    """The weight's gradient from its slices: each is written once."""
+    out = memory(weight.shape, weight)
+    begin = 0
+    for part in parts:
+        assert part is not None
+        out[:, begin : begin + part.size(1)] = part
+        begin += part.size(1)
+    return out
+
+
+def _taps_add_into(base: Tensor, *arguments: Any, out: Tensor) -> Tensor:
+    upsample.check_taps_add(base, *arguments)
+    checks.alike("pyramid_taps_add", "out", out, "base", base)
+    checks.size("pyramid_taps_add", "out", out, tuple(base.shape))
+    return out.copy_(reference.pyramid_taps_add(base, *arguments))
+
+
+def _map_memory(size: list[int], like: Tensor) -> Tensor:
+    return like.new_empty(size)
+
+
+# What PyramidConv runs on, below autograd. `out` may be `base`.
+LIBRARY.define(
+    "pyramid_taps_add.out(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
+    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios, *, Tensor(a!) out)"
+    " -> Tensor(a!)"
+)
+LIBRARY.impl("pyramid_taps_add.out", _taps_add_into, "CompositeExplicitAutograd")
+LIBRARY.define("map_memory(SymInt[] size, Tensor like) -> Tensor")
+LIBRARY.impl("map_memory", _map_memory, "CompositeExplicitAutograd")
