@@ -30,11 +30,14 @@ USUAL_SHARED = 48 * 1024
 # cache, and 4.9 of the codewords' 64 KB, which every tile of 16 positions reads again from the
 # first-level cache. Its gradient moves 2 that are the floor, 2 of sums and 13.8 of codewords and
 # their gradients. Sums and codewords are float32 whatever x is: twice as many maps in bfloat16.
+# Nine taps of 50 cells a plane are an eighth of a map of 60 x 60, and every chunk of rows of a batch
+# of one reads those it needs, from the second-level cache.
 # The levels of a channels_last pyramid in half types do not fit a block together: each reads the
 # gradient by itself, a level of 20 x 20 cell by cell.
 MOST: dict[str | tuple[str, str], float] = {
     ("pyramid_add_relu_backward", "bfloat16"): 2.6,
     ("pyramid_taps_add_backward", "bfloat16"): 3.7,
+    "pyramid_taps_add": 1.2,
     "strip_pool_backward": 1.3,
     "strip_add_relu": 1.3,
     "strip_add_relu_backward": 1.3,
