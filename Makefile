@@ -5,7 +5,8 @@
 # make lint        formatters and static checks
 # make compilers   the CPU kernels' results, built by each of g++ and clang that is on PATH
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-# make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses
+# make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses, and
+#                  from that and the emulator how fast each may be on an H100
 # make demo        builds the kernels, trains small networks, draws demo.png, in five minutes
 # make bench       measures everything against plain PyTorch on this machine, for the tables
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
@@ -67,6 +68,7 @@ sanitize: setup
 # Exit status 77: there is no nvcc, which it has said.
 cuda-check: setup
 	$(RUN) tests/cuda_check.py $(if $(ARCHITECTURES),--arch $(ARCHITECTURES)) || test $$? -eq 77
+	$(RUN) tests/speed_model.py || test $$? -eq 77
 
 lint: setup
 	$(RUN) -m ruff check .

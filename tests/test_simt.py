@@ -242,9 +242,10 @@ def test_tf32_rounds_to_nearest_ties_away(emulator: Emulator) -> None:
     out = torch.zeros_like(x)
     emulator("round_tf32", x, out, x.numel())
     assert torch.equal(out, round_tf32(x))
-    nan = torch.tensor([float("nan")])
-    emulator("round_tf32", nan, out, 1)
-    assert out[0].isnan()
+    patterns = torch.tensor([0x7FC00000, 0x7F800001, -0x7FFFFF, 0x7FFFFFFF], dtype=torch.int32)
+    nans = patterns.view(torch.float32)  # of any payload
+    emulator("round_tf32", nans, out, 4)
+    assert nans.isnan().all() and out[:4].isnan().all()
 
 
 @pytest.mark.parametrize("plain", [0, 1], ids=["gathered", "plain"])
@@ -263,6 +264,38 @@ def test_products_are_those_of_the_rounded_operands(
         out = d.clone()
         emulator("product", dtype, plain, a, b, out)
         assert ((out.double() - expected).abs() <= depth * 2.0**-24 * magnitude).all()
+
+
+@pytest.mark.parametrize("bfloat16", [0, 1], ids=["tf32", "bfloat16"])
+def test_long_sums_of_products_do_not_drift(emulator: Emulator, bfloat16: int) -> None:
+    """3600 positions a block. One accumulator all along, as hardware cuts what is added to it,
+    drifts by more than float32 may; the emulator cuts likewise."""
+    depth = 3600
+    a, b = torch.rand(16, depth), torch.randn(depth, 8) + 1
+    if bfloat16:
+        a, b = a.bfloat16().float(), b.bfloat16().float()
+    expected = a.double() @ b.double()
+    errors = []
+    for one_accumulator in (0, 1):
+        out = torch.zeros(16, 8)
+        emulator("long_product", one_accumulator, bfloat16, a, b, out, depth)
+        errors.append(((out.double() - expected).norm() / expected.norm()).item())
+    assert errors[0] < 5e-7
+    assert errors[1] > 5e-6
+
+
+def test_products_are_cut_towards_zero(emulator: Emulator) -> None:
+    """Sums of one sign never exceed the exact ones, and mostly lie below them."""
+    for dtype, depth in ((torch.float32, 8), (torch.bfloat16, 16)):
+        a, b = torch.rand(16, depth).to(dtype), torch.rand(depth, 8).to(dtype)
+        rounded_a, rounded_b = (round_tf32(a), round_tf32(b)) if depth == 8 else (a, b)
+        d = torch.rand(16, 8)
+        expected = d.double() + rounded_a.double() @ rounded_b.double()
+        out = d.clone()
+        emulator("product", dtype, 0, a, b, out)
+        assert (out.double() <= expected).all()
+        assert (out.double() < expected).float().mean() > 0.5
+        assert ((expected - out) <= 2.0**-22 * expected).all()
 
 
 @pytest.mark.parametrize(

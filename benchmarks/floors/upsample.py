@@ -3,6 +3,7 @@ and its adjoint 4."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from benchmarks.floors.base import (
@@ -15,7 +16,6 @@ from benchmarks.floors.base import (
     Shape,
     launch_of,
     multiply_adds,
-    visits,
 )
 from benchmarks.floors.pyramid import PSP_BINS, level_cells
 
@@ -143,12 +143,34 @@ def pyramid_conv_backward(shape: Shape) -> Floor:
 
 
 def pyramid_add_extra(
-    shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int
+    shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, taps: int = 1
 ) -> Floor:
-    """The levels' cells, once a tile of columns and a chunk of rows."""
-    _, launch = launch_of(launches, "pyramid_add")
-    _, tiles, chunks = launch.grid
-    return visits(shape, level_cells(shape, bins, channels), tiles * chunks)
+    """The levels' cells, once a tile of columns and a chunk of rows that read them; `taps` squared
+    maps of each."""
+    layout, launch = launch_of(launches, "pyramid_add_walk")
+    (_, _, chunks), (lanes, slots, _) = launch.grid, launch.block
+    rows = math.ceil(math.ceil(shape.height / chunks) / 4) * 4
+    columns = slots if layout == "_pixels" else 2 * lanes if shape.width % 2 == 0 else 64
+    read = sum(
+        cells_staged(b, shape.height, rows, taps) * cells_staged(b, shape.width, columns, taps)
+        for b in bins
+    )
+    cells = level_cells(shape, bins, channels)
+    read *= shape.batch * channels // taps**2
+    return shape.floor(read=read - cells, written=0, operations=0)
+
+
+def cells_staged(cells: int, extent: int, span: int, taps: int) -> int:
+    """Cells of one axis that tiles of `span` positions keep, aligned at the corners, all tiles
+    together: from the first that a tile reads under a tap, as many as any tile may read."""
+    most = min(cells, span * cells // max(1, extent - 1) + 4)
+    scale = (cells - 1) / (extent - 1) if extent > 1 else 0
+    total = 0
+    for begin in range(0, extent, span):
+        for tap in range(taps):
+            position = min(max(begin + tap - taps // 2, 0), extent - 1)
+            total += min(most, cells - min(math.floor(scale * position + 1e-6), cells - 1))
+    return total
 
 
 def pyramid_concat_extra(shape: Shape, launches: Launches) -> Floor:
@@ -162,7 +184,7 @@ def pyramid_add_relu_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def pyramid_taps_add_extra(shape: Shape, launches: Launches) -> Floor:
-    return pyramid_add_extra(shape, launches, PSP_BINS, KERNEL**2 * shape.channels)
+    return pyramid_add_extra(shape, launches, PSP_BINS, KERNEL**2 * shape.channels, KERNEL)
 
 
 def times_read(cells: int, positions: int) -> float:

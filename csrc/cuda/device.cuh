@@ -59,6 +59,38 @@ STRIPCTX_HOST_DEVICE inline T from_accumulate(Accumulate<T> value) {
   }
 }
 
+// Two values, by the one instruction that converts two to a half type.
+template <class T>
+STRIPCTX_HOST_DEVICE inline Pack<T, 2> pair_from_accumulate(Accumulate<T> first,
+                                                            Accumulate<T> second) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return {{pair.x, pair.y}};
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return {{pair.x, pair.y}};
+  } else {
+    return {{first, second}};
+  }
+}
+
+// N values, two at a time.
+template <class T, int N>
+STRIPCTX_HOST_DEVICE inline Pack<T, N> pack_from_accumulate(const Accumulate<T> (&values)[N]) {
+  Pack<T, N> pack;
+  if constexpr (N == 1) {
+    pack[0] = from_accumulate<T>(values[0]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const Pack<T, 2> pair = pair_from_accumulate<T>(values[i], values[i + 1]);
+      pack[i] = pair[0];
+      pack[i + 1] = pair[1];
+    }
+  }
+  return pack;
+}
+
 // a * b, rounded: never fused with what is added to it.
 __device__ inline float rounded_product(float a, float b) {
   return __fmul_rn(a, b);

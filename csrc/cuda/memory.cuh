@@ -39,6 +39,28 @@ struct WordOf<16> {
   using type = uint4;
 };
 
+// One ordinary store. An assignment would do, but nvcc takes it apart into 4-byte stores where the
+// values were computed; and CUDA's __stwb makes it strong, as no kernel here needs it.
+__device__ inline void store_word(unsigned char* to, unsigned char word) {
+  *to = word;
+}
+__device__ inline void store_word(unsigned short* to, unsigned short word) {
+  *to = word;
+}
+__device__ inline void store_word(unsigned int* to, unsigned int word) {
+  *to = word;
+}
+__device__ inline void store_word(uint2* to, uint2 word) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x),
+               "r"(word.y)
+               : "memory");
+}
+__device__ inline void store_word(uint4* to, uint4 word) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
 // Global<const T> also promises that nobody writes this memory while the kernel runs: its loads may
 // then use the read-only path. `i` counts elements; a pack at i needs i * sizeof(T) aligned to it.
 template <class T>
@@ -73,9 +95,7 @@ class Global {
     using Word = typename WordOf<sizeof(T) * N>::type;
     Word word;
     memcpy(&word, &pack, sizeof(word));
-    // An assignment would do, but nvcc takes it apart into 4-byte stores where the values were
-    // computed.
-    __stwb(reinterpret_cast<Word*>(data_ + i), word);
+    store_word(reinterpret_cast<Word*>(data_ + i), word);
   }
 
  private:

@@ -37,6 +37,7 @@ __device__ inline Tf32 to_tf32(float value) {
   memcpy(&bits, &value, sizeof(bits));
   if (fabsf(value) <= FLT_MAX) bits += 0x1000u;
   bits &= 0xffffe000u;
+  if (value != value) bits = 0x7fffffffu;  // a payload in the low bits alone would leave infinity
   Tf32 rounded;
   memcpy(&rounded, &bits, sizeof(bits));
   return rounded;
@@ -97,7 +98,8 @@ __device__ inline void mma_m16n8k8(float (&d)[4], const Tf32 (&a)[4], const Tf32
   simt::mma_m16n8k8(d, a, b);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const auto bits = [](Tf32 operand) { return __float_as_uint(operand.value); };
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b[0])),
@@ -121,13 +123,15 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const Pack<T, 2> (&a)[4],
     return word;
   };
   if constexpr (std::is_same_v<T, __half>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b[0])),
           "r"(bits(b[1])));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b[0])),

@@ -36,13 +36,11 @@ __device__ inline Fragment<kPrecision, kCount> split(const At& at) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     if constexpr (kPrecision == Precision::kSplitBFloat16) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float value = at(i, j);
-        const __nv_bfloat16 high = __float2bfloat16_rn(value);
-        fragment.high[i][j] = high;
-        fragment.low[i][j] = __float2bfloat16_rn(value - __bfloat162float(high));
-      }
+      const float first = at(i, 0), second = at(i, 1);
+      const auto high = pair_from_accumulate<__nv_bfloat16>(first, second);
+      fragment.high[i] = high;
+      fragment.low[i] = pair_from_accumulate<__nv_bfloat16>(first - __bfloat162float(high[0]),
+                                                            second - __bfloat162float(high[1]));
     } else {
       const float value = at(i, 0);
       fragment.high[i] = to_tf32(value);
@@ -81,24 +79,29 @@ __device__ inline Fragment<kPrecision, 2> right_operand(const At& at) {
   });
 }
 
-__device__ inline void multiply(float (&d)[4], const Fragment<Precision::kTf32, 4>& a,
-                                const Fragment<Precision::kTf32, 2>& b) {
-  mma_m16n8k8(d, a.high, b.high);
-}
-
-// The small products first: they would be lost on the sum of the large ones.
-__device__ inline void multiply(float (&d)[4], const Fragment<Precision::kSplitTf32, 4>& a,
-                                const Fragment<Precision::kSplitTf32, 2>& b) {
-  mma_m16n8k8(d, a.low, b.high);
-  mma_m16n8k8(d, a.high, b.low);
-  mma_m16n8k8(d, a.high, b.high);
-}
-
-__device__ inline void multiply(float (&d)[4], const Fragment<Precision::kSplitBFloat16, 4>& a,
-                                const Fragment<Precision::kSplitBFloat16, 2>& b) {
-  mma_m16n8k16(d, a.low, b.high);
-  mma_m16n8k16(d, a.high, b.low);
-  mma_m16n8k16(d, a.high, b.high);
+// d += a b. A tensor core cuts off what does not fit where it adds, always towards zero, and in an
+// accumulator that lives over many steps the cuts add up to many units in its last place. So where
+// more than tf32's bits are wanted, the products form in a fragment of zeros, the small ones first,
+// which would be lost on the large ones, and join d by additions that round to the nearest.
+template <Precision kPrecision>
+__device__ inline void multiply(float (&d)[4], const Fragment<kPrecision, 4>& a,
+                                const Fragment<kPrecision, 2>& b) {
+  if constexpr (kPrecision == Precision::kTf32) {
+    mma_m16n8k8(d, a.high, b.high);
+  } else {
+    float sum[4] = {};
+    if constexpr (kPrecision == Precision::kSplitTf32) {
+      mma_m16n8k8(sum, a.low, b.high);
+      mma_m16n8k8(sum, a.high, b.low);
+      mma_m16n8k8(sum, a.high, b.high);
+    } else {
+      mma_m16n8k16(sum, a.low, b.high);
+      mma_m16n8k16(sum, a.high, b.low);
+      mma_m16n8k16(sum, a.high, b.high);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += sum[i];
+  }
 }
 
 // Where element i of a lane's product d stands.

@@ -1,5 +1,5 @@
-// The gradients of the encoding layer on CUDA (core/encoding.hpp has the formulas), on tensor
-// cores: reads x and writes its gradient once, in tiles (encoding.cuh). Each block writes one part
+// The gradients of the encoding layer on CUDA (encoding/params.hpp has the formulas), on tensor
+// cores: reads x and writes its gradient once, in tiles (tile.cuh). Each block writes one part
 // of the gradients of the codewords and of the scale.
 #include "encoding/tile.cuh"
 
@@ -22,7 +22,7 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
         gradient(op.grad),
         base(n * op.codes() * op.depth()),
         code_gradients(memory.take<float>(kFastCodes)),
-        weights(memory.take<float>(32 * kRowStride)),
+        weights(memory.take<float>(kAssignmentRows<kColumns> * kRowStride)),
         weight_sums(memory.take<float>(kFastCodes)),
         row_weights(memory.take<float>(32)) {
     for (int k = warp_index(); k < kFastCodes; k += kWarps) {
@@ -74,6 +74,35 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
     }
   }
 
+  // (x - c_k).G_k of a near position.
+  __device__ float near_along(int64_t position, int k) const {
+    float sum = 0;
+    for (int d = 0; k < this->codes && d < this->depth; ++d) {
+      sum += this->residual(position, k, d) * grad(k, d);
+    }
+    return sum;
+  }
+
+  // The gradients of near positions: sum over k of a_ik G_k + w_ik (x_i - c_k). A warp changes its
+  // own dimensions.
+  __device__ void near_gradients(unsigned near, int64_t first) const {
+#pragma unroll 1
+    for (int i = 0; near != 0 && i < Tile::kCount; ++i) {
+      if ((near >> i & 1) == 0) continue;
+      const int row = this->near_row(i);
+      for (int j = lane_index(); j < 8 * kColumns; j += 32) {
+        const int d = this->first_dimension(j / 8) + j % 8;
+        if (d >= this->depth) continue;
+        float sum = 0;
+        for (int k = 0; k < this->codes; ++k) {
+          sum +=
+              this->dots[row + k] * grad(k, d) + weights[row + k] * this->residual(first + i, k, d);
+        }
+        this->tile[d * Tile::kStride + i] = sum;
+      }
+    }
+  }
+
   // Writes the tile as `load_packs` reads it.
   template <int N>
   __device__ void store_packs(const View& map, int64_t first, int64_t end) const {
@@ -100,7 +129,7 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
 template <int kColumns>
 int64_t gradient_bytes(int64_t depth) {
   return tile_bytes<kColumns>(depth) + 2 * shared_bytes<float>(kFastCodes) +
-         shared_bytes<float>(32 * kRowStride) + shared_bytes<float>(32);
+         shared_bytes<float>(kAssignmentRows<kColumns> * kRowStride) + shared_bytes<float>(32);
 }
 
 // Grid and block as encode_tiles. A warp owns every eighth run of 8 dimensions of the gradients.
@@ -124,27 +153,44 @@ __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bo
     tile.store_products(tile.dots, products[0]);
     tile.store_products(tile.weights, products[1]);
     __syncthreads();
+    unsigned near_positions = 0;
     for (int i = warp_index(); i < tile.kCount; i += kWarps) {
-      const float distance = tile.distance(i, k), a = tile.assignment(distance, k);
-      const float along = tile.product(tile.weights, i, k) - tile.code_gradients[k];
-      const bool live = position + i < chunk.end && k < tile.codes;
+      auto distance = tile.distance(i, k);
+      float along = tile.product(tile.weights, i, k) - tile.code_gradients[k];
+      const bool inside = position + i < chunk.end, near = distance.near && inside;
+      if (near) {
+        distance.value = tile.near_distance(position + i, k);
+        along = tile.near_along(position + i, k);
+      }
+      const float a = tile.assignment(distance.value, k);
+      const bool live = inside && k < tile.codes, centred = live && !near;
       const float mean = warp_sum(k < tile.codes ? a * along : 0);
       const float slope = live ? a * (along - mean) : 0;
       const float weight = 2 * tile.scale[k] * slope;
-      tile.dots[i * kRowStride + k] = live ? a : 0;
-      tile.weights[i * kRowStride + k] = live ? weight : 0;
-      const float row_weight = warp_sum(live ? weight : 0);
+      tile.dots[i * kRowStride + k] = centred ? a : 0;
+      tile.weights[i * kRowStride + k] = centred ? weight : 0;
+      if (near) {
+        tile.dots[tile.near_row(i) + k] = live ? a : 0;
+        tile.weights[tile.near_row(i) + k] = live ? weight : 0;
+        near_positions |= 1u << i;
+      }
+      const float row_weight = warp_sum(centred ? weight : 0);
       if (k == 0) tile.row_weights[i] = row_weight;
+      if (centred) weight_sum += weight;
       if (live) {
         mass += a;
-        weight_sum += weight;
-        scale_sum += slope * distance;
+        scale_sum += slope * distance.value;
       }
     }
+    tile.tell_near(near_positions);
     __syncthreads();
+    const unsigned near = tile.all_near();
     tile.accumulate(sums, tile.weights);
+    tile.accumulate_near(sums, tile.weights, near, position);
     __syncwarp();
     tile.become_gradient();
+    __syncwarp();
+    tile.near_gradients(near, position);
     __syncthreads();
     packed ? tile.template store_packs<4>(op.grad_x, position, chunk.end)
            : tile.template store_packs<1>(op.grad_x, position, chunk.end);

@@ -1,5 +1,5 @@
 // The encoding layer on CUDA (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4), on tensor cores:
-// reads x once, in tiles (encoding.cuh), and writes one part of E for each block.
+// reads x once, in tiles (tile.cuh), and writes one part of E for each block.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {
@@ -25,14 +25,24 @@ __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
     tile.multiply_codes(product, [&](int, int code, int d) { return tile.code(code, d); });
     tile.store_products(tile.dots, product[0]);
     __syncthreads();
+    unsigned near = 0;
     for (int i = warp_index(); i < tile.kCount; i += kWarps) {
-      const float a = tile.assignment(tile.distance(i, k), k);
-      const float live = position + i < chunk.end ? a : 0;
-      tile.dots[i * kRowStride + k] = live;
-      mass += live;
+      auto distance = tile.distance(i, k);
+      distance.near = distance.near && position + i < chunk.end;
+      if (distance.near) distance.value = tile.near_distance(position + i, k);
+      const float a = tile.assignment(distance.value, k);
+      const float live = position + i < chunk.end ? a : 0, centred = distance.near ? 0 : live;
+      tile.dots[i * kRowStride + k] = centred;
+      mass += centred;
+      if (distance.near) {
+        tile.dots[tile.near_row(i) + k] = live;
+        near |= 1u << i;
+      }
     }
+    tile.tell_near(near);
     __syncthreads();
     tile.accumulate(sums, tile.dots);
+    tile.accumulate_near(sums, tile.dots, tile.all_near(), position);
   }
 
   tile.add_warps(mass, tile.scratch);

@@ -3,9 +3,11 @@
 //
 // A block of 8 warps owns one chunk of one image. Everything is taken about the mean codeword m:
 // x' = x - m, c' = c - m. A tile x' (D, kPositions) is read once; distances come from
-// |x'|^2 - 2 x'.c' + |c'|^2, x'.c' on tensor cores, and from the residual form wherever that
-// expansion would cancel more than 4 bits, as it does for positions close to a codeword that is
-// itself far from m. Parameters come from the first-level cache: they are read once a tile.
+// |x'|^2 - 2 x'.c' + |c'|^2, x'.c' on tensor cores. Where that expansion would cancel more than 4
+// bits, the position is near: close to a codeword that is itself far from m. All that concerns a
+// near position is computed from its residuals x - c, plainly, and its rows of weights are zero in
+// the matrices that tensor cores multiply. Parameters come from the first-level cache: they are
+// read once a tile.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -23,6 +25,10 @@ template <int kColumns>
 constexpr int kPositions = kColumns > 2 ? 16 : 32;
 template <int kColumns>
 constexpr int kTileStride = kPositions<kColumns> + 4;
+// Rows of a matrix of assignments: one a position, and as many for near ones. Where two warps share
+// a product, each stores its half of it there first.
+template <int kColumns>
+constexpr int kAssignmentRows = 2 * kPositions<kColumns>;
 
 // D as the tile has it: whole steps of the products, for both halves of the depth.
 STRIPCTX_HOST_DEVICE inline int64_t padded_depth(int64_t depth) {
@@ -35,7 +41,8 @@ int64_t tile_bytes(int64_t depth) {
   const int64_t rows = padded_depth(depth);
   return shared_bytes<float>(rows * kTileStride<kColumns>) + shared_bytes<float>(rows) +
          shared_bytes<float>(kBlockThreads) + 3 * shared_bytes<float>(kFastCodes) +
-         shared_bytes<float>(32 * kRowStride);
+         shared_bytes<float>(kAssignmentRows<kColumns> * kRowStride) +
+         shared_bytes<unsigned>(kWarps);
 }
 
 // The positions of a block. Grid: chunks of all images, image fastest.
@@ -56,14 +63,17 @@ struct EncodeTile {
   static constexpr bool kHalves = kCount == 16;  // two warps share a product, half the depth each
 
   const View x;
+  const Global<const T> source;
   const Global<const float> codewords;
   const int depth, rows, codes;
   const int64_t image;
   Shared<float> tile, mean, norms, code_norms, scale, scratch, dots;
+  Shared<unsigned> near_positions;  // of each warp, a bit each
 
   template <class Op>
   __device__ EncodeTile(const Op& op, int64_t n, SharedMemory& memory)
       : x(op.x),
+        source(op.x),
         codewords(op.codewords),
         depth(static_cast<int>(op.depth())),
         rows(static_cast<int>(padded_depth(op.depth()))),
@@ -75,7 +85,8 @@ struct EncodeTile {
         code_norms(memory.take<float>(kFastCodes)),
         scale(memory.take<float>(kFastCodes)),
         scratch(memory.take<float>(kFastCodes)),
-        dots(memory.take<float>(32 * kRowStride)) {
+        dots(memory.take<float>(kAssignmentRows<kColumns> * kRowStride)),
+        near_positions(memory.take<unsigned>(kWarps)) {
     for (int d = threadIdx.x; d < rows; d += kBlockThreads) {
       float sum = 0;
       for (int k = 0; k < codes && d < depth; ++k) sum += codewords.load(k * depth + d);
@@ -106,7 +117,6 @@ struct EncodeTile {
   // the map's fastest dimension.
   template <int N>
   __device__ void load_packs(int64_t first, int64_t end) const {
-    const Global<const T> source(x);
     const int64_t base = image * x.stride[0] + first * x.stride[3];
     const bool along_depth = x.stride[3] != 1 && x.size[3] > 1;
     const int across = (along_depth ? rows : kCount) / N;
@@ -167,19 +177,60 @@ struct EncodeTile {
     return kHalves ? first + from[(i + 16) * kRowStride + k] : first;
   }
 
-  // |x_i - c_k|^2; all lanes of a warp ask for the same i, lane k for codeword k.
-  __device__ float distance(int i, int k) const {
+  // |x_i - c_k|^2 as the expansion has it, and whether position i is near. All lanes of a warp ask
+  // for the same i, lane k for codeword k.
+  struct Distance {
+    float value;
+    bool near;
+  };
+  __device__ Distance distance(int i, int k) const {
     const float part = lane_index() < kParts ? norms[lane_index() * kCount + i] : 0;
     const float squares = warp_sum(part) + code_norms[k];
-    float result = squares - 2 * product(dots, i, k);
-    if (k < codes && !(result * 16 >= squares)) {  // or NaN
-      result = 0;
-      for (int d = 0; d < depth; ++d) {
-        const float residual = tile[d * kStride + i] - code(k, d);
-        result += residual * residual;
-      }
+    const float value = squares - 2 * product(dots, i, k);
+    const bool cancels = k < codes && !(value * 16 >= squares);  // or NaN
+    return {value, __ballot_sync(kFullMask, cancels) != 0};
+  }
+
+  // x_d - c_kd of the map's own elements: the difference of two centred ones would have lost what
+  // centring rounds away.
+  __device__ float residual(int64_t position, int k, int d) const {
+    const int64_t at = image * x.stride[0] + d * x.stride[1] + position * x.stride[3];
+    return to_accumulate(source.load(at)) - codewords.load(k * depth + d);
+  }
+
+  // |x - c_k|^2 of a near position.
+  __device__ float near_distance(int64_t position, int k) const {
+    float sum = 0;
+    for (int d = 0; k < codes && d < depth; ++d) {
+      const float rest = residual(position, k, d);
+      sum += rest * rest;
     }
-    return result;
+    return sum;
+  }
+
+  // Row of a near position's weights; they belong to the warp and overwrite what it has read.
+  __device__ static int near_row(int i) { return (kCount + i) * kRowStride; }
+
+  // The near positions of the tile, a bit each, once every warp has told its own.
+  __device__ void tell_near(unsigned positions) const {
+    if (lane_index() == 0) near_positions[warp_index()] = positions;
+  }
+  __device__ unsigned all_near() const {
+    unsigned positions = 0;
+    for (int warp = 0; warp < kWarps; ++warp) positions |= near_positions[warp];
+    return positions;
+  }
+
+  // sums += weights (x - c) of the near positions of the tile that starts at `first`.
+  __device__ void accumulate_near(float (&sums)[2][kColumns][4], const Shared<float>& weights,
+                                  unsigned near, int64_t first) const {
+#pragma unroll 1
+    for (int i = 0; near != 0 && i < kCount; ++i) {
+      if ((near >> i & 1) == 0) continue;
+      for_codes_and_depth([&](int half, int column, int j, int code, int d) {
+        sums[half][column][j] += weights[near_row(i) + code] * residual(first + i, code, d);
+      });
+    }
   }
 
   // Softmax over the codewords, lane k holding codeword k; 0 for lanes beyond K.
@@ -216,9 +267,10 @@ struct EncodeTile {
     }
   }
 
-  // Calls each(code, d, sum) for the sums, as `accumulate` leaves them, of this thread.
+  // Calls each(half, column, element, code, d) for the sums of this thread, as `accumulate` leaves
+  // them.
   template <class Each>
-  __device__ void for_sums(const float (&sums)[2][kColumns][4], Each&& each) const {
+  __device__ void for_codes_and_depth(Each&& each) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -227,10 +279,18 @@ struct EncodeTile {
         for (int i = 0; i < 4; ++i) {
           const int code = half * 16 + product_row(i);
           const int d = first_dimension(column) + product_column(i);
-          if (code < codes && d < depth) each(code, d, sums[half][column][i]);
+          if (code < codes && d < depth) each(half, column, i, code, d);
         }
       }
     }
+  }
+
+  // Calls each(code, d, sum).
+  template <class Each>
+  __device__ void for_sums(const float (&sums)[2][kColumns][4], Each&& each) const {
+    for_codes_and_depth([&](int half, int column, int i, int code, int d) {
+      each(code, d, sums[half][column][i]);
+    });
   }
 
   // The 8 dimensions of a warp's column start here.

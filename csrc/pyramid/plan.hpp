@@ -7,6 +7,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <utility>
+#include <vector>
 
 #include "cuda/tiling.hpp"
 
@@ -36,8 +39,8 @@ struct Pooling {
 };
 
 // False where the bins do not fit. Cells are at most `longest_row` x `longest_column` positions.
-inline bool make_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t longest_row,
-                       int64_t longest_column, PoolTable& table) {
+inline bool build_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t longest_row,
+                        int64_t longest_column, PoolTable& table) {
   int64_t bins = 0;
   for (int k = 0; k < levels.count; ++k) bins += levels[k].size[2] + levels[k].size[3];
   if (bins > kMostSpans || H > INT32_MAX || W > INT32_MAX) return false;
@@ -58,6 +61,31 @@ inline bool make_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t
   table.rows = static_cast<int32_t>(rows.count());
   table.columns = static_cast<int32_t>(columns.count());
   return true;
+}
+
+// The same, of shapes that this OS thread has seen lately: a call asks twice, once for its scratch
+// and once for its launch, and a network asks for the same few shapes again and again.
+inline bool make_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t longest_row,
+                       int64_t longest_column, PoolTable& table) {
+  constexpr size_t kMostKept = 64;
+  struct Entry {
+    bool fits;
+    PoolTable table;
+  };
+  static thread_local std::map<std::vector<int64_t>, Entry> kept;
+  std::vector<int64_t> key{H, W, longest_row, longest_column};
+  for (int k = 0; k < levels.count; ++k) {
+    key.insert(key.end(), {levels[k].size[2], levels[k].size[3]});
+  }
+  auto found = kept.find(key);
+  if (found == kept.end()) {
+    if (kept.size() >= kMostKept) kept.clear();
+    Entry entry{};
+    entry.fits = build_table(levels, H, W, longest_row, longest_column, entry.table);
+    found = kept.emplace(std::move(key), entry).first;
+  }
+  table = found->second.table;
+  return found->second.fits;
 }
 
 inline int64_t table_bytes(const PoolTable& table) {

@@ -1,10 +1,10 @@
 // Strip pooling on CUDA: sums over rows and columns of a plane in one read, in fixed order.
 //
 // Contiguous maps: a block owns a plane (or a tile of its columns, a chunk of its rows); a group of
-// lanes owns a row at a time and each lane its columns, so column sums stay in registers and a row
-// is one shuffle tree. channels_last maps: a thread owns some rows and one pack of channels and
-// walks along W, so row sums stay in registers and columns meet in shared memory. Where one block
-// does not see a whole row or column, it writes a part, and sum_partials finishes.
+// lanes owns a row at a time and each lane its columns, so column sums stay in registers, and rows
+// are summed some at a time by shuffles. channels_last maps: a thread owns some rows and one pack
+// of channels and walks along W, so row sums stay in registers and columns meet in shared memory.
+// Where one block does not see a whole row or column, it writes a part, and sum_partials finishes.
 #include "strip/params.hpp"
 
 #include "core/reduce.hpp"
@@ -49,6 +49,46 @@ __device__ A passed(A value, A mask) {
   return mask <= A(0) ? A(0) : value;
 }
 
+// Sums of kRows rows over groups of `lanes` lanes, a power of two: while a lane holds several rows,
+// it gives half of them away for the other half of those it keeps, so that kRows rows cost little
+// more shuffles than one. Fewer lanes than rows keep several.
+template <int kRows>
+struct RowSum {
+  int lanes, lane, held = kRows, row = 0;  // rows [row, row + held) end in this lane
+  bool writes;
+
+  __device__ RowSum(int lanes, int lane) : lanes(lanes), lane(lane) {
+    int distance = lanes / 2;
+    for (; held > 1 && distance > 0; distance /= 2) {
+      held /= 2;
+      if (lane & distance) row += held;
+    }
+    writes = (lane & (2 * distance - 1)) == 0 || distance == 0;
+  }
+
+  // All lanes of the warp call it; the sums are the first `held` values.
+  template <class A>
+  __device__ void add_up(A (&values)[kRows]) const {
+    int distance = lanes / 2;
+#pragma unroll
+    for (int half = kRows / 2; half > 0; half /= 2) {
+      if (distance == 0) break;
+      const bool upper = (lane & distance) != 0;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const A given = upper ? values[i] : values[i + half];
+        const A kept = upper ? values[i + half] : values[i];
+        values[i] = kept + __shfl_xor_sync(kFullMask, given, distance);
+      }
+      distance /= 2;
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      if (step <= distance) values[0] += __shfl_xor_sync(kFullMask, values[0], step);
+    }
+  }
+};
+
 // Block: (lanes, slots) threads, lanes a power of two. Grid: (planes, tiles, chunks). Lane x owns
 // packs x, x + lanes, ... (kColumns of them) of the tile; slot y owns rows y, y + slots, ... of the
 // chunk, and has kRowsInFlight of them loaded at once.
@@ -79,48 +119,67 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
     }
   }
 
-  for (int64_t step = first_row; step < end_row; step += kRowsInFlight * blockDim.y) {
+  // The rows in flight, `stride` rows apart; 64-bit places move by additions alone.
+  const int64_t stride = blockDim.y, next = stride * op.map.stride[2];
+  const int64_t mask_next = kMasked ? stride * op.mask_rows.stride[2] : 0;
+  int64_t at = plane + (first_row + threadIdx.y) * op.map.stride[2] + first_column;
+  int64_t mask_at = kMasked ? n * op.mask_rows.stride[0] + c * op.mask_rows.stride[1] +
+                                  (first_row + threadIdx.y) * op.mask_rows.stride[2]
+                            : 0;
+  bool inside[kColumns];
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    inside[j] = first_column + j * int64_t(blockDim.x) * N < W;
+  }
+  const RowSum<kRowsInFlight> place(static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x));
+  int left = static_cast<int>(end_row - first_row) - static_cast<int>(threadIdx.y);
+  for (int64_t step = first_row; step < end_row; step += kRowsInFlight * stride) {
     Pack<T, N> loaded[kRowsInFlight][kColumns] = {};
     A row_mask[kRowsInFlight] = {};
 #pragma unroll
     for (int r = 0; r < kRowsInFlight; ++r) {
-      const int64_t h = step + r * int64_t(blockDim.y) + threadIdx.y;
-      if (h >= end_row) continue;
-      if (kMasked && threadIdx.x == 0) {
-        const int64_t base = n * op.mask_rows.stride[0] + c * op.mask_rows.stride[1];
-        row_mask[r] =
-            to_accumulate(Global<const T>(op.mask_rows).load(base + h * op.mask_rows.stride[2]));
+      const bool here = r * static_cast<int>(stride) < left;
+      if (kMasked && here && threadIdx.x == 0) {
+        row_mask[r] = to_accumulate(Global<const T>(op.mask_rows).load(mask_at + r * mask_next));
       }
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        const int64_t w = first_column + j * int64_t(blockDim.x) * N;
-        if (w < W) loaded[r][j] = map.template load_pack<N>(plane + h * op.map.stride[2] + w);
+        if (!here || !inside[j]) continue;
+        loaded[r][j] = map.template load_pack<N>(at + r * next + j * int64_t(blockDim.x) * N);
       }
     }
+    A row_sum[kRowsInFlight];
 #pragma unroll
     for (int r = 0; r < kRowsInFlight; ++r) {
       if constexpr (kMasked) row_mask[r] = __shfl_sync(kFullMask, row_mask[r], row_leader);
-      A row_sum = 0;
+      row_sum[r] = 0;
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           A value = to_accumulate(loaded[r][j][i]);
           if constexpr (kMasked) value = passed<A>(value, row_mask[r] + column_mask[j][i]);
-          row_sum += value;
+          row_sum[r] += value;
           column_sum[j][i] += value;
         }
       }
-      for (int distance = blockDim.x / 2; distance > 0; distance /= 2) {
-        row_sum += __shfl_xor_sync(kFullMask, row_sum, distance);
-      }
-      const int64_t h = step + r * int64_t(blockDim.y) + threadIdx.y;
-      if (threadIdx.x == 0 && h < end_row) {
+    }
+    place.add_up(row_sum);
+    if (place.writes) {
+#pragma unroll
+      for (int k = 0; k < kRowsInFlight; ++k) {
+        if (k >= place.held) continue;
+        const int r = place.row + k;
+        const int64_t h = step + r * stride + threadIdx.y;
+        if (h >= end_row) continue;
         const int64_t index = n * op.rows.stride[0] + c * op.rows.stride[1] + h * op.rows.stride[2];
-        write_sum<T>(op.rows, op.partials.rows, op.partials.row_parts, blockIdx.y, index, row_sum,
-                     op.row_divisor);
+        write_sum<T>(op.rows, op.partials.rows, op.partials.row_parts, blockIdx.y, index,
+                     row_sum[k], op.row_divisor);
       }
     }
+    at += kRowsInFlight * next;
+    mask_at += kRowsInFlight * mask_next;
+    left -= kRowsInFlight * static_cast<int>(stride);
   }
 
   SharedMemory memory;

@@ -18,10 +18,14 @@ constexpr int64_t kSharedBytes = 40 * 1024;
 constexpr int64_t kTileBytes = 32;  // of a pixel that a block reads: one sector of memory
 constexpr int kPixelsInFlight = 8;
 
-// How a block cuts the taps: all of them, or one that grid.z counts.
+// How a block cuts the taps: all of them, or one a block. In shared memory a cell's channels lie by
+// their places in the lanes' packs: element i of lane x's at i * lanes + x. With a row of a length
+// of `lanes` more than a multiple of the 32 banks, lanes and slots that work at once find different
+// banks.
 struct PixelTiles {
   int64_t lanes, slots;  // a block's threads
   int64_t tap_rows, tap_columns;
+  int line, line_pitch, cells;  // elements in shared memory: a row's, from row to row, all cells'
 };
 
 template <class T>
@@ -66,35 +70,36 @@ __device__ void for_levels(const PyramidAddBackward& op, const PixelTiles& cut, 
   }
 }
 
-// Block: (lanes, slots) threads. Grid: (N * channel tiles, 1, tap groups). Lane x owns a pack of
+// Block: (lanes, slots) threads. Grid: N * channel tiles * tap groups. Lane x owns a pack of
 // channels; slot y takes rows y, y + slots, ... and sums each along W. After every `slots` rows the
 // block adds what they hold to the cells.
 template <class T, int N>
-__global__ void add_backward_pixels(PyramidAddBackward op, PixelTiles cut, int line,
-                                    int all_cells) {
+__global__ void add_backward_pixels(PyramidAddBackward op, PixelTiles cut) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
-  const int pitch = static_cast<int>(blockDim.x) * N, lane = static_cast<int>(threadIdx.x) * N;
+  const int lanes = static_cast<int>(blockDim.x), pitch = lanes * N;
+  const int lane = static_cast<int>(threadIdx.x) * N;
   const int64_t channel_tiles = (C + pitch - 1) / pitch;
-  const int64_t n = blockIdx.x / channel_tiles, tile = blockIdx.x % channel_tiles * pitch;
-  const int64_t kernel_columns = op.taps.kernel[1], groups = kernel_columns / cut.tap_columns;
-  const int64_t first_dy = blockIdx.z / groups * cut.tap_rows;
-  const int64_t first_dx = blockIdx.z % groups * cut.tap_columns;
+  const int64_t kernel_columns = op.taps.kernel[1],
+                column_groups = kernel_columns / cut.tap_columns;
+  const int64_t groups = op.taps.kernel[0] / cut.tap_rows * column_groups;
+  const int64_t group = blockIdx.x % groups, block = blockIdx.x / groups;
+  const int64_t n = block / channel_tiles, tile = block % channel_tiles * pitch;
+  const int64_t first_dy = group / column_groups * cut.tap_rows;
+  const int64_t first_dx = group % column_groups * cut.tap_columns;
   const Global<const T> grad(op.grad);
   SharedMemory memory;
-  const auto cells = memory.take<A>(all_cells);
-  const auto lines = memory.take<A>(int64_t{line} * blockDim.y);
+  const auto cells = memory.take<A>(cut.cells);
+  const auto lines = memory.take<A>(int64_t{cut.line_pitch} * blockDim.y);
   const int rank = static_cast<int>(thread_rank());
   const int threads = static_cast<int>(blockDim.x * blockDim.y);
-  for (int k = rank; k < all_cells; k += threads) cells[k] = 0;
+  for (int k = rank; k < cut.cells; k += threads) cells[k] = 0;
 
   for (int64_t step = 0; step < H; step += blockDim.y) {
     const int64_t h = step + threadIdx.y;
-    const int mine = line * static_cast<int>(threadIdx.y) + lane;
+    const int mine = cut.line_pitch * static_cast<int>(threadIdx.y) + static_cast<int>(threadIdx.x);
     __syncthreads();  // the last rows' lines have been read
-    for (int k = 0; k < line; k += pitch) {
-      for (int i = 0; i < N; ++i) lines[mine + k + i] = 0;
-    }
+    for (int k = 0; k < cut.line; k += lanes) lines[mine + k] = 0;
     for (int64_t w = 0; w < W && h < H && tile + lane < C; w += kPixelsInFlight) {
       Pack<T, N> loaded[kPixelsInFlight];
 #pragma unroll
@@ -125,8 +130,8 @@ __global__ void add_backward_pixels(PyramidAddBackward op, PixelTiles cut, int l
             const int high = base + static_cast<int>(sample.second) * pitch;
             for (int i = 0; i < N; ++i) {
               const A value = to_accumulate(loaded[p][i]);
-              lines[low + i] += sample.first_weight * value;
-              lines[high + i] += sample.second_weight * value;
+              lines[low + i * lanes] += sample.first_weight * value;
+              lines[high + i * lanes] += sample.second_weight * value;
             }
           }
         }
@@ -145,7 +150,7 @@ __global__ void add_backward_pixels(PyramidAddBackward op, PixelTiles cut, int l
         for (int64_t r = step; r < end; ++r) {
           if (r + offset < 0 || r + offset >= rows.extent) continue;
           const Sample<A> sample = rows.at(r + offset);
-          const A value = lines[static_cast<int>(r - step) * line + from];
+          const A value = lines[static_cast<int>(r - step) * cut.line_pitch + from];
           cells[base + static_cast<int>(sample.first) * row] += sample.first_weight * value;
           cells[base + static_cast<int>(sample.second) * row] += sample.second_weight * value;
         }
@@ -157,7 +162,8 @@ __global__ void add_backward_pixels(PyramidAddBackward op, PixelTiles cut, int l
     const int plane = place.height * place.width * pitch;
     const int taps = static_cast<int>(cut.tap_rows * cut.tap_columns);
     for (int k = rank; k < taps * plane; k += threads) {
-      const int channel = k % pitch, cell = k % plane / pitch, tap = k / plane;
+      const int place_of = k % pitch, cell = k % plane / pitch, tap = k / plane;
+      const int channel = place_of % lanes * N + place_of / lanes;
       if (tile + channel >= C) continue;
       const int64_t dy = first_dy + tap / cut.tap_columns, dx = first_dx + tap % cut.tap_columns;
       const int64_t c = (dy * kernel_columns + dx) * C + tile + channel;
@@ -201,21 +207,22 @@ __global__ void gather_pixels(PyramidAddBackward op) {
   Global<T>(level).template store_pack<N>(pixel<T>(level, n, tap * C + c, i, j), pack);
 }
 
-// What a block holds in shared memory, in elements of the accumulation type.
-struct PixelStorage {
-  int64_t line, cells;
-};
-
-template <int N>
-PixelStorage storage(const PyramidAddBackward& op, const PixelTiles& cut) {
-  PixelStorage result{};
+// Bytes that a block holds in shared memory, and where; more than any chip has where that cannot be
+// counted in 32 bits.
+template <class A, int N>
+int64_t place_cells(const PyramidAddBackward& op, PixelTiles& cut) {
+  int64_t line = 0, cells = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     const Level& level = op.levels.level[l];
-    const int64_t line = cut.tap_columns * level.size[3] * cut.lanes * N;
-    result.line += line;
-    result.cells += cut.tap_rows * level.size[2] * line;
+    const int64_t of_level = cut.tap_columns * level.size[3] * cut.lanes * N;
+    line += of_level;
+    cells += cut.tap_rows * level.size[2] * of_level;
   }
-  return result;
+  const int64_t pitch = ceil_div(line, kWarpSize) * kWarpSize + cut.lanes;
+  if (std::max(pitch, cells) > INT16_MAX) return INT32_MAX;
+  cut.line = static_cast<int>(line), cut.line_pitch = static_cast<int>(pitch);
+  cut.cells = static_cast<int>(cells);
+  return shared_bytes<A>(cells) + shared_bytes<A>(pitch * cut.slots);
 }
 
 // Sums all levels of `op` at once, all taps at once or one at a time; false where the cells do not
@@ -227,27 +234,22 @@ bool launch_reduce(const PyramidAddBackward& op, const Name& kernel, Stream stre
   PixelTiles cut{};
   cut.lanes = power_of_two(ceil_div(C, N), std::max<int64_t>(1, kTileBytes / (N * sizeof(T))));
   const int64_t fewest = kWarpSize / cut.lanes;
-  const auto bytes = [&] {
-    const PixelStorage held = storage<N>(op, cut);
-    return shared_bytes<A>(held.cells) + shared_bytes<A>(held.line * cut.slots);
-  };
   for (const bool together : {true, false}) {
     if (!together && op.levels.count > 1) break;
     cut.tap_rows = together ? op.taps.kernel[0] : 1;
     cut.tap_columns = together ? op.taps.kernel[1] : 1;
     for (cut.slots = slots_for(cut.lanes, H); cut.slots >= fewest;
          cut.slots = cut.slots / 2 / fewest * fewest) {
-      if (bytes() > kSharedBytes) continue;
-      const PixelStorage held = storage<N>(op, cut);
+      const int64_t bytes = place_cells<A, N>(op, cut);
+      if (bytes > kSharedBytes) continue;
       const int64_t groups =
           op.taps.kernel[0] / cut.tap_rows * (op.taps.kernel[1] / cut.tap_columns);
       launch({.kernel = kernel,
-              .grid = {op.grad.size[0] * ceil_div(C, cut.lanes * N), 1, groups},
+              .grid = {op.grad.size[0] * ceil_div(C, cut.lanes * N) * groups},
               .block = {cut.lanes, cut.slots},
-              .shared_bytes = bytes(),
+              .shared_bytes = bytes,
               .stream = stream},
-             add_backward_pixels<T, N>, op, cut, static_cast<int>(held.line),
-             static_cast<int>(held.cells));
+             add_backward_pixels<T, N>, op, cut);
       return true;
     }
   }

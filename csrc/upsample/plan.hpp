@@ -1,4 +1,4 @@
-// The channels_last half of interpolation's adjoint (add_backward_pixels_cuda.cu).
+// The parts of interpolation and of its adjoint, each in a source of its own.
 #pragma once
 
 #include "upsample/params.hpp"
@@ -7,6 +7,10 @@
 
 namespace stripctx::cuda {
 
+// walk_cuda.cu: false where the shapes are not for it, and add_cuda.cu takes them.
+bool launch_add_walk(const PyramidAdd& op, Stream stream);
+
+// add_backward_pixels_cuda.cu.
 void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda

@@ -10,7 +10,7 @@ import re
 
 from .report import UnavailableError
 
-DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
+DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0+PTX")
 
 # The names torch.utils.cpp_extension knows, for the GPUs that CUDA 12.6 and later support.
 NAMED = {

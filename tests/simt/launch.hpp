@@ -25,7 +25,7 @@ void launch(const Launch& how, void (*kernel)(Params...),
   const auto run_thread = [&] { kernel(params...); };
   simt::Scheduler::of_this_thread().run(
       how, [](const void* closure) { (*static_cast<const decltype(run_thread)*>(closure))(); },
-      &run_thread);
+      &run_thread, reinterpret_cast<const void*>(kernel));
 }
 
 }  // namespace stripctx::cuda

@@ -47,6 +47,13 @@ class Checked {
     return data_ + i;
   }
 
+  // Tells the tracer of an access, where it counts.
+  void trace(Space space, const void* address, size_t bytes) const {
+    if (!tracing) [[likely]]
+      return;
+    tracer().access(space, data_, address, static_cast<int>(bytes), running->lane());
+  }
+
  private:
   [[noreturn, gnu::noinline]] void report(int64_t i, int n, const char* access,
                                           const std::string& fault) const {
@@ -84,16 +91,20 @@ class Global {
   template <int N>
   Pack<Value, N> load_pack(int64_t i) const {
     Pack<Value, N> pack;
-    memcpy(static_cast<void*>(&pack), memory_.template at<N>(i, "load"), sizeof(pack));
+    const T* from = memory_.template at<N>(i, "load");
+    memcpy(static_cast<void*>(&pack), from, sizeof(pack));
     simt::traffic.read += sizeof(pack);
+    memory_.trace(simt::Space::kGlobalLoad, from, sizeof(pack));
     return pack;
   }
 
   template <int N>
   void store_pack(int64_t i, const Pack<Value, N>& pack) const {
     static_assert(!std::is_const_v<T>, "this memory is read only");
-    memcpy(static_cast<void*>(memory_.template at<N>(i, "store")), &pack, sizeof(pack));
+    T* to = memory_.template at<N>(i, "store");
+    memcpy(static_cast<void*>(to), &pack, sizeof(pack));
     simt::traffic.written += sizeof(pack);
+    memory_.trace(simt::Space::kGlobalStore, to, sizeof(pack));
   }
 
  private:
@@ -105,17 +116,25 @@ class Shared {
  public:
   Shared(T* data, int64_t count) : memory_(data, count, "shared") {}
 
-  T& operator[](int i) const { return *memory_.template at<1>(i, "access"); }
+  T& operator[](int i) const {
+    T* element = memory_.template at<1>(i, "access");
+    memory_.trace(simt::Space::kShared, element, sizeof(T));
+    return *element;
+  }
 
   template <int N>
   Pack<T, N> load_pack(int i) const {
     Pack<T, N> pack;
-    memcpy(static_cast<void*>(&pack), memory_.template at<N>(i, "load"), sizeof(pack));
+    const T* from = memory_.template at<N>(i, "load");
+    memcpy(static_cast<void*>(&pack), from, sizeof(pack));
+    memory_.trace(simt::Space::kShared, from, sizeof(pack));
     return pack;
   }
   template <int N>
   void store_pack(int i, const Pack<T, N>& pack) const {
-    memcpy(static_cast<void*>(memory_.template at<N>(i, "store")), &pack, sizeof(pack));
+    T* to = memory_.template at<N>(i, "store");
+    memcpy(static_cast<void*>(to), &pack, sizeof(pack));
+    memory_.trace(simt::Space::kShared, to, sizeof(pack));
   }
 
  private:

@@ -1,14 +1,44 @@
 // The warp-level products of cuda/mma.cuh: gathers the fragments of all lanes, whose layout stands
-// there, and multiplies in float32. Products of rounded operands are exact, and k runs upwards; a
-// tensor core adds in its own order and truncates, so its last bits differ.
+// there, and adds as a tensor core does. Products of rounded operands are exact; the addends, the
+// accumulator among them, are aligned to the largest of them and cut there, and their sum is cut to
+// float32: towards zero, never to the nearest. A sum that lives long in an accumulator drifts, here
+// as on the device.
 #pragma once
 
+#include <cmath>
+#include <limits>
 #include <source_location>
 
 #include "core/pack.hpp"
 #include "warp.hpp"
 
 namespace stripctx::simt {
+
+// The sum of `count` addends, each exact in double, as a tensor core forms it: kExtraBits below the
+// last bit of a float of the largest addend's exponent are kept.
+inline float truncated_sum(const double* addends, int count) {
+  constexpr int kFloatBits = 24, kExtraBits = 2;
+  double plain = 0, largest = 0;
+  for (int k = 0; k < count; ++k) {
+    plain += addends[k];
+    largest = std::fmax(largest, std::fabs(addends[k]));
+  }
+  if (!(largest <= std::numeric_limits<double>::max()) || std::isnan(plain)) {
+    return static_cast<float>(plain);  // infinities and NaN
+  }
+  if (largest == 0) return static_cast<float>(plain);
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  const int unit = exponent - kFloatBits - kExtraBits;
+  int64_t sum = 0;
+  for (int k = 0; k < count; ++k) {
+    sum += static_cast<int64_t>(std::scalbn(addends[k], -unit));  // towards zero
+  }
+  const double exact = std::scalbn(static_cast<double>(sum), unit);
+  const float nearest = static_cast<float>(exact);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(exact) ? std::nextafter(nearest, 0.0f)
+                                                                    : nearest;
+}
 
 // A warp's product with fragments A and B; `a_at(fragment, i)` is operand i of a lane's fragment.
 template <class A, class B, class At>
@@ -29,13 +59,16 @@ void mma(const Site& site, float (&d)[4], const A& a, const B& b, int depth, At&
   };
   const int g = running->lane() / 4, t = running->lane() % 4;
   const int half = depth / 2, run = depth / 8;  // a lane holds `run` neighbours in k, twice
+  double addends[17];
   for (int i = 0; i < 4; ++i) {
     for (int k = 0; k < depth; ++k) {
       const int neighbour = k % half / run, register_of_k = k / half, element = k % run;
-      const float left = at(lane(4 * g + neighbour).a[2 * register_of_k + i / 2], element);
-      const float right = at(lane(4 * (2 * t + i % 2) + neighbour).b[register_of_k], element);
-      d[i] += left * right;
+      const double left = at(lane(4 * g + neighbour).a[2 * register_of_k + i / 2], element);
+      const double right = at(lane(4 * (2 * t + i % 2) + neighbour).b[register_of_k], element);
+      addends[k] = left * right;
     }
+    addends[depth] = d[i];
+    d[i] = truncated_sum(addends, depth + 1);
   }
 }
 

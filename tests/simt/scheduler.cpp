@@ -1,6 +1,7 @@
 // Which thread runs next, and what is wrong when none can.
 #include "scheduler.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -50,7 +51,8 @@ Scheduler& Scheduler::of_this_thread() {
   return *scheduler;
 }
 
-void Scheduler::run(const Launch& launch, Kernel kernel, const void* closure) {
+void Scheduler::run(const Launch& launch, Kernel kernel, const void* closure,
+                    const void* function) {
   launch_ = &launch;
   kernel_ = kernel;
   closure_ = closure;
@@ -63,7 +65,13 @@ void Scheduler::run(const Launch& launch, Kernel kernel, const void* closure) {
   const int64_t blocks = launch.grid.count();
   Random random(order_.seed);
   const Permutation order(order_, blocks, random);
-  for (int64_t i = 0; i < blocks; ++i) run_block(order[i]);
+  if (tracing) {
+    const int64_t sampled = std::min(blocks, tracer().blocks());
+    tracer().begin(launch, function, sampled);
+    for (int64_t i = 0; i < sampled; ++i) run_block(i * blocks / sampled);
+  } else {
+    for (int64_t i = 0; i < blocks; ++i) run_block(order[i]);
+  }
   record(launch.kernel, {.bytes_read = traffic.read,
                          .bytes_written = traffic.written,
                          .launches = 1,
@@ -154,6 +162,7 @@ void Scheduler::arrive(const Site& site) {
   uint32_t& arrived = warp_->arrived[warp_->pass];
   if (arrived == 0) {
     warp_->site = site;
+    if (tracing) tracer().operation(site.operation);
   } else if (!(warp_->site == site)) {
     diverge(site, warp_->site, "warp");
   }
@@ -186,6 +195,7 @@ int Scheduler::next_thread() {
       const int lane = lanes_[cursor_++];
       if (warp_->live >> lane & 1) return 32 * queue_[head_] + lane;
     }
+    if (tracing) tracer().end_pass();
     const bool goes_on = warp_->live != 0 && !warp_->site.whole_block;
     warp_->pass ^= 1;
     warp_->arrived[warp_->pass] = 0;

@@ -20,6 +20,7 @@
 #include "cuda/launch.hpp"
 #include "fiber.hpp"
 #include "order.hpp"
+#include "trace.hpp"
 
 namespace stripctx::simt {
 
@@ -56,8 +57,9 @@ class Scheduler {
 
   static Scheduler& of_this_thread();
 
-  // Runs `kernel` once for every thread of the grid; throws what a thread threw.
-  void run(const Launch& launch, Kernel kernel, const void* closure);
+  // Runs `kernel` once for every thread of the grid; throws what a thread threw. `function` is what
+  // was launched.
+  void run(const Launch& launch, Kernel kernel, const void* closure, const void* function);
 
   // For the running thread.
   void wait_for_block(const Site& site);

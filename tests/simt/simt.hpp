@@ -6,7 +6,7 @@
 //   scheduler  threads, warps, blocks, barriers            counters  bytes moved, by kernel
 //   memory     Global, Shared: bounds, alignment, counts   warp      barriers and shuffles
 //   launch     runs a kernel                               mma       products by a whole warp
-//   control    the C functions that tests call
+//   trace      requests, sectors, banks, by warp           control   the C functions of tests
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
 // One product of each kind by one warp, from row-major matrices.
-#include "cuda/mma.cuh"
+#include "cuda/split.cuh"
 #include "entry.hpp"
 
 namespace stripctx::cuda {
@@ -50,6 +50,34 @@ __global__ void product_half(Product op) {
   for (int i = 0; i < 4; ++i) d.store(8 * (g + 8 * (i / 2)) + 2 * t + i % 2, sum[i]);
 }
 
+// d = a (16, depth) b (depth, 8), as a block sums over its positions: by `multiply`, or, kept in
+// one accumulator all along, by the same three products.
+template <Precision kPrecision, bool kOneAccumulator>
+__global__ void long_product(Product op) {
+  const Global<const float> a(op.a), b(op.b);
+  const Global<float> d(op.d);
+  const int64_t depth = op.a.size[3];
+  float sum[4] = {};
+  for (int64_t k = 0; k < depth; k += kProductDepth<kPrecision>) {
+    const auto left =
+        left_operand<kPrecision>([&](int i, int j) { return a.load(i * depth + k + j); });
+    const auto right =
+        right_operand<kPrecision>([&](int i, int j) { return b.load((k + i) * 8 + j); });
+    if constexpr (!kOneAccumulator) {
+      multiply(sum, left, right);
+    } else if constexpr (kPrecision == Precision::kSplitBFloat16) {
+      mma_m16n8k16(sum, left.low, right.high);
+      mma_m16n8k16(sum, left.high, right.low);
+      mma_m16n8k16(sum, left.high, right.high);
+    } else {
+      mma_m16n8k8(sum, left.low, right.high);
+      mma_m16n8k8(sum, left.high, right.low);
+      mma_m16n8k8(sum, left.high, right.high);
+    }
+  }
+  for (int i = 0; i < 4; ++i) d.store(8 * product_row(i) + product_column(i), sum[i]);
+}
+
 struct Rounding {
   const float* x;
   float* out;
@@ -88,6 +116,31 @@ extern "C" [[gnu::visibility("default")]] Message run_product(int32_t dtype, int
              plain ? product_half<__nv_bfloat16, true> : product_half<__nv_bfloat16, false>, op);
     } else {
       launch(one_warp, plain ? product_tf32<true> : product_tf32<false>, op);
+    }
+  });
+}
+
+extern "C" [[gnu::visibility("default")]] Message run_long_product(int32_t one_accumulator,
+                                                                   int32_t bfloat16, const float* a,
+                                                                   const float* b, float* d,
+                                                                   int64_t depth) {
+  return message_of([&] {
+    const auto matrix = [](const void* data, int64_t rows, int64_t columns) {
+      return stripctx::View{const_cast<void*>(data),
+                            stripctx::DType::kFloat32,
+                            {1, 1, rows, columns},
+                            {0, 0, columns, 1}};
+    };
+    const Product op{matrix(a, 16, depth), matrix(b, depth, 8), matrix(d, 16, 8)};
+    const auto run = [&](auto* kernel) {
+      launch({.kernel = "long_product", .grid = {1}, .block = {32}}, kernel, op);
+    };
+    if (bfloat16) {
+      run(one_accumulator ? long_product<Precision::kSplitBFloat16, true>
+                          : long_product<Precision::kSplitBFloat16, false>);
+    } else {
+      run(one_accumulator ? long_product<Precision::kSplitTf32, true>
+                          : long_product<Precision::kSplitTf32, false>);
     }
   });
 }

@@ -1,0 +1,431 @@
+// out = x + interpolated levels on CUDA, for the shapes that networks have: reads x once, writes
+// out once. A thread owns a few outputs of every row of a tile, two columns of a contiguous plane
+// or a pack of channels of a channels_last pixel, and walks down the rows. It keeps, for each level
+// and row of taps, the two rows of cells that it is between, interpolated along W to its own
+// outputs: a row of outputs then costs two multiply-adds for each of them, and only where the walk
+// passes a cell's edge is the next row of cells interpolated. Where each row and column reads, and
+// with what weights, is the same for all planes: tables in shared memory, made once a block.
+#include "upsample/params.hpp"
+
+#include "cuda/device.cuh"
+#include "cuda/tiling.hpp"
+#include "upsample/plan.hpp"
+#include "upsample/weights.cuh"
+
+namespace stripctx::cuda {
+
+namespace {
+
+constexpr int kMostWalkRows = 64;
+constexpr int kRowsInFlight = 4;
+constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
+constexpr int64_t kWalkBytes = 46 * 1024;
+constexpr int64_t kProcessors = 132;                 // of a large chip
+constexpr int64_t kWalkSlots = 2 * kProcessors * 8;  // enough groups of threads for it
+constexpr uint32_t kNowhere = 0xffffffffu;
+
+struct WalkTiles {
+  int lanes, slots;   // a block's threads
+  int columns, rows;  // outputs of a block
+  int planes;         // that each slot takes, one after another; channels_last: 1
+  int cells;          // of all levels and taps that a tile reads, at most: those of a slot
+  int height[kMostLevels], width[kMostLevels];  // the same, of one level under one tap
+};
+
+// Where a position reads: two cells, counted from `origin`, and their weights.
+struct Source {
+  uint32_t cells;  // first | second << 16, kNowhere outside
+  Pack<float, 2> weights;
+};
+
+__device__ inline Source source_of(const Axis<float>& axis, int64_t position, int64_t origin) {
+  if (position < 0 || position >= axis.extent) return {kNowhere, {{0, 0}}};
+  const Sample<float> sample = axis.at(position);
+  return {static_cast<uint32_t>(sample.first - origin) |
+              static_cast<uint32_t>(sample.second - origin) << 16,
+          {{sample.first_weight, sample.second_weight}}};
+}
+
+// The first cell that positions from `position` on read.
+__device__ inline int64_t origin_of(const Axis<float>& axis, int64_t position) {
+  return axis.at(max(int64_t{0}, min(position, axis.extent - 1))).first;
+}
+
+// What a block knows of its tile. A combo is a level under a row of taps, k = level * taps + row; a
+// line is a level under a column of taps.
+struct WalkTables {
+  Shared<Pack<float, 2>> row_weights;     // [row][combo]
+  Shared<uint32_t> row_cells;             // [row][combo]
+  Shared<uint32_t> turns;                 // [row]: combos whose cells are others than a row before
+  Shared<Pack<float, 2>> column_weights;  // [line][column]
+  Shared<uint32_t> column_cells;          // [line][column]
+  Shared<int> first_row, first_column;    // of the cells that are kept, by combo and by line
+  Shared<int> begin, height, width;       // of each level's cells among a slot's
+
+  __device__ WalkTables(const WalkTiles& cut, int combos, int lines, SharedMemory& memory)
+      : row_weights(memory.take<Pack<float, 2>>(cut.rows * combos)),
+        row_cells(memory.take<uint32_t>(cut.rows * combos)),
+        turns(memory.take<uint32_t>(cut.rows)),
+        column_weights(memory.take<Pack<float, 2>>(cut.columns * lines)),
+        column_cells(memory.take<uint32_t>(cut.columns * lines)),
+        first_row(memory.take<int>(combos)),
+        first_column(memory.take<int>(lines)),
+        begin(memory.take<int>(kMostLevels)),
+        height(memory.take<int>(kMostLevels)),
+        width(memory.take<int>(kMostLevels)) {}
+
+  // Every thread of the block must call it; no barrier must follow.
+  __device__ void fill(const PyramidAdd& op, const WalkTiles& cut, int combos, int lines,
+                       int64_t top, int64_t left) const {
+    const int rank = static_cast<int>(thread_rank());
+    const int threads = static_cast<int>(blockDim.x * blockDim.y);
+    const int tap_rows = static_cast<int>(op.taps.kernel[0]);
+    const int tap_columns = static_cast<int>(op.taps.kernel[1]);
+    for (int k = rank; k < cut.rows * combos; k += threads) {
+      const int row = k / combos, combo = k - row * combos, l = combo / tap_rows;
+      const Axis<float> axis = op.taps.template axis<float>(op.levels[l], 0);
+      const int64_t shift = op.taps.offset(0, combo - l * tap_rows);
+      const int64_t origin = origin_of(axis, top + shift);
+      const Source source = source_of(axis, top + row + shift, origin);
+      row_weights[k] = source.weights;
+      row_cells[k] = source.cells;
+      if (row == 0) first_row[combo] = static_cast<int>(origin);
+    }
+    for (int k = rank; k < cut.columns * lines; k += threads) {
+      const int line = k / cut.columns, column = k - line * cut.columns, l = line / tap_columns;
+      const Axis<float> axis = op.taps.template axis<float>(op.levels[l], 1);
+      const int64_t shift = op.taps.offset(1, line - l * tap_columns);
+      const int64_t origin = origin_of(axis, left + shift);
+      const Source source = source_of(axis, left + column + shift, origin);
+      column_weights[k] = source.weights;
+      column_cells[k] = source.cells;
+      if (column == 0) first_column[line] = static_cast<int>(origin);
+    }
+    if (rank == 0) {
+      int place = 0;
+#pragma unroll
+      for (int l = 0; l < kMostLevels; ++l) {
+        begin[l] = place, height[l] = cut.height[l], width[l] = cut.width[l];
+        place += tap_rows * tap_columns * cut.height[l] * cut.width[l];
+      }
+    }
+    __syncthreads();
+    for (int row = rank; row < cut.rows; row += threads) {
+      uint32_t turning = 0;
+      for (int combo = 0; combo < combos; ++combo) {
+        const int at = row * combos + combo;
+        if (row == 0 || row_cells[at] != row_cells[at - combos]) turning |= 1u << combo;
+      }
+      turns[row] = turning;
+    }
+    __syncthreads();
+  }
+};
+
+// Copies the cells that the tile reads of one plane, or of one pack of M channels, to
+// cells[k * pitch + m]: every `step`-th from `start`.
+template <class T, int M>
+__device__ void stage_cells(const PyramidAdd& op, const WalkTiles& cut, const WalkTables& tables,
+                            int64_t n, int64_t c, const Shared<float>& cells, int base, int pitch,
+                            int start, int step) {
+  const int tap_rows = static_cast<int>(op.taps.kernel[0]);
+  const int tap_columns = static_cast<int>(op.taps.kernel[1]);
+  for (int l = 0; l < op.levels.count; ++l) {
+    const Level& level = op.levels[l];
+    const Global<const T> source(level);
+    const int height = tables.height[l], width = tables.width[l], plane = height * width;
+#pragma unroll 4
+    for (int k = start; k < tap_rows * tap_columns * plane; k += step) {
+      const int tap = k / plane, dy = tap / tap_columns, inside = k - tap * plane;
+      const int i = tables.first_row[l * tap_rows + dy] + inside / width;
+      const int j = tables.first_column[l * tap_columns + tap - dy * tap_columns] + inside % width;
+      if (i >= level.size[2] || j >= level.size[3]) continue;
+      const auto pack = source.template load_pack<M>(n * level.stride[0] +
+                                                     (tap * op.out.size[1] + c) * level.stride[1] +
+                                                     i * level.stride[2] + j * level.stride[3]);
+      for (int m = 0; m < M; ++m) {
+        cells[base + (tables.begin[l] + k) * pitch + m] = to_accumulate(pack[m]);
+      }
+    }
+  }
+}
+
+// Block: (lanes, slots) threads, lanes a power of two. Grid: (plane groups or N * channel tiles,
+// column tiles, row chunks). Planes: slot y owns planes, lane x two columns, kPack of them side by
+// side. Pixels: lane x owns a pack of kPack channels, slot y a column.
+template <class T, int kPack, int kCombos, bool kPixels>
+__global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
+  constexpr int kOwned = kPixels ? kPack : 2, kColumns = kPixels ? 1 : 2;
+  const int C = static_cast<int>(op.out.size[1]), H = static_cast<int>(op.out.size[2]);
+  const int W = static_cast<int>(op.out.size[3]);
+  const int tap_rows = static_cast<int>(op.taps.kernel[0]);
+  const int tap_columns = static_cast<int>(op.taps.kernel[1]);
+  const int combos = op.levels.count * tap_rows, lines = op.levels.count * tap_columns;
+  const int left = static_cast<int>(blockIdx.y) * cut.columns;
+  const int top = static_cast<int>(blockIdx.z) * cut.rows, rows = min(cut.rows, H - top);
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  SharedMemory memory;
+  const WalkTables tables(cut, combos, lines, memory);
+  const int pitch = kPixels ? cut.lanes * kPack : 1;
+  const auto cells = memory.take<float>(int64_t{cut.cells} * pitch * (kPixels ? 1 : cut.slots));
+  tables.fill(op, cut, combos, lines, top, left);
+
+  // The tile's columns that this thread owns, from the tile's first.
+  const auto column = [&](int j) { return kPixels ? y : kPack == 2 ? 2 * x + j : x + 32 * j; };
+  const Global<const T> source(op.x);
+  const Global<T> target(op.out);
+  const int channel_tile = cut.lanes * kPack;
+  const int groups = kPixels ? (C + channel_tile - 1) / channel_tile : 1;
+
+  for (int turn = 0; turn < cut.planes; ++turn) {
+    int64_t n, c;
+    bool owns;
+    if constexpr (kPixels) {
+      n = blockIdx.x / groups;
+      c = static_cast<int>(blockIdx.x) % groups * channel_tile + x * kPack;
+      owns = c < C;
+    } else {
+      const int64_t plane = (int64_t{blockIdx.x} * cut.planes + turn) * cut.slots + y;
+      n = plane / C, c = plane % C;
+      owns = n < op.out.size[0];
+    }
+    const int base = kPixels ? x * kPack : y * cut.cells;
+    if (owns) {
+      stage_cells<T, kPixels ? kPack : 1>(op, cut, tables, n, c, cells, base, pitch,
+                                          kPixels ? y : x, kPixels ? cut.slots : cut.lanes);
+    }
+    if constexpr (kPixels) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+
+    // Row `i` of the cells of a combo, interpolated along W to what this thread owns.
+    const auto interpolate = [&](int combo, int i, float (&value)[kOwned]) {
+      const int l = combo / tap_rows, dy = combo - l * tap_rows;
+      const int width = tables.width[l], plane = tables.height[l] * width;
+#pragma unroll
+      for (int m = 0; m < kOwned; ++m) value[m] = 0;
+      for (int dx = 0; dx < tap_columns; ++dx) {
+        const int row = tables.begin[l] + (dy * tap_columns + dx) * plane + i * width;
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const int at = (l * tap_columns + dx) * cut.columns + column(j);
+          const uint32_t two = tables.column_cells[at];
+          if (two == kNowhere) continue;
+          const Pack<float, 2> weights = tables.column_weights[at];
+          const int first = base + (row + static_cast<int>(two & 0xffff)) * pitch;
+          const int second = base + (row + static_cast<int>(two >> 16)) * pitch;
+#pragma unroll
+          for (int m = 0; m < kOwned / kColumns; ++m) {
+            value[j + m] += weights[0] * cells[first + m] + weights[1] * cells[second + m];
+          }
+        }
+      }
+    };
+
+    float upper[kCombos][kOwned] = {}, lower[kCombos][kOwned] = {};
+    int64_t from = n * op.x.stride[0] + c * op.x.stride[1] + top * op.x.stride[2] +
+                   (left + column(0)) * op.x.stride[3];
+    int64_t to = n * op.out.stride[0] + c * op.out.stride[1] + top * op.out.stride[2] +
+                 (left + column(0)) * op.out.stride[3];
+    const bool inside[2] = {owns && left + column(0) < W, owns && left + column(kColumns - 1) < W};
+    const bool adds = op.x.data != nullptr;
+    for (int step = 0; step < rows; step += kRowsInFlight) {
+      Pack<T, kOwned> loaded[kRowsInFlight] = {};
+#pragma unroll
+      for (int r = 0; r < kRowsInFlight; ++r) {
+        if (!adds || step + r >= rows) continue;
+        const int64_t at = from + r * op.x.stride[2];
+        if constexpr (kPixels || kPack == 2) {
+          if (inside[0]) loaded[r] = source.template load_pack<kOwned>(at);
+        } else {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (inside[j]) loaded[r][j] = source.load(at + 32 * j);
+          }
+        }
+      }
+#pragma unroll 1
+      for (int r = 0; r < kRowsInFlight; ++r) {
+        const int row = step + r;
+        if (row >= rows) break;
+        const uint32_t turning = tables.turns[row];
+#pragma unroll 1
+        for (int k = 0; turning >> k != 0; ++k) {
+          if ((turning >> k & 1) == 0) continue;
+          const uint32_t two = tables.row_cells[row * combos + k];
+          const uint32_t last = row > 0 ? tables.row_cells[(row - 1) * combos + k] : kNowhere;
+          const int first = static_cast<int>(two & 0xffff), second = static_cast<int>(two >> 16);
+          const bool outside = two == kNowhere, single = first == second;
+          const bool moves = last != kNowhere && static_cast<int>(last >> 16) == first;
+          float above[kOwned] = {}, below[kOwned] = {};
+          if (!outside && !moves) interpolate(k, first, above);
+          if (!outside && !single) interpolate(k, second, below);
+#pragma unroll
+          for (int j = 0; j < kCombos; ++j) {
+            if (j != k) continue;
+#pragma unroll
+            for (int m = 0; m < kOwned; ++m) {
+              upper[j][m] = !outside && moves ? lower[j][m] : above[m];
+              lower[j][m] = single ? upper[j][m] : below[m];
+            }
+          }
+        }
+        Pack<T, kOwned> mine = loaded[0];
+#pragma unroll
+        for (int s = 1; s < kRowsInFlight; ++s) {
+          if (r == s) mine = loaded[s];
+        }
+        float sum[kOwned];
+#pragma unroll
+        for (int m = 0; m < kOwned; ++m) sum[m] = to_accumulate(mine[m]);
+#pragma unroll
+        for (int k = 0; k < kCombos; ++k) {
+          if (k >= combos) continue;
+          const Pack<float, 2> weights = tables.row_weights[row * combos + k];
+#pragma unroll
+          for (int m = 0; m < kOwned; ++m) {
+            sum[m] += weights[0] * upper[k][m] + weights[1] * lower[k][m];
+          }
+        }
+        if (op.rectify) {
+#pragma unroll
+          for (int m = 0; m < kOwned; ++m) sum[m] = sum[m] < 0 ? 0 : sum[m];  // NaN stays
+        }
+        const auto pack = pack_from_accumulate<T, kOwned>(sum);
+        const int64_t at = to + r * op.out.stride[2];
+        if constexpr (kPixels || kPack == 2) {
+          if (inside[0]) target.template store_pack<kOwned>(at, pack);
+        } else {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (inside[j]) target.store(at + 32 * j, pack[j]);
+          }
+        }
+      }
+      from += kRowsInFlight * op.x.stride[2];
+      to += kRowsInFlight * op.out.stride[2];
+    }
+    if constexpr (!kPixels) __syncwarp();  // the cells have been read
+  }
+}
+
+int64_t walk_bytes(const PyramidAdd& op, const WalkTiles& cut, int64_t pitch, int64_t slots) {
+  const int64_t combos = op.levels.count * op.taps.kernel[0];
+  const int64_t lines = op.levels.count * op.taps.kernel[1];
+  return shared_bytes<Pack<float, 2>>(cut.rows * combos) +
+         shared_bytes<uint32_t>(cut.rows * combos) + shared_bytes<uint32_t>(cut.rows) +
+         shared_bytes<Pack<float, 2>>(cut.columns * lines) +
+         shared_bytes<uint32_t>(cut.columns * lines) + shared_bytes<int>(combos) +
+         shared_bytes<int>(lines) + 3 * shared_bytes<int>(kMostLevels) +
+         shared_bytes<float>(cut.cells * pitch * slots);
+}
+
+// The cells that a tile of these rows and columns reads; false where they are too many to count.
+bool count_cells(const PyramidAdd& op, WalkTiles& cut) {
+  int64_t cells = 0;
+  for (int l = 0; l < op.levels.count; ++l) {
+    const Level& level = op.levels[l];
+    const int64_t height = cells_read(level.size[2], op.taps.size[0], cut.rows);
+    const int64_t width = cells_read(level.size[3], op.taps.size[1], cut.columns);
+    if (height > INT16_MAX || width > INT16_MAX) return false;
+    cut.height[l] = static_cast<int>(height), cut.width[l] = static_cast<int>(width);
+    cells += op.taps.kernel[0] * op.taps.kernel[1] * height * width;
+    if (cells > INT16_MAX) return false;
+  }
+  cut.cells = static_cast<int>(cells);
+  return true;
+}
+
+template <class T, int kPack, bool kPixels>
+bool launch_walk(const PyramidAdd& op, Stream stream) {
+  const int64_t N = op.out.size[0], C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
+  const int64_t combos = op.levels.count * op.taps.kernel[0];
+  if (combos > kMostCombos || op.out.numel() == 0) return false;
+  for (const View* map : {&op.x, &op.out}) {  // positions of a plane are counted in 32 bits
+    if (map->data && map->extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
+  }
+  constexpr int64_t kPackBytes = kPack * sizeof(T);
+  WalkTiles cut{};
+  cut.planes = 1;
+  int64_t lanes = kPixels ? power_of_two(ceil_div(C, kPack), std::max<int64_t>(4, 64 / kPackBytes))
+                  : kPack == 1 && W > 32 ? 32
+                                         : power_of_two(kPack == 1 ? W : ceil_div(W, 2), 32);
+  int64_t slots = slots_for(lanes, kPixels ? std::min<int64_t>(W, 32) : N * C);
+  const auto fewest_slots = [&] { return std::max<int64_t>(1, kWarpSize / lanes); };
+  const auto pitch = [&] { return kPixels ? lanes * kPack : 1; };
+  cut.columns = static_cast<int>(kPixels ? slots : kPack == 1 ? 64 : 2 * lanes);
+  const int64_t tiles = ceil_div(W, cut.columns);
+  const int64_t across = (kPixels ? N * ceil_div(C, lanes * kPack) * slots : N * C) * tiles;
+  const int64_t chunks =
+      std::clamp<int64_t>(ceil_div(kWalkSlots, across), 1, ceil_div(H, 4 * kRowsInFlight));
+  cut.rows = static_cast<int>(std::min<int64_t>(
+      kMostWalkRows, ceil_div(ceil_div(H, chunks), kRowsInFlight) * kRowsInFlight));
+  while (!count_cells(op, cut) ||
+         walk_bytes(op, cut, pitch(), kPixels ? 1 : slots) > kWalkBytes) {  // until the cells fit
+    if (kPixels && lanes * kPackBytes > 32 && lanes * slots > kWarpSize) {
+      lanes /= 2;
+    } else if (!kPixels && slots > 2 * fewest_slots()) {
+      slots /= 2;
+    } else if (cut.rows >= 2 * kRowsInFlight) {
+      cut.rows = static_cast<int>(ceil_div(cut.rows / 2, kRowsInFlight) * kRowsInFlight);
+    } else {
+      return false;
+    }
+  }
+  cut.rows =
+      static_cast<int>(ceil_div(ceil_div(H, ceil_div(H, cut.rows)), kRowsInFlight) * kRowsInFlight);
+  count_cells(op, cut);
+  const int64_t row_chunks = ceil_div(H, cut.rows);
+  if (tiles > UINT16_MAX || row_chunks > UINT16_MAX) return false;
+  if (!kPixels) {
+    const auto blocks = [&] { return ceil_div(N * C, slots) * tiles * row_chunks; };
+    while (slots > fewest_slots() && blocks() < 2 * kProcessors) slots /= 2;
+    cut.planes = static_cast<int>(std::clamp<int64_t>(blocks() / (16 * kProcessors), 1, 8));
+  }
+  cut.lanes = static_cast<int>(lanes), cut.slots = static_cast<int>(slots);
+  const int64_t groups =
+      kPixels ? N * ceil_div(C, lanes * kPack) : ceil_div(N * C, slots * cut.planes);
+  const Launch how{.kernel = kPixels ? "pyramid_add_walk_pixels" : "pyramid_add_walk_planes",
+                   .grid = {groups, tiles, row_chunks},
+                   .block = {lanes, slots},
+                   .shared_bytes = walk_bytes(op, cut, pitch(), kPixels ? 1 : slots),
+                   .stream = stream};
+  if (combos == 1) {
+    launch(how, walk_rows<T, kPack, 1, kPixels>, op, cut);
+  } else if (combos == 2) {
+    launch(how, walk_rows<T, kPack, 2, kPixels>, op, cut);
+  } else {
+    launch(how, walk_rows<T, kPack, kMostCombos, kPixels>, op, cut);
+  }
+  return true;
+}
+
+}  // namespace
+
+bool launch_add_walk(const PyramidAdd& op, Stream stream) {
+  bool launched = false;
+  const View& map = op.x.data ? op.x : op.out;
+  dispatch<Types>(op.out.dtype, [&]<class T>() {
+    if constexpr (!std::is_same_v<T, double>) {
+      if (!op.channels_last) {
+        const bool paired = packs({&op.out, &map}, sizeof(T), 3, op.out.size[3], 2);
+        launched =
+            paired ? launch_walk<T, 2, false>(op, stream) : launch_walk<T, 1, false>(op, stream);
+        return;
+      }
+      const auto level = [&](int l) { return &op.levels[l < op.levels.count ? l : 0]; };
+      const auto fits = [&](int width) {
+        return packs({&op.out, &map, level(0), level(1), level(2), level(3), level(4), level(5),
+                      level(6), level(7)},
+                     sizeof(T), 1, op.out.size[1], width);
+      };
+      launched =
+          fits(4) ? launch_walk<T, 4, true>(op, stream) : launch_walk<T, 1, true>(op, stream);
+    }
+  });
+  return launched;
+}
+
+}  // namespace stripctx::cuda

@@ -1,0 +1,287 @@
+"""Reads machine code as cuobjdump prints it, and says how many instructions a kernel's warps issue.
+
+What the machine code does not say is how often each of its blocks runs. Some of it is known: the
+emulator counts loads and stores by width, shuffles, barriers and products, as warps issue them.
+`instructions` finds the cheapest way through the code that does all of that: counts of blocks that
+flow from the kernel's entry along its branches, both ways where a warp may divide. It is a linear
+programme. What it finds is a lower bound: a loop without anything counted runs once in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+REGISTER = re.compile(r"\bR(\d+)\b")
+SLACK_COST = 1e4  # of a request that the code cannot make: then the counts do not fit
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicated: bool
+    opcode: str  # with its suffixes: LDG.E.128.CONSTANT
+    operands: str
+
+    @property
+    def target(self) -> int:
+        return int(self.operands.split(",")[-1].split()[-1], 16)
+
+    @property
+    def kind(self) -> tuple[str, float] | None:
+        """What the emulator counts it as, and how many of it. Shared memory: words of 4 bytes."""
+        name, *suffixes = self.opcode.split(".")
+        if name in ("LDG", "STG", "LD", "ST"):
+            return f"{'load' if name.startswith('LD') else 'store'} {width(suffixes)}", 1
+        if name in ("LDS", "STS"):
+            return "shared", max(1, width(suffixes) // 4)
+        simple = {"SHFL": "shuffle", "BAR": "barrier", "HMMA": "product"}
+        return (simple[name], 1) if name in simple else None
+
+
+def width(suffixes: Sequence[str]) -> int:
+    """Bytes that each lane moves."""
+    for suffix in suffixes:
+        if suffix in ("128", "64"):
+            return int(suffix) // 8
+        if suffix in ("U8", "S8", "U16", "S16"):
+            return int(suffix[1:]) // 8
+    return 4
+
+
+def functions(text: str) -> dict[str, list[Instruction]]:
+    """Every kernel of a disassembly, by symbol."""
+    found: dict[str, list[Instruction]] = {}
+    code: list[Instruction] = []
+    for line in text.splitlines():
+        if function := re.search(r"^\s*Function : (\S+)", line):
+            code = found.setdefault(function[1], [])
+        elif match := INSTRUCTION.match(line):
+            address, predicate, opcode, operands = match.groups()
+            code.append(Instruction(int(address, 16), bool(predicate), opcode, operands))
+    return found
+
+
+@dataclass
+class Block:
+    """Instructions that run together. `called`: those of the functions that it calls."""
+
+    code: list[Instruction] = field(default_factory=list)
+    next: list[int] = field(default_factory=list)  # addresses
+    called: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.code) + self.called
+
+
+def blocks(code: Sequence[Instruction]) -> dict[int, Block]:
+    """The control-flow graph, by address; what is reached from the entry."""
+    joins: dict[int, int] = {}  # BSYNC, to where its BSSY says
+    open_joins: dict[str, int] = {}
+    for one in code:
+        if one.opcode.startswith("BSSY"):
+            open_joins[one.operands.split(",")[0]] = one.target
+        elif one.opcode.startswith("BSYNC"):
+            joins[one.address] = open_joins.get(one.operands.split(",")[0], one.address + 16)
+    index = {one.address: i for i, one in enumerate(code)}
+    leaders = {code[0].address} | set(joins.values())
+    for i, one in enumerate(code):
+        if one.opcode.split(".")[0] in ("BRA", "EXIT", "RET", "BSYNC", "BRX", "JMP"):
+            if one.opcode.startswith(("BRA", "JMP")):
+                leaders.add(one.target)
+            if i + 1 < len(code):
+                leaders.add(code[i + 1].address)
+    graph: dict[int, Block] = {}
+    todo = [code[0].address]
+    while todo:
+        start = todo.pop()
+        if start in graph or start not in index:
+            continue
+        block = graph[start] = Block()
+        for one in code[index[start] :]:
+            if block.code and one.address in leaders:
+                block.next = [one.address]
+                break
+            block.code.append(one)
+            name = one.opcode.split(".")[0]
+            if name == "CALL":
+                block.called += callee(code, index.get(one.target))
+            after = [one.address + 16] if one.predicated else []
+            if name in ("BRA", "JMP"):
+                block.next = sorted({one.target, *after})
+                break
+            if name == "BSYNC":
+                block.next = sorted({joins[one.address], *after})
+                break
+            if name in ("EXIT", "RET"):
+                block.next = after
+                break
+        todo += block.next
+    return graph
+
+
+def callee(code: Sequence[Instruction], start: int | None) -> int:
+    """Instructions of a helper, such as a division's, to its first return."""
+    if start is None:
+        return 0
+    for count, one in enumerate(code[start:], 1):
+        if one.opcode.startswith("RET"):
+            return count
+    return 0
+
+
+def back_edges(graph: Mapping[int, Block], entry: int) -> set[tuple[int, int]]:
+    """Edges to a block that lies on every way to where they start: one a loop or more."""
+    names = list(graph)
+    everything = (1 << len(names)) - 1
+    bit = {name: 1 << i for i, name in enumerate(names)}
+    before: dict[int, list[int]] = {name: [] for name in names}
+    for name, block in graph.items():
+        for after in block.next:
+            before[after].append(name)
+    over = dict.fromkeys(names, everything)  # dominators, as bits
+    over[entry] = bit[entry]
+    changed = True
+    while changed:
+        changed = False
+        for name in names:
+            if name == entry:
+                continue
+            found = everything
+            for earlier in before[name]:
+                found &= over[earlier]
+            found |= bit[name]
+            changed |= found != over[name]
+            over[name] = found
+    return {(a, b) for a in names for b in graph[a].next if over[a] & bit[b]}
+
+
+def instructions(
+    code: Sequence[Instruction], warps: float, counted: Mapping[str, float]
+) -> tuple[float, float]:
+    """Instructions that `warps` warps issue together, which make the `counted` requests; and, of
+    their loads, how many a warp has on the way at once, on the average."""
+    graph = blocks(code)
+    entry = code[0].address
+    counts = run_counts(graph, entry, warps, counted)
+    issued = sum(graph[name].size * count for name, count in counts.items())
+    weighted = loads = 0.0
+    for name, count in counts.items():
+        for run in load_runs(graph[name].code):
+            weighted += count * run * run
+            loads += count * run
+    return issued, weighted / loads if loads else 0.0
+
+
+def load_runs(code: Iterable[Instruction]) -> list[int]:
+    """Global loads that are on the way at once: until an instruction needs one of them."""
+    runs, waiting, count = [], set[int](), 0
+    for one in code:
+        registers = [int(r) for r in REGISTER.findall(one.operands)]
+        if one.opcode.startswith("LDG"):
+            first = registers[0] if registers else 0
+            waiting |= set(range(first, first + max(1, width(one.opcode.split(".")) // 4)))
+            count += 1
+        elif waiting & set(registers):
+            runs.append(count)
+            waiting, count = set(), 0
+    return runs + [count] * (count > 0)
+
+
+def run_counts(
+    graph: Mapping[int, Block], entry: int, warps: float, counted: Mapping[str, float]
+) -> dict[int, float]:
+    """How often each block runs, as cheaply as may be, in units of a warp."""
+    scale = max(warps, 1.0)
+    variables: list[float] = []  # each one's cost
+
+    def variable(cost: float) -> int:
+        variables.append(cost + 1e-4 * (1 + len(variables) % 7))  # no two ways cost the same
+        return len(variables) - 1
+
+    of_block = {name: variable(block.size) for name, block in graph.items()}
+    arriving: dict[int, list[tuple[int, int]]] = {name: [] for name in graph}
+    rows: list[dict[int, float]] = []  # sum of coefficient * variable >= bound
+    bounds: list[float] = []
+
+    def require(row: dict[int, float], bound: float = 0.0) -> None:
+        rows.append(row)
+        bounds.append(bound)
+
+    of_edge: dict[tuple[int, int], int] = {}
+    for name, block in graph.items():
+        leaving = []
+        for after in block.next:
+            edge = of_block[name] if len(block.next) == 1 else variable(0.0)
+            of_edge[name, after] = edge
+            leaving.append(edge)
+            arriving[after].append((name, edge))
+            if len(block.next) > 1:
+                require({of_block[name]: 1, edge: -1})
+            require({of_block[after]: 1, edge: -1})
+        ends = any(one.opcode.startswith(("EXIT", "RET")) for one in block.code)
+        if len(leaving) > 1 and not ends:
+            require({**dict.fromkeys(leaving, 1.0), of_block[name]: -1})
+    require({of_block[entry]: 1}, warps / scale)
+    loops: dict[int, list[int]] = {}
+    for edge in back_edges(graph, entry):
+        loops.setdefault(edge[1], []).append(of_edge[edge])
+    longest = max([1.0, *(count / scale for count in counted.values())])
+    for name in graph:
+        ways = [edge for _, edge in arriving[name]]
+        if name != entry:
+            require({**dict.fromkeys(ways, 1.0), of_block[name]: -1})
+        if name in loops:  # a loop is entered before it repeats, and repeats no more than it counts
+            row = {edge: longest for edge in ways if edge not in loops[name]}
+            if name == entry:
+                continue
+            require(row | dict.fromkeys(loops[name], -1.0))
+    for kind, count in counted.items():
+        row = {variable(SLACK_COST): 1.0}
+        for name, block in graph.items():
+            here = sum(k[1] for one in block.code if (k := one.kind) and k[0] == kind)
+            if here:
+                row[of_block[name]] = here
+        if len(row) > 1:
+            require(row, count / scale)
+    solution = cheapest(np.array(variables), rows, np.array(bounds))
+    return {name: solution[i] * scale for name, i in of_block.items()}
+
+
+def cheapest(
+    cost: np.ndarray, rows: Sequence[Mapping[int, float]], bound: np.ndarray
+) -> np.ndarray:
+    """x >= 0 of the least cost . x with rows . x >= bound: the simplex method on the dual, which
+    starts from nothing because no cost is negative."""
+    m, n = len(cost), len(rows)
+    table = np.zeros((m + 1, n + m + 1))
+    for j, row in enumerate(rows):
+        for i, coefficient in row.items():
+            table[i, j] = coefficient
+    table[:m, n : n + m] = np.eye(m)
+    table[:m, -1] = cost
+    table[-1, :n] = -bound
+    basis = np.arange(n, n + m)
+    for step in range(20 * (m + n)):
+        objective = table[-1, :-1]
+        # The steepest first; later the lowest index, which never cycles.
+        negative = np.flatnonzero(objective < -1e-9)
+        if not len(negative):
+            break
+        column = negative[np.argmin(objective[negative])] if step < 4 * (m + n) else negative[0]
+        positive = np.flatnonzero(table[:m, column] > 1e-9)
+        if not len(positive):
+            break
+        ratios = table[positive, -1] / table[positive, column]
+        row_index = positive[np.argmin(ratios)]
+        table[row_index] /= table[row_index, column]
+        others = np.flatnonzero(np.abs(table[:, column]) > 1e-12)
+        others = others[others != row_index]
+        table[others] -= np.outer(table[others, column], table[row_index])
+        basis[row_index] = column
+    return table[-1, n : n + m].copy()

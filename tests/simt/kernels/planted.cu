@@ -1,0 +1,100 @@
+// Kernels whose speed is known without running them, for the speed model to find: a plain copy, one
+// that is serial by design, one whose lanes all meet in one bank, one that computes for every byte.
+#include "cuda/device.cuh"
+#include "entry.hpp"
+
+namespace stripctx::cuda {
+
+constexpr int kPlantedThreads = 256, kInFlight = 4;
+
+struct Planted {
+  const float* from;
+  float* to;
+  int64_t count;
+};
+
+// A thread moves kInFlight packs, all loaded before the first is stored.
+__global__ void planted_copy(Planted op) {
+  const Global<const float> from(op.from, op.count);
+  const Global<float> to(op.to, op.count);
+  const int64_t first = int64_t(blockIdx.x) * kPlantedThreads * kInFlight + threadIdx.x;
+  Pack<float, 4> packs[kInFlight];
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) {
+    packs[i] = from.load_pack<4>(4 * (first + i * kPlantedThreads));
+  }
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) {
+    to.store_pack<4>(4 * (first + i * kPlantedThreads), packs[i]);
+  }
+}
+
+// One warp walks over what a block of planted_copy moves, an element at a time.
+__global__ void planted_serial(Planted op) {
+  const Global<const float> from(op.from, op.count);
+  const Global<float> to(op.to, op.count);
+  const int64_t each = int64_t{kPlantedThreads} * kInFlight * 4, first = blockIdx.x * each;
+  float sum = 0;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < each; i += 32) {
+    sum = sum * 0.5f + from.load(first + i);
+    to.store(first + i, sum);
+  }
+}
+
+// A copy by way of shared memory, whose lanes write one column of 32 words in a row.
+__global__ void planted_conflicts(Planted op) {
+  const Global<const float> from(op.from, op.count);
+  const Global<float> to(op.to, op.count);
+  SharedMemory memory;
+  const auto square = memory.take<float>(kPlantedThreads * 32);
+  const int64_t first = int64_t(blockIdx.x) * kPlantedThreads * 16 + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    square[static_cast<int>(threadIdx.x) * 32 + i] = from.load(first + i * kPlantedThreads);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    to.store(first + i * kPlantedThreads, square[static_cast<int>(threadIdx.x) * 32 + i]);
+  }
+}
+
+// Two hundred multiply-adds an element, in a loop that only what it loads and stores betrays.
+__global__ void planted_arithmetic(Planted op) {
+  const Global<const float> from(op.from, op.count);
+  const Global<float> to(op.to, op.count);
+  const int64_t first = int64_t(blockIdx.x) * kPlantedThreads * 16 + threadIdx.x;
+#pragma unroll 1
+  for (int i = 0; i < 16; ++i) {
+    float value = from.load(first + i * kPlantedThreads);
+#pragma unroll
+    for (int j = 0; j < 200; ++j) value = fmaf(value, value, 0.5f);
+    to.store(first + i * kPlantedThreads, value);
+  }
+}
+
+}  // namespace stripctx::cuda
+
+using namespace stripctx::cuda;
+
+// `count` elements, a multiple of 4096.
+extern "C" [[gnu::visibility("default")]] Message run_planted(const char* name, const float* from,
+                                                              float* to, int64_t count) {
+  return message_of([&] {
+    const auto run = [&](const char* kernel_name, void (*kernel)(Planted), int64_t threads,
+                         int64_t shared) {
+      if (std::string(kernel_name) != name) return;
+      launch({.kernel = kernel_name,
+              .grid = {count / 4096},
+              .block = {threads},
+              .shared_bytes = shared},
+             kernel, {from, to, count});
+    };
+    run("planted_copy", planted_copy, kPlantedThreads, 0);
+    run("planted_serial", planted_serial, 32, 0);
+    run("planted_conflicts", planted_conflicts, kPlantedThreads,
+        shared_bytes<float>(kPlantedThreads * 32));
+    run("planted_arithmetic", planted_arithmetic, kPlantedThreads, 0);
+  });
+}

@@ -1,0 +1,352 @@
+"""How near to a copy's bandwidth every CUDA kernel may come on an H100, and what binds it: a model.
+
+    python tests/speed_model.py [strip_pool ...] [--batch 16 1] [--dtype bfloat16 float32] [--json f]
+
+Nothing here runs on a GPU. The emulator runs some blocks of every launch at the true sizes and counts
+requests, sectors, turns of shared memory's banks, barriers and shuffles; the machine code says how
+many instructions that takes at least (tests/sass.py), how many loads are on the way at once, and with
+its registers how many warps share a multiprocessor. Each resource by itself then needs some time; the
+longest is what binds. Figures are as good as their constants, some 30 %, and ignore what waiting at
+barriers costs: they find kernels that cannot be fast, and order the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cuda_check
+import sass
+import toolkit
+
+ARCHITECTURE = 90
+SAMPLED = 3  # blocks of a launch that the emulator runs
+MAIN = 0.02  # a launch below this share of an operator's time is no line of the table
+
+
+@dataclass(frozen=True)
+class Chip:
+    """An H100 as far as the model goes; rates in 1 / ns."""
+
+    processors: int = 132
+    clock: float = 1.755  # GHz
+    copied: float = 3000.0  # bytes, read and written together, by a plain copy
+    cached: float = 5500.0  # bytes, from the second-level cache
+    issued: float = 2.6  # instructions a clock and multiprocessor, as real kernels reach
+    latency: float = 700.0  # ns from a load to its data, under load
+    launch: float = 1000.0  # ns from one kernel to the next of a graph
+    warps: int = 64  # of a multiprocessor, as are those below
+    blocks: int = 32
+    registers: int = 65536
+    shared: int = 228 * 1024
+    reserved: int = 1024  # of shared memory, for each block
+
+
+H100 = Chip()
+
+
+@dataclass
+class Kernel:
+    """What the compiler made of one."""
+
+    code: list[sass.Instruction]
+    registers: int
+    static_shared: int = 0
+
+
+@dataclass
+class Line:
+    """One launch: counts for all its blocks, and the time that each resource needs, in ns."""
+
+    kernel: str
+    blocks: int
+    resident: float  # blocks of a multiprocessor at once
+    occupancy: float  # share of the warps that a multiprocessor may hold
+    in_flight: float  # bytes on the way to a multiprocessor
+    instructions: float
+    moved: float  # bytes of requests
+    sectors: float  # of 32 bytes, a request of 128
+    conflicts: float  # turns of banks over the fewest
+    times: dict[str, float]
+
+    @property
+    def time(self) -> float:
+        return max(self.times.values())
+
+    @property
+    def binds(self) -> str:
+        return max(self.times, key=lambda name: self.times[name])
+
+
+def resident_blocks(kernel: Kernel, threads: int, shared: int, chip: Chip) -> int:
+    """Of a multiprocessor at once: registers are given to warps by 256, shared memory by 128."""
+    warps = -(-threads // 32)
+    registers = -(-kernel.registers * 32 // 256) * 256 * warps
+    memory = -(-(shared + kernel.static_shared + chip.reserved) // 128) * 128
+    limits = (chip.blocks, chip.warps // warps, chip.registers // registers, chip.shared // memory)
+    return max(1, min(limits))
+
+
+def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
+    """One launch as the tracer of the emulator saw it."""
+    blocks = traced["grid"][0] * traced["grid"][1] * traced["grid"][2]
+    threads = traced["block"][0] * traced["block"][1] * traced["block"][2]
+    warps, scale = -(-threads // 32), blocks / max(1, traced["sampled"])
+    counted: dict[str, float] = {}
+    moved = sectors = requests = turns = least = wavefronts = loaded = 0.0
+    for space, bytes_each, count, total, passes, fewest in traced["requests"]:
+        if space == "shared":
+            counted["shared"] = counted.get("shared", 0) + count * max(1, bytes_each // 4)
+            turns, least = turns + passes * scale, least + fewest * scale
+            continue
+        counted[f"{space} {bytes_each}"] = count
+        moved += total * scale
+        loaded += total * scale * (space == "load")
+        sectors += passes * scale
+        requests += total * scale / 128
+        wavefronts += max(count, passes / 4) * scale
+    for name, count in traced["operations"].items():
+        kind = "shuffle" if "shfl" in name else "product" if "mma" in name else ""
+        kind = "barrier" if name == "__syncthreads" else kind
+        if kind:
+            counted[kind] = counted.get(kind, 0) + count
+    issued, at_once = sass.instructions(kernel.code, warps * traced["sampled"], counted)
+    issued *= scale
+
+    resident = resident_blocks(kernel, threads, traced["shared_bytes"], chip)
+    busy = min(chip.processors, blocks)  # multiprocessors that have a block
+    together = min(resident, blocks / busy)
+    waves = -(-blocks // (busy * resident))
+    full = blocks / (waves * busy * min(resident, -(-blocks // busy)))  # the last wave's gaps
+    clocks = busy * chip.clock * full
+    loads = sum(c for k, c in counted.items() if k.startswith("load")) * scale
+    each = loaded / loads if loads else 0.0  # bytes of a request
+    in_flight = together * warps * at_once * each
+    rounds = loads / (blocks * warps) / at_once if at_once else 0.0
+    times = {
+        "bytes": 32 * sectors / chip.cached,
+        "instructions": issued / (chip.issued * clocks),
+        "shared memory": (turns + wavefronts) / clocks,
+        "latency": max(
+            loaded * chip.latency / (busy * full * in_flight) if in_flight else 0.0,
+            waves * rounds * chip.latency,
+        ),
+    }
+    return Line(
+        kernel=traced["kernel"],
+        blocks=blocks,
+        resident=together,
+        occupancy=together * warps / chip.warps,
+        in_flight=in_flight,
+        instructions=issued,
+        moved=moved,
+        sectors=sectors / requests if requests else 0.0,
+        conflicts=turns / least if least else 1.0,
+        times=times,
+    )
+
+
+@dataclass
+class Result:
+    """An operator's call: its launches, and the share of a copy of its floor's bytes."""
+
+    operator: str
+    shape: tuple[int, int, int, int]
+    dtype: str
+    layout: str
+    floor: int  # bytes
+    lines: list[Line]
+
+    def time(self, chip: Chip = H100) -> float:
+        """Nothing is faster than a copy of the bytes that must move."""
+        kernels = max(sum(one.time for one in self.lines), self.floor / chip.copied)
+        return kernels + chip.launch * (len(self.lines) - 1)
+
+    def share(self, chip: Chip = H100) -> float:
+        return self.floor / chip.copied / self.time(chip)
+
+    @property
+    def instructions_a_byte(self) -> float:
+        return sum(one.instructions for one in self.lines) / self.floor
+
+    @property
+    def longest(self) -> Line:
+        return max(self.lines, key=lambda one: one.time)
+
+    def binds(self, chip: Chip = H100) -> str:
+        if self.share(chip) > 0.95:
+            return "bytes"
+        kernels = sum(one.time for one in self.lines)
+        if chip.launch * (len(self.lines) - 1) > kernels:
+            return "launches"
+        return self.longest.binds
+
+
+# The machine code.
+
+
+def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[str, Kernel]:
+    """Every kernel of a source, by its short name."""
+    cubin = folder / f"{source.parent.name}_{source.name}.cubin"
+    command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{toolkit.SOURCES}"]
+    command += [f"-I{toolkit.EMULATOR}"]
+    command += [f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}", "-cubin"]
+    usages = cuda_check.parse_resources(toolkit.run([*command, str(source), "-o", str(cubin)]))
+    found = {}
+    for symbol, code in sass.functions(toolkit.run([disassembler, "-sass", str(cubin)])).items():
+        usage = usages.get(symbol, {}).get(ARCHITECTURE, cuda_check.Usage())
+        found[cuda_check.demangle(symbol)] = Kernel(code, usage.registers, 0)
+    return found
+
+
+def compile_all(sources: Iterable[Path], nvcc: str, disassembler: str) -> dict[str, Kernel]:
+    sources = sorted(sources, key=lambda source: -source.stat().st_size)
+    kernels: dict[str, Kernel] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(compiled, s, Path(folder), nvcc, disassembler) for s in sources]
+        for job in jobs:
+            kernels |= job.result()
+    return kernels
+
+
+# The emulator.
+
+
+@functools.cache
+def symbols(library: str) -> dict[int, str]:
+    """Short names of a library's functions, by their places in it."""
+    text = toolkit.run(["nm", library])
+    rows = (row.split() for row in text.splitlines())
+    return {int(row[0], 16): row[2] for row in rows if len(row) == 3 and row[1] in "tTwW"}
+
+
+def trace(
+    library: ctypes.CDLL, path: str, run: Any, sampled: int = SAMPLED
+) -> list[dict[str, Any]]:
+    """What every launch of `run` did in `sampled` of its blocks; "name" is its short one."""
+    library.stripctx_simt_trace.restype = ctypes.c_char_p
+    library.stripctx_simt_sample.argtypes = [ctypes.c_int64]
+    library.stripctx_simt_sample(sampled)
+    try:
+        run()
+    finally:
+        library.stripctx_simt_sample(0)
+    launches: list[dict[str, Any]] = json.loads(library.stripctx_simt_trace())
+    for launch in launches:
+        launch["name"] = cuda_check.demangle(symbols(path)[launch["function"]])
+    return launches
+
+
+def model(
+    operator: str,
+    shape: tuple[int, int, int, int],
+    dtype: str,
+    layout: str,
+    kernels: dict[str, Kernel],
+) -> Result:
+    import emulation
+    import torch
+
+    from benchmarks.floors import FLOORS
+    from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, Sample, call
+
+    class Unfilled(Sample):
+        """Memory that nobody has touched: only what the sampled blocks read is ever there."""
+
+        def tensor(self, *size: int) -> torch.Tensor:
+            format = LAYOUTS[self.layout] if len(size) == 4 else torch.contiguous_format
+            return torch.empty(size, dtype=self.dtype, memory_format=format)
+
+    sample = Unfilled(shape, DTYPES[dtype], layout)
+    library = emulation.library()
+    arguments = OPERATORS[operator](sample)
+    trace(library, library._name, lambda: None)  # whatever making the arguments launched
+    launches = trace(library, library._name, lambda: call(operator, arguments))
+    lines = [line(launch, kernels[launch["name"]]) for launch in launches]
+    return Result(operator, shape, dtype, layout, FLOORS[operator](sample.shape).bytes, lines)
+
+
+# The table.
+
+HEAD = ["operator", "shape", "dtype", "layout", "kernel", "instr/byte", "blocks/SM", "occupancy"]
+HEAD += ["KiB in flight", "sectors", "bank turns", "launches", "of copy", "bound by"]
+
+
+def rows(result: Result) -> list[list[str]]:
+    """One row an operator: the columns from the kernel on are the longest launch's."""
+    one = result.longest
+    layout = {"contiguous": "c", "channels_last": "cl"}[result.layout]
+    shape = "x".join(map(str, result.shape))
+    return [
+        [result.operator, shape, result.dtype, layout, one.kernel]
+        + [f"{result.instructions_a_byte:.2f}", f"{one.blocks / H100.processors:.1f}"]
+        + [f"{one.occupancy:.0%}", f"{one.in_flight / 1024:.0f}", f"{one.sectors:.1f}"]
+        + [f"{one.conflicts:.1f}", str(len(result.lines)), f"{result.share():.0%}", result.binds()]
+    ]
+
+
+def table(results: Sequence[Result]) -> str:
+    cells = [HEAD, *(row for result in results for row in rows(result))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+WIDE = {"pyramid_pool": (2048, 60), "pyramid_max_pool": (2048, 60), "row_gate": (2048, 48)}
+
+
+def shape_of(operator: str, batch: int) -> tuple[int, int, int, int]:
+    channels, side = WIDE.get(operator.removesuffix("_backward"), (512, 60))
+    return batch, channels, side, side
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("operators", nargs="*", help="default: all")
+    parser.add_argument("--batch", nargs="+", type=int, default=[16, 1])
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
+    parser.add_argument("--json", type=Path, help="writes the results there")
+    options = parser.parse_args(arguments)
+    nvcc, disassembler = toolkit.nvcc(), toolkit.cuobjdump()
+    if nvcc is None or disassembler is None:
+        print("speed_model: needs nvcc and cuobjdump", file=sys.stderr)
+        return cuda_check.NO_COMPILER
+    if os.environ.get("STRIPCTX_BACKEND") != "emulated":  # one process, one backend
+        environment = {**os.environ, "STRIPCTX_BACKEND": "emulated"}
+        path = [str(toolkit.REPOSITORY), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        command = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
+        return subprocess.run(command, env=environment, check=False).returncode
+    from benchmarks.operators import OPERATORS
+
+    kernels = compile_all(toolkit.SOURCES.glob("*/*.cu"), nvcc, disassembler)
+    results = []
+    for operator in options.operators or OPERATORS:
+        for batch in options.batch:
+            for dtype in options.dtype:
+                for layout in options.layout:
+                    shape = shape_of(operator, batch)
+                    results.append(model(operator, shape, dtype, layout, kernels))
+    print(table(results))
+    if options.json:
+        text = [asdict(result) | {"share": round(result.share(), 3)} for result in results]
+        options.json.write_text(json.dumps(text, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The speed model finds what is known of kernels planted for it (tests/simt/kernels/planted.cu), and
+its parts are right by themselves."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sass
+import speed_model
+import toolkit
+import torch
+
+PLANTED = toolkit.EMULATOR / "kernels" / "planted.cu"
+COUNT = 2**27  # elements, in memory that nobody touches
+
+needs_compilers = pytest.mark.skipif(
+    toolkit.nvcc() is None or toolkit.cuobjdump() is None or not toolkit.include_directories(),
+    reason="needs nvcc, cuobjdump and cuda_fp16.h",
+)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, speed_model.Result]:
+    """Each planted kernel, by name, as it copies COUNT elements."""
+    nvcc, disassembler = toolkit.nvcc(), toolkit.cuobjdump()
+    assert nvcc and disassembler
+    folder = tmp_path_factory.mktemp("planted")
+    kernels = speed_model.compiled(PLANTED, folder, nvcc, disassembler)
+    path = toolkit.compile_emulated([PLANTED], folder / "planted.so")
+    library = toolkit.load(path)
+    x, out = torch.empty(COUNT), torch.empty(COUNT)
+    results = {}
+    for name in kernels:
+        arguments = (name.encode(), x.data_ptr(), out.data_ptr(), COUNT)
+
+        def run(given: tuple[object, ...] = arguments) -> None:
+            text, a, b, count = given
+            pointers = map(ctypes.c_void_p, (a, b))  # type: ignore[arg-type]
+            library.run_planted(text, *pointers, ctypes.c_int64(count))  # type: ignore[arg-type]
+
+        launches = speed_model.trace(library, str(path), run)
+        lines = [speed_model.line(launch, kernels[name]) for launch in launches]
+        results[name] = speed_model.Result(
+            name, (1, 1, 1, COUNT), "float32", "contiguous", 8 * COUNT, lines
+        )
+    return results
+
+
+@pytest.mark.slow
+@needs_compilers
+def test_a_plain_copy_is_a_copy(planted: dict[str, speed_model.Result]) -> None:
+    result = planted["planted_copy"]
+    assert result.share() > 0.99 and result.binds() == "bytes"
+    (one,) = result.lines
+    assert one.sectors == 4 and one.conflicts == 1
+    assert one.moved == 8 * COUNT
+    assert 0.004 < result.instructions_a_byte < 0.02
+    assert one.occupancy > 0.5 and one.in_flight > 64 * 1024  # four packs a thread
+
+
+@pytest.mark.slow
+@needs_compilers
+def test_what_is_serial_waits_for_memory(planted: dict[str, speed_model.Result]) -> None:
+    result = planted["planted_serial"]
+    assert result.share() < 0.5 and result.binds() == "latency"
+    assert result.longest.occupancy <= 0.5  # 32 blocks of a warp
+
+
+@pytest.mark.slow
+@needs_compilers
+def test_colliding_banks_are_found(planted: dict[str, speed_model.Result]) -> None:
+    result = planted["planted_conflicts"]
+    assert result.longest.conflicts == 32
+    assert result.share() < 0.5 and result.binds() == "shared memory"
+
+
+@pytest.mark.slow
+@needs_compilers
+def test_arithmetic_is_found(planted: dict[str, speed_model.Result]) -> None:
+    """200 multiply-adds for 8 bytes of each of 32 lanes, though nothing counts them."""
+    result = planted["planted_arithmetic"]
+    assert 200 / (8 * 32) < result.instructions_a_byte < 240 / (8 * 32)
+    assert result.binds() == "instructions"
+    assert 0.2 < result.share() < 0.3  # 0.2 instructions a byte are what a copy's time allows
+
+
+LOOP = """
+    Function : kernel
+    /*0000*/                   LDC R1, c[0x0][0x28] ;
+    /*0010*/               @P0 EXIT ;
+    /*0020*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+    /*0030*/                   LDG.E.128.CONSTANT R8, desc[UR4][R2.64+0x10] ;
+    /*0040*/                   FADD R4, R4, R8 ;
+    /*0050*/              @!P1 BRA 0x80 ;
+    /*0060*/                   FADD R4, R4, R4 ;
+    /*0070*/                   FADD R4, R4, R4 ;
+    /*0080*/               @P2 BRA 0x20 ;
+    /*0090*/                   STG.E [R2], R4 ;
+    /*00a0*/                   EXIT ;
+"""
+
+
+def test_loops_run_as_often_as_their_loads_say() -> None:
+    """Ten warps with eight trips each, by the cheaper way around."""
+    code = sass.functions(LOOP)["kernel"]
+    assert len(code) == 11 and code[2].kind == ("load 16", 1) and code[5].target == 0x80
+    counted = {"load 16": 160.0, "store 4": 10.0}
+    issued, at_once = sass.instructions(code, 10, counted)
+    assert issued == pytest.approx(10 * 2 + 80 * 5 + 10 * 2, rel=1e-3)
+    assert at_once == 2
+
+
+def test_both_ways_of_a_branch_run_where_counts_say_so() -> None:
+    code = sass.functions(LOOP.replace("FADD R4, R4, R4", "SHFL.BFLY R4, R4, R4"))["kernel"]
+    issued, _ = sass.instructions(code, 10, {"load 16": 160.0, "shuffle": 160.0, "store 4": 10})
+    assert issued == pytest.approx(10 * 2 + 80 * 7 + 10 * 2, rel=1e-3)
+
+
+def test_the_cheapest_way() -> None:
+    """min x + 2 y with x + y >= 4, x <= 3: 3 and 1."""
+    rows = [{0: 1.0, 1: 1.0}, {0: -1.0}]
+    solution = sass.cheapest(np.array([1.0, 2.0]), rows, np.array([4.0, -3.0]))
+    assert solution == pytest.approx([3, 1])
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "blocks"),
+    [(32, 256, 0, 8), (64, 256, 0, 4), (33, 1024, 0, 1), (32, 32, 0, 32), (32, 256, 48 * 1024, 4)],
+)
+def test_occupancy_of_an_h100(registers: int, threads: int, shared: int, blocks: int) -> None:
+    """Nvidia's own calculator gives these."""
+    kernel = speed_model.Kernel([], registers)
+    assert speed_model.resident_blocks(kernel, threads, shared, speed_model.H100) == blocks
+
+
+def test_without_nvcc_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(toolkit, "nvcc", lambda: None)
+    assert speed_model.main([]) == 77
+    assert "needs nvcc" in capsys.readouterr().err
