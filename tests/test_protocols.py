@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples import protocols  # noqa: E402
-from examples.inference import infer  # noqa: E402
+from examples.data.augment import Augmentation, normalise, to_tensor  # noqa: E402
+from examples.inference import View, infer  # noqa: E402
 from stripctx import models  # noqa: E402
 
 CLASSES = 4
@@ -358,3 +359,15 @@ def test_options_that_are_none_keep_their_defaults() -> None:
 def test_bad_protocols(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         protocols.create(name, **options)
+
+
+@pytest.mark.parametrize("name", ["fcn", "deeplabv3plus_hanet"])
+def test_label_maps_at_once(name: str) -> None:
+    """A whole image by itself needs no logits of its size: the same labels as from its scores."""
+    torch.manual_seed(0)
+    network = models.create(name, num_classes=5, backbone="resnet18", aux=False).eval()
+    image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    view = View(Augmentation())
+    labels = view.classes(network, image)
+    scores = infer(network, normalise(to_tensor(image), view.settings), protocols.WholeImage())
+    assert labels.shape == (70, 90) and (labels == scores.argmax(0)).float().mean() > 0.999

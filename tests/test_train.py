@@ -455,3 +455,18 @@ def test_log_drops_what_was_cut_off(tmp_path: Path) -> None:
     second.close()
     with path.open() as file:
         assert [row["loss"] for row in csv.DictReader(file)] == ["0.5", "0.5", "0.25"]
+
+
+def test_same_curve_from_logits_of_either_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpolated in the loss, or before it."""
+    settings = small(tmp_path)
+    train(settings, tmp_path / "small")
+    monkeypatch.setattr(networks, "may_resize", lambda network: False)
+    train(settings, tmp_path / "wide")
+    ours, theirs = (log.read(tmp_path / name / "log.csv") for name in ("small", "wide"))
+    assert len(ours) == len(theirs) > 1
+    for a, b in zip(ours, theirs, strict=True):
+        if a["loss"]:
+            assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-3)
