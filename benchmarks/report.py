@@ -8,6 +8,7 @@ A document says where a table goes by a pair of comments, between which everythi
 
     <!-- benchmarks:strip -->       one line an operator and mode, its first shape; then the same
     <!-- /benchmarks:strip -->      on CUDA, if strip-cuda.json is there
+    <!-- benchmarks:labels-short --> losses and label maps, for the README
     <!-- benchmarks:operators -->   one line an operator of all families, forward and backward
     <!-- /benchmarks:operators -->
     <!-- benchmarks:networks -->    whole networks before and after fuse; as networks-short only
@@ -62,10 +63,19 @@ def headline(entries: Sequence[Entry]) -> list[Entry]:
 
 def lines(name: str, entries: Sequence[Entry]) -> list[Entry]:
     """What stands in a family's table: of labels, every shape."""
-    if name != "labels":
+    if not name.startswith("labels"):
         return headline(entries)
     first = entries[0]
-    return [e for e in entries if (e["dtype"], e["layout"]) == (first["dtype"], first["layout"])]
+    found = [e for e in entries if (e["dtype"], e["layout"]) == (first["dtype"], first["layout"])]
+    # bytes do not bind it: a share of their floor says nothing
+    found = [{key: value for key, value in e.items() if key != "floor"} for e in found]
+    return found if name == "labels" else [e for e in found if is_short(e)]
+
+
+def is_short(entry: Entry) -> bool:
+    """Of the labels family, what the README shows."""
+    shown = {("upsample_cross_entropy", "fwd+bwd"), ("upsample_argmax", "fwd")}
+    return (entry["operator"], entry["mode"]) in shown
 
 
 def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
@@ -174,7 +184,8 @@ def update(text: str, folder: Path = RESULTS) -> str:
                 if result["entries"]
             ]
         else:
-            found = [read(p) for p in existing(folder, [match["name"], f"{match['name']}-cuda"])]
+            file = match["name"].removesuffix("-short")
+            found = [read(p) for p in existing(folder, [file, f"{file}-cuda"])]
             blocks = [
                 f"{family_table(lines(match['name'], result['entries']))}\n\n{footnote(result)}\n"
                 for result in found
