@@ -149,6 +149,19 @@ def test_a_broken_label_file_is_found_at_the_start(root: Path) -> None:
         started(root)
 
 
+def test_labels_of_another_size_are_found_at_the_start(root: Path) -> None:
+    path = root / "val" / "labels" / "2.png"
+    Image.new("L", (5, 7), 1).save(path)
+    image = root / "val" / "images" / "2.png"
+    with pytest.raises(DataError, match=f"^{path}: .* as {image}, 12 x 16, got 7 x 5$"):
+        started(root)
+
+
+def test_large_images_are_found_at_the_start(root: Path) -> None:
+    with pytest.raises(DataError, match=r"1\.png: 12 x 16 are 192 pixels, more than data"):
+        started(root, "data.max_pixels=191")
+
+
 def test_scoring_scenes_without_labels(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Trainer(small(root, *changes(root, "train.steps=1")), root / "run").run()
     for number in (1, 2):

@@ -41,5 +41,8 @@ class GeneratedScenes:
     def labels(self, index: int) -> np.ndarray:
         return self[index].labels
 
+    def checked_labels(self, index: int) -> np.ndarray:
+        return self.labels(index)
+
     def version(self) -> str:
         return f"{self.first} {self.count} {self.height} {self.width}"

@@ -61,7 +61,13 @@ def read_values(path: Path, reading: Reading = PLAIN, *, colours: bool = False) 
     return values.astype(np.int64) if values.dtype != np.uint8 else values
 
 
-def opened(path: Path, reading: Reading) -> Image.Image:
+def size(path: Path, reading: Reading = PLAIN) -> tuple[int, int]:
+    """Rows and columns, without decoding the pixels. Raises DataError, as `opened` does."""
+    with opened(path, reading, decoded=False) as file:
+        return file.height, file.width
+
+
+def opened(path: Path, reading: Reading, *, decoded: bool = True) -> Image.Image:
     """The image, decoded.
 
     Raises:
@@ -77,7 +83,8 @@ def opened(path: Path, reading: Reading) -> Image.Image:
             )
         if reading.white and _is_deep_colour(file):
             raise DataError(f"{path}: has colours of 16 bits, and data.white is for grey images")
-        file.load()
+        if decoded:
+            file.load()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image") from None
     except _BROKEN as error:

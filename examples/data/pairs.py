@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from examples.data.images import PLAIN, Reading, read_image, read_values
+from examples.data.images import PLAIN, Reading, read_image, read_values, size
 from examples.data.labels import DataError, Labelling
 
 
@@ -33,6 +33,10 @@ class Scenes(Protocol):
 
     def labels(self, index: int) -> np.ndarray:
         """Those of a scene, without its image."""
+        ...
+
+    def checked_labels(self, index: int) -> np.ndarray:
+        """The same, where the image is of their size."""
         ...
 
     def version(self) -> str:
@@ -73,17 +77,27 @@ class PairedFiles:
     def __getitem__(self, index: int) -> Scene:
         pair = self.pairs[index]
         image, labels = read_image(pair.image, self.reading), self.labels(index)
-        if image.shape[:2] != labels.shape:
-            raise DataError(
-                f"{pair.labels}: must be as large as {pair.image}, "
-                f"{_size(image)}, got {_size(labels)}"
-            )
+        self._check_size(pair, image.shape[:2], labels)
         return Scene(image, labels, pair.image.stem)
 
     def labels(self, index: int) -> np.ndarray:
         path = self.pairs[index].labels
         in_colour = bool(self.labelling.colours)
         return self.labelling.decode(read_values(path, self.reading, colours=in_colour), path)
+
+    def checked_labels(self, index: int) -> np.ndarray:
+        """Of a scene whose image is of their size, by its header."""
+        pair, labels = self.pairs[index], self.labels(index)
+        self._check_size(pair, size(pair.image, self.reading), labels)
+        return labels
+
+    def _check_size(self, pair: Pair, image: tuple[int, ...], labels: np.ndarray) -> None:
+        if image != labels.shape:
+            height, width = labels.shape
+            raise DataError(
+                f"{pair.labels}: must be as large as {pair.image}, "
+                f"{image[0]} x {image[1]}, got {height} x {width}"
+            )
 
     def version(self) -> str:
         """By the names, sizes and times of the label files."""
@@ -98,7 +112,3 @@ class PairedFiles:
             facts = pair.labels.stat()
             known.update(f"{pair.labels.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
         return known.hexdigest()
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[0]} x {array.shape[1]}"

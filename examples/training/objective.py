@@ -16,6 +16,7 @@ from examples.training.recipe import Loss, Optimizer, RecipeError
 from stripctx import losses
 from stripctx.losses.labels import shrunk
 
+_NO_OPTIONS = ("logits", "target", "weight", "ignore_index", "align_corners")
 _MEANS_OVER_PIXELS = ("out", "aux")
 
 
@@ -88,7 +89,7 @@ def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
         raise RecipeError(
             f"loss.criterion: must be a function of stripctx.losses, got {settings.criterion!r}"
         )
-    given = [name for name in takes if name not in ("logits", "target", "weight", "ignore_index")]
+    given = [name for name in takes if name not in _NO_OPTIONS]
     unknown = [name for name in settings.options if name not in given]
     if unknown:
         raise RecipeError(

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from examples.data.labels import IGNORE, DataError
 from examples.data.pairs import Scenes
+from examples.training.balance import weights
 from examples.training.lookup import look_up
 from examples.training.processes import Processes
+from examples.training.recipe import Recipe
 
 
 def count(
@@ -32,12 +34,13 @@ def count(
         readers: threads that read label files.
 
     Raises:
-        DataError: in every process, where one of them finds a broken label file.
+        DataError: in every process, where one of them finds a broken label file, or one of another
+            size than its image.
     """
     classes = len(scenes.labelling.classes)
 
     def find(number: int) -> np.ndarray:
-        pixels = np.bincount(scenes.labels(number).ravel(), minlength=IGNORE + 1)
+        pixels = np.bincount(scenes.checked_labels(number).ravel(), minlength=IGNORE + 1)
         return pixels[None, [*range(classes), IGNORE]]
 
     return look_up(
@@ -89,6 +92,48 @@ def survey(
         if console is not None:
             console.print(f"[bold]{line}[/]", highlight=False)
     return train
+
+
+def class_weights(
+    settings: Recipe,
+    scenes: Scenes,
+    drawn: int,
+    validation: Scenes | None,
+    folder: Path,
+    processes: Processes,
+    console: Console | None,
+) -> list[float]:
+    """Surveys the labels of a run, and weighs the classes where its recipe says so.
+
+    Args:
+        scenes: for training; every epoch draws from the first `drawn`.
+        folder: of the run.
+
+    Returns:
+        One weight a class, or none.
+
+    Raises:
+        DataError: as `survey`.
+    """
+    balance = settings.loss.balance
+    counts = survey(
+        scenes,
+        validation,
+        folder,
+        processes,
+        own=settings.data.name == "folders",
+        counted=balance != "none",
+        console=console,
+        readers=settings.train.workers,
+    )
+    if balance == "none" or counts is None:
+        return []
+    found = weights(balance, counts[:drawn])
+    if console is not None:
+        listed = zip(scenes.labelling.names, found, strict=True)
+        said = ", ".join(f"{name} {weight:.3g}" for name, weight in listed)
+        console.print(f"weights of the classes: {said}", highlight=False)
+    return found
 
 
 def check_labelled(validation: Scenes) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from examples.data import catalogue
 from examples.data.augment import Augmented, Example
-from examples.data.pairs import Scenes
 from examples.inference import View
 from examples.metrics import Scores
 from examples.protocols import WholeImage
@@ -36,7 +35,6 @@ from examples.training import (
     survey,
 )
 from examples.training.average import Average
-from examples.training.balance import weights
 from examples.training.class_centroids import find_centroids
 from examples.training.log import Log
 from examples.training.loggers import Maker
@@ -123,7 +121,10 @@ class Trainer:
         if kept is not None:
             self._restore(kept)
         self.stopping = False
-        of_classes = self._class_weights(scenes) if self.step < self.steps else []
+        seen = (self.validation, self.folder, self.processes, self.console)
+        of_classes = []
+        if self.step < self.steps:
+            of_classes = survey.class_weights(settings, scenes, self.scenes, *seen)
         loss = objective.Objective(settings.loss, classes, self.processes, self.network, of_classes)
         self.objective = loss.to(device)
 
@@ -151,29 +152,6 @@ class Trainer:
         finally:
             if log:
                 log.close()
-
-    def _class_weights(self, scenes: Scenes) -> list[float]:
-        """From a look at all labels, where they are one's own or the recipe wants weights of them;
-        none where it does not."""
-        data, balance = self.recipe.data, self.recipe.loss.balance
-        counts = survey.survey(
-            scenes,
-            self.validation,
-            self.folder,
-            self.processes,
-            own=data.name == "folders",
-            counted=balance != "none",
-            console=self.console,
-            readers=self.recipe.train.workers,
-        )
-        if balance == "none" or counts is None:
-            return []
-        found = weights(balance, counts[: self.scenes])
-        if self.console is not None:
-            listed = zip(self.labelling.names, found, strict=True)
-            said = ", ".join(f"{name} {weight:.3g}" for name, weight in listed)
-            self.console.print(f"weights of the classes: {said}", highlight=False)
-        return found
 
     def _order(self) -> batches.Order:
         """Which scenes each epoch sees; may have to read every label file first."""
