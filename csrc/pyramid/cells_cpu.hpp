@@ -27,12 +27,35 @@ constexpr int64_t kPoolElements = 8192;       // of them that the innermost cach
 constexpr int64_t kPoolResults = 128 * 1024;  // bytes of running results that the next cache holds
 constexpr int64_t kLongestCell = 64;          // rows: sums of sums are more exact than one long sum
 
+// The positions of each bin of each level along H (dimension 2) or W (3).
+inline std::vector<std::vector<Span>> bin_windows(const PooledLevels& levels, const View& map,
+                                                  int dimension) {
+  std::vector<std::vector<Span>> result;
+  for (const int64_t bins : levels.bins(dimension)) {
+    auto& level = result.emplace_back();
+    for (int64_t i = 0; i < bins; ++i) level.push_back(window(i, bins, map.size[dimension]));
+  }
+  return result;
+}
+
+// How many positions each bin of each level has, row after row.
+template <class A>
+std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map) {
+  const auto down = bin_windows(levels, map, 2), across = bin_windows(levels, map, 3);
+  std::vector<std::vector<A>> result(levels.count);
+  for (int k = 0; k < levels.count; ++k) {
+    for (const Span& rows : down[k]) {
+      for (const Span& columns : across[k]) result[k].push_back(A(rows.size() * columns.size()));
+    }
+  }
+  return result;
+}
+
 // The cells of a map and the bins of its levels, each axis by itself.
 struct PoolGrid {
   struct Axis {
-    std::vector<Span> windows;  // the positions of each bin
-    std::vector<Span> cells;    // and its cells
-    std::vector<Span> over;     // the bins over each cell
+    std::vector<Span> cells;  // of each bin
+    std::vector<Span> over;   // the bins over each cell
   };
 
   Cells rows, columns;
@@ -40,49 +63,22 @@ struct PoolGrid {
 
   PoolGrid(const View& map, const PooledLevels& levels)
       : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
-    for (const int64_t bins : levels.bins(2)) down.push_back(axis(rows, bins));
-    for (const int64_t bins : levels.bins(3)) across.push_back(axis(columns, bins));
+    for (const auto& windows : bin_windows(levels, map, 2)) down.push_back(axis(rows, windows));
+    for (const auto& windows : bin_windows(levels, map, 3))
+      across.push_back(axis(columns, windows));
   }
 
  private:
-  static Axis axis(const Cells& cells, int64_t bins) {
+  static Axis axis(const Cells& cells, const std::vector<Span>& windows) {
     Axis result;
-    for (int64_t i = 0; i < bins; ++i) {
-      result.windows.push_back(window(i, bins, cells.length()));
-      result.cells.push_back(cells.of(result.windows.back()));
-    }
+    const int64_t bins = windows.size();
+    for (const Span& positions : windows) result.cells.push_back(cells.of(positions));
     for (int64_t k = 0; k < cells.count(); ++k) {
       result.over.push_back(bins_at(cells[k].begin, bins, cells.length()));
     }
     return result;
   }
 };
-
-// How many positions each bin of each level has along H (dimension 2) or W (3).
-template <class A>
-std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map, int dimension) {
-  std::vector<std::vector<A>> result;
-  for (const int64_t bins : levels.bins(dimension)) {
-    auto& level = result.emplace_back();
-    for (int64_t i = 0; i < bins; ++i) {
-      level.push_back(A(window(i, bins, map.size[dimension]).size()));
-    }
-  }
-  return result;
-}
-
-// And each bin of each level, row after row.
-template <class A>
-std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map) {
-  const auto heights = bin_sizes<A>(levels, map, 2), widths = bin_sizes<A>(levels, map, 3);
-  std::vector<std::vector<A>> result(levels.count);
-  for (int k = 0; k < levels.count; ++k) {
-    for (const A height : heights[k]) {
-      for (const A width : widths[k]) result[k].push_back(height * width);
-    }
-  }
-  return result;
-}
 
 // Calls body(p, start of plane `plane` + p) for `count` planes; a plane's number is n * C + c.
 template <class T, class Body>
@@ -94,10 +90,11 @@ inline void for_planes(const View& map, int64_t plane, int64_t count, Body&& bod
   }
 }
 
-// Gathers the rows of a cell of one plane position by position. Running results stay in registers
-// while rows pass by.
+// Gathers the rows of a cell of one plane position by position, in `out` from `to` on. Running
+// results stay in registers while rows pass by. The last vector overlaps the one before it, which
+// costs less than a part of a vector.
 template <class T, class Row>
-void gather_row(const View& x, const T* map, const Span& rows, Row& out) {
+void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t to) {
   constexpr int64_t lanes = kLanes<Accumulate<T>>;
   const int64_t W = x.size[3], last_whole = std::max<int64_t>(0, W - lanes);
   const int narrow = static_cast<int>(std::min(W, lanes));
@@ -116,7 +113,7 @@ void gather_row(const View& x, const T* map, const Span& rows, Row& out) {
         gathered[v].take(narrow == lanes ? load(p) : load(p, narrow), Row::along(W, h, column(v)));
       }
     }
-    for (int v = 0; v < kVectors; ++v) out.store(column(v), gathered[v]);
+    for (int v = 0; v < kVectors; ++v) out.store(to + column(v), gathered[v]);
   });
 }
 
@@ -235,8 +232,9 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
   Pooler<A, Row> pooler(grid, kPlanes);
   const Cells& rows = grid.rows;
   const Shortening<A> shorten(grid.columns);
+  const bool shortens = shorten.length < W;
   const int64_t length = ceil_div(shorten.length, kPlanes) * kPlanes;
-  const int64_t pitch = length + kPlanes;
+  const int64_t pitch = length + (shortens ? kPlanes : 0);
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
   Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
   std::vector<Row> bins;
@@ -252,8 +250,8 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
       for_planes<const T>(x, plane, count, [&](int64_t p, const T* map) {
         for (int64_t r = first; r < last; ++r) {
           const int64_t to = ((r - first) * kPlanes + p) * pitch;
-          gather_row(x, map, rows[r], line);
-          shorten(line, positions, to);
+          gather_row(x, map, rows[r], shortens ? line : positions, shortens ? 0 : to);
+          if (shortens) shorten(line, positions, to);
         }
       });
       for (int64_t r = first; r < last; ++r) {

@@ -134,18 +134,6 @@ void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
       });
 }
 
-// The windows of each level's bins along H (dimension 2) or W (3).
-std::vector<std::vector<Span>> bin_windows(const PyramidMaxPoolBackward& op, int dimension) {
-  std::vector<std::vector<Span>> result;
-  for (const int64_t bins : op.grads.bins(dimension)) {
-    auto& level = result.emplace_back();
-    for (int64_t i = 0; i < bins; ++i) {
-      level.push_back(window(i, bins, op.grad_x.size[dimension]));
-    }
-  }
-  return result;
-}
-
 // Adds the gradients of one bin, for `count` channels, to the positions from `some.begin` on of
 // `sums`, kChannels apart; an index outside `some` or outside the bin's window adds nothing.
 template <class T, int64_t kChannels>
@@ -172,7 +160,8 @@ void add_back(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
   const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2], W = op.grad_x.size[3];
   const int64_t blocks = ceil_div(C, kChannels);
   const int64_t positions = std::min(H * W, std::max<int64_t>(1, kSomeElements / kChannels));
-  const auto windows_down = bin_windows(op, 2), windows_across = bin_windows(op, 3);
+  const auto windows_down = bin_windows(op.grads, op.grad_x, 2);
+  const auto windows_across = bin_windows(op.grads, op.grad_x, 3);
   std::vector<A> sums(positions * kChannels + kLanes<A>);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, c = item % blocks * kChannels;
