@@ -101,7 +101,7 @@ def upsample_dice(shape: Shape) -> Floor:
 
 
 def upsample_dice_backward(shape: Shape) -> Floor:
-    sums = 2 * shape.batch * shape.channels * shape.accumulate_size
+    sums = 3 * shape.batch * shape.channels * shape.accumulate_size
     least = _floor(shape, maps_read=1, gradient=True, each=2 * (UP + SOFTMAX + 3) + 4)
     return least + Floor(read=sums)
 
