@@ -7,6 +7,7 @@
 # make sanitize    the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make cuda-check  what nvcc makes of every CUDA kernel: registers, spills, width of accesses, and
 #                  from that and the emulator how fast each may be on an H100
+# make docs        the documentation as a site, in build/site
 # make demo        builds the kernels, trains small networks, draws demo.png, in five minutes
 # make bench       measures everything against plain PyTorch on this machine, for the tables
 # make gpu         on a machine with a GPU, with the python3 at hand: tests, sanitizers, measurements
@@ -22,7 +23,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2
 MEASURED := strip pyramid upsample height encoding labels models networks
 SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup test quick check compilers lint format sanitize cuda-check demo bench gpu clean
+.PHONY: setup test quick check compilers lint format sanitize cuda-check docs demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -80,6 +81,12 @@ format: setup
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 	$(VENV)/bin/clang-format -i $(SOURCES)
+
+# Strict: a link that leads nowhere is an error.
+docs: setup
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(VENV)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 demo: setup
 	$(RUN) examples/demo.py $(if $(IMAGE),--image "$(IMAGE)")
