@@ -74,7 +74,8 @@ def main(given: list[str] | None = None) -> int:
             else:
                 console.print(tables.of_one(names, scores[0]))
             write(options.output, values, names, scores[0])
-            console.print(f"[bold]Wrote scores.json and confusion.png in {options.output}[/]")
+            said = f"Wrote scores.json and confusion.png in {options.output}"
+            console.print(said, style="bold", markup=False)
     except (RecipeError, CheckpointError, DataError, ValueError, OSError) as refusal:
         print(f"evaluate: {refusal}", file=sys.stderr)
         return 2

@@ -58,7 +58,7 @@ def main(given: list[str] | None = None) -> int:
     except (RecipeError, CheckpointError, DataError, ValueError, OSError) as refusal:
         print(f"predict: {refusal}", file=sys.stderr)
         return 2
-    console.print(f"[bold]Wrote {options.output}[/]")
+    console.print(f"Wrote {options.output}", style="bold", markup=False)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from examples.metrics import Scores
@@ -15,7 +16,7 @@ def of_one(names: Sequence[str], scores: Scores) -> Table:
     total = scores.confusion.sum().item()
     for k, name in enumerate(names):
         shown.add_row(
-            name,
+            escape(name),
             _percent(scores.iou[k].item()),
             f"{scores.confusion[k].sum().item() / total:.1%}",
             f"{scores.confusion[:, k].sum().item() / total:.1%}",
@@ -31,7 +32,7 @@ def side_by_side(names: Sequence[str], titles: Sequence[str], scores: Sequence[S
     headings = [titles[0], *(text for title in titles[1:] for text in (title, "+/-"))]
     shown = _table(*headings)
     for k, name in enumerate(names):
-        shown.add_row(name, *_compared([each.iou[k].item() for each in scores]))
+        shown.add_row(escape(name), *_compared([each.iou[k].item() for each in scores]))
     shown.add_section()
     mious = _compared([each.miou for each in scores])
     shown.add_row("[bold]mIoU[/]", *(f"[bold]{value}[/]" for value in mious))
@@ -43,7 +44,7 @@ def _table(*headings: str) -> Table:
     shown = Table()
     shown.add_column("class")
     for heading in headings:
-        shown.add_column(heading, justify="right", overflow="fold")
+        shown.add_column(escape(heading), justify="right", overflow="fold")
     return shown
 
 

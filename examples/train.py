@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         processes.leave()
     if here.first:
-        console.print(f"[bold]Wrote {folder}[/]")
+        console.print(f"Wrote {folder}", style="bold", markup=False)
     return 0
 
 

@@ -17,6 +17,7 @@ from training_runs import small  # noqa: E402
 from examples.data import catalogue, naming  # noqa: E402
 from examples.data.catalogue import Data  # noqa: E402
 from examples.data.labels import IGNORE, Class, DataError, Labelling  # noqa: E402
+from examples.training import recipe  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
 
 PICTURES = (2, 3)
@@ -89,6 +90,17 @@ def test_values_are_merged_ignored_and_ordered(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(changes: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"^{words}"):
         data(tmp_path, *changes)
+
+
+def test_another_dataset_has_labels_of_its_own(tmp_path: Path) -> None:
+    """A network that was trained on own data is scored on a published one by its name alone."""
+    own = small(tmp_path, "data.name=folders", "data.values={0: soil, 255: plant}")
+    other = recipe.from_dict(recipe.to_dict(own), ["data.name=voc"]).data
+    assert (other.name, other.classes, other.values) == ("voc", [], {})
+    kept = recipe.from_dict(recipe.to_dict(own), ["data.name=folders", "data.root=x"]).data
+    assert kept.values == own.data.values
+    with pytest.raises(RecipeError, match=r"^data\.classes: is for data\.name=folders, got voc"):
+        recipe.from_dict(recipe.to_dict(own), ["data.name=voc", "data.classes=[a,b]"])
 
 
 # Colours.

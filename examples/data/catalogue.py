@@ -20,6 +20,7 @@ from examples.ranges import number, within
 from examples.street.scenes import SHORTEST
 
 SPLITS = ("train", "val")
+OF_FOLDERS = ("classes", "values", "table", "colours")  # settings that no other dataset has
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Data:
                 "data.coarse: is for cityscapes with data.class_uniform, "
                 f"got {self.name} with {self.class_uniform}"
             )
-        for setting in ("classes", "values", "table", "colours"):
+        for setting in OF_FOLDERS:
             if getattr(self, setting) and self.name != "folders":
                 raise ValueError(f"data.{setting}: is for data.name=folders, got {self.name}")
         if self.name == "folders":

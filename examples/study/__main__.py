@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     curves = options.runs / f"{budget}.svg"
     report.draw(found, curves)
     console.print(report.table(found["entries"]))
-    console.print(f"[bold]Wrote {path} and {curves}[/]")
+    console.print(f"Wrote {path} and {curves}", style="bold", markup=False)
     return 0
 
 

@@ -71,7 +71,7 @@ class Display:
 
     def say(self, text: str) -> None:
         if self.console is not None:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False)
 
 
 def _clock(seconds: float) -> str:

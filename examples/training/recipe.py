@@ -29,7 +29,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from examples import ranges
 from examples.data.augment import Augmentation
-from examples.data.catalogue import Data
+from examples.data.catalogue import OF_FOLDERS, Data
 from examples.data.labels import DataError
 from examples.ranges import number, within
 from examples.training import written
@@ -193,6 +193,7 @@ def _merge(source: str, values: Any, changes: Sequence[str]) -> Recipe:
     except (OmegaConfBaseException, ValueError) as error:
         raise RecipeError(f"{source}: {_reason(error)}") from None
     assert isinstance(whole, DictConfig)
+    _leave_own_labels(whole, changes)
     for change in changes:
         _change(whole, change)
     try:
@@ -202,6 +203,15 @@ def _merge(source: str, values: Any, changes: Sequence[str]) -> Recipe:
     assert isinstance(recipe, Recipe)
     _check(recipe)
     return recipe
+
+
+def _leave_own_labels(whole: DictConfig, changes: Sequence[str]) -> None:
+    """What a recipe says of label files goes where a change names another dataset."""
+    named = [c.partition("=")[2] for c in changes if c.startswith("data.name=")]
+    if named and named[-1] != whole.data.name:
+        plain = OmegaConf.structured(Data)
+        for setting in OF_FOLDERS:
+            OmegaConf.update(whole, f"data.{setting}", plain[setting], merge=False)
 
 
 def _change(whole: DictConfig, change: str) -> None:

@@ -90,7 +90,7 @@ def survey(
     val = None if validation is None else counts(validation, "val")
     for line in judge(scenes.labelling.names, train, val):
         if console is not None:
-            console.print(f"[bold]{line}[/]", highlight=False)
+            console.print(line, style="bold", highlight=False, markup=False)
     return train
 
 
@@ -132,7 +132,7 @@ def class_weights(
     if console is not None:
         listed = zip(scenes.labelling.names, found, strict=True)
         said = ", ".join(f"{name} {weight:.3g}" for name, weight in listed)
-        console.print(f"weights of the classes: {said}", highlight=False)
+        console.print(f"weights of the classes: {said}", highlight=False, markup=False)
     return found
 
 

@@ -100,7 +100,8 @@ class Trainer:
             anew = start.load(network, Path(settings.network.start).expanduser(), classes)
             if self.console is not None:
                 listed = ", ".join(anew) or "nothing"
-                self.console.print(f"{settings.network.start}: {listed} starts anew")
+                said = f"{settings.network.start}: {listed} starts anew"
+                self.console.print(said, highlight=False, markup=False)
         network = network.to(device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         network = network.to(memory_format=self.layout)
