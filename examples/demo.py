@@ -4,7 +4,8 @@
 
 Builds the kernels if need be, fits a small network to a street scene that it draws (or to your own
 picture), holds the fused operators against the reference, and compares time and peak memory with
-eager PyTorch and torch.compile. Then it trains a small network on generated scenes, without its
+eager PyTorch and torch.compile. It shows a network in plain PyTorch before and after
+`stripctx.fuse`. Then it trains a small network on generated scenes, without its
 context module, with it, and with it on plain PyTorch. One PNG shows it all.
 
 Exit status: 0; 1 where fused and plain differ by more than the bounds; 2 for a bad argument.
@@ -34,7 +35,7 @@ import stripctx  # noqa: E402
 from examples import figures  # noqa: E402
 from examples.data.images import read_image  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
-from examples.demonstration import comparison, figure, training  # noqa: E402
+from examples.demonstration import comparison, decoder, figure, training  # noqa: E402
 from examples.demonstration import network as segmenter  # noqa: E402
 from examples.street import scenes  # noqa: E402
 from stripctx import extension  # noqa: E402
@@ -77,12 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
     with torch.no_grad():
         features = network.stem(image)
         prediction = network(image).argmax(1)[0].byte().numpy()
-    right = float((prediction == subject.labels).mean())
+    share = float((prediction == subject.labels).mean())
     error = comparison.check(console, network.context, features)
     found = comparison.against_plain(
         console, network.context, features, not options.without_compile
     )
     feature, gate, channel = comparison.strongest(network.context, features)
+    decoded = decoder.before_and_after(console, image, len(subject.palette))
     study = tell_study(console, options.training) if options.training else None
     target = "truth" if subject.drawn else "pseudo-labels (k-means)"
     figure.draw(
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             prediction=prediction,
             palette=subject.palette,
             labels_title="truth" if subject.drawn else "pseudo-labels",
-            prediction_title=f"After {steps} steps: {right:.1%} of the pixels as in the {target}",
+            prediction_title=f"After {steps} steps: {share:.1%} of the pixels as in the {target}",
             feature=feature,
             gate=gate,
             channel=channel + 1,
@@ -104,12 +106,14 @@ def main(arguments: list[str] | None = None) -> int:
             f"Fused against reference in float64: at most {error:.1e} apart. "
             f"stripctx {stripctx.__version__}, {kernels()} kernels; "
             f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
+            decoder=decoded,
             study=study,
         ),
         options.output,
     )
     console.print(f"[bold]Wrote {options.output}[/]")
-    return 0 if error <= comparison.BOUND and (study is None or study.agrees) else 1
+    right = error <= comparison.BOUND and decoded.agrees and (study is None or study.agrees)
+    return 0 if right else 1
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

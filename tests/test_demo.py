@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from examples.data.pairs import Scene  # noqa: E402
-from examples.demonstration import network, training  # noqa: E402
+from examples.demonstration import decoder, network, training  # noqa: E402
 from examples.street import scenes  # noqa: E402
 from examples.training.trainer import Trainer  # noqa: E402
 
@@ -54,7 +55,9 @@ def test_demo_draws_a_scene(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert os.listdir(tmp_path) == ["demo.png"]
     assert check_figure(tmp_path / "demo.png") < 1500
-    for words in ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory"):
+    said = ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory")
+    fused = ("conv2d   fuse: pyramid_conv, ", " products in 1 convolutions", "logits agree")
+    for words in (*said, *fused):
         assert words in finished.stdout
 
 
@@ -92,6 +95,21 @@ def test_demo_refuses_an_output_that_cannot_be(tmp_path: Path) -> None:
     finished = run_demo(tmp_path, "--output", "no/such/folder.png")
     assert finished.returncode == 2
     assert "no/such/folder.png" in finished.stderr
+
+
+# A network before and after fuse.
+
+
+def test_fused_decoder_is_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same parameters; fewer products; one that differs is told."""
+    image = torch.randn(1, 3, 128, 192)
+    outcome = decoder.before_and_after(Console(quiet=True), image, 5, width=128)
+    assert outcome.agrees and outcome.error < 1e-5
+    assert set(outcome.found.times) == {"fused", "eager"}
+    before, after = outcome.products
+    assert 0.3 * before < after < 0.4 * before
+    monkeypatch.setattr(decoder, "BOUND", 0.0)
+    assert not dataclasses.replace(outcome, error=1e-9).agrees
 
 
 # Training.

@@ -1,1 +1,2 @@
-"""What `make demo` shows: strip pooling on one picture, then a small network that is trained."""
+"""What `make demo` shows: strip pooling on one picture, a network before and after fuse, and a
+small network that is trained."""

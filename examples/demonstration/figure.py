@@ -1,5 +1,6 @@
-"""The demo's picture: the scene, the prediction, what strip pooling sees and learnt, the bars; and
-below, where there was time to train, what small networks learnt."""
+"""The demo's picture: the scene, the prediction, what strip pooling sees and learnt, the bars,
+those of a network before and after fuse; and below, where there was time to train, what small
+networks learnt."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from examples import figures
-from examples.demonstration import training_figure
+from examples.demonstration import decoder, training_figure
 from examples.demonstration.training import Study
 
 INK, FAINT, ROWS, COLUMNS = "#222222", "#8A8A8A", "#0072B2", "#D55E00"
@@ -46,6 +47,7 @@ class Content:
     peaks: dict[str, float]
     measured: str
     footnote: str
+    decoder: decoder.Outcome
     study: Study | None = None
 
 
@@ -80,7 +82,7 @@ class Page:
 
 
 def compose(content: Content) -> Figure:
-    """Two pictures, two maps, two groups of bars."""
+    """Two pictures, two maps, four groups of bars."""
     rows, columns = content.image.shape[:2]
     half = (WIDTH - 2 * MARGIN - GAP) / 2
     width = min(half, TALLEST * columns / rows)
@@ -90,7 +92,8 @@ def compose(content: Content) -> Figure:
     second = MARGIN + half + GAP
     maps = TITLE + 0.3 + height + LEGEND + 0.45
     bars = maps + map_height + PROFILE + 0.65
-    lower = bars + BARS + 0.45
+    fused = bars + BARS + 0.5
+    lower = fused + decoder.BARS + 0.45
     page = Page(lower + (training_figure.HEIGHT if content.study else 0) + 0.1)
     page.text(MARGIN, 0.22, "One picture through strip pooling", fontsize=15, weight="bold")
 
@@ -104,6 +107,7 @@ def compose(content: Content) -> Figure:
     if content.peaks:
         axes = page.axes(second + indent, bars, half - indent, BARS)
         figures.bars(axes, content.peaks, "MiB", f"Peak memory of {content.measured}")
+    decoder.draw(page, MARGIN, fused, WIDTH - 2 * MARGIN, content.decoder)
     if content.study:
         training_figure.draw(page, MARGIN, lower, WIDTH - 2 * MARGIN, content.study)
     page.text(MARGIN, page.height - 0.3, content.footnote, fontsize=7.5, color=FAINT)
