@@ -13,6 +13,8 @@ A document says where a table goes by a pair of comments, between which everythi
     <!-- /benchmarks:operators -->
     <!-- benchmarks:networks -->    whole networks before and after fuse; as networks-short only
     <!-- /benchmarks:networks -->   times and products
+    <!-- benchmarks:tricks -->      what the CPU kernels do beyond plain loops, and what it gains
+    <!-- /benchmarks:tricks -->
 """
 
 from __future__ import annotations
@@ -155,6 +157,29 @@ def networks_table(entries: Sequence[Entry], *, short: bool = False) -> str:
     return present(headers, rows, left=3)
 
 
+def tricks_table(entries: Sequence[Entry]) -> str:
+    """How many times as long an operator takes without a trick, over the layouts that meet it."""
+    cases: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for entry in entries:
+        operator = f"`{entry['operator']}`"
+        if "case" in entry:
+            operator += f", {entry['case']}"
+        pairs = zip(entry["with_ms"], entry["without_ms"], strict=True)
+        ratio = statistics.median(without / own for own, without in pairs)
+        case = cases.setdefault((entry["trick"], entry["instead"], operator), {})
+        case.setdefault(entry["dtype"], []).append(ratio)
+    headers = ["trick", "without it", "operator", "float32", "bfloat16"]
+    rows = [
+        [*case, *(mean_text(ratios.get(dtype)) for dtype in headers[3:])]
+        for case, ratios in cases.items()
+    ]
+    return markdown(headers, rows, left=3)
+
+
+def mean_text(ratios: Sequence[float] | None) -> str:
+    return f"{statistics.geometric_mean(ratios):.2f}" if ratios else ""
+
+
 def present(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A table without the columns of what nobody measured."""
     columns = [column for column in zip(headers, *rows, strict=True) if any(column[1:])]
@@ -183,6 +208,12 @@ def update(text: str, folder: Path = RESULTS) -> str:
                 for result in found
                 if result["entries"]
             ]
+        elif match["name"] == "tricks":
+            found = [read(path) for path in existing(folder, ["tricks"])]
+            blocks = [
+                f"{tricks_table(result['entries'])}\n\n{machine_text(result['machine'])}.\n"
+                for result in found
+            ]
         else:
             file = match["name"].removesuffix("-short")
             found = [read(p) for p in existing(folder, [file, f"{file}-cuda"])]
@@ -209,7 +240,8 @@ def footnote(result: dict[str, Any]) -> str:
 
 
 def machine_text(machine: dict[str, Any]) -> str:
-    on = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    threads = machine["threads"]
+    on = machine.get("gpu") or f"{machine['processor']}, {threads} thread{'s' * (threads != 1)}"
     facts = [on, f"torch {machine['torch']}", machine["compiler"], f"commit {machine['commit']}"]
     return ", ".join(fact for fact in [*facts, machine["date"]] if fact)
 

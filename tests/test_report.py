@@ -112,6 +112,17 @@ def test_results_of_a_gpu_follow(tmp_path: Path) -> None:
     assert text.index("Abacus") < text.index("Loom")
 
 
+def test_tricks_are_times_without_over_times_with(tmp_path: Path) -> None:
+    trick = {"trick": "abacus", "instead": "fingers", "operator": "add", "dtype": "float32"}
+    entries = [
+        {**trick, "layout": "contiguous", "with_ms": [1, 2, 1], "without_ms": [2, 4, 9]},
+        {**trick, "layout": "channels_last", "with_ms": [1], "without_ms": [8]},
+    ]
+    family.write(tmp_path / "tricks.json", MACHINE, entries)
+    text = report.update("<!-- benchmarks:tricks -->\n<!-- /benchmarks:tricks -->\n", tmp_path)
+    assert "| abacus | fingers | `add` | 4.00 |  |" in text and "Abacus" in text
+
+
 @pytest.mark.parametrize("name", ["none", "operators"])
 def test_nothing_is_reported_without_results(name: str, tmp_path: Path) -> None:
     block = f"<!-- benchmarks:{name} -->\n{{}}<!-- /benchmarks:{name} -->\n"
