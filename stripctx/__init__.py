@@ -1,4 +1,4 @@
-"""Drop-in context layers for scene parsing, with fused C++ and CUDA kernels."""
+"""Context layers, decoders and losses for segmentation, with fused C++ and CUDA kernels."""
 
 from stripctx import extension
 from stripctx import ops as ops
@@ -9,6 +9,6 @@ from stripctx import functional, layers, losses, models  # noqa: E402
 from stripctx.fusion import fuse, fusing, unfuse  # noqa: E402
 from stripctx.layers import *  # noqa: E402, F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["functional", "fuse", "fusing", "losses", "models", "unfuse"]
 __all__ += layers.__all__

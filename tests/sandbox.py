@@ -26,7 +26,7 @@ if os.environ.get("PRETEND_CUDA"):
     torch.version.cuda = os.environ["PRETEND_CUDA"]
     torch.cuda.device_count = lambda: 1
 extension.load()
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """,
     "csrc/core/answer.hpp": "constexpr int kAnswer = 42;\n",
     "csrc/answer/cpu.cpp": '#include "core/answer.hpp"\nint device_answer() { return kAnswer; }\n',

@@ -228,7 +228,7 @@ def test_only_rank_0_speaks(sandbox: Sandbox) -> None:
 def test_the_command_tells_what_runs_and_why(sandbox: Sandbox) -> None:
     outcome = sandbox.run("-m", "stripctx")
     assert outcome.code == 0, outcome.stderr
-    for words in ("native kernels, new build", "torch", str(sandbox.cache), "compiler", "0.1.0"):
+    for words in ("native kernels, new build", "torch", str(sandbox.cache), "compiler", "0.2.0"):
         assert words in outcome.stdout
 
 

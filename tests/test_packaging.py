@@ -50,7 +50,7 @@ def test_a_wheel_of_the_real_tree_carries_the_sources_and_no_tests(tmp_path: Pat
     sources = [path for path in sandbox.tree.glob("csrc/**/*") if path.is_file()]
     expected |= {f"stripctx/{path.relative_to(sandbox.tree)}" for path in sources}
     built = wheel(sandbox)
-    assert built.name == "stripctx-0.1.0-py3-none-any.whl"
+    assert built.name == "stripctx-0.2.0-py3-none-any.whl"
     assert names(built) == expected
 
 
@@ -67,7 +67,7 @@ def test_a_wheel_builds_its_library_where_it_is_installed(tmp_path: Path) -> Non
 def test_a_prebuilt_wheel_needs_neither_cache_nor_compiler(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     built = wheel(sandbox, STRIPCTX_BUILD="1")
-    assert built.name.startswith("stripctx-0.1.0-py3-none-") and "any" not in built.name
+    assert built.name.startswith("stripctx-0.2.0-py3-none-") and "any" not in built.name
     libraries = {name for name in names(built) if name.endswith(".so")}
     on_x86 = os.uname().machine == "x86_64"
     sets = ("AVX512", "AVX2", "DEFAULT") if on_x86 else ("DEFAULT",)
