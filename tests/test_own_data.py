@@ -82,6 +82,8 @@ def test_values_are_merged_ignored_and_ordered(tmp_path: Path) -> None:
         (["data.values={0: a, red: b}"], "data.values: must be like '128 64 0'.* got 'red'"),
         (["data.values={0: a, 0: b}"], "data.values: cannot be read"),
         (["data.classes=[a,b]", "data.colours={a: blue}"], "data.colours: must be like '128"),
+        (["data.classes=[a,b]", "data.colours={c: 1 2 3}"], "data.colours: .* of a, b, got 'c'"),
+        (["data.values={1 2 3: a, 4 5 6: b}", "data.ignored=[0]"], "data.ignored: is for numbers"),
         (["data.name=voc", "data.classes=[a,b]"], "data.classes: is for data.name=folders"),
         (["data.label_name=mask.png"], "data.label_name: must be a file's name with {name} once"),
         (["data.table=none.csv"], "none.csv: cannot be read as a table"),

@@ -17,7 +17,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from examples.data.labels import (
     IGNORE,
@@ -90,41 +90,54 @@ def mapped(
     names = list(classes) or list(dict.fromkeys(name for name in values.values() if name))
     if not 2 <= len(names) <= IGNORE:
         raise ValueError(f"data.classes: must be 2 to {IGNORE}, got {len(names)}")
+    meaning = _meaning(names, values)
+    first = [next(key for key, k in meaning.items() if k == each) for each in range(len(names))]
+    every = tuple(
+        Class(name, key if isinstance(key, tuple) else colour)
+        for name, key, colour in zip(names, first, _shown(names, colours), strict=True)
+    )
+    if isinstance(first[0], tuple):
+        if list(ignored) not in ([], [IGNORE]):
+            raise ValueError(
+                "data.ignored: is for numbers; a colour is ignored that has no name in "
+                f"data.values, got {list(ignored)}"
+            )
+        own = tuple(range(len(names)))
+        return Labelling(every, own, frozenset(), colours=tuple(meaning.items()))
+    of_classes = {key: k for key, k in meaning.items() if k != IGNORE}
+    unlabelled = meaning.keys() - of_classes.keys()
+    return Labelling(
+        every,
+        tuple(first),
+        unlabelled | _free(ignored, {key: names[k] for key, k in of_classes.items()}),
+        others=tuple((key, k) for key, k in of_classes.items() if key != first[k]),
+    )
+
+
+def _meaning(names: Sequence[str], values: Mapping[str, str]) -> dict[Any, int]:
+    """The class's number or IGNORE by value or by colour; every class has one."""
     for name in values.values():
         if name and name not in names:
             raise ValueError(f"data.values: must be of {', '.join(names)}, got {name!r}")
-    keys = {key: _key(key) for key in values}
-    meaning = {keys[key]: names.index(n) if n else IGNORE for key, n in values.items()}
-    kinds = {isinstance(key, tuple) for key in meaning}
-    if len(kinds) > 1 or len(meaning) < len(values):
+    found = {_key(key): names.index(name) if name else IGNORE for key, name in values.items()}
+    if len({type(key) for key in found}) > 1 or len(found) < len(values):
         raise ValueError(
             "data.values: must be all numbers or all colours, each once, "
             f"got {', '.join(map(str, values))}"
         )
-    first = [
-        next((key for key, k in meaning.items() if k == each), None) for each in range(len(names))
-    ]
-    for name, key in zip(names, first, strict=True):
-        if key is None:
+    for number, name in enumerate(names):
+        if number not in found.values():
             raise ValueError(f"data.values: must have a value of every class, got none of {name!r}")
-    shown = {name: _colour("data.colours", text) for name, text in colours.items()}
-    drawn = [
-        key if isinstance(key, tuple) else shown.get(name, pascal_colour(index))
-        for index, (name, key) in enumerate(zip(names, first, strict=True))
-    ]
-    every = tuple(Class(*each) for each in zip(names, drawn, strict=True))
-    if True in kinds:
-        return Labelling(
-            every, tuple(range(len(names))), frozenset(), colours=tuple(meaning.items())
-        )
-    unlabelled = {key for key, k in meaning.items() if k == IGNORE}
-    return Labelling(
-        every,
-        tuple(first),
-        frozenset(unlabelled)
-        | _free(ignored, {k: names[v] for k, v in meaning.items() if v != IGNORE}),
-        others=tuple((key, k) for key, k in meaning.items() if k != IGNORE and key != first[k]),
-    )
+    return found
+
+
+def _shown(names: Sequence[str], colours: Mapping[str, str]) -> list[Colour]:
+    """Those of figures."""
+    for name in colours:
+        if name not in names:
+            raise ValueError(f"data.colours: must be of {', '.join(names)}, got {name!r}")
+    given = {name: _colour("data.colours", text) for name, text in colours.items()}
+    return [given.get(name, pascal_colour(number)) for number, name in enumerate(names)]
 
 
 def _free(ignored: Sequence[int], classes: Mapping[int, str]) -> frozenset[int]:
