@@ -21,7 +21,8 @@ from benchmarks.decoders import DECODERS
 from benchmarks.report import RESULTS
 from stripctx import functional, fuse, fusing, fusion, unfuse
 from stripctx.fusion import cost
-from stripctx.fusion.lazy import Lazy, Level, Pyramid, Sum
+from stripctx.fusion.lazy import Lazy
+from stripctx.fusion.promises import Level, Pyramid, Sum
 
 
 @pytest.fixture(autouse=True)

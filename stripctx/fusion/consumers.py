@@ -11,17 +11,8 @@ from torch import Tensor
 
 from stripctx import functional
 from stripctx.fusion import cost
-from stripctx.fusion.lazy import (
-    CONSUMERS,
-    METHODS,
-    Gate,
-    Lazy,
-    Level,
-    Pyramid,
-    Sum,
-    alike,
-    made,
-)
+from stripctx.fusion.lazy import CONSUMERS, METHODS, Lazy, made
+from stripctx.fusion.promises import Gate, Level, Pyramid, Sum, alike
 from stripctx.ops import checks
 from stripctx.ops.upsample import MOST_LEVELS
 

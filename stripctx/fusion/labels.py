@@ -18,7 +18,8 @@ from torch import Tensor
 
 from stripctx import functional
 from stripctx.fusion import cost
-from stripctx.fusion.lazy import CONSUMERS, METHODS, Lazy, Level
+from stripctx.fusion.lazy import CONSUMERS, METHODS, Lazy
+from stripctx.fusion.promises import Level
 
 _LABELS = (torch.int64, torch.uint8)  # what torch takes
 

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from stripctx.fusion import consumers as consumers
 from stripctx.fusion import labels as labels
-from stripctx.fusion.lazy import CONSUMERS, Lazy, Level, holds_promise, made
+from stripctx.fusion.lazy import CONSUMERS, Lazy, holds_promise, made
+from stripctx.fusion.promises import Level
 from stripctx.ops import checks
 
 MODES = ("bilinear", "nearest", "nearest-exact")

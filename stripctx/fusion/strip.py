@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stripctx import functional
-from stripctx.fusion import lazy, scope
+from stripctx.fusion import scope
 from stripctx.fusion.module import (
     Fused,
     UnknownModuleError,
@@ -19,6 +19,7 @@ from stripctx.fusion.module import (
     part,
     up_aligned,
 )
+from stripctx.fusion.promises import Gate
 from stripctx.layers import MixedPooling
 
 
@@ -54,7 +55,7 @@ class SPBlockRecipe(Fused):
             return super().forward(x)
         rows, cols = functional.strip_pool(x)
         both = functional.strip_add_relu(self.bn1(self.conv1(rows)), self.bn2(self.conv2(cols)))
-        gate = lazy.Gate(self.conv3(both))
+        gate = Gate(self.conv3(both))
         return gate if scope.is_open() else gate.tensor()  # it waits for its product
 
 
