@@ -150,7 +150,7 @@ def pyramid_add_extra(
     layout, launch = launch_of(launches, "pyramid_add_walk")
     (_, _, chunks), (lanes, slots, _) = launch.grid, launch.block
     rows = math.ceil(math.ceil(shape.height / chunks) / 4) * 4
-    columns = slots if layout == "_pixels" else 2 * lanes if shape.width % 2 == 0 else 64
+    columns = slots if layout == "_pixels" else 4 * lanes if shape.width % 4 == 0 else 64
     read = sum(
         cells_staged(b, shape.height, rows, taps) * cells_staged(b, shape.width, columns, taps)
         for b in bins

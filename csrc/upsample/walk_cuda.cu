@@ -61,6 +61,7 @@ struct WalkTables {
   Shared<uint32_t> column_cells;          // [line][column]
   Shared<int> first_row, first_column;    // of the cells that are kept, by combo and by line
   Shared<int> begin, height, width;       // of each level's cells among a slot's
+  Shared<int> places;  // of a slot's cells in their level, of one channel; -1: there is none
 
   __device__ WalkTables(const WalkTiles& cut, int combos, int lines, SharedMemory& memory)
       : row_weights(memory.take<Pack<float, 2>>(cut.rows * combos)),
@@ -72,7 +73,8 @@ struct WalkTables {
         first_column(memory.take<int>(lines)),
         begin(memory.take<int>(kMostLevels)),
         height(memory.take<int>(kMostLevels)),
-        width(memory.take<int>(kMostLevels)) {}
+        width(memory.take<int>(kMostLevels)),
+        places(memory.take<int>(cut.cells)) {}
 
   // Every thread of the block must call it; no barrier must follow.
   __device__ void fill(const PyramidAdd& op, const WalkTiles& cut, int combos, int lines,
@@ -110,6 +112,19 @@ struct WalkTables {
       }
     }
     __syncthreads();
+    for (int l = 0; l < op.levels.count; ++l) {
+      const Level& level = op.levels[l];
+      const int across = width[l], plane = height[l] * across;
+      for (int k = rank; k < tap_rows * tap_columns * plane; k += threads) {
+        const int tap = k / plane, dy = tap / tap_columns, inside = k - tap * plane;
+        const int i = first_row[l * tap_rows + dy] + inside / across;
+        const int j = first_column[l * tap_columns + tap - dy * tap_columns] + inside % across;
+        const bool there = i < level.size[2] && j < level.size[3];
+        places[begin[l] + k] = there ? static_cast<int>(tap * op.out.size[1] * level.stride[1] +
+                                                        i * level.stride[2] + j * level.stride[3])
+                                     : -1;
+      }
+    }
     for (int row = rank; row < cut.rows; row += threads) {
       uint32_t turning = 0;
       for (int combo = 0; combo < combos; ++combo) {
@@ -123,39 +138,34 @@ struct WalkTables {
 };
 
 // Copies the cells that the tile reads of one plane, or of one pack of M channels, to
-// cells[k * pitch + m]: every `step`-th from `start`.
+// cells[base + k * pitch + m]: every `step`-th from `start`.
 template <class T, int M>
-__device__ void stage_cells(const PyramidAdd& op, const WalkTiles& cut, const WalkTables& tables,
-                            int64_t n, int64_t c, const Shared<float>& cells, int base, int pitch,
-                            int start, int step) {
-  const int tap_rows = static_cast<int>(op.taps.kernel[0]);
-  const int tap_columns = static_cast<int>(op.taps.kernel[1]);
+__device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int64_t n, int64_t c,
+                            const Shared<float>& cells, int base, int pitch, int start, int step) {
+  const int taps = static_cast<int>(op.taps.kernel[0] * op.taps.kernel[1]);
   for (int l = 0; l < op.levels.count; ++l) {
     const Level& level = op.levels[l];
     const Global<const T> source(level);
-    const int height = tables.height[l], width = tables.width[l], plane = height * width;
+    const int64_t from = n * level.stride[0] + c * level.stride[1];
+    const int first = tables.begin[l], end = first + taps * tables.height[l] * tables.width[l];
 #pragma unroll 4
-    for (int k = start; k < tap_rows * tap_columns * plane; k += step) {
-      const int tap = k / plane, dy = tap / tap_columns, inside = k - tap * plane;
-      const int i = tables.first_row[l * tap_rows + dy] + inside / width;
-      const int j = tables.first_column[l * tap_columns + tap - dy * tap_columns] + inside % width;
-      if (i >= level.size[2] || j >= level.size[3]) continue;
-      const auto pack = source.template load_pack<M>(n * level.stride[0] +
-                                                     (tap * op.out.size[1] + c) * level.stride[1] +
-                                                     i * level.stride[2] + j * level.stride[3]);
-      for (int m = 0; m < M; ++m) {
-        cells[base + (tables.begin[l] + k) * pitch + m] = to_accumulate(pack[m]);
-      }
+    for (int k = first + start; k < end; k += step) {
+      const int place = tables.places[k];
+      if (place < 0) continue;
+      const auto pack = source.template load_pack<M>(from + place);
+#pragma unroll
+      for (int m = 0; m < M; ++m) cells[base + k * pitch + m] = to_accumulate(pack[m]);
     }
   }
 }
 
 // Block: (lanes, slots) threads, lanes a power of two. Grid: (plane groups or N * channel tiles,
-// column tiles, row chunks). Planes: slot y owns planes, lane x two columns, kPack of them side by
-// side. Pixels: lane x owns a pack of kPack channels, slot y a column.
+// column tiles, row chunks). Planes: slot y owns planes, lane x four columns side by side, or two
+// that lie 32 apart. Pixels: lane x owns a pack of kPack channels, slot y a column.
 template <class T, int kPack, int kCombos, bool kPixels>
 __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
-  constexpr int kOwned = kPixels ? kPack : 2, kColumns = kPixels ? 1 : 2;
+  constexpr bool kPacked = kPixels || kPack > 1;  // a row of this thread's is one pack
+  constexpr int kOwned = kPacked ? kPack : 2, kColumns = kPixels ? 1 : kOwned;
   const int C = static_cast<int>(op.out.size[1]), H = static_cast<int>(op.out.size[2]);
   const int W = static_cast<int>(op.out.size[3]);
   const int tap_rows = static_cast<int>(op.taps.kernel[0]);
@@ -171,7 +181,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
   tables.fill(op, cut, combos, lines, top, left);
 
   // The tile's columns that this thread owns, from the tile's first.
-  const auto column = [&](int j) { return kPixels ? y : kPack == 2 ? 2 * x + j : x + 32 * j; };
+  const auto column = [&](int j) { return kPixels ? y : kPacked ? kPack * x + j : x + 32 * j; };
   const Global<const T> source(op.x);
   const Global<T> target(op.out);
   const int channel_tile = cut.lanes * kPack;
@@ -191,8 +201,8 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
     }
     const int base = kPixels ? x * kPack : y * cut.cells;
     if (owns) {
-      stage_cells<T, kPixels ? kPack : 1>(op, cut, tables, n, c, cells, base, pitch,
-                                          kPixels ? y : x, kPixels ? cut.slots : cut.lanes);
+      stage_cells<T, kPixels ? kPack : 1>(op, tables, n, c, cells, base, pitch, kPixels ? y : x,
+                                          kPixels ? cut.slots : cut.lanes);
     }
     if constexpr (kPixels) {
       __syncthreads();
@@ -231,13 +241,15 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
                  (left + column(0)) * op.out.stride[3];
     const bool inside[2] = {owns && left + column(0) < W, owns && left + column(kColumns - 1) < W};
     const bool adds = op.x.data != nullptr;
+    const float floor = op.rectify ? 0 : -INFINITY;
+#pragma unroll 1
     for (int step = 0; step < rows; step += kRowsInFlight) {
       Pack<T, kOwned> loaded[kRowsInFlight] = {};
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
         if (!adds || step + r >= rows) continue;
         const int64_t at = from + r * op.x.stride[2];
-        if constexpr (kPixels || kPack == 2) {
+        if constexpr (kPacked) {
           if (inside[0]) loaded[r] = source.template load_pack<kOwned>(at);
         } else {
 #pragma unroll
@@ -246,10 +258,9 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
           }
         }
       }
-#pragma unroll 1
-      for (int r = 0; r < kRowsInFlight; ++r) {
+#pragma unroll
+      for (int r = 0; r < kRowsInFlight; ++r) {  // the tables hold whole steps
         const int row = step + r;
-        if (row >= rows) break;
         const uint32_t turning = tables.turns[row];
 #pragma unroll 1
         for (int k = 0; turning >> k != 0; ++k) {
@@ -260,8 +271,16 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
           const bool outside = two == kNowhere, single = first == second;
           const bool moves = last != kNowhere && static_cast<int>(last >> 16) == first;
           float above[kOwned] = {}, below[kOwned] = {};
-          if (!outside && !moves) interpolate(k, first, above);
-          if (!outside && !single) interpolate(k, second, below);
+#pragma unroll 1
+          for (int which = moves ? 1 : 0; which < (outside ? 0 : single ? 1 : 2); ++which) {
+            float fresh[kOwned];
+            interpolate(k, which == 0 ? first : second, fresh);
+#pragma unroll
+            for (int m = 0; m < kOwned; ++m) {
+              above[m] = which == 0 ? fresh[m] : above[m];
+              below[m] = fresh[m];
+            }
+          }
 #pragma unroll
           for (int j = 0; j < kCombos; ++j) {
             if (j != k) continue;
@@ -272,30 +291,25 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
             }
           }
         }
-        Pack<T, kOwned> mine = loaded[0];
-#pragma unroll
-        for (int s = 1; s < kRowsInFlight; ++s) {
-          if (r == s) mine = loaded[s];
-        }
         float sum[kOwned];
 #pragma unroll
-        for (int m = 0; m < kOwned; ++m) sum[m] = to_accumulate(mine[m]);
+        for (int m = 0; m < kOwned; ++m) sum[m] = to_accumulate(loaded[r][m]);
+        const int first_weight = row * (kCombos <= 2 ? kCombos : combos);
 #pragma unroll
         for (int k = 0; k < kCombos; ++k) {
-          if (k >= combos) continue;
-          const Pack<float, 2> weights = tables.row_weights[row * combos + k];
+          if (kCombos > 2 && k >= combos) continue;
+          const Pack<float, 2> weights = tables.row_weights[first_weight + k];
 #pragma unroll
           for (int m = 0; m < kOwned; ++m) {
-            sum[m] += weights[0] * upper[k][m] + weights[1] * lower[k][m];
+            sum[m] = fmaf(weights[1], lower[k][m], fmaf(weights[0], upper[k][m], sum[m]));
           }
         }
-        if (op.rectify) {
 #pragma unroll
-          for (int m = 0; m < kOwned; ++m) sum[m] = sum[m] < 0 ? 0 : sum[m];  // NaN stays
-        }
+        for (int m = 0; m < kOwned; ++m) sum[m] = sum[m] < floor ? floor : sum[m];  // NaN stays
+        if (row >= rows) continue;
         const auto pack = pack_from_accumulate<T, kOwned>(sum);
         const int64_t at = to + r * op.out.stride[2];
-        if constexpr (kPixels || kPack == 2) {
+        if constexpr (kPacked) {
           if (inside[0]) target.template store_pack<kOwned>(at, pack);
         } else {
 #pragma unroll
@@ -319,7 +333,7 @@ int64_t walk_bytes(const PyramidAdd& op, const WalkTiles& cut, int64_t pitch, in
          shared_bytes<Pack<float, 2>>(cut.columns * lines) +
          shared_bytes<uint32_t>(cut.columns * lines) + shared_bytes<int>(combos) +
          shared_bytes<int>(lines) + 3 * shared_bytes<int>(kMostLevels) +
-         shared_bytes<float>(cut.cells * pitch * slots);
+         shared_bytes<int>(cut.cells) + shared_bytes<float>(cut.cells * pitch * slots);
 }
 
 // The cells that a tile of these rows and columns reads; false where they are too many to count.
@@ -347,15 +361,18 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
     if (map->data && map->extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
   }
   constexpr int64_t kPackBytes = kPack * sizeof(T);
+  for (int l = 0; l < op.levels.count; ++l) {
+    if (op.levels[l].extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
+  }
   WalkTiles cut{};
   cut.planes = 1;
   int64_t lanes = kPixels ? power_of_two(ceil_div(C, kPack), std::max<int64_t>(4, 64 / kPackBytes))
                   : kPack == 1 && W > 32 ? 32
-                                         : power_of_two(kPack == 1 ? W : ceil_div(W, 2), 32);
+                                         : power_of_two(kPack == 1 ? W : ceil_div(W, kPack), 32);
   int64_t slots = slots_for(lanes, kPixels ? std::min<int64_t>(W, 32) : N * C);
   const auto fewest_slots = [&] { return std::max<int64_t>(1, kWarpSize / lanes); };
   const auto pitch = [&] { return kPixels ? lanes * kPack : 1; };
-  cut.columns = static_cast<int>(kPixels ? slots : kPack == 1 ? 64 : 2 * lanes);
+  cut.columns = static_cast<int>(kPixels ? slots : kPack == 1 ? 64 : kPack * lanes);
   const int64_t tiles = ceil_div(W, cut.columns);
   const int64_t across = (kPixels ? N * ceil_div(C, lanes * kPack) * slots : N * C) * tiles;
   const int64_t chunks =
@@ -410,9 +427,9 @@ bool launch_add_walk(const PyramidAdd& op, Stream stream) {
   dispatch<Types>(op.out.dtype, [&]<class T>() {
     if constexpr (!std::is_same_v<T, double>) {
       if (!op.channels_last) {
-        const bool paired = packs({&op.out, &map}, sizeof(T), 3, op.out.size[3], 2);
+        const bool paired = packs({&op.out, &map}, sizeof(T), 3, op.out.size[3], 4);
         launched =
-            paired ? launch_walk<T, 2, false>(op, stream) : launch_walk<T, 1, false>(op, stream);
+            paired ? launch_walk<T, 4, false>(op, stream) : launch_walk<T, 1, false>(op, stream);
         return;
       }
       const auto level = [&](int l) { return &op.levels[l < op.levels.count ? l : 0]; };
