@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from stripctx import functional
+from stripctx._compat import same_sizes
 from stripctx.fusion import cost
 from stripctx.ops import checks
 from stripctx.ops.upsample import MOST_LEVELS
@@ -173,7 +174,7 @@ class Level(Lazy):
 
     @property
     def is_identity(self) -> bool:
-        return self.level.shape == self.shape
+        return same_sizes(self.level.shape, self.shape)
 
 
 class Pyramid(Lazy):

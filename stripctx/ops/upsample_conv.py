@@ -107,7 +107,9 @@ def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -
 
 def _as_matrix(map: Tensor) -> bool:
     """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
-    products take it as it is."""
+    products take it as it is. Runtimes of exported networks know convolutions best."""
+    if torch.onnx.is_in_onnx_export():
+        return False
     return map.device.type == "cpu" and map.is_contiguous()
 
 
@@ -180,7 +182,8 @@ class _Maps:
         x = maps[geometry.x_index]
         self.format = memory_format(x)
         self.size, self.kernel = list(x.shape[2:]), list(weight.shape[2:])
-        self.whole = [k for k, map in enumerate(maps) if map.shape[2:] == x.shape[2:]]
+        same = [_compat.same_sizes(map.shape[2:], x.shape[2:]) for map in maps]
+        self.whole = [k for k, is_same in enumerate(same) if is_same]
         self.small = [k for k in range(len(maps)) if k not in self.whole]
         self.whole = [k for k in self.whole if maps[k].size(1) > 0] or self.whole[:1]
         self.outputs = [
