@@ -116,7 +116,7 @@ def _pooled(
     elif function is not F.interpolate or options.pop("mode", None) != "area":
         return None
     pair, input = _pair(size), made(input)
-    if rest or options or not isinstance(input, Tensor) or input.dim() != 4:
+    if rest or any(options.values()) or not isinstance(input, Tensor) or input.dim() != 4:
         return None
     if len(pair) != 2 or pair == (1, 1) or not all(isinstance(one, int) for one in pair):
         return None
