@@ -27,13 +27,14 @@ SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements-dev.txt requirements-oracles.txt requirements-networks.txt pyproject.toml
-	@echo "setting up $(VENV): some 500 MB to download, once"
+$(VENV)/.ready: requirements-dev.txt requirements-oracles.txt requirements-networks.txt \
+		requirements-export.txt pyproject.toml
+	@echo "setting up $(VENV): some 550 MB to download, once"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check \
 		-r requirements-dev.txt -r requirements-examples.txt -e .
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements-oracles.txt -r requirements-networks.txt
+		-r requirements-oracles.txt -r requirements-networks.txt -r requirements-export.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(VENV)/apart torchvision==0.28.0
 	@touch $@

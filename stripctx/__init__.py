@@ -5,10 +5,10 @@ from stripctx import ops as ops
 
 extension.load()
 
-from stripctx import functional, layers, losses, models  # noqa: E402
+from stripctx import export, functional, layers, losses, models  # noqa: E402
 from stripctx.fusion import fuse, fusing, unfuse  # noqa: E402
 from stripctx.layers import *  # noqa: E402, F403
 
 __version__ = "0.2.0"
-__all__ = ["functional", "fuse", "fusing", "losses", "models", "unfuse"]
+__all__ = ["export", "functional", "fuse", "fusing", "losses", "models", "unfuse"]
 __all__ += layers.__all__

@@ -59,3 +59,37 @@ def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
     return torch._C._ExcludeDispatchKeyGuard(
         torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     )
+
+
+def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are equal for every input, asked without becoming a condition on one."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(a == b))
+
+
+def same_sizes(a: Sequence[int | torch.SymInt], b: Sequence[int | torch.SymInt]) -> bool:
+    """Whether they are equal; in a trace, for every input. That a map of the example is as large as
+    a level by chance becomes no condition on the sizes of others."""
+    if not torch.compiler.is_compiling():
+        return a == b
+    return all(known_equal(one, other) for one, other in zip(a, b, strict=True))
+
+
+def hint(size: int | torch.SymInt) -> int | None:
+    """A size in the example that is exported; asking makes it no constant."""
+    if isinstance(size, int):
+        return size
+    value = size.node.hint
+    return int(value) if isinstance(value, int) else None
+
+
+def register_decomposition(
+    operator: Any, decomposition: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Adds one to the table that torch.onnx.export decomposes by. The fake kernel goes beside it:
+    without, the decomposition would take its place where sizes are symbolic."""
+    from torch._decomp import decomposition_table, meta_table
+
+    decomposition_table[operator] = decomposition
+    meta_table[operator] = fake

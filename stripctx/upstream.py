@@ -69,6 +69,9 @@ class Layout:
 
 _CLASSIFIER: Rule = (r"fc\.", None)  # ImageNet's, which no segmentation network has
 
+# A weighted criterion that a network holds: HANet's, semseg's and SPNet's.
+_CRITERION: Rule = (r"criterion\w*\.", None)
+
 # A ResNet of stripctx.models: `stem` with its convolutions at 0, 3 and 6, then layer1 to layer4.
 BACKBONE = (
     Layout(
@@ -102,12 +105,16 @@ BACKBONE = (
 ENCODING = Layout(
     "PyTorch-Encoding and SPNet",
     r"pretrained\.",
-    ((r"pretrained\.", "backbone."), (r"auxlayer\.conv5\.", "aux_head.")),
+    (
+        (r"pretrained\.", "backbone."),
+        (r"auxlayer\.conv5\.", "aux_head."),
+        _CRITERION,
+    ),
 )
 SEMSEG = Layout(
     "semseg and HANet",
     r"layer0\.",
-    ((r"(layer[0-4])\.", r"backbone.\1."), (r"(aux|dsn)\.", "aux_head.")),
+    ((r"(layer[0-4])\.", r"backbone.\1."), (r"(aux|dsn)\.", "aux_head."), _CRITERION),
 )
 MMSEG = Layout(
     "mmseg",

@@ -348,9 +348,7 @@ def test_exports(name: str, strict: bool) -> None:
 
 
 @few_networks
-def test_onnx_and_torchscript_see_the_own_forward(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchscript_sees_the_own_forward(name: str) -> None:
     network = make(name, training=False)
     fuse(network)
     x = image()
@@ -358,9 +356,6 @@ def test_onnx_and_torchscript_see_the_own_forward(
     traced = torch.jit.trace(network, x, check_trace=False)
     assert "stripctx" not in str(traced.inlined_graph)
     close(traced(x), want)
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    assert not any(one.startswith("stripctx") for one in operators(network, x))
-    close(network(x), want)
 
 
 # Hooks and other watchers of children whose calls are left out.

@@ -7,7 +7,17 @@ import torch
 from checkpoints import BACKBONE_OF_ENCODING, randomise, renamed, same_state
 from torch import nn
 
-from stripctx import models, upstream
+from stripctx import (
+    ContextEncoding,
+    EncodingLayer,
+    HeightAttention,
+    MixedPooling,
+    PyramidPooling,
+    PyramidPoolingConv,
+    StripPooling,
+    models,
+    upstream,
+)
 from stripctx.models.heads import FCNHead
 
 NETWORK_LAYOUTS = {
@@ -264,3 +274,50 @@ def test_strict_stays_strict() -> None:
     state.pop("classifier.4.bias")
     with pytest.raises(RuntimeError, match=r"Missing key.*head\.4\.bias"):
         network.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus_hanet", "pspnet", "spnet"])
+def test_a_weighted_criterion_is_left_out(name: str) -> None:
+    """Upstream's networks hold their losses, whose class weights are saved with them."""
+    options = {"strip_pooling": False, "pool_sizes": (3, 2)} if name == "spnet" else {}
+    backbone = "resnet18s"
+    build = getattr(models, name)
+    source, target = (randomise(build(5, backbone, **options)) for _ in range(2))
+    prefix = "pretrained." if name == "spnet" else ""
+    rules = BACKBONE_OF_ENCODING if name == "spnet" else BACKBONE["semseg"]
+    state = renamed(source.state_dict(), *rules)
+    assert any(key.startswith(prefix or "layer0.") for key in state)
+    weights = {"criterion.weight": torch.ones(5), "criterion_aux.nll_loss.weight": torch.ones(5)}
+    target.load_state_dict({**state, **weights}, strict=True)
+    same_state(source, target)
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        target.load_state_dict({**state, "other.weight": torch.ones(5)}, strict=True)
+
+
+LAYERS = {
+    "StripPooling": lambda: StripPooling(8),
+    "MixedPooling": lambda: MixedPooling(8, (3, 2)),
+    "PyramidPooling": lambda: PyramidPooling(8, (1, 2)),
+    "PyramidPoolingConv": lambda: PyramidPoolingConv(8, 4, (1, 2)),
+    "HeightAttention": lambda: HeightAttention(8, 4, reduction=2),
+    "EncodingLayer": lambda: EncodingLayer(8, 4),
+    "EncodingLayer, scale_dropout": lambda: EncodingLayer(8, 4, scale_dropout=True),
+    "ContextEncoding": lambda: ContextEncoding(8, 3, 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_take_wrapped_files(name: str) -> None:
+    source, target = (randomise(LAYERS[name]()) for _ in range(2))
+    state = {f"module.{key}": value for key, value in source.state_dict().items()}
+    target.load_state_dict({"epoch": 1, "state_dict": state}, strict=True)
+    same_state(source, target)
+    network = nn.Sequential(randomise(LAYERS[name]()))  # and inside a network, as they are
+    network.load_state_dict({f"0.{key[7:]}": value for key, value in state.items()}, strict=True)
+    same_state(source, network[0])
+
+
+def test_pspnet_drops_elements_where_asked() -> None:
+    network = models.pspnet(5, "resnet18", channel_dropout=False)
+    assert not any(isinstance(one, nn.Dropout2d) for one in network.modules())
+    assert any(isinstance(one, nn.Dropout) for one in network.modules())

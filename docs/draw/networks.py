@@ -8,7 +8,10 @@ from benchmarks import report
 from docs.draw import style
 from docs.draw.style import Page
 
-MODES = {"inference": "inference, one image of 512 x 512", "training": "training step, two of 256 x 256"}
+MODES = {
+    "inference": "inference, one image of 512 x 512",
+    "training": "training step, two of 256 x 256",
+}
 BARS = {
     "fused": ("fused", style.BLUE),
     "own, compiled": ("torch.compile", style.PALE),
@@ -25,7 +28,9 @@ def networks() -> Page:
     for column, (mode, title) in enumerate(MODES.items()):
         axes = page.axes(1.75 + 3.2 * column, 0.3, 2.85, height)
         axes.set_title(title)
-        found = {entry["network"]: entry["candidates"] for entry in entries if entry["mode"] == mode}
+        found = {
+            entry["network"]: entry["candidates"] for entry in entries if entry["mode"] == mode
+        }
         for row, name in enumerate(names):
             draw(axes, row, found.get(name, {}))
         axes.axvline(1, color=style.FAINT, lw=0.8)

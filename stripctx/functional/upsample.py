@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from stripctx._compat import same_sizes
 from stripctx.ops import upsample_conv
 
 _OPS = torch.ops.stripctx
@@ -177,7 +178,7 @@ def pyramid_conv(
             f"got {tuple(weight.shape)}"
         )
     pads, steps = _pair("padding", padding), _pair("dilation", dilation)
-    small = [k for k, map in enumerate(levels) if map.shape[2:] != x.shape[2:]]
+    small = [k for k, map in enumerate(levels) if not same_sizes(map.shape[2:], x.shape[2:])]
     geometry = upsample_conv.Geometry(
         place,
         pads,

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stripctx import _compat
+
 # Products that take as long as one output's share of a tap (two or four cells read, weighted and
 # added), and as long as writing, reading and copying one position of an interpolated map.
 # `python -m benchmarks.decoders --fit` finds 28 and 440 forward, 24 and 320 with the backward pass,
@@ -25,12 +27,20 @@ TAP = 30.0
 MAP = 180.0
 LEAST_PRODUCTS = 2**22  # of the whole convolution: below, calls cost more than products
 
+# Of an exported network, whose runtime interpolates by its own resizing or by products with a
+# matrix along each axis: products of such a kind that take as long as one position's resizing, and
+# how many products of a convolution take as long as one of them. ONNX Runtime 1.32 on a CPU.
+EXPORTED_RESIZE = 64.0
+EXPORTED_PRODUCT = 2.0
+
 
 def pays(
     level: Sequence[int], size: Sequence[int], out_channels: int, kernel: Sequence[int]
 ) -> bool:
     """Whether the level (N, C, h, w) is convolved where it is, for a map of `size`."""
     batch, channels, height, width = level
+    if torch.onnx.is_in_onnx_export():
+        return _exported_pays(channels, (height, width), size, out_channels, list(kernel))
     positions, taps = size[0] * size[1], kernel[0] * kernel[1] * out_channels
     shrinks = height > size[0] or width > size[1]
     if shrinks or batch * positions * taps * channels < LEAST_PRODUCTS:
@@ -46,6 +56,33 @@ def saving(
     taps = kernel[0] * kernel[1] * out_channels
     share = height * width / (size[0] * size[1])
     return taps * channels * (1 - share) + MAP * channels - TAP * taps
+
+
+def exported_products(
+    cells: Sequence[int | torch.SymInt],
+    size: Sequence[int | torch.SymInt],
+    kernel: Sequence[int] = (1, 1),
+) -> float:
+    """The products of a position, and of an output channel under a kernel, where an exported
+    network interpolates (h, w) cells to (H, W) by matrices, the columns first. Of symbolic sizes
+    those of the example count."""
+    height, width, rows, _ = (_compat.hint(one) or 1 for one in (*cells, *size))
+    return kernel[0] * height * (kernel[1] * width / rows + 1)
+
+
+def _exported_pays(
+    channels: int, cells: Sequence[int], size: Sequence[int], out_channels: int, kernel: list[int]
+) -> bool:
+    """`pays` for torch.onnx.export, where the interpolation is a runtime's. Asks no symbolic size,
+    which would become a condition on what can be exported."""
+    cells, size = ([_compat.hint(one) or 1 for one in each] for each in (cells, size))
+    if any(cell > extent for cell, extent in zip(cells, size, strict=True)):
+        return False
+    share = cells[0] * cells[1] / (size[0] * size[1])
+    one = min(exported_products(cells, size), EXPORTED_RESIZE)
+    taps = one if kernel == [1, 1] else exported_products(cells, size, kernel)
+    saved = kernel[0] * kernel[1] * out_channels * channels * (1 - share)
+    return saved + EXPORTED_PRODUCT * one * channels > EXPORTED_PRODUCT * taps * out_channels
 
 
 @dataclass

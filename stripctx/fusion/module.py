@@ -58,9 +58,9 @@ class Fused(nn.Module):
 
     def steps_aside(self, *args: Any) -> bool:
         """Whether the module's own forward has to run: also where what becomes of it does not know
-        our operators, ONNX, TorchScript and torch.fx, whose proxies are among `args`."""
+        our operators, TorchScript and torch.fx, whose proxies are among `args`."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if tracing or torch.onnx.is_in_onnx_export() or _has_proxy(args):
+        if tracing or _has_proxy(args):
             return True
         try:
             return not self.unnoticed()

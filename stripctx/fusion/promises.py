@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stripctx._compat import same_sizes
 from stripctx import functional
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import Function, Lazy, made
@@ -49,7 +50,7 @@ class Level(Lazy):
 
     @property
     def is_identity(self) -> bool:
-        return self.level.shape == self.shape
+        return same_sizes(self.level.shape, self.shape)
 
 
 class Pyramid(Lazy):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stripctx import functional
 from stripctx.fusion import consumers as consumers
 from stripctx.fusion import labels as labels
 from stripctx.fusion.lazy import CONSUMERS, Lazy, holds_promise, made
@@ -49,6 +50,10 @@ class InterpolationWaits(TorchFunctionMode):
             level = _level(*args, **kwargs)
             if level is not None:
                 return level
+        if torch.onnx.is_in_onnx_export():
+            pooled = _pooled(function, *args, **kwargs)
+            if pooled is not None:
+                return pooled
         if function in CONSUMERS and any(map(holds_promise, args)):
             # torch would ask the promise; Dynamo does not find it in a tuple
             return Lazy.__torch_function__(function, types, args, kwargs)
@@ -91,12 +96,34 @@ def _level(
         if len(factors) != 2 or not all(isinstance(one, (int, float)) for one in factors):
             return None
         factors = (float(factors[0]), float(factors[1]))
-        pair = tuple(int(cells * factor) for cells, factor in zip(sizes, factors, strict=True))
+        pair = tuple(_scaled(cells, factor) for cells, factor in zip(sizes, factors, strict=True))
         if recompute_scale_factor:
             factors = None
     if any(extent < cells for extent, cells in zip(pair, sizes, strict=True)):
         return None
     return Level(input, pair, mode, align_corners, factors)
+
+
+def _scaled(cells: Any, factor: float) -> Any:
+    """floor(cells * factor). A symbolic size stays one."""
+    return cells * int(factor) if factor.is_integer() else torch.sym_int(cells * factor)
+
+
+def _pooled(
+    function: Any, input: Any = None, size: Any = None, *rest: Any, **options: Any
+) -> Tensor | None:
+    """Adaptive means, also as interpolation by "area", for torch.onnx.export, whose own form of
+    them is right for the sizes of the example only. None where it is not asked for them."""
+    if function is F.adaptive_avg_pool2d:
+        size = options.pop("output_size", size)
+    elif function is not F.interpolate or options.pop("mode", None) != "area":
+        return None
+    pair, input = _pair(size), made(input)
+    if rest or any(options.values()) or not isinstance(input, Tensor) or input.dim() != 4:
+        return None
+    if len(pair) != 2 or pair == (1, 1) or not all(isinstance(one, int) for one in pair):
+        return None
+    return functional.pyramid_pool(input, [pair])[0] if input.dtype in checks.DTYPES else None
 
 
 def _pair(value: Any) -> tuple[Any, ...]:

@@ -77,8 +77,7 @@ class EncodingLayer(nn.Module):
         self.num_codes = num_codes
         self.codewords = nn.Parameter(torch.empty(num_codes, in_channels))
         self.scale = None if scale_dropout else nn.Parameter(torch.empty(num_codes))
-        if scale_dropout:
-            upstream.accept(self, _ENCODING_DROP)
+        upstream.accept(self, *([_ENCODING_DROP] if scale_dropout else []))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional
+from stripctx import functional, upstream
 
 POSITIONS = 128  # heights of a position map, 0 to 127; 128 stands for padding
 ENCODINGS = ("sinusoid", "learned", None)
@@ -211,6 +211,7 @@ class HeightAttention(nn.Module):
                 self.pos_emb1d_1st = table
             else:
                 self.pos_emb1d_2nd = table
+        upstream.accept(self)
 
     def forward(
         self, x: Tensor, out: Tensor, pos: Tensor | None = None, return_attention: bool = False

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional
+from stripctx import functional, upstream
 from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one, size_pairs
 
 ARMS = ("both", "short", "long")
@@ -49,6 +49,7 @@ class StripPooling(nn.Module):
         self.conv2 = nn.Conv2d(in_channels, in_channels, (1, 3), padding=(0, 1), bias=False)
         self.bn2 = norm_layer(in_channels)
         self.conv3 = nn.Conv2d(in_channels, in_channels, 1)
+        upstream.accept(self)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, cols = functional.strip_pool(x)
@@ -138,6 +139,7 @@ class MixedPooling(nn.Module):
             self.conv2_4 = unit(width, width, (3, 1), False)
             self.conv2_6 = unit(width, width, (3, 3), True)
         self.conv3 = unit(2 * width if arms == "both" else width, in_channels, (1, 1), False)
+        upstream.accept(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

@@ -135,7 +135,7 @@ def encnet(
     """EncNet as PyTorch-Encoding and mmseg build it, and as its paper describes it.
 
     load_state_dict takes the checkpoints of PyTorch-Encoding (`resnet50s`, or `resnet50` for its
-    names without s; lateral=True for those trained on Pascal-Context) and mmseg (`resnet50c`,
+    names without s; lateral=True for those of Pascal-Context and VOC) and mmseg (`resnet50c`,
     channel_dropout=True, align_corners=False). PyTorch-Encoding returns presence logits in
     evaluation too; here they come in training only, as `losses.SegmentationLoss` takes them.
 

@@ -75,6 +75,7 @@ def pspnet(
     dilation: str = "uniform",
     head_channels: int = 512,
     dropout: float = 0.1,
+    channel_dropout: bool = True,
     align_corners: bool = True,
     global_norm: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
@@ -102,7 +103,9 @@ def pspnet(
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme.
         head_channels: the width before the classifier.
-        dropout: before both classifiers, on whole channels.
+        dropout: before both classifiers.
+        channel_dropout: whether it drops whole channels, as semseg's, or elements, as
+            PyTorch-Encoding's.
         align_corners: of the pyramid and of the last resize.
         global_norm: False gives the 1x1 bin, or ASPP's mean of the whole map, a bias and no norm,
             so that batch 1 trains.
@@ -133,7 +136,9 @@ def pspnet(
             make_context(channels[3]),
             norm_layer(head_channels),
             nn.ReLU(inplace=True),
-            *classifier(head_channels, num_classes, dropout=dropout, channel_dropout=True),
+            *classifier(
+                head_channels, num_classes, dropout=dropout, channel_dropout=channel_dropout
+            ),
         )
 
     return assemble(
@@ -147,7 +152,7 @@ def pspnet(
         output_stride=output_stride,
         dilation=dilation,
         dropout=dropout,
-        channel_dropout=True,
+        channel_dropout=channel_dropout,
         align_corners=align_corners,
         norm_layer=norm_layer,
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 from stripctx import _compat
 
 LIBRARY = torch.library.Library("stripctx", "DEF")
+FAKES: dict[Any, Callable[..., Any]] = {}  # of each operator
 
 Kernel = Callable[..., Any]
 
@@ -61,7 +62,8 @@ def define(
         return run
 
     LIBRARY.impl(name, checked(reference), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"stripctx::{name}", checked(fake), lib=LIBRARY)
+    FAKES[operator] = checked(fake)
+    torch.library.register_fake(f"stripctx::{name}", FAKES[operator], lib=LIBRARY)
     autograd = _autograd_kernel(name, operator, check, setup_context, backward)
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
     LIBRARY.impl(name, _vmap_kernel(operator, vmap(operator)), "FuncTorchBatched", with_keyset=True)

@@ -119,7 +119,8 @@ class _Maps:
         x = maps[geometry.x_index]
         self.format = memory_format(x)
         self.size, self.kernel = list(x.shape[2:]), list(weight.shape[2:])
-        self.whole = [k for k, map in enumerate(maps) if map.shape[2:] == x.shape[2:]]
+        same = [_compat.same_sizes(map.shape[2:], x.shape[2:]) for map in maps]
+        self.whole = [k for k, is_same in enumerate(same) if is_same]
         self.small = [k for k in range(len(maps)) if k not in self.whole]
         self.whole = [k for k in self.whole if maps[k].size(1) > 0] or self.whole[:1]
         self.outputs = [

@@ -23,6 +23,8 @@ LARGE = 2**20  # bytes: below, malloc has the memory at hand
 def as_matrix(map: Tensor) -> bool:
     """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
     products take it as it is."""
+    if torch.onnx.is_in_onnx_export():
+        return False
     return map.device.type == "cpu" and map.is_contiguous()
 
 

@@ -1,0 +1,59 @@
+"""Networks for runtimes that know nothing of this package: every operator of `torch.ops.stripctx`
+in standard operators, written for sizes that may be symbolic.
+
+`torch.onnx.export(..., dynamo=True)` finds them by itself once stripctx is imported.
+`decompositions()` gives them to whatever else decomposes: `ExportedProgram.run_decompositions`,
+and through it ExecuTorch, TensorRT and others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from stripctx import _compat
+from stripctx.export import encoding, height, labels, pyramid, strip, upsample
+from stripctx.ops.register import FAKES
+
+__all__ = ["decompositions"]
+
+_FAMILIES = {
+    strip: ("strip_pool", "strip_add_relu", "strip_conv", "sigmoid_gate"),
+    pyramid: ("pyramid_pool", "pyramid_max_pool"),
+    upsample: ("pyramid_concat", "pyramid_add_relu", "pyramid_taps_add"),
+    height: ("row_gate",),
+    encoding: ("encode", "channel_gate"),
+    labels: (
+        "upsample_argmax",
+        "upsample_softmax_max",
+        "upsample_cross_entropy",
+        "upsample_binary_cross_entropy",
+        "upsample_dice",
+    ),
+}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Every forward operator of stripctx in standard operators of torch.
+
+    Returns:
+        A table as `ExportedProgram.run_decompositions` takes it, and `torch.export`'s kin.
+
+    Example:
+        >>> from stripctx import StripPooling
+        >>> program = torch.export.export(StripPooling(8).eval(), (torch.randn(1, 8, 5, 7),))
+        >>> program = program.run_decompositions(decompositions())
+        >>> [n.name for n in program.graph.nodes if "stripctx" in str(n.target)]
+        []
+    """
+    return {
+        getattr(torch.ops.stripctx, name).default: getattr(family, name)
+        for family, names in _FAMILIES.items()
+        for name in names
+    }
+
+
+for _operator, _decomposition in decompositions().items():
+    _compat.register_decomposition(_operator, _decomposition, FAKES[_operator])

@@ -1,0 +1,27 @@
+"""The encoding family in standard operators (Deep TEN, Zhang et al., CVPR 2017, eq. 2 to 4).
+
+Distances by |x|^2 - 2 x.c + |c|^2, two products in all, with everything taken about the mean
+codeword: features with a large common offset cost no digits.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stripctx.reference.common import widen
+from stripctx.reference.encoding import expanded_distances
+
+
+def encode(x: Tensor, codewords: Tensor, scale: Tensor, allow_tf32: bool) -> Tensor:
+    wide = widen(codewords)
+    centre = wide.mean(0)
+    codes = wide - centre
+    positions = widen(x).flatten(2).mT - centre
+    assignments = (expanded_distances(positions, codes) * widen(scale)).softmax(-1)
+    encoded = assignments.mT @ positions - assignments.sum(1)[..., None] * codes
+    return encoded.to(codewords.dtype)
+
+
+def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
+    wide = widen(x)
+    return (wide + wide * widen(gate)[..., None, None]).relu().to(x.dtype)
