@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stripctx._compat import same_sizes
 from stripctx import functional
+from stripctx._compat import same_sizes
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import Function, Lazy, made
 from stripctx.ops.upsample import MOST_LEVELS
