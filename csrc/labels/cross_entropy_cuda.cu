@@ -131,12 +131,13 @@ void launch(const UpsampleCrossEntropy& op, Stream stream) {
 }
 
 void launch(const UpsampleCrossEntropyBackward& op, Stream stream) {
-  constexpr const char* kName = "upsample_cross_entropy_backward";
   dispatch<Types>(op.logits.dtype, [&]<class T>() {
     if (op.smoothing > 0) {
-      launch_gradients<T, CrossEntropySlopes<T, true>>(kName, op, stream);
+      launch_gradients<T, CrossEntropySlopes<T, true>>("upsample_cross_entropy_backward", op,
+                                                       stream);
     } else {
-      launch_gradients<T, CrossEntropySlopes<T, false>>(kName, op, stream);
+      launch_gradients<T, CrossEntropySlopes<T, false>>("upsample_cross_entropy_backward", op,
+                                                        stream);
     }
   });
 }
