@@ -15,6 +15,8 @@ A document says where a table goes by a pair of comments, between which everythi
     <!-- /benchmarks:networks -->   times and products
     <!-- benchmarks:tricks -->      what the CPU kernels do beyond plain loops, and what it gains
     <!-- /benchmarks:tricks -->
+    <!-- benchmarks:model -->       what tests/speed_model.py finds of the CUDA kernels
+    <!-- /benchmarks:model -->
 """
 
 from __future__ import annotations
@@ -200,6 +202,8 @@ def update(text: str, folder: Path = RESULTS) -> str:
             entries = [entry for result in found for entry in result["entries"]]
             notes = dict.fromkeys(machine_text(result["machine"]) for result in found)
             blocks = [f"{operators_table(entries)}\n\n{'; '.join(notes)}.\n"] if found else []
+        elif match["name"] == "model":
+            blocks = [f"{model_table(path)}\n" for path in existing(folder, ["model"])]
         elif match["name"] in ("networks", "networks-short"):
             found = [read(path) for path in existing(folder, ["networks"])]
             short = match["name"] == "networks-short"
@@ -224,6 +228,13 @@ def update(text: str, folder: Path = RESULTS) -> str:
         return f"{match['open']}{chr(10).join(blocks)}{match['close']}"
 
     return BLOCK.sub(render, text)
+
+
+def model_table(path: Path) -> str:
+    """The speed model's rows as they are; its words flush left."""
+    found = json.loads(path.read_text())
+    rows = [[f"`{operator}`", *others] for operator, *others in found["rows"]]
+    return markdown(found["model"]["head"], rows, left=5)
 
 
 def existing(folder: Path, names: Sequence[str]) -> list[Path]:

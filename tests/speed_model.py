@@ -1,13 +1,13 @@
 """How near to a copy's bandwidth every CUDA kernel may come on an H100, and what binds it: a model.
 
-    python tests/speed_model.py [strip_pool ...] [--batch 16 1] [--dtype bfloat16 float32] [--json f]
+    python tests/speed_model.py [strip_pool ...] [--batch 16 1] [--dtype bfloat16] [--json file]
 
-Nothing here runs on a GPU. The emulator runs some blocks of every launch at the true sizes and counts
-requests, sectors, turns of shared memory's banks, barriers and shuffles; the machine code says how
-many instructions that takes at least (tests/sass.py), how many loads are on the way at once, and with
-its registers how many warps share a multiprocessor. Each resource by itself then needs some time; the
-longest is what binds. Figures are as good as their constants, some 30 %, and ignore what waiting at
-barriers costs: they find kernels that cannot be fast, and order the work.
+Nothing here runs on a GPU. The emulator runs some blocks of every launch at the true sizes and
+counts requests, sectors, turns of shared memory's banks, barriers and shuffles; the machine code
+says how many instructions that takes at least (tests/sass.py), how many loads are on the way at
+once, and with its registers how many warps share a multiprocessor. Each resource by itself then
+needs some time; the longest is what binds. Figures are as good as their constants, some 30 %, and
+ignore what waiting at barriers costs: they find kernels that cannot be fast, and order the work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ import toolkit
 
 ARCHITECTURE = 90
 SAMPLED = 3  # blocks of a launch that the emulator runs
-MAIN = 0.02  # a launch below this share of an operator's time is no line of the table
 
 
 @dataclass(frozen=True)
@@ -167,18 +166,23 @@ class Result:
     layout: str
     floor: int  # bytes
     lines: list[Line]
+    copied: int = 0  # bytes of the floor that torch's own copy moves, in a launch of its own
 
     def time(self, chip: Chip = H100) -> float:
         """Nothing is faster than a copy of the bytes that must move."""
-        kernels = max(sum(one.time for one in self.lines), self.floor / chip.copied)
-        return kernels + chip.launch * (len(self.lines) - 1)
+        kernels = max(sum(one.time for one in self.lines), (self.floor - self.copied) / chip.copied)
+        return kernels + self.copied / chip.copied + chip.launch * (self.launches - 1)
 
     def share(self, chip: Chip = H100) -> float:
         return self.floor / chip.copied / self.time(chip)
 
     @property
+    def launches(self) -> int:
+        return len(self.lines) + (self.copied > 0)
+
+    @property
     def instructions_a_byte(self) -> float:
-        return sum(one.instructions for one in self.lines) / self.floor
+        return sum(one.instructions for one in self.lines) / (self.floor - self.copied)
 
     @property
     def longest(self) -> Line:
@@ -188,7 +192,7 @@ class Result:
         if self.share(chip) > 0.95:
             return "bytes"
         kernels = sum(one.time for one in self.lines)
-        if chip.launch * (len(self.lines) - 1) > kernels:
+        if chip.launch * (self.launches - 1) > kernels:
             return "launches"
         return self.longest.binds
 
@@ -274,7 +278,16 @@ def model(
     trace(library, library._name, lambda: None)  # whatever making the arguments launched
     launches = trace(library, library._name, lambda: call(operator, arguments))
     lines = [line(launch, kernels[launch["name"]]) for launch in launches]
-    return Result(operator, shape, dtype, layout, FLOORS[operator](sample.shape).bytes, lines)
+    copied = 2 * sample.shape.map * sample.shape.element_size
+    return Result(
+        operator,
+        shape,
+        dtype,
+        layout,
+        FLOORS[operator](sample.shape).bytes,
+        lines,
+        copied if operator == "pyramid_concat" else 0,
+    )
 
 
 # The table.
@@ -283,25 +296,34 @@ HEAD = ["operator", "shape", "dtype", "layout", "kernel", "instr/byte", "blocks/
 HEAD += ["KiB in flight", "sectors", "bank turns", "launches", "of copy", "bound by"]
 
 
-def rows(result: Result) -> list[list[str]]:
-    """One row an operator: the columns from the kernel on are the longest launch's."""
+def row(result: Result) -> list[str]:
+    """The columns from the kernel on, but for instructions a byte and launches, are the longest
+    launch's."""
     one = result.longest
-    layout = {"contiguous": "c", "channels_last": "cl"}[result.layout]
-    shape = "x".join(map(str, result.shape))
     return [
-        [result.operator, shape, result.dtype, layout, one.kernel]
-        + [f"{result.instructions_a_byte:.2f}", f"{one.blocks / H100.processors:.1f}"]
-        + [f"{one.occupancy:.0%}", f"{one.in_flight / 1024:.0f}", f"{one.sectors:.1f}"]
-        + [f"{one.conflicts:.1f}", str(len(result.lines)), f"{result.share():.0%}", result.binds()]
+        result.operator,
+        "x".join(map(str, result.shape)),
+        result.dtype,
+        result.layout,
+        one.kernel,
+        f"{result.instructions_a_byte:.2f}",
+        f"{one.blocks / H100.processors:.1f}",
+        f"{one.occupancy:.0%}",
+        f"{one.in_flight / 1024:.0f}",
+        f"{one.sectors:.1f}",
+        f"{one.conflicts:.1f}",
+        str(result.launches),
+        f"{result.share():.0%}",
+        result.binds(),
     ]
 
 
 def table(results: Sequence[Result]) -> str:
-    cells = [HEAD, *(row for result in results for row in rows(result))]
+    cells = [HEAD, *map(row, results)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
     )
 
 
@@ -309,6 +331,8 @@ WIDE = {"pyramid_pool": (2048, 60), "pyramid_max_pool": (2048, 60), "row_gate": 
 
 
 def shape_of(operator: str, batch: int) -> tuple[int, int, int, int]:
+    if operator.startswith("upsample_"):  # Cityscapes' classes
+        return batch, 19, 256, 256
     channels, side = WIDE.get(operator.removesuffix("_backward"), (512, 60))
     return batch, channels, side, side
 
@@ -343,8 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     results.append(model(operator, shape, dtype, layout, kernels))
     print(table(results))
     if options.json:
-        text = [asdict(result) | {"share": round(result.share(), 3)} for result in results]
-        options.json.write_text(json.dumps(text, indent=1) + "\n")
+        lines = ",\n".join(json.dumps(row(result)) for result in results)
+        head = json.dumps({"chip": "H100", "head": HEAD})
+        options.json.write_text(f'{{"model": {head},\n"rows": [\n{lines}\n]}}\n')
     return 0
 
 

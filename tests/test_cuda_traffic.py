@@ -33,8 +33,8 @@ USUAL_SHARED = 48 * 1024
 # Labels are bound by exponentials, not by bytes: tiles of 8 rows of pixels read two rows of logits
 # of their own and two that neighbours read, from the second-level cache. Gradients of Dice's
 # sums are read by every thread, a class at a time, from the first-level cache.
-# Nine taps of 50 cells a plane are an eighth of a map of 60 x 60, and every chunk of rows of a
-# batch of one reads those it needs, from the second-level cache.
+# Nine taps of 50 cells a plane are an eighth of a map of 60 x 60, and every chunk of rows of one
+# image alone reads those it needs, from the second-level cache.
 # The levels of a channels_last pyramid in half types do not fit a block together: each reads the
 # gradient by itself, a level of 20 x 20 cell by cell.
 MOST: dict[str | tuple[str, str], float] = {

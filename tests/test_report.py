@@ -129,5 +129,19 @@ def test_nothing_is_reported_without_results(name: str, tmp_path: Path) -> None:
     assert report.update(block.format("| 7 ms |\n"), tmp_path) == block.format("")
 
 
+def test_the_model_of_the_cuda_kernels(tmp_path: Path) -> None:
+    head = ["operator", "shape", "dtype", "layout", "kernel", "of copy"]
+    rows = [["strip_pool", "1x2x3x4", "bfloat16", "contiguous", "reduce", "90%"]]
+    text = "<!-- benchmarks:model -->\nold\n<!-- /benchmarks:model -->"
+    assert "old" not in report.update(text, tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"model": {"head": head}, "rows": rows}))
+    lines = report.update(text, tmp_path).splitlines()
+    assert lines[1:4] == [
+        "| operator | shape | dtype | layout | kernel | of copy |",
+        "| --- | --- | --- | --- | --- | ---: |",
+        "| `strip_pool` | 1x2x3x4 | bfloat16 | contiguous | reduce | 90% |",
+    ]
+
+
 def test_repository_documents_are_up_to_date() -> None:
     assert report.main(["--check"]) == 0

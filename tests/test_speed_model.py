@@ -1,5 +1,5 @@
-"""The speed model finds what is known of kernels planted for it (tests/simt/kernels/planted.cu), and
-its parts are right by themselves."""
+"""The speed model finds what is known of kernels planted for it (tests/simt/kernels/planted.cu),
+and its parts are right by themselves."""
 
 from __future__ import annotations
 
@@ -134,6 +134,23 @@ def test_occupancy_of_an_h100(registers: int, threads: int, shared: int, blocks:
     """Nvidia's own calculator gives these."""
     kernel = speed_model.Kernel([], registers)
     assert speed_model.resident_blocks(kernel, threads, shared, speed_model.H100) == blocks
+
+
+def test_the_table_says_what_binds_the_longest_launch() -> None:
+    """Two launches after torch's own copy of half the bytes: 10 + 20 + 30 us, and 2 us between."""
+    times = {"bytes": 1e3, "instructions": 2e4, "shared memory": 5.0, "latency": 9.0}
+    lines = [
+        speed_model.Line("a", 264, 4, 0.5, 2048, 3e6, 1e6, 4, 1, {**times, "instructions": 1e4}),
+        speed_model.Line("b", 132, 4, 0.5, 2048, 6e6, 1e6, 4, 2, times),
+    ]
+    shape = (1, 2, 3, 4)
+    result = speed_model.Result("op", shape, "float32", "contiguous", 18 * 10**7, lines, 9 * 10**7)
+    assert result.time() == pytest.approx(62_000) and result.launches == 3
+    assert speed_model.row(result)[4:] == [
+        *("b", "0.10", "1.0", "50%", "2", "4.0", "2.0", "3", "97%", "bytes")
+    ]
+    text = speed_model.table([result]).splitlines()
+    assert text[0].split()[:2] == ["operator", "shape"] and text[1].split()[1] == "1x2x3x4"
 
 
 def test_without_nvcc_it_says_so(
