@@ -54,6 +54,54 @@ def call_batched(rule: Callable[..., Any], operator: Any, args: Sequence[Any]) -
     return custom_function_call_vmap_helper(interpreter, rule, operator, *args)
 
 
+_BATCHED = torch._C._dispatch_key_parse("Batched")  # which DispatchKey does not name
+
+
+class _Batch:
+    """What a batching rule is told."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+
+def call_batched_gradients(rule: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """Calls an operator by its batching rule under the vmap of torch.autograd itself, that of
+    is_grads_batched and of jacobian(vectorize=True)."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    sizes: list[int] = []
+
+    def opened(value: Any) -> tuple[Any, Any]:
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            values, dims = zip(*map(opened, value), strict=True)
+            return list(values), list(dims)
+        if not isinstance(value, Tensor):
+            return value, None
+        bare = torch._remove_batch_dim(value, level, 0, 0)  # of none, a batch of no elements
+        if bare.dim() == value.dim() + 1 and bare.size(0) > 0:
+            sizes.append(bare.size(0))
+            return bare, 0
+        return value, None
+
+    opened_args, dims = zip(*map(opened, args), strict=True)
+    outputs, out_dims = rule(_Batch(sizes[0]), dims, *opened_args)
+    if isinstance(outputs, Tensor):
+        return torch._add_batch_dim(outputs, out_dims, level)
+    return type(outputs)(
+        torch._add_batch_dim(one, dim, level) for one, dim in zip(outputs, out_dims, strict=True)
+    )
+
+
+def is_batch_of_gradients(value: Tensor) -> bool:
+    """Whether the vmap of torch.autograd itself maps over it."""
+    return torch._C._dispatch_keys(value).has(_BATCHED)
+
+
+def is_tracing() -> bool:
+    """Whether torch.jit.trace records what runs now."""
+    return torch._C._is_tracing()
+
+
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
     """A scope in which the dispatcher passes over the kernels of one key."""
     return torch._C._ExcludeDispatchKeyGuard(

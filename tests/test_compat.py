@@ -23,10 +23,17 @@ def test_private_functions_exist() -> None:
         "DispatchKey",
         "_is_tracing",
         "_len_torch_dispatch_stack",
+        "_dispatch_keys",
+        "_vmapmode_increment_nesting",
+        "_vmapmode_decrement_nesting",
     ):
         assert hasattr(torch._C, name), name
     assert hasattr(torch._C.DispatchKey, "AutocastCPU")
     assert hasattr(torch._C.DispatchKey, "AutocastCUDA")
+    assert torch._C._dispatch_key_parse("Batched") is not None
+    assert callable(torch._add_batch_dim) and callable(torch._remove_batch_dim)
+    assert isinstance(torch._decomp.decomposition_table, dict)
+    assert isinstance(torch._decomp.meta_table, dict)
     assert isinstance(forward_ad._current_level, int)
     from torch._functorch.autograd_function import custom_function_call_vmap_helper
     from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter

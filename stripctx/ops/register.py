@@ -13,6 +13,7 @@ Schemas have no default values: the dispatcher drops arguments that equal them.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,7 +67,9 @@ def define(
     torch.library.register_fake(f"stripctx::{name}", FAKES[operator], lib=LIBRARY)
     autograd = _autograd_kernel(name, operator, check, setup_context, backward)
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
-    LIBRARY.impl(name, _vmap_kernel(operator, vmap(operator)), "FuncTorchBatched", with_keyset=True)
+    rule = vmap(operator)
+    LIBRARY.impl(name, _vmap_kernel(operator, rule), "FuncTorchBatched", with_keyset=True)
+    LIBRARY.impl(name, lambda *args: _compat.call_batched_gradients(rule, args), "Batched")
     if autocast is not None:
         for key in ("AutocastCPU", "AutocastCUDA"):
             LIBRARY.impl(name, _autocast_kernel(operator, autocast, key), key)
@@ -102,7 +105,7 @@ def _autograd_kernel(
         def backward(ctx: Any, *grads: Tensor) -> Any:
             return None, None, *_lay_flat(backward(ctx, *grads))[0]
 
-    Differentiable.__name__ = Differentiable.__qualname__ = name
+    function: Any = types.new_class(name, (Differentiable,))  # which names the backward node
     returns_list = any(str(r.type) == "List[Tensor]" for r in operator._schema.returns)
 
     def kernel(keyset: Any, *args: Any) -> Any:
@@ -110,7 +113,7 @@ def _autograd_kernel(
         flat, lengths = _lay_flat(args)
         _refuse_forward_mode(name, flat)
         if torch.is_grad_enabled() and _compat.any_requires_grad(flat):
-            output = Differentiable.apply(keyset, lengths, *flat)
+            output = function.apply(keyset, lengths, *flat)
             return list(output) if returns_list else output
         return _compat.redispatch_below_autograd(operator, keyset, args)
 

@@ -52,6 +52,8 @@ def pyramid_conv(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """conv2d over the maps, all at x's size, side by side."""
+    if _compat.is_tracing():
+        return _concatenated(maps, weight, bias, geometry)
     operands = [weight, *maps] if bias is None else [weight, bias, *maps]
     empty = any(map.size(1) == 0 for map in maps)
     if empty or not all(map(_runs_at_once, operands)) or _compat.is_transformed_or_traced():
@@ -63,6 +65,24 @@ def pyramid_conv(
     weight, *rest = operands
     bias, maps = (None, rest) if bias is None else (rest[0], rest[1:])
     return PyramidConv.apply(geometry, weight, bias, *maps)
+
+
+def _concatenated(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """The convolution as it is written. torch.jit.trace cannot record an operator that is given
+    sizes, and would keep those of the example."""
+    x, levels = maps[geometry.x_index], list(maps)
+    del levels[geometry.x_index]
+    small = iter(range(len(geometry.modes)))
+    modes: list[int] = []
+    ratios: list[float] = []
+    for level in levels:
+        k = None if level.shape[2:] == x.shape[2:] else next(small)
+        modes.append(reference.NEAREST if k is None else geometry.modes[k])
+        ratios += [0.0, 0.0] if k is None else geometry.ratios[2 * k : 2 * k + 2]
+    together = OPS.pyramid_concat(x, levels, modes, ratios, geometry.x_index) if levels else x
+    return F.conv2d(together, weight, bias, padding=geometry.padding, dilation=geometry.dilation)
 
 
 def _runs_at_once(operand: Tensor) -> bool:
@@ -250,10 +270,32 @@ class PyramidConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weight, *maps = ctx.saved_tensors
         _, needs_weight, needs_bias, *needs_maps = ctx.needs_input_grad
+        if _compat.is_batch_of_gradients(grad):
+            return None, *_composed_backward(ctx, grad, weight, maps)
         *grads, of_weight, of_bias = PyramidConvBackward.apply(
             ctx.geometry, (*needs_maps, needs_weight, needs_bias), grad, weight, *maps
         )
         return None, of_weight, of_bias, *grads
+
+
+def _composed_backward(
+    ctx: Any, grad: Tensor, weight: Tensor, maps: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of weight, bias and maps through the composition, whose operators take a batch
+    of gradients as one."""
+    _, needs_weight, needs_bias, *needs_maps = ctx.needs_input_grad
+    again = torch.is_grad_enabled()
+    needs, inputs = [needs_weight, *needs_maps], [weight, *maps]
+    with torch.enable_grad():
+        if not again:
+            pairs = zip(inputs, needs, strict=True)
+            inputs = [one.detach().requires_grad_(need) for one, need in pairs]
+        out = _composed(inputs[1:], inputs[0], None, ctx.geometry)
+        wanted = [one for one, need in zip(inputs, needs, strict=True) if need]
+        given = torch.autograd.grad(out, wanted, grad, create_graph=again) if wanted else ()
+    grads = iter(given)
+    of_weight, *of_maps = (next(grads) if need else None for need in needs)
+    return of_weight, grad.sum((0, 2, 3)) if needs_bias else None, *of_maps
 
 
 class PyramidConvBackward(torch.autograd.Function):
