@@ -81,3 +81,16 @@ def test_torchscript_traces(name: str) -> None:
     for size in ((2, 9, 7), (1, 13, 18), (2, 3, 3)):
         inputs = test_layers.arguments(name, *size)
         test_layers.assert_close(traced(*inputs), layer(*inputs))
+
+
+@pytest.mark.parametrize("x_index", [0, 1, 2])
+def test_traces_of_a_level_of_its_own_size(x_index: int) -> None:
+    weight = rand(5, 12, 3, 3)
+
+    def function(x: Tensor, level: Tensor) -> Tensor:
+        return functional.pyramid_conv(x, [x + 1, level], weight, padding=1, x_index=x_index)
+
+    inputs = rand(2, 4, 9, 7), rand(2, 4, 3, 2)
+    traced = torch.jit.trace(function, inputs, check_trace=False)
+    for x, level in (inputs, (rand(1, 4, 12, 5), rand(1, 4, 5, 3))):
+        torch.testing.assert_close(traced(x, level), function(x, level), rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ operators reduce it (see reference.labels)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -28,18 +29,10 @@ def upsample_softmax_max(
 
 
 def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    align_corners: bool,
-    ignore_index: int,
-    label_smoothing: float,
-    per_pixel: bool,
+    logits: Tensor, target: Tensor, weight: Tensor | None, align_corners: bool, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = _wide(logits, target.shape[1:], align_corners)
-    return reference.upsample_cross_entropy(
-        wide, target, weight, align_corners, ignore_index, label_smoothing, per_pixel
-    )
+    return reference.upsample_cross_entropy(wide, target, weight, align_corners, *options)
 
 
 def upsample_binary_cross_entropy(

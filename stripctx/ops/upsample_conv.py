@@ -33,6 +33,7 @@ from stripctx.ops.upsample_products import (
     product_backward,
     product_of_weights,
 )
+from stripctx.reference.upsample import NEAREST
 
 OPS = torch.ops.stripctx
 
@@ -79,7 +80,7 @@ def _concatenated(
     ratios: list[float] = []
     for level in levels:
         k = None if level.shape[2:] == x.shape[2:] else next(small)
-        modes.append(reference.NEAREST if k is None else geometry.modes[k])
+        modes.append(NEAREST if k is None else geometry.modes[k])
         ratios += [0.0, 0.0] if k is None else geometry.ratios[2 * k : 2 * k + 2]
     together = OPS.pyramid_concat(x, levels, modes, ratios, geometry.x_index) if levels else x
     return F.conv2d(together, weight, bias, padding=geometry.padding, dilation=geometry.dilation)
