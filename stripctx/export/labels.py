@@ -4,7 +4,6 @@ operators reduce it (see reference.labels)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -29,10 +28,18 @@ def upsample_softmax_max(
 
 
 def upsample_cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None, align_corners: bool, *options: Any
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    align_corners: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    per_pixel: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = _wide(logits, target.shape[1:], align_corners)
-    return reference.upsample_cross_entropy(wide, target, weight, align_corners, *options)
+    return reference.upsample_cross_entropy(
+        wide, target, weight, align_corners, ignore_index, label_smoothing, per_pixel
+    )
 
 
 def upsample_binary_cross_entropy(
