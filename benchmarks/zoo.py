@@ -44,7 +44,9 @@ def segformer_b2(tiny: bool) -> nn.Module:
 def upernet_convnext(tiny: bool) -> nn.Module:
     """Of transformers; its default ConvNeXt is the tiny one."""
     transformers = importlib.import_module("transformers")
-    small: dict[str, Any] = {"hidden_sizes": TINY_WIDTHS, "depths": [1] * 4} if tiny else {}
+    small: dict[str, Any] = {"hidden_sizes": TINY_WIDTHS if tiny else [96, 192, 384, 768]}
+    if tiny:
+        small["depths"] = [1] * 4
     backbone = transformers.ConvNextConfig(
         out_features=["stage1", "stage2", "stage3", "stage4"], **small
     )

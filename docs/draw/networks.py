@@ -24,9 +24,9 @@ def networks() -> Page:
     entries = report.read(report.RESULTS / "networks.json")["entries"]
     names = list(dict.fromkeys(entry["network"] for entry in entries))
     height = 0.2 * len(names) * len(BARS) / 2 + 0.12 * len(names)
-    page = Page(height + 0.75)
+    page = Page(height + 0.95)
     for column, (mode, title) in enumerate(MODES.items()):
-        axes = page.axes(1.75 + 3.2 * column, 0.3, 2.85, height)
+        axes = page.axes(2.15 + 3.0 * column, 0.3, 2.7, height)
         axes.set_title(title)
         found = {
             entry["network"]: entry["candidates"] for entry in entries if entry["mode"] == mode
@@ -41,7 +41,9 @@ def networks() -> Page:
         axes.set_xlabel("times as fast as its own forward", fontsize=7.5, labelpad=2)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-    style.legend(axes, [(colour, label) for label, colour in BARS.values()], loc="lower right")
+    entries_of_legend = [(colour, label) for label, colour in BARS.values()]
+    place = {"loc": "upper right", "bbox_to_anchor": (1.0, -0.5 / height), "ncols": 3}
+    style.legend(axes, entries_of_legend, **place)
     return page
 
 

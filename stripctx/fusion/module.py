@@ -120,15 +120,10 @@ _STORING = "transformers.utils.output_capturing"
 
 
 def _hooked(module: nn.Module) -> bool:
-    storing = all(
-        getattr(hook, "__module__", None) == _STORING for hook in module._forward_hooks.values()
-    )
-    return bool(
-        not storing
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    hooks = module._forward_hooks
+    if hooks and any(getattr(one, "__module__", None) != _STORING for one in hooks.values()):
+        return True
+    return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 _GENERATED: dict[tuple[type, type], type[Fused]] = {}

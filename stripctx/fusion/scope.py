@@ -24,6 +24,7 @@ from stripctx.fusion.promises import Level
 from stripctx.ops import checks
 
 MODES = ("bilinear", "nearest", "nearest-exact")
+_POOLS = (F.adaptive_avg_pool2d, F.interpolate)
 
 
 class _Depth(threading.local):
@@ -50,7 +51,7 @@ class InterpolationWaits(TorchFunctionMode):
             level = _level(*args, **kwargs)
             if level is not None:
                 return level
-        if torch.onnx.is_in_onnx_export():
+        if function in _POOLS and torch.onnx.is_in_onnx_export():
             pooled = _pooled(function, *args, **kwargs)
             if pooled is not None:
                 return pooled
