@@ -35,10 +35,21 @@ class View:
         device, dtype = next(network.parameters()).device, getattr(torch, self.precision)
         seen = normalise(to_tensor(image), self.settings).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            if self.protocol == WholeImage() and may_resize(network):
+            if may_resize(network) and _is_one_view(self.protocol, seen):
                 return _at_once(network, seen)
             scores = infer(network, seen, self.protocol, batch=self.batch, store=self.store)
         return scores.argmax(0).to(device)
+
+
+def _is_one_view(protocol: Protocol, image: Tensor) -> bool:
+    """Whether a network sees the image once, as it is: then its largest logit is its largest score.
+    Scores of several views are averaged at the image's size."""
+    height, width = image.shape[1:]
+    if protocol.flip or protocol.scales != (1.0,):
+        return False
+    if protocol.size(height, width, 1.0) != (height, width):
+        return False
+    return protocol.windows(height, width, 1.0) == Windows(height, width, ((0, 0),))
 
 
 @torch.no_grad()

@@ -108,6 +108,8 @@ def test_fused_decoder_is_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(outcome.found.times) == {"fused", "eager"}
     before, after = outcome.products
     assert 0.3 * before < after < 0.4 * before
+    losses = decoder.loss_of_small_logits(torch.randn(1, 5, 128, 192), image)
+    assert losses.peaks["fused"] < losses.peaks["eager"] / 4
     monkeypatch.setattr(decoder, "BOUND", 0.0)
     assert not dataclasses.replace(outcome, error=1e-9).agrees
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from examples import protocols  # noqa: E402
+from examples import inference, protocols  # noqa: E402
 from examples.data.augment import Augmentation, normalise, to_tensor  # noqa: E402
 from examples.inference import View, infer  # noqa: E402
 from stripctx import models  # noqa: E402
@@ -367,7 +367,16 @@ def test_label_maps_at_once(name: str) -> None:
     torch.manual_seed(0)
     network = models.create(name, num_classes=5, backbone="resnet18", aux=False).eval()
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
-    view = View(Augmentation())
-    labels = view.classes(network, image)
-    scores = infer(network, normalise(to_tensor(image), view.settings), protocols.WholeImage())
-    assert labels.shape == (70, 90) and (labels == scores.argmax(0)).float().mean() > 0.999
+    seen = normalise(to_tensor(image), Augmentation())
+    whole, sliding = protocols.WholeImage(), protocols.SemsegSliding(crop=64)
+    for protocol, wide in (
+        (whole, False),
+        (sliding, True),
+        (protocols.WholeImage(flip=True), True),
+    ):
+        labels = View(Augmentation(), protocol).classes(network, image)
+        scores = infer(network, seen, protocol)
+        assert labels.shape == (70, 90) and (labels == scores.argmax(0)).float().mean() > 0.999
+        assert inference._is_one_view(protocol, seen) != wide
+    square = torch.zeros(3, 64, 64)  # one window that is the image
+    assert inference._is_one_view(sliding, square)

@@ -91,6 +91,7 @@ def before_and_after(
     with console.status("measuring the network before and after"):
         forward = measure(candidates, image, parameters, backward=False)
         both = measure(candidates, image, parameters, backward=True)
+        losses = loss_of_small_logits(expected, image)
     shape = " x ".join(map(str, image.shape))
     table = Table(title=f"The network on {shape}, medians", title_justify="left")
     table.add_column("")
@@ -101,11 +102,32 @@ def before_and_after(
         for found in (forward, both):
             cells += [f"{found.median(name) * 1e3:.1f} ms", f"{found.peaks[name] / 2**20:.1f} MiB"]
         table.add_row(label, *cells)
+    for name, label in (
+        ("eager", "its loss, of wide logits"),
+        ("fused", "its loss, of small ones"),
+    ):
+        time, peak = losses.median(name) * 1e3, losses.peaks[name] / 2**20
+        table.add_row(label, "", "", f"{time:.1f} ms", f"{peak:.1f} MiB")
     console.print(table)
     outcome = Outcome(error, forward, report.products)
     verdict = "[green]agree[/]" if outcome.agrees else "[bold red]DIFFER[/]"
     console.print(f"Their logits {verdict}: at most {error:.0e} apart (bound {BOUND:.0e}).")
     return outcome
+
+
+def loss_of_small_logits(logits: Tensor, image: Tensor) -> Measured:
+    """Cross-entropy of logits at a quarter of the image's size: interpolated before, or in it."""
+    small = F.interpolate(logits, scale_factor=0.25, mode="nearest")
+    target = torch.randint(0, logits.size(1), (image.size(0), *image.shape[2:]))
+
+    def wide(z: Tensor) -> Tensor:
+        up = F.interpolate(z, target.shape[1:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(up, target)
+
+    def fused(z: Tensor) -> Tensor:
+        return stripctx.functional.upsample_cross_entropy(z, target, align_corners=False)
+
+    return measure({"fused": fused, "eager": wide}, small, [], backward=True)
 
 
 def draw(page: Page, left: float, top: float, width: float, outcome: Outcome) -> None:
