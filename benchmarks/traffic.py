@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks import floors
-
-ENCODINGS = {"encode": 0, "encode_backward": 1}  # and which argument is x
 FREE = ("_unsafe_view", "detach", "empty", "new_empty")  # beside what torch itself calls views
 
 
@@ -76,17 +73,10 @@ def kind_of(func: Any) -> str:
 
 
 def operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Of convolutions and products of matrices: torch's by its own count, and those inside ours."""
-    name = func.overloadpacket.__name__
+    """Of convolutions and products of matrices, ours among them, by torch's count."""
     if func.overloadpacket in flop_registry:
         count: int = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         return count
-    if func.namespace == "stripctx" and name in ENCODINGS:
-        x = args[ENCODINGS[name]]
-        return floors.floor(name, floors.Shape(*x.shape)).operations
-    if func.overloadpacket is torch.ops.stripctx.strip_conv:
-        shape = floors.Shape(*result.shape, hidden=args[2].size(1))
-        return floors.multiply_adds(floors.PRODUCTS["strip_gate"](shape))
     return 0
 
 

@@ -99,7 +99,7 @@ def is_batch_of_gradients(value: Tensor) -> bool:
 
 def is_tracing() -> bool:
     """Whether torch.jit.trace records what runs now."""
-    return torch._C._is_tracing()
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
