@@ -8,7 +8,16 @@ from typing import Any
 OUTSIDE = re.compile(
     r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?!figures/|README|guides|layers|operators)[^)]*\)"
 )
-WITHIN = ("README.md", "fuse.md", "networks.md", "speed.md", "train.md", "own_data.md", "build.md", "deploy.md")
+WITHIN = (
+    "README.md",
+    "fuse.md",
+    "networks.md",
+    "speed.md",
+    "train.md",
+    "own_data.md",
+    "build.md",
+    "deploy.md",
+)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
