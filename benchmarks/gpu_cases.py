@@ -136,7 +136,7 @@ def times_cases(device: str, tiny: bool) -> Cases:
     from benchmarks import measuring
     from benchmarks.compare import MODES
     from benchmarks.operators import LAYOUTS
-    from benchmarks.peers import PEERS
+    from benchmarks.peers import LABEL_MAPS, PEERS
 
     size = 2**16 if tiny else COPIED
     copy = {"copy": measuring.warm(measuring.copy_of(size, device))}
@@ -147,12 +147,14 @@ def times_cases(device: str, tiny: bool) -> Cases:
     plan = [
         ((name, shape, usual, layout, mode), False)
         for shape, layout, name, mode in product(shapes, LAYOUTS, PEERS, MODES)
+        if mode == "fwd" or name not in LABEL_MAPS
     ]
     if not tiny:
         plan += [((name, shapes[0], usual, "contiguous", "fwd"), True) for name in PEERS]
         plan += [
             ((name, shape, "float32", layout, "fwd+bwd"), False)
             for shape, layout, name in product(shapes[::2], LAYOUTS, PEERS)
+            if name not in LABEL_MAPS
         ]
     for case, with_compile in plan:
         name, shape, *others = case
