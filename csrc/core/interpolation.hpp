@@ -19,6 +19,13 @@ template <class A>
 struct Sample {
   int64_t first, second;
   A first_weight, second_weight;
+
+  // Whether one cell is all that counts, and then its weight and 0.
+  STRIPCTX_HOST_DEVICE bool is_one() const { return second == first || second_weight == 0; }
+  STRIPCTX_HOST_DEVICE A of_first() const {
+    return is_one() ? first_weight + second_weight : first_weight;
+  }
+  STRIPCTX_HOST_DEVICE A of_second() const { return is_one() ? A(0) : second_weight; }
 };
 
 // `cells` spread over `extent` positions, as torch.nn.functional.interpolate spreads them, with its

@@ -100,9 +100,8 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
       A low[kTileRows], high[kTileRows];
       for (int r = 0; r < kTileRows; ++r) {
         const Sample<A> sample = down.at(min(chunk + r, end - 1));
-        const bool one = sample.second == sample.first;
-        low[r] = one ? sample.first_weight + sample.second_weight : sample.first_weight;
-        high[r] = one ? A(0) : sample.second_weight;
+        low[r] = sample.of_first();
+        high[r] = sample.of_second();
       }
       for (int64_t start = first_pixel; start < last_pixel; start += threads) {
         const int64_t column = start + thread;
@@ -110,11 +109,10 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
         const Sample<A> sample = along.at(min(column, last_pixel - 1));
         const int left = static_cast<int>(sample.first - first_cell);
         const int right = static_cast<int>(sample.second - first_cell);
-        const bool one = sample.second == sample.first;
         __syncthreads();
         cell_of[thread] = static_cast<int>(sample.first - j);
-        weight[thread] = one ? sample.first_weight + sample.second_weight : sample.first_weight;
-        weight[threads + thread] = one ? A(0) : sample.second_weight;
+        weight[thread] = sample.of_first();
+        weight[threads + thread] = sample.of_second();
         slopes.prepare(PixelColumn{n, chunk, column, inside ? rows : 0});
         for (int c = 0; c < classes; c += kClassesAtOnce) {
           const int count = min(kClassesAtOnce, classes - c);

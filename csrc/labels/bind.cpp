@@ -90,6 +90,13 @@ Sizes size_of(const Tensor& target) {
   return {target.size(target.dim() - 2), target.size(target.dim() - 1)};
 }
 
+// out = the sums of `parts`, (P, elements of out).
+void sum_parts(const Tensor& parts, const Tensor& out) {
+  View flat = view(out);
+  flat = {flat.data, flat.dtype, {out.numel(), 1, 1, 1}, {1, 1, 1, 1}};
+  device::execute(SumPartials{view(parts), flat}, out);
+}
+
 // Sums along W: left by the kernel in `parts` parts, or at once in `out`.
 class RowSums {
  public:
@@ -101,10 +108,7 @@ class RowSums {
   View parts() const { return view(parts_); }
 
   void finish() const {
-    if (count_ == 1) return;
-    View flat = view(out_);
-    flat = {flat.data, flat.dtype, {out_.numel(), 1, 1, 1}, {1, 1, 1, 1}};
-    device::execute(SumPartials{view(parts_), flat}, out_);
+    if (count_ > 1) sum_parts(parts_, out_);
   }
 
  private:
@@ -159,7 +163,6 @@ std::tuple<Tensor, Tensor, Tensor> upsample_cross_entropy(const Tensor& logits,
                                                           bool align_corners, int64_t ignore_index,
                                                           double label_smoothing, bool per_pixel) {
   const Checker check("upsample_cross_entropy");
-  check.given("logits", logits);
   check.tensor("logits", logits, 4);
   const Target labels = check_target(check, target, logits, ignore_index);
   WideLogits wide = check_logits(check, logits, size_of(target), align_corners);
@@ -261,9 +264,7 @@ std::tuple<Tensor, Tensor> upsample_dice(const Tensor& logits, const Tensor& tar
   if (wide.pixels() == 0) return {sums, log_sums};
   const Tensor parts = empty_wide({kernels::dice_parts(wide), sums.numel()}, logits);
   device::execute(UpsampleDice{wide, labels, view(log_sums), parts.data_ptr()}, logits);
-  View flat = view(sums);
-  flat = {flat.data, flat.dtype, {sums.numel(), 1, 1, 1}, {1, 1, 1, 1}};
-  device::execute(SumPartials{view(parts), flat}, logits);
+  sum_parts(parts, sums);
   return {sums, log_sums};
 }
 

@@ -31,16 +31,15 @@ std::vector<RowGroup<A>> row_groups(const WideLogits& logits) {
   std::vector<RowGroup<A>> groups;
   for (int64_t h = 0; h < logits.image[0]; ++h) {
     const Sample<A> sample = axis.at(h);
-    const bool one = sample.second_weight == 0 || sample.second == sample.first;
     if (groups.empty() || groups.back().first != sample.first ||
         groups.back().count() == kMostRows) {
       groups.push_back({sample.first, sample.first, h, h, {}, {}});
     }
     RowGroup<A>& group = groups.back();
     const int row = group.count();
-    group.low[row] = one ? sample.first_weight + sample.second_weight : sample.first_weight;
-    group.high[row] = one ? 0 : sample.second_weight;
-    if (!one) group.second = sample.second;
+    group.low[row] = sample.of_first();
+    group.high[row] = sample.of_second();
+    if (!sample.is_one()) group.second = sample.second;
     ++group.end;
   }
   return groups;
@@ -188,6 +187,32 @@ class LogitTiles {
   std::vector<A> cells_;
   std::deque<Tile> tiles_;  // which do not move
 };
+
+// A vector of pixels: where it is in the image and in its tile, and how many of its lanes are in.
+struct PixelRun {
+  int64_t place, in_tile;
+  int count;
+};
+
+// Reads `classes` classes from k on between a group's two rows, tile by tile, and calls
+// body.operator()<kRows>(low, high, run) for every vector of pixels: the two rows at it, of the
+// first class.
+template <class T, class Body>
+[[gnu::always_inline]] inline void for_pixels(LogitTiles<T>& tiles, int64_t n,
+                                              const RowGroup<Accumulate<T>>& group, int64_t k,
+                                              int64_t classes, Body&& body) {
+  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+  for (int64_t tile = 0; tile < tiles.count(); ++tile) {
+    tiles.read(n, group, tile, k, classes);
+    const int64_t begin = tiles.begin(tile), width = tiles.width(tile);
+    with_rows(group.count(), [&]<int kRows>() {
+      for (int64_t w = 0; w < width; w += lanes) {
+        const PixelRun run{begin + w, w, static_cast<int>(std::min(lanes, width - w))};
+        body.template operator()<kRows>(tiles.low() + w, tiles.high() + w, run);
+      }
+    });
+  }
+}
 
 // The labels of `count` pixels of row h from w on, -1 where they count nowhere and beyond `count`.
 // A label is exact in A.

@@ -78,6 +78,11 @@ def _as_torch(loss: Tensor, logits: Tensor) -> Tensor:
     return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
 
 
+def _is_usual(size_average: Any, reduce: Any, reduction: Any) -> bool:
+    """Whether a loss is told how to reduce by `reduction` alone."""
+    return size_average is None and reduce is None and reduction in ("mean", "sum", "none")
+
+
 def _cross_entropy(
     input: Any,
     target: Any,
@@ -93,7 +98,7 @@ def _cross_entropy(
     expected = (input.shape[0], *input.shape[2:])
     if tuple(target.shape) != expected or target.device != input.device:
         return NotImplemented
-    if (size_average, reduce) != (None, None) or reduction not in ("mean", "sum", "none"):
+    if not _is_usual(size_average, reduce, reduction):
         return NotImplemented
     if weight is not None and not _is_plain_weight(weight, (input.shape[1],), input):
         return NotImplemented
@@ -132,7 +137,7 @@ def _binary_cross_entropy(
         return NotImplemented
     if target.dtype != input.dtype or target.device != input.device or target.requires_grad:
         return NotImplemented
-    if (size_average, reduce) != (None, None) or reduction not in ("mean", "sum", "none"):
+    if not _is_usual(size_average, reduce, reduction):
         return NotImplemented
     for factor in (weight, pos_weight):
         if factor is not None and (not isinstance(factor, Tensor) or factor.requires_grad):

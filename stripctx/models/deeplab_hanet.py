@@ -13,7 +13,7 @@ from stripctx.layers import HeightAttention
 from stripctx.models.aspp import ASPP, choose_rates
 from stripctx.models.backbones import Weights
 from stripctx.models.build import assemble
-from stripctx.models.heads import conv_unit
+from stripctx.models.heads import conv_unit, over_pyramid
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
 
@@ -80,16 +80,7 @@ class HANetHead(nn.Module):
     def _decoder(self, fine: Tensor, coarse: Tensor, pos: Tensor | None) -> Tensor:
         """`final1` of both maps side by side, hanet3's source. Its first convolution takes the
         coarse one as it is."""
-        conv, *others = self.final1
-        final = functional.pyramid_conv(
-            fine,
-            [coarse],
-            cast(nn.Conv2d, conv).weight,
-            padding=1,
-            align_corners=self.align_corners,
-        )
-        for layer in others:
-            final = layer(final)
+        final = over_pyramid(self.final1, fine, [coarse], self.align_corners)
         if self.hanet3 is None:
             return final
         together = functional.pyramid_concat(fine, [coarse], align_corners=self.align_corners)

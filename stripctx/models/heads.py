@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from typing import cast
 
+from torch import Tensor, nn
+
+from stripctx import functional
 from stripctx.models.network import NormLayer
 
 
@@ -25,6 +29,20 @@ def conv_unit(
         norm_layer(channels),
         nn.ReLU(inplace=True),
     )
+
+
+def over_pyramid(
+    unit: nn.Sequential, x: Tensor, levels: Sequence[Tensor], align_corners: bool
+) -> Tensor:
+    """Layers that begin with a 3x3 convolution, of a map and smaller ones side by side. The
+    convolution takes the smaller ones as they are (`functional.pyramid_conv`)."""
+    conv, *others = unit
+    y = functional.pyramid_conv(
+        x, levels, cast(nn.Conv2d, conv).weight, padding=1, align_corners=align_corners
+    )
+    for layer in others:
+        y = layer(y)
+    return y
 
 
 def classifier(

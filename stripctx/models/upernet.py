@@ -4,7 +4,6 @@ a feature pyramid over all four, and a convolution of what they give, side by si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -12,7 +11,7 @@ from stripctx import functional, upstream
 from stripctx.layers import PyramidPoolingConv
 from stripctx.models.backbones import Weights
 from stripctx.models.build import assemble
-from stripctx.models.heads import classifier, conv_unit
+from stripctx.models.heads import classifier, conv_unit, over_pyramid
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
 
@@ -102,15 +101,8 @@ class UPerHead(nn.Module):
             lateral = self.laterals[i](features[i])
             above = functional.pyramid_add(lateral, [above], align_corners=self.align_corners)
             maps.insert(0, self.levels[i](above))
-        conv, norm, relu = self.fuse
-        together = functional.pyramid_conv(
-            maps[0],
-            maps[1:],
-            cast(nn.Conv2d, conv).weight,
-            padding=1,
-            align_corners=self.align_corners,
-        )
-        logits: Tensor = self.classify(relu(norm(together)))
+        together = over_pyramid(self.fuse, maps[0], maps[1:], self.align_corners)
+        logits: Tensor = self.classify(together)
         return logits
 
 
