@@ -76,11 +76,23 @@ def noise(*size: int, offset: float = 0.0) -> Tensor:
     return (torch.randn(size, dtype=torch.float64) + offset).to(DEVICE, torch.float32)
 
 
-def clustered() -> tuple[Tensor, Tensor]:
-    """Features within 0.1 of codewords that are 100 apart: an expanded square would cancel."""
-    codewords = 100 * noise(8, 24)
+def near(codewords: Tensor) -> Tensor:
+    """Features within 0.1 of some codeword: an expanded square would cancel."""
     nearest = codewords[torch.randint(8, (2, 90))].mT
-    return (nearest + 0.1 * noise(2, 24, 90))[..., None], codewords
+    return (nearest + 0.1 * noise(2, 24, 90))[..., None]
+
+
+def clustered() -> tuple[Tensor, Tensor]:
+    """Codewords 100 apart."""
+    codewords = 100 * noise(8, 24)
+    return near(codewords), codewords
+
+
+def clustered_pairs() -> tuple[Tensor, Tensor]:
+    """Two codewords 0.1 apart in each cluster: assignments between 0 and 1."""
+    codewords = 100 * noise(8, 24)
+    codewords[1::2] = codewords[::2] + 0.1 * noise(4, 24)
+    return near(codewords), codewords
 
 
 SPREADS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
@@ -88,6 +100,7 @@ SPREADS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "offset": lambda: (noise(2, 96, 9, 11, offset=1000), noise(8, 96, offset=1000)),
     "far codewords": lambda: (noise(2, 96, 9, 11, offset=1000), noise(8, 96)),
     "clustered": clustered,
+    "clustered pairs": clustered_pairs,
 }
 
 
@@ -99,6 +112,8 @@ def test_rounding_is_that_of_the_residual_form(spread: str, scale: float) -> Non
     scales = scale * torch.rand(8).to(DEVICE) / codewords.size(1)
     if spread == "far codewords":
         scales /= 1000  # distances are in the millions
+    elif spread == "clustered pairs" and scale < 0:
+        scales *= 100  # distances are a hundredth
     grad = noise(2, 8, codewords.size(1))
     arguments = (x, codewords, scales)
     expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))

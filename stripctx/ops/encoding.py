@@ -100,9 +100,7 @@ def _backward_encode_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, 
     with torch.enable_grad():
         leaves = tuple(tensor.detach().requires_grad_() for tensor in saved)
         grad, x, codewords, scale = (widen(leaf) for leaf in leaves)
-        outputs = reference.encode_gradients(
-            grad, x, codewords, scale, reference.expanded_distances
-        )
+        outputs = reference.expanded_gradients(grad, x, codewords, scale)
         weights = tuple(g.to(o.dtype) for g, o in zip(grads, outputs, strict=True))
     return *torch.autograd.grad(outputs, leaves, weights), None
 
