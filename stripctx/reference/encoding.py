@@ -21,6 +21,7 @@ from torch import Tensor
 from stripctx.layout import memory_format
 from stripctx.reference.common import widen
 
+
 def _positions(x: Tensor) -> Tensor:
     """(N, D, H, W) as (N, L, D)."""
     return x.flatten(2).mT
