@@ -8,6 +8,7 @@
 // threads would change a bit, or where an element was not written.
 #include "encoding/params.hpp"
 #include "height/params.hpp"
+#include "labels/params.hpp"
 #include "pyramid/params.hpp"
 #include "strip/params.hpp"
 #include "upsample/params.hpp"
@@ -56,6 +57,61 @@ Taps tall(const Sample& s) {
   std::copy_n(kPadding, 2, taps.padding);
   std::copy_n(kDilation, 2, taps.dilation);
   return taps;
+}
+
+// The map as logits of a larger image, and what each of its pixels has.
+struct Image {
+  Sample& sample;
+  int64_t height, width;
+  WideLogits logits;
+
+  explicit Image(Sample& s)
+      : sample(s),
+        height(s.height() + 3),
+        width(s.width() + 2),
+        logits{s.map(),
+               {height, width},
+               s.width() % 2 == 0 ? Mode::kBilinear : Mode::kBilinearAligned,
+               s.channels_last()} {}
+
+  // Without logits the binding executes nothing.
+  explicit operator bool() const { return logits.numel() > 0; }
+
+  Target target(int64_t bytes) { return {{sample.labels(height, width, bytes), bytes}, 0}; }
+  View map() { return sample.map_of(height, width); }
+  View pixels() { return sample.pixels(height, width); }
+  View pixels_result() { return sample.pixels_result(height, width); }
+  View class_weights() { return sample.matrix(1, 1, logits.classes()); }
+};
+
+template <int kBytes>
+void argmax(Sample& s) {
+  Image image(s);
+  if (!image) return;
+  const LabelMap labels{s.labels_result(image.height, image.width, kBytes), kBytes};
+  s.execute(UpsampleArgmax{image.logits, labels, kBytes == 8 ? image.pixels_result() : View{}});
+}
+
+template <bool kPerPixel>
+void cross_entropy(Sample& s) {
+  Image image(s);
+  if (!image) return;
+  const int64_t rows = s.image_count() * image.height;
+  s.execute(UpsampleCrossEntropy{image.logits, image.target(kPerPixel ? 8 : 1),
+                                 kPerPixel ? image.class_weights() : View{}, kPerPixel ? 0.1 : 0,
+                                 kPerPixel ? image.pixels_result() : s.partials(1, rows),
+                                 s.partials(1, rows), image.pixels_result(), kPerPixel});
+}
+
+template <bool kPerPixel>
+void binary(Sample& s) {
+  Image image(s);
+  if (!image) return;
+  const int64_t rows = s.image_count() * s.channel_count() * image.height;
+  s.execute(UpsampleBinary{
+      image.logits, image.map(), kPerPixel ? image.map() : View{}, kPerPixel ? image.map() : View{},
+      kPerPixel ? s.class_pixels_result(image.height, image.width) : s.partials(1, rows),
+      kPerPixel});
 }
 
 const Operator kOperators[] = {
@@ -164,6 +220,46 @@ const Operator kOperators[] = {
        ChannelGateBackward op{s.flat_map(), s.flat_map(), s.gate(), s.flat_map_result()};
        op.partials = s.partials(cpu::partials(op), s.image_count() * s.channel_count());
        s.execute(op);
+     }},
+    {"upsample_argmax", argmax<1>},
+    {"upsample_softmax_max", argmax<8>},
+    {"upsample_cross_entropy", cross_entropy<false>},
+    {"upsample_cross_entropy_per_pixel", cross_entropy<true>},
+    {"upsample_cross_entropy_backward",
+     [](Sample& s) {
+       Image image(s);
+       if (!image) return;
+       s.execute(UpsampleCrossEntropyBackward{image.pixels(), image.logits, image.target(4),
+                                              image.class_weights(), 0.1, image.pixels(),
+                                              s.map_result()});
+     }},
+    {"upsample_binary_cross_entropy", binary<false>},
+    {"upsample_binary_cross_entropy_per_pixel", binary<true>},
+    {"upsample_binary_cross_entropy_backward",
+     [](Sample& s) {
+       Image image(s);
+       if (!image) return;
+       const View grad = s.class_pixels(image.height, image.width);
+       s.execute(UpsampleBinaryBackward{grad, image.logits, image.map(), image.map(), image.map(),
+                                        s.map_result()});
+     }},
+    {"upsample_dice",
+     [](Sample& s) {
+       Image image(s);
+       if (!image) return;
+       const View parts =
+           s.partials(cpu::dice_parts(image.logits), s.image_count() * 3 * s.channel_count());
+       s.execute(UpsampleDice{image.logits, image.target(8), image.pixels_result(), parts.data});
+     }},
+    {"upsample_dice_backward",
+     [](Sample& s) {
+       Image image(s);
+       if (!image) return;
+       const Target target = image.target(1);
+       const View grad = s.matrix(s.image_count(), 3, s.channel_count());
+       const View log_sums = image.pixels(), dots = image.pixels_result();
+       s.execute(UpsampleDiceDots{grad, image.logits, target, log_sums, dots});
+       s.execute(UpsampleDiceBackward{grad, image.logits, target, log_sums, dots, s.map_result()});
      }},
 };
 

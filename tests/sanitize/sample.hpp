@@ -3,6 +3,7 @@
 // wrote is found.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -33,7 +34,7 @@ struct Setting {
   Shape shape;
   DType dtype;
   Layout layout;
-  bool divided;  // work items one by one, the last first, instead of all at once
+  bool divided;  // in up to 100 parts, the last first, instead of all at once
 };
 
 class Sample {
@@ -66,8 +67,7 @@ class Sample {
 
   // A dense matrix in the type that sums run in, times `factor`.
   View matrix(int64_t batch, int64_t rows, int64_t columns, double factor = 1) {
-    View view{nullptr, sum_type(), {batch, rows, columns, 1}, {rows * columns, columns, 1, 1}};
-    return fill(allocate(view, 0), factor);
+    return fill(allocate(dense({batch, rows, columns, 1}), 0), factor);
   }
 
   // (N, C) and what a kernel writes of that shape.
@@ -84,6 +84,39 @@ class Sample {
   View row_logits_result(int64_t rows) {
     results_.push_back(allocate(row_vector(rows), 0));
     return results_.back();
+  }
+
+  // What every pixel of an image has, (N, H, W, 1), in the type that sums run in.
+  View pixels(int64_t height, int64_t width) { return matrix(image_count(), height, width); }
+  View pixels_result(int64_t height, int64_t width) {
+    results_.push_back(allocate(dense({image_count(), height, width, 1}), 0));
+    return results_.back();
+  }
+  // What every class of every pixel has, (N, C, H, W), in that type.
+  View class_pixels(int64_t height, int64_t width) {
+    return fill(allocate(dense(level_shape(1, height, width)), 0));
+  }
+  View class_pixels_result(int64_t height, int64_t width) {
+    results_.push_back(allocate(dense(level_shape(1, height, width)), 0));
+    return results_.back();
+  }
+  // (N, C, H, W) of another size than the map's.
+  View map_of(int64_t height, int64_t width) {
+    return noise(level_shape(1, height, width), setting_.layout.sliced);
+  }
+
+  // A label for every pixel, in 1, 4 or 8 bytes: each of the classes, -1 and two that are none.
+  View labels(int64_t height, int64_t width, int64_t bytes) {
+    const View view = integers(height, width, bytes);
+    for (int64_t i = 0; i < view.extent(); ++i) {
+      const int64_t label = i % (channel_count() + 3) - 1;
+      std::memcpy(static_cast<std::byte*>(view.data) + i * bytes, &label, bytes);
+    }
+    return view;
+  }
+  View labels_result(int64_t height, int64_t width, int64_t bytes) {
+    index_results_.push_back({integers(height, width, bytes), bytes});
+    return index_results_.back().view;
   }
 
   // The levels of a pyramid, each of `times` as many channels as the map.
@@ -106,8 +139,8 @@ class Sample {
   }
   PooledLevels indices_result(const Sizes& sizes) {
     return each(sizes, [&](int64_t h, int64_t w) {
-      index_results_.push_back(index_view(level_shape(1, h, w)));
-      return index_results_.back();
+      index_results_.push_back({index_view(level_shape(1, h, w)), 8});
+      return index_results_.back().view;
     });
   }
 
@@ -128,8 +161,7 @@ class Sample {
 
   // Partial sums, in the type that sums run in.
   View partials(int64_t parts, int64_t sums) {
-    View view{nullptr, sum_type(), {parts, sums, 1, 1}, {sums, 1, 1, 1}};
-    results_.push_back(allocate(view, 0));
+    results_.push_back(allocate(dense({parts, sums, 1, 1}), 0));
     return results_.back();
   }
 
@@ -146,7 +178,11 @@ class Sample {
       if (work.items > 0) cpu::run(op, 0, work.items);
       return;
     }
-    for (int64_t item = work.items - 1; item >= 0; --item) cpu::run(op, item, item + 1);
+    constexpr int64_t kMostParts = 100;
+    const int64_t each = ceil_div(work.items, kMostParts);
+    for (int64_t end = work.items; end > 0; end -= std::min(each, end)) {
+      cpu::run(op, std::max<int64_t>(end - each, 0), end);
+    }
   }
 
   // Everything that results hold, in their order of memory.
@@ -162,11 +198,13 @@ class Sample {
       });
       all.push_back(std::move(values));
     }
-    for (const View& view : index_results_) {
-      const int64_t* data = static_cast<const int64_t*>(view.data);
+    for (const auto& [view, bytes] : index_results_) {
+      const uint64_t unwritten = ~uint64_t{0} >> (64 - 8 * bytes);  // as allocate leaves it
       std::vector<double> values;
       for (int64_t i = 0; i < view.extent(); ++i) {
-        values.push_back(data[i] == kUnwritten ? std::nan("") : static_cast<double>(data[i]));
+        uint64_t value = 0;
+        std::memcpy(&value, static_cast<const std::byte*>(view.data) + i * bytes, bytes);
+        values.push_back(value == unwritten ? std::nan("") : static_cast<double>(value));
       }
       all.push_back(std::move(values));
     }
@@ -174,7 +212,11 @@ class Sample {
   }
 
  private:
-  static constexpr int64_t kUnwritten = -1;  // as allocate leaves it
+  // Integers, least significant byte first.
+  struct Integers {
+    View view;
+    int64_t bytes;
+  };
 
   template <class Make>
   static PooledLevels each(const Sizes& sizes, const Make& make) {
@@ -192,6 +234,20 @@ class Sample {
     View view = lay_out(shape, false);
     view.dtype = DType::kFloat64;
     return allocate(view, 0);
+  }
+
+  // In the type that sums run in.
+  View dense(const Shape& shape) const {
+    View view{nullptr, sum_type(), {shape[0], shape[1], shape[2], shape[3]}, {0, 0, 0, 1}};
+    for (int d = 3; d > 0; --d) view.stride[d - 1] = view.stride[d] * shape[d];
+    return view;
+  }
+
+  View integers(int64_t height, int64_t width, int64_t bytes) {
+    View view{
+        nullptr, DType::kFloat64, {image_count(), height, width, 1}, {height * width, width, 1, 1}};
+    view.data = buffer(view.extent() * bytes);
+    return view;
   }
 
   View row_vector(int64_t rows) const {
@@ -246,12 +302,15 @@ class Sample {
 
   View allocate(View view, int64_t offset) {
     dispatch<cpu::Types>(view.dtype, [&]<class T>() {
-      const size_t bytes = (view.extent() + offset) * sizeof(T);
-      buffers_.emplace_back(new std::byte[bytes]);
-      std::memset(buffers_.back().get(), 0xff, bytes);  // NaN in every type
-      view.data = reinterpret_cast<T*>(buffers_.back().get()) + offset;
+      view.data = static_cast<T*>(buffer((view.extent() + offset) * sizeof(T))) + offset;
     });
     return view;
+  }
+
+  void* buffer(size_t bytes) {
+    buffers_.emplace_back(new std::byte[bytes]);
+    std::memset(buffers_.back().get(), 0xff, bytes);  // NaN in every type
+    return buffers_.back().get();
   }
 
   // About normal: the sum of four uniform numbers.
@@ -267,7 +326,8 @@ class Sample {
   Setting setting_;
   uint64_t state_ = 1;
   std::vector<std::unique_ptr<std::byte[]>> buffers_;
-  std::vector<View> results_, index_results_;
+  std::vector<View> results_;
+  std::vector<Integers> index_results_;
 };
 
 }  // namespace stripctx::sanitize
