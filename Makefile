@@ -65,7 +65,7 @@ compilers: setup
 		$(FAMILIES) || exit 1; done
 
 sanitize: setup
-	$(RUN) -m pytest tests/test_sanitize.py
+	STRIPCTX_SANITIZE_ALL=1 $(RUN) -m pytest tests/test_sanitize.py
 
 # Exit status 77: there is no nvcc, which it has said.
 cuda-check: setup
