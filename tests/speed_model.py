@@ -8,6 +8,8 @@ says how many instructions that takes at least (tests/sass.py), how many loads a
 once, and with its registers how many warps share a multiprocessor. Each resource by itself then
 needs some time; the longest is what binds. Figures are as good as their constants, some 30 %, and
 ignore what waiting at barriers costs: they find kernels that cannot be fast, and order the work.
+
+Without --json, a kernel that has fallen below its share in benchmarks/results/model.json fails.
 """
 
 from __future__ import annotations
@@ -19,18 +21,17 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cuda_check
 import sass
+import speed_record
 import toolkit
+from speed_code import Compiler, Kernel
 
-ARCHITECTURE = 90
 SAMPLED = 3  # blocks of a launch that the emulator runs
 
 
@@ -53,15 +54,6 @@ class Chip:
 
 
 H100 = Chip()
-
-
-@dataclass
-class Kernel:
-    """What the compiler made of one."""
-
-    code: list[sass.Instruction]
-    registers: int
-    static_shared: int = 0
 
 
 @dataclass
@@ -167,6 +159,7 @@ class Result:
     floor: int  # bytes
     lines: list[Line]
     copied: int = 0  # bytes of the floor that torch's own copy moves, in a launch of its own
+    sources: frozenset[Path] = frozenset()  # of its kernels
 
     def time(self, chip: Chip = H100) -> float:
         """Nothing is faster than a copy of the bytes that must move."""
@@ -195,33 +188,6 @@ class Result:
         if chip.launch * (self.launches - 1) > kernels:
             return "launches"
         return self.longest.binds
-
-
-# The machine code.
-
-
-def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[str, Kernel]:
-    """Every kernel of a source, by its short name."""
-    cubin = folder / f"{source.parent.name}_{source.name}.cubin"
-    command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{toolkit.SOURCES}"]
-    command += [f"-I{toolkit.EMULATOR}"]
-    command += [f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}", "-cubin"]
-    usages = cuda_check.parse_resources(toolkit.run([*command, str(source), "-o", str(cubin)]))
-    found = {}
-    for symbol, code in sass.functions(toolkit.run([disassembler, "-sass", str(cubin)])).items():
-        usage = usages.get(symbol, {}).get(ARCHITECTURE, cuda_check.Usage())
-        found[cuda_check.demangle(symbol)] = Kernel(code, usage.registers, 0)
-    return found
-
-
-def compile_all(sources: Iterable[Path], nvcc: str, disassembler: str) -> dict[str, Kernel]:
-    sources = sorted(sources, key=lambda source: -source.stat().st_size)
-    kernels: dict[str, Kernel] = {}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(compiled, s, Path(folder), nvcc, disassembler) for s in sources]
-        for job in jobs:
-            kernels |= job.result()
-    return kernels
 
 
 # The emulator.
@@ -257,12 +223,12 @@ def model(
     shape: tuple[int, int, int, int],
     dtype: str,
     layout: str,
-    kernels: dict[str, Kernel],
+    compiler: Compiler,
 ) -> Result:
     import emulation
     import torch
 
-    from benchmarks.floors import FLOORS
+    from benchmarks import floors
     from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, Sample, call
 
     class Unfilled(Sample):
@@ -277,16 +243,20 @@ def model(
     arguments = OPERATORS[operator](sample)
     trace(library, library._name, lambda: None)  # whatever making the arguments launched
     launches = trace(library, library._name, lambda: call(operator, arguments))
-    lines = [line(launch, kernels[launch["name"]]) for launch in launches]
+    families = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
+    family = next(f for f in families if operator in getattr(floors, f).FLOORS)
+    found = [compiler.find(launch["name"], family) for launch in launches]
+    lines = [line(launch, kernel) for launch, (_, kernel) in zip(launches, found, strict=True)]
     copied = 2 * sample.shape.map * sample.shape.element_size
     return Result(
         operator,
         shape,
         dtype,
         layout,
-        FLOORS[operator](sample.shape).bytes,
+        floors.FLOORS[operator](sample.shape).bytes,
         lines,
         copied if operator == "pyramid_concat" else 0,
+        frozenset(source for source, _ in found),
     )
 
 
@@ -343,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", nargs="+", type=int, default=[16, 1])
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
-    parser.add_argument("--json", type=Path, help="writes the results there")
+    parser.add_argument("--json", type=Path, help="records these operators' rows there")
     options = parser.parse_args(arguments)
     nvcc, disassembler = toolkit.nvcc(), toolkit.cuobjdump()
     if nvcc is None or disassembler is None:
@@ -357,20 +327,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return subprocess.run(command, env=environment, check=False).returncode
     from benchmarks.operators import OPERATORS
 
-    kernels = compile_all(toolkit.SOURCES.glob("*/*.cu"), nvcc, disassembler)
+    compiler = Compiler(nvcc, disassembler)
     results = []
     for operator in options.operators or OPERATORS:
         for batch in options.batch:
             for dtype in options.dtype:
                 for layout in options.layout:
                     shape = shape_of(operator, batch)
-                    results.append(model(operator, shape, dtype, layout, kernels))
+                    results.append(model(operator, shape, dtype, layout, compiler))
     print(table(results))
+    rows = [row(result) for result in results]
     if options.json:
-        lines = ",\n".join(json.dumps(row(result)) for result in results)
-        head = json.dumps({"chip": "H100", "head": HEAD})
-        options.json.write_text(f'{{"model": {head},\n"rows": [\n{lines}\n]}}\n')
-    return 0
+        sources: dict[str, set[Path]] = {}
+        for result in results:
+            sources.setdefault(result.operator, set()).update(result.sources)
+        speed_record.write(options.json, HEAD, rows, sources, list(OPERATORS))
+        return 0
+    fallen = speed_record.fallen(speed_record.read()["rows"], rows, HEAD.index("of copy"))
+    print("\n".join(fallen), end="\n" if fallen else "", file=sys.stderr)
+    return 1 if fallen else 0
 
 
 if __name__ == "__main__":

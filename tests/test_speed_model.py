@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sass
+import speed_code
 import speed_model
+import speed_record
 import toolkit
 import torch
 
@@ -28,7 +30,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, speed_model.R
     nvcc, disassembler = toolkit.nvcc(), toolkit.cuobjdump()
     assert nvcc and disassembler
     folder = tmp_path_factory.mktemp("planted")
-    kernels = speed_model.compiled(PLANTED, folder, nvcc, disassembler)
+    kernels = speed_code.compiled(PLANTED, folder, nvcc, disassembler)
     path = toolkit.compile_emulated([PLANTED], folder / "planted.so")
     library = toolkit.load(path)
     x, out = torch.empty(COUNT), torch.empty(COUNT)
@@ -132,7 +134,7 @@ def test_the_cheapest_way() -> None:
 )
 def test_occupancy_of_an_h100(registers: int, threads: int, shared: int, blocks: int) -> None:
     """Nvidia's own calculator gives these."""
-    kernel = speed_model.Kernel([], registers)
+    kernel = speed_code.Kernel([], registers)
     assert speed_model.resident_blocks(kernel, threads, shared, speed_model.H100) == blocks
 
 
@@ -151,6 +153,50 @@ def test_the_table_says_what_binds_the_longest_launch() -> None:
     ]
     text = speed_model.table([result]).splitlines()
     assert text[0].split()[:2] == ["operator", "shape"] and text[1].split()[1] == "1x2x3x4"
+
+
+def test_a_kernel_that_has_become_slower_is_named() -> None:
+    """By more than compilers differ by; what is not on record is no fault."""
+    before = [["op", "1x2", "float32", "contiguous", "90%"], ["op", "2x2", "float32", "c", "50%"]]
+    now = [[*before[0][:4], "87%"], [*before[1][:4], "48%"], ["new", "1x2", "float32", "c", "1%"]]
+    assert speed_record.fallen(before, now, 4) == [
+        "op 1x2 float32 contiguous: 87% of a copy, 90% on record"
+    ]
+
+
+def test_the_record_keeps_other_operators_and_knows_its_code(tmp_path: Path) -> None:
+    source = toolkit.SOURCES / "cuda" / "reduce.cu"
+    path, order = tmp_path / "model.json", ["a", "b"]
+    for operator in ("b", "a", "b"):
+        speed_record.write(path, ["operator"], [[operator]], {operator: [source]}, order)
+    found = speed_record.read(path)
+    assert found["rows"] == [["a"], ["b"]] and list(found["code"]) == order
+    assert speed_record.changed(found) == []
+    found["code"]["a"]["csrc/cuda/reduce.cu"] = "another"
+    assert speed_record.changed(found) == ["a"]
+
+
+def test_comments_are_no_code(tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cu"
+    source.write_text("int x;  // one\n")
+    before = speed_code.code_of(source)
+    source.write_text("int  x;\n\n// another\n")
+    assert speed_code.code_of(source) == before
+    source.write_text("int y;\n")
+    assert speed_code.code_of(source) != before
+
+
+@needs_compilers
+def test_no_kernel_is_slower_than_on_record(tmp_path: Path) -> None:
+    """Models those again that are not what the record speaks of: none, where it is up to date."""
+    recorded = speed_record.read()
+    assert len(recorded["rows"]) > 100
+    if operators := speed_record.changed(recorded):
+        found = tmp_path / "model.json"
+        limits = ["--batch", "16", "--dtype", "bfloat16", "--json", str(found)]
+        assert speed_model.main([*operators, *limits]) == 0
+        column = speed_model.HEAD.index("of copy")
+        assert not speed_record.fallen(recorded["rows"], speed_record.read(found)["rows"], column)
 
 
 def test_without_nvcc_it_says_so(

@@ -1,0 +1,109 @@
+"""The kernels' machine code for the speed model: compiled once for each state of the sources."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cuda_check
+import sass
+import toolkit
+
+ARCHITECTURE = 90
+
+
+@dataclass
+class Kernel:
+    """What the compiler made of one."""
+
+    code: list[sass.Instruction]
+    registers: int
+    static_shared: int = 0
+
+
+def code_of(source: Path) -> str:
+    """A digest of what a source and its own headers say, comments and spaces aside."""
+    text, todo, seen = "", [source], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        written = path.read_text()
+        headers = re.findall(r'^#include "([^"]+)"', written, re.MULTILINE)
+        todo += [folder / name for name in headers for folder in (toolkit.SOURCES, source.parent)]
+        text += "".join(re.sub(r"//.*", "", written).split())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def modelled_dtypes() -> str:
+    """csrc/core/dispatch.hpp without the dtypes that nothing is modelled in: half the compiling."""
+    text = (toolkit.SOURCES / "core" / "dispatch.hpp").read_text()
+    return re.sub(r"\s*case DType::(kFloat64|kFloat16):\n[^\n]*;", "", text)
+
+
+def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[str, Kernel]:
+    """Every kernel of a source, by its short name; `folder` keeps the machine code, as text, until
+    the source changes."""
+    version = hashlib.sha256(nvcc.encode()).hexdigest()[:8]
+    kept = folder / f"{source.parent.name}_{source.stem}_{code_of(source)}_{version}.gz"
+    if kept.exists():
+        report, text = json.loads(gzip.decompress(kept.read_bytes()))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            cubin = Path(temporary, "kernels.cubin")
+            Path(temporary, "core").mkdir()
+            Path(temporary, "core", "dispatch.hpp").write_text(modelled_dtypes())
+            command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{temporary}"]
+            command += [f"-I{toolkit.SOURCES}"]
+            command += [f"-I{toolkit.EMULATOR}", "-cubin"]
+            command += [f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}"]
+            report = toolkit.run([*command, str(source), "-o", str(cubin)])
+            text = toolkit.run([disassembler, "-sass", str(cubin)])
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in folder.glob(f"{source.parent.name}_{source.stem}_*"):
+            earlier.unlink()
+        kept.write_bytes(gzip.compress(json.dumps([report, text]).encode(), 1))
+    usages = cuda_check.parse_resources(report)
+    found = {}
+    for symbol, code in sass.functions(text).items():
+        usage = usages.get(symbol, {}).get(ARCHITECTURE, cuda_check.Usage())
+        found[cuda_check.demangle(symbol)] = Kernel(code, usage.registers, 0)
+    return found
+
+
+@dataclass
+class Compiler:
+    """Kernels of csrc, compiled when first asked for."""
+
+    nvcc: str
+    disassembler: str
+    folder: Path = toolkit.REPOSITORY / "build" / "speed_model"
+    kernels: dict[Path, dict[str, Kernel]] = field(default_factory=dict)
+
+    def compile(self, sources: Sequence[Path]) -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            todo = [source for source in sources if source not in self.kernels]
+            todo.sort(key=lambda source: -source.stat().st_size)
+            jobs = [
+                pool.submit(compiled, s, self.folder, self.nvcc, self.disassembler) for s in todo
+            ]
+            for source, job in zip(todo, jobs, strict=True):
+                self.kernels[source] = job.result()
+
+    def find(self, name: str, family: str) -> tuple[Path, Kernel]:
+        """A kernel and its source, which is sought in the operator's family first."""
+        for folder in (family, "cuda", "*"):
+            self.compile([*toolkit.SOURCES.glob(f"{folder}/*.cu")])
+            for source, kernels in self.kernels.items():
+                if name in kernels:
+                    return source, kernels[name]
+        raise KeyError(f"no source in csrc has a kernel {name}")
