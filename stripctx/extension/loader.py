@@ -1,5 +1,6 @@
 """Decides at import which kernels run: a prebuilt library, a cached one, a new build, or the
-reference kernels. Needs the operators' schemas, so stripctx.ops is imported before `load()`."""
+reference kernels. `load()` runs before stripctx.ops is imported, which defines the operators that
+no library has."""
 
 from __future__ import annotations
 
@@ -81,13 +82,23 @@ def load_library(name: str, *, retry: bool) -> LibraryStatus:
     try:
         if sys.platform == "win32":
             raise UnavailableError("native kernels need Linux or macOS", f"set {SILENCE}")
-        if not load_prebuilt(result):
+        if is_there(name):
+            result.loaded, result.origin = True, "loaded before stripctx was imported"
+        elif not load_prebuilt(result):
             load_built(result, retry=retry)
     except UnavailableError as error:
         result.fail(error)
     except OSError as error:
         result.fail(UnavailableError(str(error), f"mend that, then: {RETRY}"))
     return result
+
+
+def is_there(name: str) -> bool:
+    """Whether the process has loaded such a library by itself, by torch.ops.load_library."""
+    from stripctx import _compat
+
+    key = "CUDA" if name == "cuda" else "CPU"
+    return _compat.has_kernel("stripctx::strip_pool", key)
 
 
 def load_prebuilt(result: LibraryStatus) -> bool:

@@ -31,7 +31,7 @@ class LibraryStatus:
 
     name: str
     loaded: bool = False
-    origin: str = ""  # "prebuilt", "cache" or "new build"
+    origin: str = ""  # "prebuilt", "cache", "new build", or that it was loaded before
     path: str = ""
     reason: str = ""  # why it is not loaded
     cure: str = ""  # the command that mends that; empty where nothing is wrong
@@ -47,7 +47,8 @@ class LibraryStatus:
             text = f"not loaded: {self.reason}"
             return f"{text}\n    to mend it: {self.cure}" if self.cure else text
         built = f", built in {self.seconds:.1f} s" if self.seconds else ""
-        return f"native kernels, {self.origin}{built}: {self.path}"
+        where = f": {self.path}" if self.path else ""
+        return f"native kernels, {self.origin}{built}{where}"
 
 
 @dataclass
