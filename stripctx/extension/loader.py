@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from . import architectures, build, cache, locate, ninja
-from .report import RETRY, SILENCE, LibraryStatus, Status, UnavailableError, warning_text
+from .report import RETRY, SILENCE, LibraryStatus, Status, UnavailableError, say, warning_text
 
 BACKENDS = ("auto", "native", "reference", "emulated")
 
@@ -86,6 +86,8 @@ def load_library(name: str, *, retry: bool) -> LibraryStatus:
             result.loaded, result.origin = True, "loaded before stripctx was imported"
         elif not load_prebuilt(result):
             load_built(result, retry=retry)
+            if result.note and result.seconds:
+                say(f"{result.note}; built here instead")
     except UnavailableError as error:
         result.fail(error)
     except OSError as error:
@@ -104,13 +106,18 @@ def is_there(name: str) -> bool:
 def load_prebuilt(result: LibraryStatus) -> bool:
     for filename in prebuilt_names(result.name):
         path = os.path.join(locate.prebuilt_folder(), filename)
-        if cache.intact(path):
-            try:
-                load_shared(path)
-            except OSError:
-                continue
-            result.loaded, result.origin, result.path = True, "prebuilt", path
-            return True
+        if not os.path.isfile(path):
+            continue
+        if not cache.intact(path):
+            result.note = result.note or f"the prebuilt {path} is damaged"
+            continue
+        try:
+            load_shared(path)
+        except OSError as error:
+            result.note = result.note or f"the prebuilt library does not load: {error}"
+            continue
+        result.loaded, result.origin, result.path = True, "prebuilt", path
+        return True
     return False
 
 
