@@ -56,10 +56,13 @@ KNOWS = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("stripctx::")]
-has = torch._C._dispatch_has_kernel_for_dispatch_key
+known = {}
+for name in names:
+    base, _, overload = name.partition("::")[2].partition(".")
+    schema = getattr(getattr(torch.ops.stripctx, base), overload or "default")._schema
+    known[name] = [str(schema), torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")]
 assert "stripctx" not in sys.modules
-print(json.dumps({n: [str(torch._C._get_schema(*(n + ".").split(".")[:2])), has(n, "CPU")]
-                  for n in names}))
+print(json.dumps(known))
 """
 
 

@@ -5,7 +5,7 @@
 
 namespace stripctx {
 
-inline constexpr const char* kSchemas[] = {
+constexpr const char* kSchemas[] = {
     "encode(Tensor x, Tensor codewords, Tensor scale, bool allow_tf32) -> Tensor",
     "encode_backward(Tensor grad, Tensor x, Tensor codewords, Tensor scale, bool allow_tf32)"
     " -> (Tensor, Tensor, Tensor)",

@@ -4,7 +4,7 @@
 
 namespace stripctx {
 
-inline constexpr const char* kSchemas[] = {
+constexpr const char* kSchemas[] = {
     "row_gate(Tensor x, Tensor logits) -> Tensor",
     "row_gate_backward(Tensor grad, Tensor x, Tensor logits) -> (Tensor, Tensor)",
 };

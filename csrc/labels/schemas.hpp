@@ -4,7 +4,7 @@
 
 namespace stripctx {
 
-inline constexpr const char* kSchemas[] = {
+constexpr const char* kSchemas[] = {
     "upsample_argmax(Tensor logits, SymInt[] size, bool align_corners, int bytes) -> Tensor",
     "upsample_softmax_max(Tensor logits, SymInt[] size, bool align_corners, int bytes)"
     " -> (Tensor, Tensor)",

@@ -5,7 +5,7 @@
 
 namespace stripctx {
 
-inline constexpr const char* kSchemas[] = {
+constexpr const char* kSchemas[] = {
     "pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]",
     "pyramid_pool_backward(Tensor[] grads, SymInt height, SymInt width, bool channels_last)"
     " -> Tensor",

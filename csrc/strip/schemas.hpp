@@ -4,7 +4,7 @@
 
 namespace stripctx {
 
-inline constexpr const char* kSchemas[] = {
+constexpr const char* kSchemas[] = {
     "strip_pool(Tensor x) -> (Tensor rows, Tensor cols)",
     "strip_pool_backward(Tensor grad_rows, Tensor grad_cols, bool channels_last) -> Tensor",
     "strip_add_relu(Tensor rows, Tensor cols) -> Tensor",

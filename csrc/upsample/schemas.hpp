@@ -5,7 +5,7 @@
 
 namespace stripctx {
 
-inline constexpr const char* kSchemas[] = {
+constexpr const char* kSchemas[] = {
     "pyramid_concat(Tensor x, Tensor[] levels, int[] modes, float[] ratios, SymInt x_index)"
     " -> Tensor",
     "pyramid_concat_backward(Tensor grad, SymInt[] sizes, int[] modes, float[] ratios,"
