@@ -116,8 +116,8 @@ def load_weights(backbone: Backbone, weights: Weights) -> None:
 
 class TimmBackbone(Backbone):
     """The last four feature maps of a network of the timm library, without pretrained weights.
-    Images of any size: for transformers, which want whole patches, zeros are added on the right and
-    below.
+    Images of any size: where a network wants whole patches, as transformers and HRNet do, zeros are
+    added on the right and below.
 
     Args:
         name: timm's name, `convnext_tiny` say. Its features must be at least four.
@@ -138,7 +138,7 @@ class TimmBackbone(Backbone):
                 f"TimmBackbone: name {name!r} needs the timm library: pip install stripctx[timm]"
             ) from error
         try:
-            self.network, is_windowed = _features(timm, name, output_stride)
+            self.network, self.patch = _features(timm, name, output_stride)
         except (TypeError, AssertionError) as error:
             if output_stride == 32:
                 raise
@@ -146,7 +146,6 @@ class TimmBackbone(Backbone):
                 f"TimmBackbone: output_stride must be 32 for {name!r}, which timm does not dilate, "
                 f"got {output_stride}; its maps then have the strides of its own"
             ) from error
-        self.patch = int(self.network.feature_info.reduction()[0]) if is_windowed else 1
         first, second, third, fourth = self.network.feature_info.channels()
         self.channels = (first, second, third, fourth)
         self.channels_are_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
@@ -160,19 +159,22 @@ class TimmBackbone(Backbone):
         return tuple(features)
 
 
-def _features(timm: Any, name: str, output_stride: int) -> tuple[Any, bool]:
-    """timm's network, and whether its images must be whole windows. Transformers refuse other sizes
-    than their own unless they are told not to, Swin's and ViT's in their own words."""
+def _features(timm: Any, name: str, output_stride: int) -> tuple[Any, int]:
+    """timm's network, and what the sides of its images must be multiples of. Transformers refuse
+    other sizes than their own unless they are told not to, Swin's and ViT's in their own words;
+    HRNet adds maps of all its strides."""
     options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
     if output_stride != 32:
         options["output_stride"] = output_stride
-    of_any_size = (
-        {"strict_img_size": False},
-        {"dynamic_img_size": True, "dynamic_img_pad": True},
-    )
-    for words in of_any_size:
-        try:
-            return timm.create_model(name, **words, **options), "strict_img_size" in words
-        except TypeError:  # knows no such option
-            continue
-    return timm.create_model(name, **options), False
+    try:
+        network = timm.create_model(name, strict_img_size=False, **options)
+        return network, int(network.feature_info.reduction()[0])
+    except TypeError:  # knows no such option
+        pass
+    try:
+        return timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True, **options), 1
+    except TypeError:
+        pass
+    network = timm.create_model(name, **options)
+    adds_strides = type(network).__name__.startswith("HighResolutionNet")
+    return network, int(network.feature_info.reduction()[-1]) if adds_strides else 1
