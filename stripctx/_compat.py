@@ -119,6 +119,15 @@ def is_tracing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
+def refuse_exporter_of_traces(name: str) -> None:
+    """Raises where torch.onnx.export traces by TorchScript: it knows no operator of ours."""
+    if is_tracing() and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            f"{name}: torch.onnx.export with dynamo=False knows no operator of stripctx; "
+            "call it with dynamo=True"
+        )
+
+
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
     """A scope in which the dispatcher passes over the kernels of one key."""
     return torch._C._ExcludeDispatchKeyGuard(

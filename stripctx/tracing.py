@@ -1,6 +1,6 @@
 """What torch.fx records: a layer of ours is one call of a module, as torch.nn's own are, and what a
 network asks of the sizes of an image is left out. Feature extractors, quantisation and the folding
-of normalisations trace networks so."""
+of normalisations trace networks so. torch.onnx's older exporter, by TorchScript, is refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.fx
+
+from stripctx import _compat
 
 
 def is_proxy(value: Any) -> bool:
@@ -23,6 +25,7 @@ def one_call(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         proxy = _first_proxy((*args, *kwargs.values()))
         if proxy is None:
+            _compat.refuse_exporter_of_traces(type(self).__name__)
             return forward(self, *args, **kwargs)
         if self is proxy.tracer.root:
             raise NotImplementedError(

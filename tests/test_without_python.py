@@ -118,7 +118,7 @@ def test_a_library_loaded_before_or_after_the_package(tmp_path: Path) -> None:
 @needs_library
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("pixels", [7, 0])
-def test_the_strip_convolution(tmp_path: Path, layout: torch.memory_format, pixels: int) -> None:
+def test_the_strip_convolution(layout: torch.memory_format, pixels: int) -> None:
     """The one operator that is composed, of another kernel and the library's convolution."""
     rows = torch.randn(2, 6, 5, 1, device=DEVICE).contiguous(memory_format=layout)
     cols = torch.randn(2, 6, 1, pixels, device=DEVICE).contiguous(memory_format=layout)
@@ -128,7 +128,8 @@ def test_the_strip_convolution(tmp_path: Path, layout: torch.memory_format, pixe
         nn.functional.conv2d((rows + cols).relu(), weight) if pixels else got.new_zeros(2, 4, 5, 0)
     )
     torch.testing.assert_close(got, want)
-    assert got.stride() == torch.empty(want.shape).contiguous(memory_format=layout).stride()
+    if pixels:
+        assert got.is_contiguous(memory_format=layout)
 
 
 class Head(nn.Module):

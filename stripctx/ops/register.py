@@ -109,11 +109,6 @@ def _autograd_kernel(
         check(*args)
         flat, lengths = _lay_flat(args)
         _refuse_forward_mode(name, flat)
-        if _compat.is_tracing() and torch.onnx.is_in_onnx_export():
-            raise RuntimeError(
-                f"{name}: torch.onnx.export with dynamo=False knows no operator of stripctx; "
-                "call it with dynamo=True"
-            )
         if torch.is_grad_enabled() and _compat.any_requires_grad(flat):
             output = function.apply(keyset, lengths, *flat)
             return list(output) if returns_list else output
