@@ -49,7 +49,7 @@ def register() -> tuple[str, ...]:
     registry: Any = importlib.import_module("mmseg.registry")
     heads: Any = importlib.import_module("mmseg.models.decode_heads.decode_head")
 
-    class Head(heads.BaseDecodeHead):  # type: ignore[misc, name-defined]
+    class Head(heads.BaseDecodeHead):
         context: nn.Module
 
         def forward(self, inputs: Sequence[Tensor]) -> Tensor:

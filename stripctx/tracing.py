@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.fx
 
 from stripctx import _compat
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def is_proxy(value: Any) -> bool:
@@ -18,7 +20,7 @@ def is_proxy(value: Any) -> bool:
     return isinstance(value, torch.fx.Proxy)
 
 
-def one_call(forward: Callable[..., Any]) -> Callable[..., Any]:
+def one_call(forward: Forward) -> Forward:
     """The `forward` of a layer whose insides are not for torch.fx: they ask for sizes."""
 
     @functools.wraps(forward)
@@ -35,7 +37,7 @@ def one_call(forward: Callable[..., Any]) -> Callable[..., Any]:
         path = proxy.tracer.path_of_module(self)
         return proxy.tracer.create_proxy("call_module", path, args, kwargs)
 
-    return run
+    return cast(Forward, run)
 
 
 def _first_proxy(values: Sequence[Any]) -> Any:
