@@ -21,7 +21,7 @@ FAMILY_FILES = $(wildcard tests/test_$(FAMILY).py tests/test_layers_$(FAMILY).py
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 PYTEST := $(RUN) -m pytest --numprocesses 2
 MEASURED := strip pyramid upsample height encoding labels models networks
-SOURCES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc examples tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup test quick check compilers lint format sanitize cuda-check docs demo bench gpu clean
 

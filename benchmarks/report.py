@@ -13,6 +13,8 @@ A document says where a table goes by a pair of comments, between which everythi
     <!-- /benchmarks:operators -->
     <!-- benchmarks:networks -->    whole networks before and after fuse; as networks-short only
     <!-- /benchmarks:networks -->   times and products
+    <!-- benchmarks:exported -->   other people's networks before and after fuse, exported to ONNX
+    <!-- /benchmarks:exported -->
     <!-- benchmarks:tricks -->      what the CPU kernels do beyond plain loops, and what it gains
     <!-- /benchmarks:tricks -->
     <!-- benchmarks:model -->       what tests/speed_model.py finds of the CUDA kernels
@@ -204,8 +206,10 @@ def update(text: str, folder: Path = RESULTS) -> str:
             blocks = [f"{operators_table(entries)}\n\n{'; '.join(notes)}.\n"] if found else []
         elif match["name"] == "model":
             blocks = [f"{model_table(path)}\n" for path in existing(folder, ["model"])]
-        elif match["name"] in ("networks", "networks-short"):
-            found = [read(path) for path in existing(folder, ["networks"])]
+        elif match["name"] in ("networks", "networks-short", "exported"):
+            found = [
+                read(path) for path in existing(folder, [match["name"].removesuffix("-short")])
+            ]
             short = match["name"] == "networks-short"
             blocks = [
                 f"{networks_table(result['entries'], short=short)}\n\n{footnote(result)}\n"
@@ -302,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.show:
         result = read(options.results / f"{options.show}.json")
-        of_networks = options.show == "networks"
+        of_networks = options.show in ("networks", "exported")
         entries = result["entries"]
         table = networks_table(entries) if of_networks else family_table(entries, every=True)
         print(table, footnote(result), sep="\n\n")

@@ -1,11 +1,11 @@
 """Context layers, decoders and losses for segmentation, with fused C++ and CUDA kernels."""
 
 from stripctx import extension
-from stripctx import ops as ops
 
-extension.load()
+extension.load()  # first: a library defines the operators that stripctx.ops finds
 
 from stripctx import export, functional, layers, losses, models  # noqa: E402
+from stripctx import ops as ops  # noqa: E402
 from stripctx.fusion import fuse, fusing, unfuse  # noqa: E402
 from stripctx.layers import *  # noqa: E402, F403
 

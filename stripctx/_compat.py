@@ -19,6 +19,23 @@ def redispatch_below_autograd(operator: Any, keyset: Any, args: Sequence[Any]) -
         return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
+def has_schema(operator: Any, text: str) -> bool:
+    """Whether an operator takes and returns what a schema says, names included."""
+    return str(operator._schema) == str(torch._C.parse_schema(text))
+
+
+def tag(operator: Any, tags: Sequence[torch.Tag]) -> None:
+    """Adds tags to an operator that a library defined without: torch 2.10's stable ABI gives none.
+    Only Python reads them."""
+    operator._tags = [*operator._tags, *(one for one in tags if one not in operator._tags)]
+
+
+def has_kernel(name: str, key: str) -> bool:
+    """Whether a library that is loaded has a kernel of an operator for a dispatch key."""
+    known = torch._C._dispatch_has_kernel(name)
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
 def any_requires_grad(args: Sequence[Any]) -> bool:
     return torch._C._any_requires_grad(*args)
 
@@ -100,6 +117,15 @@ def is_batch_of_gradients(value: Tensor) -> bool:
 def is_tracing() -> bool:
     """Whether torch.jit.trace records what runs now."""
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
+
+
+def refuse_exporter_of_traces(name: str) -> None:
+    """Raises where torch.onnx.export traces by TorchScript: it knows no operator of ours."""
+    if is_tracing() and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            f"{name}: torch.onnx.export with dynamo=False knows no operator of stripctx; "
+            "call it with dynamo=True"
+        )
 
 
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:

@@ -104,7 +104,7 @@ class Sandbox:
             return
         source = REPOSITORY / "stripctx"
         shutil.copytree(source / "extension", self.tree / "stripctx/extension", ignore=ignored)
-        for name in ("__main__.py", "py.typed"):
+        for name in ("__main__.py", "_compat.py", "py.typed"):
             shutil.copy(source / name, self.tree / "stripctx")
         for path, text in STAND_IN.items():
             self.write(path, text)

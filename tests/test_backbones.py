@@ -345,6 +345,23 @@ def test_timm_backbone() -> None:
     assert network(torch.randn(2, 3, 64, 48))["aux"].shape == (2, 3, 64, 48)
 
 
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "hrnet_w18_small", "vgg11", "vit_tiny_patch16_224"])
+def test_timm_at_its_own_stride(name: str) -> None:
+    """Of networks that timm does not dilate, images of any size too."""
+    oracles.timm()
+    network = models.fcn(3, f"timm:{name}", output_stride=32).eval()
+    assert network(torch.randn(1, 3, 50, 70))["out"].shape == (1, 3, 50, 70)
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "hrnet_w18_small", "vgg11", "densenet121"]
+)
+def test_timm_that_cannot_dilate(name: str) -> None:
+    oracles.timm()
+    with torch.device("meta"), pytest.raises(ValueError, match="output_stride must be 32 for"):
+        models.create_backbone(f"timm:{name}", output_stride=8)
+
+
 def test_timm_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     words = "name 'resnet18' needs the timm library: pip install stripctx[timm]"
@@ -372,6 +389,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: models.create_backbone("timm:resnet18", strip_pooling=True),
         "strip_pooling needs a ResNet, got 'timm:resnet18'",
+    ),
+    (
+        lambda: models.create_backbone("timm:resnet18", output_stride=4),
+        "TimmBackbone: output_stride must be 8, 16 or 32, got 4",
     ),
     (
         lambda: models.create_backbone("resnet18", weights=SMALL),

@@ -23,7 +23,10 @@ def test_private_functions_exist() -> None:
         "DispatchKey",
         "_is_tracing",
         "_len_torch_dispatch_stack",
+        "_dispatch_has_kernel",
+        "_dispatch_has_kernel_for_dispatch_key",
         "_dispatch_keys",
+        "parse_schema",
         "_vmapmode_increment_nesting",
         "_vmapmode_decrement_nesting",
     ):

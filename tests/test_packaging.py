@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from sandbox import Sandbox
 
+from stripctx.extension import cache
+
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("setuptools.command.bdist_wheel")
@@ -79,3 +81,23 @@ def test_a_prebuilt_wheel_needs_neither_cache_nor_compiler(tmp_path: Path) -> No
     assert not sandbox.cache.exists()
     plain = sandbox.load(ATEN_CPU_CAPABILITY="default", PATH="/nowhere")
     assert plain.cpu["path"].endswith("stripctx_cpu_DEFAULT.so")
+    library = sandbox.tree / "stripctx" / "lib" / "stripctx_cpu_DEFAULT.so"
+    for path in library.parent.glob("*.so"):
+        make_unloadable(path)
+    foreign = sandbox.load(PATH="/nowhere")
+    (warning,) = foreign.report["warnings"]
+    assert "the prebuilt library does not load" in warning and "file too short" in warning
+    assert "no C++ compiler" in warning
+    library.write_bytes(b"cut off")
+    for path in set(library.parent.glob("*.so")) - {library}:
+        path.unlink()
+    rebuilt = sandbox.load()
+    assert (rebuilt.cpu["origin"], rebuilt.cpu["answer"]) == ("new build", 42)
+    assert "is damaged; built here instead" in rebuilt.stderr
+    assert "damaged" in sandbox.run("-m", "stripctx").stdout
+
+
+def make_unloadable(path: Path) -> None:
+    """As one for another system: intact, and yet the loader refuses it."""
+    path.write_bytes(b"\x7fELF")
+    cache.seal(str(path))

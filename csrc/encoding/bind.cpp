@@ -7,8 +7,10 @@
 #include <tuple>
 
 #include "bind/check.hpp"
+#include "bind/define.hpp"
 #include "bind/tensor.hpp"
 #include "device.hpp"
+#include "encoding/schemas.hpp"
 
 namespace stripctx::bind {
 
@@ -138,6 +140,10 @@ std::tuple<Tensor, Tensor> channel_gate_backward(const Tensor& grad, const Tenso
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stripctx, library) {
+  define(library, kSchemas);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("encode", TORCH_BOX(&encode));

@@ -7,8 +7,10 @@
 #include <tuple>
 
 #include "bind/check.hpp"
+#include "bind/define.hpp"
 #include "bind/tensor.hpp"
 #include "device.hpp"
+#include "height/schemas.hpp"
 
 namespace stripctx::bind {
 
@@ -50,6 +52,10 @@ std::tuple<Tensor, Tensor> row_gate_backward(const Tensor& grad, const Tensor& x
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stripctx, library) {
+  define(library, kSchemas);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("row_gate", TORCH_BOX(&row_gate));

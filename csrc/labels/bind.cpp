@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "bind/check.hpp"
+#include "bind/define.hpp"
 #include "bind/tensor.hpp"
 #include "device.hpp"
+#include "labels/schemas.hpp"
 
 namespace stripctx::bind {
 
@@ -287,6 +289,10 @@ Tensor upsample_dice_backward(const Tensor& grad, const Tensor& logits, const Te
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stripctx, library) {
+  define(library, kSchemas);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));

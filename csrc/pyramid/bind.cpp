@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "bind/check.hpp"
+#include "bind/define.hpp"
 #include "bind/tensor.hpp"
 #include "device.hpp"
+#include "pyramid/schemas.hpp"
 
 namespace stripctx::bind {
 
@@ -148,6 +150,10 @@ Tensor pyramid_max_pool_backward(Tensors grads, Tensors indices, int64_t height,
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stripctx, library) {
+  define(library, kSchemas);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("pyramid_pool", TORCH_BOX(&pyramid_pool));

@@ -4,11 +4,16 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <array>
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "bind/check.hpp"
+#include "bind/define.hpp"
 #include "bind/tensor.hpp"
 #include "device.hpp"
+#include "strip/schemas.hpp"
 
 namespace stripctx::bind {
 
@@ -44,6 +49,17 @@ Tensor allocate_partials(Op& op, const Tensor& rows, const Tensor& cols) {
   op.partials.cols = static_cast<char*>(scratch.data_ptr()) +
                      row_elements * (type == ScalarType::Double ? sizeof(double) : sizeof(float));
   return scratch;
+}
+
+Tensor convolution(const Tensor& map, const Tensor& kernel) {
+  using torch::stable::detail::from;
+  const std::vector<int64_t> one = {1, 1}, none = {0, 0};
+  std::array<StableIValue, 9> stack = {from(map),   from(kernel), from(std::optional<Tensor>()),
+                                       from(one),   from(none),   from(one),
+                                       from(false), from(none),   from(int64_t{1})};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
@@ -129,7 +145,28 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, con
   return {grad_x, grad_logits, grad_bias};
 }
 
+// relu(rows + cols) under a 1x1 convolution, the library's. The weight is laid out as a matrix, so
+// that the result is in the map's format whatever the weight's; the library refuses empty maps.
+Tensor strip_conv(const Tensor& rows, const Tensor& cols, const Tensor& weight) {
+  const Checker check("strip_conv");
+  check_strips(check, "rows", rows, "cols", cols);
+  check.tensor("weight", weight, 4);
+  check.alike("weight", weight, rows);
+  check.size("weight", weight, {weight.size(0), rows.size(1), 1, 1});
+  const Tensor map = strip_add_relu(rows, cols);
+  const std::vector<int64_t> shape = {map.size(0), weight.size(0), map.size(2), map.size(3)};
+  if (map.numel() == 0) return torch::stable::new_zeros(map, shape);
+  const Tensor matrix = torch::stable::reshape(weight, {weight.size(0), weight.size(1)});
+  const Tensor kernel = torch::stable::view(dense(matrix, MemoryFormat::Contiguous),
+                                            {weight.size(0), weight.size(1), 1, 1});
+  return convolution(map, kernel);
+}
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stripctx, library) {
+  define(library, kSchemas);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("strip_pool", TORCH_BOX(&strip_pool));
@@ -138,6 +175,7 @@ STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("strip_add_relu_backward", TORCH_BOX(&strip_add_relu_backward));
   library.impl("sigmoid_gate", TORCH_BOX(&sigmoid_gate));
   library.impl("sigmoid_gate_backward", TORCH_BOX(&sigmoid_gate_backward));
+  library.impl("strip_conv", TORCH_BOX(&strip_conv));
 }
 
 }  // namespace stripctx::bind

@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "bind/check.hpp"
+#include "bind/define.hpp"
 #include "bind/tensor.hpp"
 #include "device.hpp"
+#include "upsample/schemas.hpp"
 
 namespace stripctx::bind {
 
@@ -298,6 +300,10 @@ Tensors pyramid_taps_add_backward(const Tensor& grad, const Sizes& level_sizes, 
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stripctx, library) {
+  define(library, kSchemas);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(stripctx, STRIPCTX_DISPATCH_KEY, library) {
   library.impl("pyramid_concat", TORCH_BOX(&pyramid_concat));

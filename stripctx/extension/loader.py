@@ -1,5 +1,6 @@
 """Decides at import which kernels run: a prebuilt library, a cached one, a new build, or the
-reference kernels. Needs the operators' schemas, so stripctx.ops is imported before `load()`."""
+reference kernels. `load()` runs before stripctx.ops is imported, which defines the operators that
+no library has."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from . import architectures, build, cache, locate, ninja
-from .report import RETRY, SILENCE, LibraryStatus, Status, UnavailableError, warning_text
+from .report import RETRY, SILENCE, LibraryStatus, Status, UnavailableError, say, warning_text
 
 BACKENDS = ("auto", "native", "reference", "emulated")
 
@@ -81,8 +82,12 @@ def load_library(name: str, *, retry: bool) -> LibraryStatus:
     try:
         if sys.platform == "win32":
             raise UnavailableError("native kernels need Linux or macOS", f"set {SILENCE}")
-        if not load_prebuilt(result):
+        if is_there(name):
+            result.loaded, result.origin = True, "loaded before stripctx was imported"
+        elif not load_prebuilt(result):
             load_built(result, retry=retry)
+            if result.note and result.seconds:
+                say(f"{result.note}; built here instead")
     except UnavailableError as error:
         result.fail(error)
     except OSError as error:
@@ -90,16 +95,29 @@ def load_library(name: str, *, retry: bool) -> LibraryStatus:
     return result
 
 
+def is_there(name: str) -> bool:
+    """Whether the process has loaded such a library by itself, by torch.ops.load_library."""
+    from stripctx import _compat
+
+    key = "CUDA" if name == "cuda" else "CPU"
+    return _compat.has_kernel("stripctx::strip_pool", key)
+
+
 def load_prebuilt(result: LibraryStatus) -> bool:
     for filename in prebuilt_names(result.name):
         path = os.path.join(locate.prebuilt_folder(), filename)
-        if cache.intact(path):
-            try:
-                load_shared(path)
-            except OSError:
-                continue
-            result.loaded, result.origin, result.path = True, "prebuilt", path
-            return True
+        if not os.path.isfile(path):
+            continue
+        if not cache.intact(path):
+            result.note = result.note or f"the prebuilt {path} is damaged"
+            continue
+        try:
+            load_shared(path)
+        except OSError as error:
+            result.note = result.note or f"the prebuilt library does not load: {error}"
+            continue
+        result.loaded, result.origin, result.path = True, "prebuilt", path
+        return True
     return False
 
 

@@ -31,23 +31,28 @@ class LibraryStatus:
 
     name: str
     loaded: bool = False
-    origin: str = ""  # "prebuilt", "cache" or "new build"
+    origin: str = ""  # "prebuilt", "cache", "new build", or that it was loaded before
     path: str = ""
     reason: str = ""  # why it is not loaded
     cure: str = ""  # the command that mends that; empty where nothing is wrong
     seconds: float = 0.0  # spent building, in this process
     log: str = ""  # of the build, by whichever process
+    note: str = ""  # why a prebuilt library is not the one that runs
 
     def fail(self, error: UnavailableError) -> None:
         self.loaded = False
         self.reason, self.cure, self.log = error.reason, error.cure, error.log
+        if self.note:
+            self.reason = f"{self.note}; and {self.reason}"
 
     def __str__(self) -> str:
         if not self.loaded:
             text = f"not loaded: {self.reason}"
             return f"{text}\n    to mend it: {self.cure}" if self.cure else text
         built = f", built in {self.seconds:.1f} s" if self.seconds else ""
-        return f"native kernels, {self.origin}{built}: {self.path}"
+        where = f": {self.path}" if self.path else ""
+        note = f"\n    {self.note}" if self.note else ""
+        return f"native kernels, {self.origin}{built}{where}{note}"
 
 
 @dataclass

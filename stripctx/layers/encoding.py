@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 
 _PYTORCH_ENCODING = upstream.Layout(
     "PyTorch-Encoding's EncModule",
@@ -86,6 +86,7 @@ class EncodingLayer(nn.Module):
         if self.scale is not None:
             nn.init.uniform_(self.scale, -1, 0)
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         return functional.encode(x, self.codewords, self._scales())
 
@@ -170,6 +171,7 @@ class ContextEncoding(nn.Module):
         self.presence = nn.Linear(in_channels, num_classes) if se_loss else None
         upstream.accept(self, _PYTORCH_ENCODING, _MMSEG)
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         projected = F.relu(self.norm(self.conv(x)), inplace=True)
         encoded = F.relu(self.code_norm(self.encoding(projected)), inplace=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 
 POSITIONS = 128  # heights of a position map, 0 to 127; 128 stands for padding
 ENCODINGS = ("sinusoid", "learned", None)
@@ -213,6 +213,7 @@ class HeightAttention(nn.Module):
                 self.pos_emb1d_2nd = table
         upstream.accept(self)
 
+    @tracing.one_call
     def forward(
         self, x: Tensor, out: Tensor, pos: Tensor | None = None, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Sequence
 import torch
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 
 NormLayer = Callable[[int], nn.Module]
 Bins = Sequence[int | tuple[int, int]]
@@ -202,6 +202,7 @@ class PyramidPooling(_Pyramid):
     def out_channels(self) -> int:
         return self.in_channels + len(self.bins) * self.branch_channels
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         return functional.pyramid_concat(
             x, self.levels(x), align_corners=self.align_corners, x_index=self.x_index
@@ -278,6 +279,7 @@ class PyramidPoolingConv(_Pyramid):
             together, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
         )
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         return functional.pyramid_conv(
             x,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one, size_pairs
 
 ARMS = ("both", "short", "long")
@@ -51,6 +51,7 @@ class StripPooling(nn.Module):
         self.conv3 = nn.Conv2d(in_channels, in_channels, 1)
         upstream.accept(self)
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         rows, cols = functional.strip_pool(x)
         rows = self.bn1(self.conv1(rows))
@@ -141,6 +142,7 @@ class MixedPooling(nn.Module):
         self.conv3 = unit(2 * width if arms == "both" else width, in_channels, (1, 1), False)
         upstream.accept(self)
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(

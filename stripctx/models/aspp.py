@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stripctx import functional
+from stripctx import functional, tracing
 from stripctx.layers.pyramid import refuse_batch_of_one
 from stripctx.models.heads import conv_unit
 from stripctx.models.network import NormLayer
@@ -54,6 +54,7 @@ class ASPP(nn.Module):
             else nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
         )
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         image, parts = self._branches(x)
         return torch.cat([image.expand_as(parts[0]), *parts], 1)
@@ -98,6 +99,7 @@ class ASPPConv(nn.Module):
         self.aspp = ASPP(in_channels, rates, global_norm=global_norm, norm_layer=norm_layer)
         self.conv = nn.Conv2d(self.aspp.out_channels, out_channels, 3, padding=1, bias=False)
 
+    @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
         return self.aspp.before(self.conv, x)
 

@@ -116,31 +116,36 @@ def load_weights(backbone: Backbone, weights: Weights) -> None:
 
 class TimmBackbone(Backbone):
     """The last four feature maps of a network of the timm library, without pretrained weights.
-    Images of any size: for a Swin transformer, which wants whole patches, zeros are added on the
-    right and below.
+    Images of any size: where a network wants whole patches, as transformers and HRNet do, zeros are
+    added on the right and below.
 
     Args:
         name: timm's name, `convnext_tiny` say. Its features must be at least four.
-        output_stride: of the last map; timm refuses what a network cannot do.
+        output_stride: of the last map. 32 takes a network as it is: those that timm does not dilate
+            (Swin, PVT, HRNet, VGG, ViT, DenseNet), whose last map may have another stride.
     """
 
     def __init__(self, name: str, *, output_stride: int = 32) -> None:
         super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(
+                f"TimmBackbone: output_stride must be 8, 16 or 32, got {output_stride}"
+            )
         try:
             timm = importlib.import_module("timm")
         except ImportError as error:
             raise ValueError(
                 f"TimmBackbone: name {name!r} needs the timm library: pip install stripctx[timm]"
             ) from error
-        options = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
-        if output_stride != 32:
-            options["output_stride"] = output_stride
-        try:  # a Swin transformer refuses other sizes than its own, unless it is told not to
-            self.network = timm.create_model(name, strict_img_size=False, **options)
-            self.patch = int(self.network.feature_info.reduction()[0])
-        except TypeError:
-            self.network = timm.create_model(name, **options)
-            self.patch = 1
+        try:
+            self.network, self.patch = _features(timm, name, output_stride)
+        except (TypeError, AssertionError) as error:
+            if output_stride == 32:
+                raise
+            raise ValueError(
+                f"TimmBackbone: output_stride must be 32 for {name!r}, which timm does not dilate, "
+                f"got {output_stride}; its maps then have the strides of its own"
+            ) from error
         first, second, third, fourth = self.network.feature_info.channels()
         self.channels = (first, second, third, fourth)
         self.channels_are_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
@@ -152,3 +157,24 @@ class TimmBackbone(Backbone):
         if self.channels_are_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return tuple(features)
+
+
+def _features(timm: Any, name: str, output_stride: int) -> tuple[Any, int]:
+    """timm's network, and what the sides of its images must be multiples of. Transformers refuse
+    other sizes than their own unless they are told not to, Swin's and ViT's in their own words;
+    HRNet adds maps of all its strides."""
+    options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    try:
+        network = timm.create_model(name, strict_img_size=False, **options)
+        return network, int(network.feature_info.reduction()[0])
+    except TypeError:  # knows no such option
+        pass
+    try:
+        return timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True, **options), 1
+    except TypeError:
+        pass
+    network = timm.create_model(name, **options)
+    adds_strides = type(network).__name__.startswith("HighResolutionNet")
+    return network, int(network.feature_info.reduction()[-1]) if adds_strides else 1

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 from stripctx.layers import HeightAttention
 from stripctx.models.aspp import ASPP, choose_rates
 from stripctx.models.backbones import Weights
@@ -70,6 +70,7 @@ class HANetHead(nn.Module):
         maxima = {**attention, "pooling": "max"}
         self.hanet4 = HeightAttention(*places[4], **maxima) if slots[4] else None
 
+    @tracing.one_call
     def forward(self, features: tuple[Tensor, ...], pos: Tensor | None) -> Tensor:
         first, _, third, fourth = features
         fourth = _gate(self.hanet0, third, fourth, pos)

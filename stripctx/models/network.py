@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 
 NormLayer = Callable[[int], nn.Module]
 Channels = tuple[int, int, int, int]
@@ -27,6 +27,8 @@ class Backbone(nn.Module):
 
 
 def check_image(network: nn.Module, x: Tensor) -> None:
+    if tracing.is_proxy(x):
+        return
     if x.dim() != 4 or x.shape[1] != 3:
         name = type(network).__name__
         raise ValueError(f"{name}: x must have shape (N, 3, H, W), got {tuple(x.shape)}")
@@ -34,9 +36,13 @@ def check_image(network: nn.Module, x: Tensor) -> None:
 
 def resized(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     """A map at another size, bilinearly, where that is not its own."""
-    if x.shape[2:] == size:
+    if not tracing.is_proxy(x) and x.shape[2:] == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def _is_map(name: str, value: Tensor) -> bool:
+    return name in ("out", "aux") if tracing.is_proxy(value) else value.dim() == 4
 
 
 class SegmentationNetwork(nn.Module):
@@ -121,13 +127,13 @@ class SegmentationNetwork(nn.Module):
         """What `decode` gave, and in training the auxiliary output, at the size that comes out."""
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
-        if not resize:
+        if not tracing.is_proxy(resize) and not resize:  # torch.fx asks for the default
             return outputs
         size = self.output_size(x.shape[2], x.shape[3])
         kept = () if self.enlarge_aux else ("aux",)
         return {
             name: resized(value, size, self.align_corners)
-            if value.dim() == 4 and name not in kept
+            if name not in kept and _is_map(name, value)
             else value
             for name, value in outputs.items()
         }

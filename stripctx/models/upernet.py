@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from stripctx import functional, upstream
+from stripctx import functional, tracing, upstream
 from stripctx.layers import PyramidPoolingConv
 from stripctx.models.backbones import Weights
 from stripctx.models.build import assemble
@@ -94,6 +94,7 @@ class UPerHead(nn.Module):
         self.classify = classifier(width, num_classes, dropout=dropout, channel_dropout=True)
         upstream.accept(self, _LAYOUT)
 
+    @tracing.one_call
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         above = self.context(features[3])
         maps = [above]

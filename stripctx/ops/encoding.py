@@ -155,7 +155,7 @@ def _backward_gate_backward(ctx: Any, grad_x: Tensor, grad_gate: Tensor) -> tupl
 
 
 define(
-    "encode(Tensor x, Tensor codewords, Tensor scale, bool allow_tf32) -> Tensor",
+    "encode",
     check=_check_encode,
     reference=reference.encode,
     fake=_fake_encode,
@@ -165,8 +165,7 @@ define(
     autocast=_autocast_encode,
 )
 define(
-    "encode_backward(Tensor grad, Tensor x, Tensor codewords, Tensor scale, bool allow_tf32)"
-    " -> (Tensor, Tensor, Tensor)",
+    "encode_backward",
     check=_check_encode_backward,
     reference=reference.encode_backward,
     fake=_fake_encode_backward,
@@ -175,7 +174,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "channel_gate(Tensor x, Tensor gate) -> Tensor",
+    "channel_gate",
     check=_check_gate,
     reference=reference.channel_gate,
     fake=_fake_gate,
@@ -185,7 +184,7 @@ define(
     autocast=_autocast_gate,
 )
 define(
-    "channel_gate_backward(Tensor grad, Tensor x, Tensor gate) -> (Tensor, Tensor)",
+    "channel_gate_backward",
     check=_check_gate_backward,
     reference=reference.channel_gate_backward,
     fake=_fake_gate_backward,

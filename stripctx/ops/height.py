@@ -80,7 +80,7 @@ def _backward_gate_backward(ctx: Any, grad_x: Tensor, grad_logits: Tensor) -> tu
 
 
 define(
-    "row_gate(Tensor x, Tensor logits) -> Tensor",
+    "row_gate",
     check=_check_gate,
     reference=reference.row_gate,
     fake=_fake_gate,
@@ -90,7 +90,7 @@ define(
     autocast=_autocast_gate,
 )
 define(
-    "row_gate_backward(Tensor grad, Tensor x, Tensor logits) -> (Tensor, Tensor)",
+    "row_gate_backward",
     check=_check_gate_backward,
     reference=reference.row_gate_backward,
     fake=_fake_gate_backward,

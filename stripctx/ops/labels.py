@@ -356,7 +356,7 @@ def _check_dice_backward(
 
 
 define(
-    "upsample_argmax(Tensor logits, SymInt[] size, bool align_corners, int bytes) -> Tensor",
+    "upsample_argmax",
     check=partial(_check_argmax, "upsample_argmax"),
     reference=reference.upsample_argmax,
     fake=_fake_argmax,
@@ -365,8 +365,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_softmax_max(Tensor logits, SymInt[] size, bool align_corners, int bytes)"
-    " -> (Tensor, Tensor)",
+    "upsample_softmax_max",
     check=partial(_check_argmax, "upsample_softmax_max"),
     reference=reference.upsample_softmax_max,
     fake=_fake_softmax_max,
@@ -375,8 +374,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, bool align_corners,"
-    " int ignore_index, float label_smoothing, bool per_pixel) -> (Tensor, Tensor, Tensor)",
+    "upsample_cross_entropy",
     check=_check_cross_entropy,
     reference=reference.upsample_cross_entropy,
     fake=_fake_cross_entropy,
@@ -385,8 +383,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight,"
-    " Tensor log_sums, bool align_corners, int ignore_index, float label_smoothing) -> Tensor",
+    "upsample_cross_entropy_backward",
     check=_check_cross_entropy_backward,
     reference=reference.upsample_cross_entropy_backward,
     fake=lambda grad, logits, *others: _like_logits(logits),
@@ -395,8 +392,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_binary_cross_entropy(Tensor logits, Tensor target, Tensor? weight,"
-    " Tensor? pos_weight, bool align_corners, bool per_pixel) -> Tensor",
+    "upsample_binary_cross_entropy",
     check=_check_binary,
     reference=reference.upsample_binary_cross_entropy,
     fake=_fake_binary,
@@ -405,8 +401,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target,"
-    " Tensor? weight, Tensor? pos_weight, bool align_corners) -> Tensor",
+    "upsample_binary_cross_entropy_backward",
     check=_check_binary_backward,
     reference=reference.upsample_binary_cross_entropy_backward,
     fake=lambda grad, logits, *others: _like_logits(logits),
@@ -415,8 +410,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_dice(Tensor logits, Tensor target, bool align_corners, int ignore_index)"
-    " -> (Tensor, Tensor)",
+    "upsample_dice",
     check=_check_dice,
     reference=reference.upsample_dice,
     fake=_fake_dice,
@@ -425,8 +419,7 @@ define(
     vmap=in_a_loop,
 )
 define(
-    "upsample_dice_backward(Tensor grad, Tensor logits, Tensor target, Tensor log_sums,"
-    " bool align_corners, int ignore_index) -> Tensor",
+    "upsample_dice_backward",
     check=_check_dice_backward,
     reference=reference.upsample_dice_backward,
     fake=lambda grad, logits, *others: _like_logits(logits),

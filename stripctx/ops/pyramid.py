@@ -203,7 +203,7 @@ def _backward_max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 define(
-    "pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]",
+    "pyramid_pool",
     check=_check_pool,
     reference=reference.pyramid_pool,
     fake=_fake_pool,
@@ -212,8 +212,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "pyramid_pool_backward(Tensor[] grads, SymInt height, SymInt width, bool channels_last)"
-    " -> Tensor",
+    "pyramid_pool_backward",
     check=_check_pool_backward,
     reference=reference.pyramid_pool_backward,
     fake=_fake_map,
@@ -222,7 +221,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "pyramid_max_pool(Tensor x, SymInt[] bins) -> Tensor[]",
+    "pyramid_max_pool",
     check=_check_max_pool,
     reference=reference.pyramid_max_pool,
     fake=_fake_max_pool,
@@ -231,8 +230,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "pyramid_max_pool_backward(Tensor[] grads, Tensor[] indices, SymInt height, SymInt width,"
-    " bool channels_last) -> Tensor",
+    "pyramid_max_pool_backward",
     check=_check_max_pool_backward,
     reference=reference.pyramid_max_pool_backward,
     fake=_fake_max_pool_backward,

@@ -8,7 +8,7 @@ Autograd, autocast, vmap and the fake kernel stand above both and know nothing o
 Arguments are checked here, before any kernel runs. Native kernels repeat only what memory safety
 needs, for callers that pass Autograd by (tensors made in inference mode).
 
-Schemas have no default values: the dispatcher drops arguments that equal them.
+Schemas (schemas.py) have no default values: the dispatcher drops arguments that equal them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from stripctx import _compat
+from stripctx.ops.schemas import LIBRARY, declare
 
-LIBRARY = torch.library.Library("stripctx", "DEF")
 FAKES: dict[Any, Callable[..., Any]] = {}  # of each operator
 
 Kernel = Callable[..., Any]
 
 
 def define(
-    schema: str,
+    name: str,
     *,
     check: Callable[..., None],
     reference: Kernel,
@@ -39,10 +39,10 @@ def define(
     vmap: Callable[[Kernel], Kernel],
     autocast: Callable[..., Sequence[Any]] | None = None,
 ) -> None:
-    """Define `stripctx::<schema>`.
+    """Define `stripctx::<name>`, whose schema csrc holds.
 
     Args:
-        schema: name, arguments and returns, in the dispatcher's language.
+        name: of the operator.
         check: raises ValueError, in words, for arguments that the operator refuses.
         reference: plain PyTorch, explicit; runs below autograd.
         fake: shapes, dtypes and true strides of the result, by `torch.empty`.
@@ -50,10 +50,7 @@ def define(
         vmap: maps the operator to its batching rule, as in `torch.library.register_vmap`.
         autocast: maps the arguments to those the operator gets under autocast; None leaves them.
     """
-    name = schema.partition("(")[0]
-    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-    LIBRARY.define(schema, tags=tags)
-    operator = getattr(torch.ops.stripctx, name).default
+    operator = declare(name)
 
     def checked(kernel: Kernel) -> Kernel:
         def run(*args: Any) -> Any:

@@ -236,7 +236,7 @@ def _conv1x1_weight(grad: Tensor, map: Tensor, weight: Tensor) -> Tensor:
 
 
 define(
-    "strip_pool(Tensor x) -> (Tensor rows, Tensor cols)",
+    "strip_pool",
     check=_check_pool,
     reference=reference.strip_pool,
     fake=_fake_pool,
@@ -245,7 +245,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "strip_pool_backward(Tensor grad_rows, Tensor grad_cols, bool channels_last) -> Tensor",
+    "strip_pool_backward",
     check=_check_pool_backward,
     reference=reference.strip_pool_backward,
     fake=_fake_pool_backward,
@@ -254,7 +254,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "strip_add_relu(Tensor rows, Tensor cols) -> Tensor",
+    "strip_add_relu",
     check=_check_add_relu,
     reference=reference.strip_add_relu,
     fake=_fake_add_relu,
@@ -264,7 +264,7 @@ define(
     autocast=_autocast_add_relu,
 )
 define(
-    "strip_add_relu_backward(Tensor grad, Tensor rows, Tensor cols) -> (Tensor, Tensor)",
+    "strip_add_relu_backward",
     check=_check_add_relu_backward,
     reference=reference.strip_add_relu_backward,
     fake=_fake_add_relu_backward,
@@ -273,7 +273,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "sigmoid_gate(Tensor x, Tensor logits, Tensor bias) -> Tensor",
+    "sigmoid_gate",
     check=_check_gate,
     reference=reference.sigmoid_gate,
     fake=_fake_gate,
@@ -283,8 +283,7 @@ define(
     autocast=_autocast_gate,
 )
 define(
-    "sigmoid_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor bias)"
-    " -> (Tensor, Tensor, Tensor)",
+    "sigmoid_gate_backward",
     check=_check_gate_backward,
     reference=reference.sigmoid_gate_backward,
     fake=_fake_gate_backward,
@@ -293,7 +292,7 @@ define(
     vmap=over_channels,
 )
 define(
-    "strip_conv(Tensor rows, Tensor cols, Tensor weight) -> Tensor",
+    "strip_conv",
     check=_check_conv,
     reference=_strip_conv,
     fake=_fake_conv,

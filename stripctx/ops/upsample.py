@@ -392,8 +392,7 @@ def _backward_taps_add_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 define(
-    "pyramid_concat(Tensor x, Tensor[] levels, int[] modes, float[] ratios, SymInt x_index)"
-    " -> Tensor",
+    "pyramid_concat",
     check=_check_concat,
     reference=reference.pyramid_concat,
     fake=_fake_concat,
@@ -403,9 +402,7 @@ define(
     autocast=_autocast_concat,
 )
 define(
-    "pyramid_concat_backward(Tensor grad, SymInt[] sizes, int[] modes, float[] ratios,"
-    " bool channels_last)"
-    " -> Tensor[]",
+    "pyramid_concat_backward",
     check=_check_concat_backward,
     reference=reference.pyramid_concat_backward,
     fake=_fake_concat_backward,
@@ -414,7 +411,7 @@ define(
     vmap=over_images,
 )
 define(
-    "pyramid_add_relu(Tensor x, Tensor[] levels, int[] modes, float[] ratios) -> Tensor",
+    "pyramid_add_relu",
     check=_check_add_relu,
     reference=reference.pyramid_add_relu,
     fake=_fake_add_relu,
@@ -424,8 +421,7 @@ define(
     autocast=_autocast_add_relu,
 )
 define(
-    "pyramid_add_relu_backward(Tensor grad, Tensor out, SymInt[] sizes, int[] modes,"
-    " float[] ratios) -> Tensor[]",
+    "pyramid_add_relu_backward",
     check=_check_add_relu_backward,
     reference=reference.pyramid_add_relu_backward,
     fake=_fake_add_relu_backward,
@@ -434,8 +430,7 @@ define(
     vmap=over_images,
 )
 define(
-    "pyramid_taps_add(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
-    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios) -> Tensor",
+    "pyramid_taps_add",
     check=check_taps_add,
     reference=reference.pyramid_taps_add,
     fake=_fake_taps_add,
@@ -445,9 +440,7 @@ define(
     autocast=_autocast_taps_add,
 )
 define(
-    "pyramid_taps_add_backward(Tensor grad, SymInt[] sizes, SymInt[] size, SymInt[] kernel,"
-    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios,"
-    " bool channels_last) -> Tensor[]",
+    "pyramid_taps_add_backward",
     check=_check_taps_add_backward,
     reference=reference.pyramid_taps_add_backward,
     fake=_fake_taps_add_backward,

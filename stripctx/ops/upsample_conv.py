@@ -54,6 +54,7 @@ def pyramid_conv(
 ) -> Tensor:
     """conv2d over the maps, all at x's size, side by side."""
     if _compat.is_tracing():
+        _compat.refuse_exporter_of_traces("pyramid_conv")
         return _concatenated(maps, weight, bias, geometry)
     operands = [weight, *maps] if bias is None else [weight, bias, *maps]
     empty = any(map.size(1) == 0 for map in maps)

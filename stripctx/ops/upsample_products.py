@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stripctx.ops import checks, upsample
-from stripctx.ops.register import LIBRARY
+from stripctx.ops.schemas import LIBRARY, declare
 from stripctx.reference import upsample as reference
 
 OPS = torch.ops.stripctx
@@ -113,11 +113,7 @@ def _map_memory(size: list[int], like: Tensor) -> Tensor:
 
 
 # What PyramidConv runs on, below autograd. `out` may be `base`.
-LIBRARY.define(
-    "pyramid_taps_add.out(Tensor base, Tensor[] taps, SymInt[] size, SymInt[] kernel,"
-    " SymInt[] padding, SymInt[] dilation, int[] modes, float[] ratios, *, Tensor(a!) out)"
-    " -> Tensor(a!)"
-)
+declare("pyramid_taps_add.out")
 LIBRARY.impl("pyramid_taps_add.out", _taps_add_into, "CompositeExplicitAutograd")
-LIBRARY.define("map_memory(SymInt[] size, Tensor like) -> Tensor")
+declare("map_memory")
 LIBRARY.impl("map_memory", _map_memory, "CompositeExplicitAutograd")

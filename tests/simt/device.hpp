@@ -14,6 +14,9 @@ namespace kernels = cuda;
 
 namespace device {
 
+// Whether this library defines the operators.
+constexpr bool kDefinesOperators = true;
+
 inline void allocated(const torch::stable::Tensor& /*result*/) {}
 
 // Runs one operator to its end; `like` says which device, of which there is one here.

@@ -18,6 +18,9 @@ namespace kernels = cpu;
 
 namespace device {
 
+// Whether this library defines the operators.
+constexpr bool kDefinesOperators = true;
+
 // Called on memory that was just allocated. malloc maps a block above 32 MB afresh every time, and
 // smaller ones whenever it has given back what it kept. The system makes pages as they are first
 // written: one by one that takes several times as long as the writing itself, in huge pages hardly

@@ -14,6 +14,9 @@ namespace kernels = cuda;
 
 namespace device {
 
+// Whether this library defines the operators. Not here: the CPU library is loaded beside it.
+constexpr bool kDefinesOperators = false;
+
 inline void allocated(const torch::stable::Tensor& /*result*/) {}
 
 template <class Op>

@@ -1,0 +1,18 @@
+// The strip family's operators, in the dispatcher's language: the text that csrc/bind defines them
+// by without Python, and that stripctx/ops/schemas.py reads. No default values, no comments inside.
+#pragma once
+
+namespace stripctx {
+
+constexpr const char* kSchemas[] = {
+    "strip_pool(Tensor x) -> (Tensor rows, Tensor cols)",
+    "strip_pool_backward(Tensor grad_rows, Tensor grad_cols, bool channels_last) -> Tensor",
+    "strip_add_relu(Tensor rows, Tensor cols) -> Tensor",
+    "strip_add_relu_backward(Tensor grad, Tensor rows, Tensor cols) -> (Tensor, Tensor)",
+    "sigmoid_gate(Tensor x, Tensor logits, Tensor bias) -> Tensor",
+    "sigmoid_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor bias)"
+    " -> (Tensor, Tensor, Tensor)",
+    "strip_conv(Tensor rows, Tensor cols, Tensor weight) -> Tensor",
+};
+
+}  // namespace stripctx

@@ -1,0 +1,48 @@
+"""What torch.fx records: a layer of ours is one call of a module, as torch.nn's own are, and what a
+network asks of the sizes of an image is left out. Feature extractors, quantisation and the folding
+of normalisations trace networks so. torch.onnx's older exporter, by TorchScript, is refused."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch.fx
+
+from stripctx import _compat
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def is_proxy(value: Any) -> bool:
+    """Whether torch.fx traces what this stands for."""
+    return isinstance(value, torch.fx.Proxy)
+
+
+def one_call(forward: Forward) -> Forward:
+    """The `forward` of a layer whose insides are not for torch.fx: they ask for sizes."""
+
+    @functools.wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = _first_proxy((*args, *kwargs.values()))
+        if proxy is None:
+            _compat.refuse_exporter_of_traces(type(self).__name__)
+            return forward(self, *args, **kwargs)
+        if self is proxy.tracer.root:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.fx records it as one call of a network that it is "
+                "in, and does not trace it by itself; trace torch.nn.Sequential(layer)"
+            )
+        path = proxy.tracer.path_of_module(self)
+        return proxy.tracer.create_proxy("call_module", path, args, kwargs)
+
+    return cast(Forward, run)
+
+
+def _first_proxy(values: Sequence[Any]) -> Any:
+    for value in values:
+        found = _first_proxy(value) if isinstance(value, (tuple, list)) else value
+        if is_proxy(found):
+            return found
+    return None

@@ -1,0 +1,52 @@
+"""ONNX files of other people's networks, fused: any batch and size of image, and the cheap form of
+the convolution over a pyramid."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import decoder_networks
+import pytest
+import torch
+from test_onnx import check, pytestmark  # noqa: F401
+from torch import Tensor, nn
+
+from stripctx import StripPooling, fuse
+
+
+class Logits(nn.Module):
+    """Whatever the network wraps them in."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        outputs = self.network(image)
+        return outputs["logits"] if isinstance(outputs, Mapping) else outputs
+
+
+NETWORKS = {
+    "SegFormer, transformers": lambda: decoder_networks.huggingface_segformer(256),
+    "UPerNet, smp": lambda: decoder_networks.smp("UPerNet"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_for_any_size(name: str) -> None:
+    torch.manual_seed(0)
+    network = Logits(NETWORKS[name]()).eval()
+    images = [(torch.randn(n, 3, h, w),) for n, h, w in ((2, 64, 96), (1, 128, 64))]
+    widest = max(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
+    assert fuse(network, images[0][0]).replaced
+    exported = check(network, *images)
+    weights = [node.inputs[1] for node in exported.program.model.graph if node.op_type == "Conv"]
+    assert max(weight.shape[1] for weight in weights) < widest, "maps are concatenated"
+
+
+def test_the_exporter_through_torchscript() -> None:
+    """Knows no operator of ours, and says what does; a fused network it takes as it was."""
+    x = torch.randn(1, 4, 8, 8)
+    with pytest.raises(RuntimeError, match="call it with dynamo=True"):
+        torch.onnx.export(StripPooling(4).eval(), (x,), io.BytesIO(), dynamo=False)
