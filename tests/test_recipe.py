@@ -18,6 +18,7 @@ from examples.data import catalogue  # noqa: E402
 from examples.training import networks, objective, recipe  # noqa: E402
 from examples.training.processes import Processes  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
+from stripctx import models  # noqa: E402
 
 WRITTEN = """
 network: {name: spnet, backbone: tiny, options: {mixed: 1, strip_pooling: false}}
@@ -168,6 +169,22 @@ def test_network_of_a_recipe(file: Path) -> None:
             networks.build(recipe.Network(name, "tiny", "", settings.options), 5)
 
 
+def test_weights_in_timms_names(tmp_path: Path) -> None:
+    """As timm keeps them, and as a backbone of ours does."""
+    oracles.timm()
+    name = "timm:tf_efficientnet_lite0"
+    own = models.create_backbone(name).state_dict()
+    for path, start in ((tmp_path / "timm.pth", len("network.")), (tmp_path / "own.pth", 0)):
+        torch.save({key[start:]: value for key, value in own.items()}, path)
+        network = networks.build(recipe.Network("fcn", name, str(path)), 5)
+        loaded = network.backbone.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in own.items())
+    del own["network.conv_stem.weight"]
+    torch.save(own, path)
+    with pytest.raises(RecipeError, match=r"network: .*1 entries are missing, network\.conv_stem"):
+        networks.build(recipe.Network("fcn", name, str(path)), 5)
+
+
 RECIPES = sorted((REPOSITORY / "examples" / "recipes").glob("*.yaml"))
 
 
@@ -189,6 +206,8 @@ def test_recipe_in_the_repository(path: Path) -> None:
     classes = len(catalogue.labelling(found.data).classes)
     if ":" in found.network.name:
         oracles.transformers() if "transformers" in found.network.name else oracles.whole_smp()
+    elif ":" in found.network.backbone:
+        oracles.timm()
     with torch.device("meta"):
         network = networks.build(found.network, classes)
     sgd = objective.optimizer(network, found.optimizer)
@@ -227,7 +246,13 @@ COMES_TO = {
     "voc_pspnet50": (473, 16, 0.01, 50, 512, 473),
     "voc_pspnet101": (473, 16, 0.01, 50, 512, 473),
 }
-OWN = {"camvid", "camvid_segformer", "camvid_upernet", "scenes"}  # settings of no paper
+OWN = {
+    "camvid",
+    "camvid_lite0",
+    "camvid_segformer",
+    "camvid_upernet",
+    "scenes",
+}  # settings of no paper
 
 
 def test_every_recipe_of_a_paper_is_listed() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from examples.training import third_party
 from examples.training.recipe import Network, RecipeError
-from stripctx import models
+from stripctx import models, upstream
 
 
 def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn.Module:
@@ -37,9 +38,8 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
             f"got {settings.name!r}"
         )
     backbone = TinyBackbone() if settings.backbone == "tiny" else settings.backbone
-    named = pretrained and settings.weights
-    weights = Path(settings.weights).expanduser() if named else None
     try:
+        weights = _weights(settings) if pretrained and settings.weights else None
         network = models.create(
             settings.name,
             num_classes=num_classes,
@@ -52,6 +52,15 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
     if not isinstance(network, models.SegmentationNetwork):
         raise RecipeError(f"network.name: {settings.name} classifies images, not their pixels")
     return network
+
+
+def _weights(settings: Network) -> dict[str, Any]:
+    """The entries of the file, those of timm's own as its network is called in ours."""
+    entries = upstream.read(Path(settings.weights).expanduser())
+    within = "network."  # of models.backbones.TimmBackbone
+    if not settings.backbone.startswith("timm:") or any(key.startswith(within) for key in entries):
+        return entries
+    return {within + key: value for key, value in entries.items()}
 
 
 def describe(network: nn.Module) -> str:
