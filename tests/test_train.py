@@ -242,31 +242,36 @@ def write_scenes(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "network",
+    "settings",
     [
-        ("network.options={dropout: 0.0}",),
+        # weights from the labels of all scenes; what is validated is the average
+        ("network.options={dropout: 0.0}", "loss.balance=median", "train.average=0.5"),
         # whose auxiliary loss is a mean over fewer pixels
         (
             "network.name=deeplabv3plus_hanet",
             "network.options={dropout: 0.0, enlarge_aux: false, reduction: 8}",
+            "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]",
         ),
     ],
     ids=["fcn", "hanet"],
 )
-def test_two_processes_equal_one(network: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_equal_one(settings: tuple[str, ...], tmp_path: Path) -> None:
     """The same log and the same network to rounding, norms frozen, without dropout; though the two
     were stopped in between, and only the first has the checkpoint."""
     write_scenes(tmp_path / "camvid")
     changes = (
         "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",
-        "train.norms=frozen", *network, "train.batch=2", "train.epochs=2",
-        "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]", "train.validate_every=2",
+        "train.norms=frozen", *settings, "train.batch=2", "train.epochs=2",
+        "train.validate_every=2",
     )  # fmt: skip
     train(small(tmp_path, *changes), tmp_path / "one")
     torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)
     one, many = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("one", "many"))
     assert one["step"] == many["step"] == 6
-    torch.testing.assert_close(one["network"], many["network"], rtol=2e-4, atol=2e-5)
+    averaged = "train.average=0.5" in settings
+    assert bool(one["average"]) == averaged
+    for part in ("network", "average") if averaged else ("network",):
+        torch.testing.assert_close(one[part], many[part], rtol=2e-4, atol=2e-5)
     for name in ("loss", "aux", "miou"):
         left, right = (log.curve(tmp_path / f / "log.csv", name)[1] for f in ("one", "many"))
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
