@@ -27,35 +27,45 @@ def by_network(entries: Sequence[Entry]) -> dict[str, dict[int, Entry]]:
     return found
 
 
+def complete(entries: Sequence[Entry]) -> list[Entry]:
+    """The runs of those seeds that every network has; only their means can be compared."""
+    networks = by_network(entries).values()
+    seeds = set.intersection(*(set(runs) for runs in networks))
+    return [entry for entry in entries if entry["seed"] in seeds]
+
+
 def scores(entries: Sequence[Entry]) -> Table:
-    """A line a network. What it is above the FCN is a mean over the seeds that both have."""
-    networks = by_network(entries)
+    """A line a network: the seeds alone, and means over the complete ones."""
+    networks, compared = by_network(entries), by_network(complete(entries))
     seeds = sorted({entry["seed"] for entry in entries})
+    several = any(len(runs) > 1 for runs in compared.values())
     headers = ["", "parameters", *(f"mIoU, seed {seed}" for seed in seeds)]
-    headers += ["mean", "above the FCN", "pixel accuracy", "seconds"]
+    headers += [*(["mean"] if several else []), "above the FCN", "pixel accuracy", "seconds"]
     rows = []
-    for name, runs in networks.items():
+    for name, runs in compared.items():
+        alone = networks[name]
+        mean = _mean(runs, lambda run: run["miou"])
         rows.append(
             [
                 NETWORKS[name],
                 f"{next(iter(runs.values()))['parameters'] / 1e6:.1f} M",
-                *(f"{runs[seed]['miou']:.1%}" if seed in runs else "" for seed in seeds),
-                _mean(runs, lambda run: run["miou"]),
-                _above(runs, networks.get("fcn", {})) if name != "fcn" else "",
-                _mean(runs, lambda run: run["pixel_accuracy"]),
-                f"{statistics.mean(run['seconds'] for run in runs.values()):.0f}",
+                *(f"{alone[seed]['miou']:.1%}" if seed in alone else "" for seed in seeds),
+                *([f"{mean:.1%}"] if several else []),
+                _above(mean, compared.get("fcn", {})) if name != "fcn" else "",
+                f"{_mean(runs, lambda run: run['pixel_accuracy']):.1%}",
+                f"{_mean(runs, lambda run: run['seconds']):.0f}",
             ]
         )
     return headers, rows
 
 
 def classes(entries: Sequence[Entry]) -> Table:
-    """A line a class: the mean IoU over a network's seeds."""
-    networks = by_network(entries)
-    rows = [
-        [each, *(_mean(runs, lambda run, of=each: run["iou"][of]) for runs in networks.values())]
-        for each in entries[0]["iou"]
-    ]
+    """A line a class: the mean IoU over the complete seeds."""
+    networks = by_network(complete(entries))
+    rows = []
+    for each in entries[0]["iou"]:
+        means = (_mean(runs, lambda run, of=each: run["iou"][of]) for runs in networks.values())
+        rows.append([each, *(f"{mean:.1%}" for mean in means)])
     return ["", *(NETWORKS[name] for name in networks)], rows
 
 
@@ -79,13 +89,10 @@ def _heads(groups: list[dict[str, Any]]) -> str:
     return f"heads {groups[0]['rate']:g} times that" if groups else "heads the same"
 
 
-def _mean(runs: dict[int, Entry], value: Callable[[Entry], float]) -> str:
-    return f"{statistics.mean(value(run) for run in runs.values()):.1%}"
+def _mean(runs: dict[int, Entry], value: Callable[[Entry], float]) -> float:
+    return statistics.mean(value(run) for run in runs.values())
 
 
-def _above(runs: dict[int, Entry], others: dict[int, Entry]) -> str:
-    both = runs.keys() & others.keys()
-    if not both:
-        return ""
-    points = [100 * (runs[seed]["miou"] - others[seed]["miou"]) for seed in both]
-    return f"{statistics.mean(points):+.1f}"
+def _above(mean: float, others: dict[int, Entry]) -> str:
+    """In points."""
+    return f"{100 * (mean - _mean(others, lambda run: run['miou'])):+.1f}" if others else ""

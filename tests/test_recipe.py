@@ -18,7 +18,6 @@ from examples.data import catalogue  # noqa: E402
 from examples.training import networks, objective, recipe  # noqa: E402
 from examples.training.processes import Processes  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
-from stripctx import models  # noqa: E402
 
 WRITTEN = """
 network: {name: spnet, backbone: tiny, options: {mixed: 1, strip_pooling: false}}
@@ -171,18 +170,44 @@ def test_network_of_a_recipe(file: Path) -> None:
 
 def test_weights_in_timms_names(tmp_path: Path) -> None:
     """As timm keeps them, and as a backbone of ours does."""
-    oracles.timm()
-    name = "timm:tf_efficientnet_lite0"
-    own = models.create_backbone(name).state_dict()
-    for path, start in ((tmp_path / "timm.pth", len("network.")), (tmp_path / "own.pth", 0)):
-        torch.save({key[start:]: value for key, value in own.items()}, path)
-        network = networks.build(recipe.Network("fcn", name, str(path)), 5)
-        loaded = network.backbone.state_dict()
+    timm = oracles.timm()
+    with pytest.raises(RecipeError, match=r"^network: .*no_such_network"):
+        networks.build(recipe.Network("fcn", "timm:no_such_network"), 5)
+    name, path = "mobilenetv3_small_050", tmp_path / "some.pth"
+    own = timm.create_model(name, features_only=True).state_dict()
+    for start in ("", "network."):
+        torch.save({start + key: value for key, value in own.items()}, path)
+        network = networks.build(recipe.Network("fcn", f"timm:{name}", str(path)), 5)
+        loaded = network.backbone.network.state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in own.items())
-    del own["network.conv_stem.weight"]
-    torch.save(own, path)
-    with pytest.raises(RecipeError, match=r"network: .*1 entries are missing, network\.conv_stem"):
-        networks.build(recipe.Network("fcn", name, str(path)), 5)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    """Each is refused by the setting and the file, in one line."""
+    own = networks.TinyBackbone().state_dict()
+    whole = {**own, "stem.0.weight": own["stem.0.weight"][:5]}
+    part = {key: value for key, value in own.items() if key != "stem.0.weight"}
+    for name, entries in (("size", whole), ("part", part), ("list", [1])):
+        torch.save(entries, tmp_path / f"{name}.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "size.pth").read_bytes()[:900])
+    for name, words in (
+        ("size", "size mismatch for stem.0.weight"),
+        ("part", "1 entries are missing, stem.0.weight"),
+        ("list", "weights must be a path or hold a state_dict"),
+        ("text", ""),
+        ("cut", ""),
+    ):
+        path = tmp_path / f"{name}.pth"
+        with pytest.raises(RecipeError) as refusal:
+            networks.build(recipe.Network("fcn", "tiny", str(path)), 5)
+        said = str(refusal.value)
+        assert said.startswith(f"network.weights: {path} does not fit (") and words in said
+        assert "\n" not in said
+    missing = recipe.Network("fcn", "tiny", str(tmp_path / "none.pth"))
+    with pytest.raises(RecipeError, match=r"^network\.weights: there is no file .*none\.pth$"):
+        networks.build(missing, 5)
+    networks.build(missing, 5, pretrained=False)
 
 
 RECIPES = sorted((REPOSITORY / "examples" / "recipes").glob("*.yaml"))

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import matplotlib.ticker
 
 from benchmarks import report
-from benchmarks.camvid_tables import NETWORKS, by_network
+from benchmarks.camvid_tables import NETWORKS, by_network, complete
 from docs.draw import style
 from docs.draw.style import Page
 
@@ -25,7 +25,8 @@ COLOURS = {
 
 def camvid() -> Page:
     """Cross-entropy in training and mIoU in validation: the mean of the seeds, in their range."""
-    networks = by_network(report.read(report.RESULTS / "camvid.json")["entries"])
+    entries = report.read(report.RESULTS / "camvid.json")["entries"]
+    networks = by_network(complete(entries))
     page = Page(3.05)
     left, right = page.axes(0.5, 0.3, 3.2, 2.0), page.axes(4.5, 0.3, 3.2, 2.0)
     for name, runs in networks.items():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from examples.training import third_party
 from examples.training.recipe import Network, RecipeError
 from stripctx import models, upstream
+from stripctx.models.backbones import TimmBackbone, load_weights
 
 
 def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn.Module:
@@ -23,12 +23,16 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
             checkpoint follows.
 
     Raises:
-        RecipeError: an option that the network does not know or refuses.
+        RecipeError: an option that the network does not know or refuses, or weights that do not
+            fit.
     """
     if third_party.is_meant(settings.name):
         try:
             return third_party.build(settings, num_classes, pretrained=pretrained)
-        except (TypeError, ValueError, OSError, KeyError, AttributeError) as error:
+        except (
+            *(TypeError, ValueError, OSError, KeyError, AttributeError),
+            *(RuntimeError, ImportError),  # weights of another size; a package of theirs
+        ) as error:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"network: {settings.name}: {said}") from error
     if settings.name not in models.available():
@@ -39,28 +43,32 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
         )
     backbone = TinyBackbone() if settings.backbone == "tiny" else settings.backbone
     try:
-        weights = _weights(settings) if pretrained and settings.weights else None
         network = models.create(
-            settings.name,
-            num_classes=num_classes,
-            backbone=backbone,
-            backbone_weights=weights,
-            **settings.options,
+            settings.name, num_classes=num_classes, backbone=backbone, **settings.options
         )
-    except (TypeError, ValueError, OSError) as error:
-        raise RecipeError(f"network: {error}") from error
+    except (TypeError, ValueError, OSError, RuntimeError, AssertionError) as error:
+        # of these, timm says that it has no such network with RuntimeError
+        raise RecipeError(f"network: {' '.join(str(error).split())}") from error
     if not isinstance(network, models.SegmentationNetwork):
         raise RecipeError(f"network.name: {settings.name} classifies images, not their pixels")
+    if pretrained and settings.weights:
+        _load(network.backbone, Path(settings.weights).expanduser())
     return network
 
 
-def _weights(settings: Network) -> dict[str, Any]:
-    """The entries of the file, those of timm's own as its network is called in ours."""
-    entries = upstream.read(Path(settings.weights).expanduser())
-    within = "network."  # of models.backbones.TimmBackbone
-    if not settings.backbone.startswith("timm:") or any(key.startswith(within) for key in entries):
-        return entries
-    return {within + key: value for key, value in entries.items()}
+def _load(backbone: models.Backbone, path: Path) -> None:
+    """ImageNet's weights into the backbone; a file of timm's own has its names."""
+    try:
+        entries = upstream.read(path)
+        own = "network."  # what TimmBackbone calls timm's network
+        if isinstance(backbone, TimmBackbone) and not any(key.startswith(own) for key in entries):
+            entries = {own + key: value for key, value in entries.items()}
+        load_weights(backbone, entries)
+    except FileNotFoundError:
+        raise RecipeError(f"network.weights: there is no file {path}") from None
+    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RecipeError(f"network.weights: {path} does not fit ({reason})") from None
 
 
 def describe(network: nn.Module) -> str:
