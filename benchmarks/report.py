@@ -19,6 +19,8 @@ A document says where a table goes by a pair of comments, between which everythi
     <!-- /benchmarks:tricks -->
     <!-- benchmarks:model -->       what tests/speed_model.py finds of the CUDA kernels
     <!-- /benchmarks:model -->
+    <!-- benchmarks:camvid -->      mIoU of networks on road scenes; camvid-classes by class
+    <!-- /benchmarks:camvid -->
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import camvid_tables
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REPOSITORY = RESULTS.parent.parent
@@ -216,6 +220,9 @@ def update(text: str, folder: Path = RESULTS) -> str:
                 for result in found
                 if result["entries"]
             ]
+        elif match["name"] in ("camvid", "camvid-classes"):
+            found = [read(path) for path in existing(folder, ["camvid"])]
+            blocks = [camvid_table(result, match["name"]) for result in found]
         elif match["name"] == "tricks":
             found = [read(path) for path in existing(folder, ["tricks"])]
             blocks = [
@@ -232,6 +239,16 @@ def update(text: str, folder: Path = RESULTS) -> str:
         return f"{match['open']}{chr(10).join(blocks)}{match['close']}"
 
     return BLOCK.sub(render, text)
+
+
+def camvid_table(result: dict[str, Any], name: str) -> str:
+    """Scores, with how they came to be; or those of every class."""
+    facts, entries = result["machine"], result["entries"]
+    if name == "camvid-classes":
+        return f"{markdown(*camvid_tables.classes(entries), left=1)}\n"
+    table = markdown(*camvid_tables.scores(entries), left=1)
+    how = camvid_tables.settings(facts["recipe"], entries)
+    return f"{table}\n\n{how}. {machine_text(facts)}.\n"
 
 
 def model_table(path: Path) -> str:

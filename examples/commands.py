@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from examples.data.files import check_writable
 
@@ -24,18 +24,30 @@ class Parser(argparse.ArgumentParser):
 
 def count(text: str) -> int:
     """A whole number from 1 on."""
-    return _positive(text, int, "a positive whole number")
+    return _number(text, int, "a positive whole number", least=1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    return _number(text, int, "a whole number, 0 or more", least=0)
 
 
 def positive(text: str) -> float:
-    return _positive(text, float, "a positive number")
+    return _number(text, float, "a positive number", least=math.ulp(0.0))
 
 
-def _positive(text: str, kind: type, words: str) -> int | float:
+def not_negative(text: str) -> float:
+    return _number(text, float, "a number, 0 or more", least=0)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(text: str, kind: type[Number], words: str, *, least: float) -> Number:
     try:
         value = kind(text)
-        good = value > 0 and math.isfinite(value)
-    except ValueError:
+        good = value >= least and math.isfinite(value)
+    except (ValueError, OverflowError):
         good = False
     if not good:
         raise argparse.ArgumentTypeError(f"must be {words}, got {text}")

@@ -33,6 +33,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import stripctx  # noqa: E402
 from examples import figures  # noqa: E402
+from examples.commands import Parser, natural, not_negative, positive  # noqa: E402
 from examples.data.images import read_image  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
 from examples.demonstration import comparison, decoder, figure, training  # noqa: E402
@@ -117,21 +118,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What stripctx does, in a picture.")
+    parser = Parser("demo", description="What stripctx does, in a picture.")
     parser.add_argument("--image", type=Path, help="a picture; without one, a scene is drawn")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to fit")
-    parser.add_argument("--training", type=float, default=110.0, help="seconds to train; 0: not")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="how long to fit")
+    parser.add_argument(
+        "--training", type=not_negative, default=110.0, help="seconds to train; 0: not"
+    )
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="the PNG to write")
-    parser.add_argument("--seed", type=int, default=35, help="of the scene and of the network")
+    parser.add_argument("--seed", type=natural, default=35, help="of the scene and of the network")
     parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out")
-    options = parser.parse_args(arguments)
-    if options.seconds <= 0:
-        parser.error(f"--seconds must be positive, got {options.seconds}")
-    if options.training < 0:
-        parser.error(f"--training must not be negative, got {options.training}")
-    if options.seed < 0:
-        parser.error(f"--seed must not be negative, got {options.seed}")
-    return options
+    return parser.parse_args(arguments)
 
 
 def tell_kernels(console: Console) -> None:

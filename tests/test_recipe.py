@@ -168,6 +168,48 @@ def test_network_of_a_recipe(file: Path) -> None:
             networks.build(recipe.Network(name, "tiny", "", settings.options), 5)
 
 
+def test_weights_in_timms_names(tmp_path: Path) -> None:
+    """As timm keeps them, and as a backbone of ours does."""
+    timm = oracles.timm()
+    with pytest.raises(RecipeError, match=r"^network: .*no_such_network"):
+        networks.build(recipe.Network("fcn", "timm:no_such_network"), 5)
+    name, path = "mobilenetv3_small_050", tmp_path / "some.pth"
+    own = timm.create_model(name, features_only=True).state_dict()
+    for start in ("", "network."):
+        torch.save({start + key: value for key, value in own.items()}, path)
+        network = networks.build(recipe.Network("fcn", f"timm:{name}", str(path)), 5)
+        loaded = network.backbone.network.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in own.items())
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    """Each is refused by the setting and the file, in one line."""
+    own = networks.TinyBackbone().state_dict()
+    whole = {**own, "stem.0.weight": own["stem.0.weight"][:5]}
+    part = {key: value for key, value in own.items() if key != "stem.0.weight"}
+    for name, entries in (("size", whole), ("part", part), ("list", [1])):
+        torch.save(entries, tmp_path / f"{name}.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "size.pth").read_bytes()[:900])
+    for name, words in (
+        ("size", "size mismatch for stem.0.weight"),
+        ("part", "1 entries are missing, stem.0.weight"),
+        ("list", "weights must be a path or hold a state_dict"),
+        ("text", ""),
+        ("cut", ""),
+    ):
+        path = tmp_path / f"{name}.pth"
+        with pytest.raises(RecipeError) as refusal:
+            networks.build(recipe.Network("fcn", "tiny", str(path)), 5)
+        said = str(refusal.value)
+        assert said.startswith(f"network.weights: {path} does not fit (") and words in said
+        assert "\n" not in said
+    missing = recipe.Network("fcn", "tiny", str(tmp_path / "none.pth"))
+    with pytest.raises(RecipeError, match=r"^network\.weights: there is no file .*none\.pth$"):
+        networks.build(missing, 5)
+    networks.build(missing, 5, pretrained=False)
+
+
 RECIPES = sorted((REPOSITORY / "examples" / "recipes").glob("*.yaml"))
 
 
@@ -189,6 +231,8 @@ def test_recipe_in_the_repository(path: Path) -> None:
     classes = len(catalogue.labelling(found.data).classes)
     if ":" in found.network.name:
         oracles.transformers() if "transformers" in found.network.name else oracles.whole_smp()
+    elif ":" in found.network.backbone:
+        oracles.timm()
     with torch.device("meta"):
         network = networks.build(found.network, classes)
     sgd = objective.optimizer(network, found.optimizer)
@@ -227,7 +271,13 @@ COMES_TO = {
     "voc_pspnet50": (473, 16, 0.01, 50, 512, 473),
     "voc_pspnet101": (473, 16, 0.01, 50, 512, 473),
 }
-OWN = {"camvid", "camvid_segformer", "camvid_upernet", "scenes"}  # settings of no paper
+OWN = {
+    "camvid",
+    "camvid_lite0",
+    "camvid_segformer",
+    "camvid_upernet",
+    "scenes",
+}  # settings of no paper
 
 
 def test_every_recipe_of_a_paper_is_listed() -> None:

@@ -59,10 +59,9 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -> None:
-    """Killed after some steps, between checkpoints, with the process that reads for it, as by a
-    scheduler; then the same command again."""
+def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """Killed after some steps, between checkpoints, with the process that reads for it, or asked to
+    stop, as by a scheduler; then the same command again."""
     small(tmp_path, "train.epochs=8")
 
     def start(folder: str) -> subprocess.Popen[str]:
@@ -77,38 +76,40 @@ def test_killed_run_goes_on_as_if_it_had_not_been(number: int, tmp_path: Path) -
             command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
-    killed = start("killed")
-    path = tmp_path / "killed" / "log.csv"
-    until = time.monotonic() + 120
-    while not (path.exists() and path.read_text().count("\n") >= 6):
-        assert killed.poll() is None and time.monotonic() < until, killed.communicate()
-        time.sleep(0.001)
-    os.killpg(killed.pid, number)
-    said, errors = killed.communicate(timeout=60)
-    assert killed.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL), errors
-    assert 2 <= checkpoint.read(tmp_path / "killed" / checkpoint.LAST)["step"] < 24
-    if number == signal.SIGTERM:
-        assert "the same command goes on" in said.replace("\n", " ")
-    for folder in ("killed", "whole"):
+    for folder, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
         run = start(folder)
+        path = tmp_path / folder / "log.csv"
+        until = time.monotonic() + 120
+        while not (path.exists() and path.read_text().count("\n") >= 6):
+            assert run.poll() is None and time.monotonic() < until, run.communicate()
+            time.sleep(0.001)
+        os.killpg(run.pid, number)
+        said, errors = run.communicate(timeout=60)
+        assert run.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL), errors
+        assert 2 <= checkpoint.read(tmp_path / folder / checkpoint.LAST)["step"] < 24
+        if number == signal.SIGTERM:
+            assert "the same command goes on" in said.replace("\n", " ")
+    runs = [start(folder) for folder in ("killed", "stopped", "whole")]
+    for run in runs:
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors
     assert checkpoint.read(tmp_path / "whole" / checkpoint.LAST)["step"] == 24
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    for folder in ("killed", "stopped"):
+        assert_same_run(tmp_path / "whole", tmp_path / folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 5])
-def test_run_stopped_at_any_step_goes_on(step: int, tmp_path: Path) -> None:
+def test_run_stopped_at_any_step_goes_on(tmp_path: Path) -> None:
     """Between log lines too, whose means it has to keep; dropout and readers in other processes."""
     settings = small(tmp_path, "train.log_every=4", "train.save_every=0", "train.workers=1")
     train(settings, tmp_path / "whole")
-    stopped = Trainer(settings, tmp_path / "stopped")
-    stop_after(stopped, step)
-    with pytest.raises(StoppedError, match=f"after step {step} of 12"):
-        stopped.run()
-    train(settings, tmp_path / "stopped")
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    for step in (2, 5):
+        stopped = Trainer(settings, tmp_path / f"{step}")
+        stop_after(stopped, step)
+        with pytest.raises(StoppedError, match=f"after step {step} of 12"):
+            stopped.run()
+        train(settings, tmp_path / f"{step}")
+        assert_same_run(tmp_path / "whole", tmp_path / f"{step}")
 
 
 def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
@@ -242,31 +243,36 @@ def write_scenes(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "network",
+    "settings",
     [
-        ("network.options={dropout: 0.0}",),
+        # weights from the labels of all scenes; what is validated is the average
+        ("network.options={dropout: 0.0}", "loss.balance=median", "train.average=0.5"),
         # whose auxiliary loss is a mean over fewer pixels
         (
             "network.name=deeplabv3plus_hanet",
             "network.options={dropout: 0.0, enlarge_aux: false, reduction: 8}",
+            "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]",
         ),
     ],
     ids=["fcn", "hanet"],
 )
-def test_two_processes_equal_one(network: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_equal_one(settings: tuple[str, ...], tmp_path: Path) -> None:
     """The same log and the same network to rounding, norms frozen, without dropout; though the two
     were stopped in between, and only the first has the checkpoint."""
     write_scenes(tmp_path / "camvid")
     changes = (
         "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",
-        "train.norms=frozen", *network, "train.batch=2", "train.epochs=2",
-        "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]", "train.validate_every=2",
+        "train.norms=frozen", *settings, "train.batch=2", "train.epochs=2",
+        "train.validate_every=2",
     )  # fmt: skip
     train(small(tmp_path, *changes), tmp_path / "one")
     torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)
     one, many = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("one", "many"))
     assert one["step"] == many["step"] == 6
-    torch.testing.assert_close(one["network"], many["network"], rtol=2e-4, atol=2e-5)
+    averaged = "train.average=0.5" in settings
+    assert bool(one["average"]) == averaged
+    for part in ("network", "average") if averaged else ("network",):
+        torch.testing.assert_close(one[part], many[part], rtol=2e-4, atol=2e-5)
     for name in ("loss", "aux", "miou"):
         left, right = (log.curve(tmp_path / f / "log.csv", name)[1] for f in ("one", "many"))
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)

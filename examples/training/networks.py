@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from examples.training import third_party
 from examples.training.recipe import Network, RecipeError
-from stripctx import models
+from stripctx import models, upstream
+from stripctx.models.backbones import TimmBackbone, load_weights
 
 
 def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn.Module:
@@ -22,12 +23,16 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
             checkpoint follows.
 
     Raises:
-        RecipeError: an option that the network does not know or refuses.
+        RecipeError: an option that the network does not know or refuses, or weights that do not
+            fit.
     """
     if third_party.is_meant(settings.name):
         try:
             return third_party.build(settings, num_classes, pretrained=pretrained)
-        except (TypeError, ValueError, OSError, KeyError, AttributeError) as error:
+        except (
+            *(TypeError, ValueError, OSError, KeyError, AttributeError),
+            *(RuntimeError, ImportError),  # weights of another size; a package of theirs
+        ) as error:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"network: {settings.name}: {said}") from error
     if settings.name not in models.available():
@@ -37,21 +42,33 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
             f"got {settings.name!r}"
         )
     backbone = TinyBackbone() if settings.backbone == "tiny" else settings.backbone
-    named = pretrained and settings.weights
-    weights = Path(settings.weights).expanduser() if named else None
     try:
         network = models.create(
-            settings.name,
-            num_classes=num_classes,
-            backbone=backbone,
-            backbone_weights=weights,
-            **settings.options,
+            settings.name, num_classes=num_classes, backbone=backbone, **settings.options
         )
-    except (TypeError, ValueError, OSError) as error:
-        raise RecipeError(f"network: {error}") from error
+    except (TypeError, ValueError, OSError, RuntimeError, AssertionError) as error:
+        # of these, timm says that it has no such network with RuntimeError
+        raise RecipeError(f"network: {' '.join(str(error).split())}") from error
     if not isinstance(network, models.SegmentationNetwork):
         raise RecipeError(f"network.name: {settings.name} classifies images, not their pixels")
+    if pretrained and settings.weights:
+        _load(network.backbone, Path(settings.weights).expanduser())
     return network
+
+
+def _load(backbone: models.Backbone, path: Path) -> None:
+    """ImageNet's weights into the backbone; a file of timm's own has its names."""
+    try:
+        entries = upstream.read(path)
+        own = "network."  # what TimmBackbone calls timm's network
+        if isinstance(backbone, TimmBackbone) and not any(key.startswith(own) for key in entries):
+            entries = {own + key: value for key, value in entries.items()}
+        load_weights(backbone, entries)
+    except FileNotFoundError:
+        raise RecipeError(f"network.weights: there is no file {path}") from None
+    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RecipeError(f"network.weights: {path} does not fit ({reason})") from None
 
 
 def describe(network: nn.Module) -> str:
