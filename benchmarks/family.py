@@ -202,18 +202,19 @@ class Family:
         for operator, shapes in self.shapes.items():
             modes = MODES[:1] if operator in LABEL_MAPS else MODES
             if quick:
-                for pair, mode in product((PAIRS[0], PAIRS[-1]), modes):
-                    yield Case(operator, QUICK_SHAPE, *pair, mode)
+                for (dtype, layout), mode in product((PAIRS[0], PAIRS[-1]), modes):
+                    yield Case(operator, QUICK_SHAPE, dtype, layout, mode)
                 continue
             variant = self.variants.get(operator, shapes[0])
-            for shape, pair, mode in product(shapes, PAIRS, modes):
-                usual = pair == PAIRS[0]
+            for shape, (dtype, layout), mode in product(shapes, PAIRS, modes):
+                usual = (dtype, layout) == PAIRS[0]
                 if usual or shape == variant:
                     whole = (shape[0] * batch, *shape[1:])
                     yield Case(
                         operator,
                         whole,
-                        *pair,
+                        dtype,
+                        layout,
                         mode,
                         usual and (self.compile_all or shape == shapes[0]),
                     )

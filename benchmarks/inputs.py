@@ -60,7 +60,8 @@ def inputs(
         return partial(getattr(functional, operator), align_corners=False), [logits, target]
     x = tensor(*size)
     if operator in LAYERS:
-        layer = make_layer(operator, channels).to(device, dtype).to(memory_format=layout)
+        layer: Any = make_layer(operator, channels).to(device, dtype)
+        layer = layer.to(memory_format=layout)
         return layer, [x, tensor(*size)] if operator == "HeightAttention" else [x]
     if operator in ("strip_add_relu", "strip_gate"):
         rows, cols = tensor(batch, channels, height, 1), tensor(batch, channels, 1, width)
@@ -119,5 +120,6 @@ def make_layer(name: str, channels: int) -> nn.Module:
     for module in layer.modules():
         if isinstance(module, stripctx.EncodingLayer):
             with torch.no_grad():
+                assert module.scale is not None
                 module.scale.div_(channels)
     return layer

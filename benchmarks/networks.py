@@ -118,7 +118,7 @@ def measured(
         run = bound(module, arguments, training)
         started = time.perf_counter()
         try:
-            out = [run()]
+            out: list[Any] = [run()]
         except Exception as error:
             if label in ("own", "fused"):
                 raise
@@ -143,6 +143,7 @@ def measured(
 
 def without_chance(network: nn.Module) -> None:
     """The same results from every call: no dropout of elements, nor of residual branches."""
+    module: Any
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -227,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", nargs=2, metavar=("NAME", "MODE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(one(*options.one, options)))
+        name, mode = options.one
+        print(json.dumps(one(name, mode, options)))
         return 0
     folder = options.results or (None if options.tiny else RESULTS)
     entries: list[Entry] = []

@@ -24,14 +24,14 @@ class Parser(argparse.ArgumentParser):
 
 def count(text: str) -> int:
     """A whole number from 1 on."""
-    return _positive(text, int, "a positive whole number")
+    return int(_positive(text, int, "a positive whole number"))
 
 
 def positive(text: str) -> float:
     return _positive(text, float, "a positive number")
 
 
-def _positive(text: str, kind: type, words: str) -> int | float:
+def _positive(text: str, kind: type[float], words: str) -> float:
     try:
         value = kind(text)
         good = value > 0 and math.isfinite(value)

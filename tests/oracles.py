@@ -77,7 +77,7 @@ def smp() -> SimpleNamespace:
     else:
         whole_smp()
     decoder = importlib.import_module(f"{root}.decoders.pspnet.decoder")
-    model = importlib.import_module(f"{root}.decoders.pspnet.model")
+    model: Any = importlib.import_module(f"{root}.decoders.pspnet.model")
     get_encoder = model.get_encoder
     model.get_encoder = lambda name, **options: (
         get_encoder(name, **options) if name else Features(name, **options)

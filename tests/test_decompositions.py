@@ -152,7 +152,7 @@ def test_symbolic_sizes(mode: str, corners: bool | None) -> None:
 
 def test_fake_kernels_stay() -> None:
     """A table of decompositions must not decide what is known of a result: its strides."""
-    seen = []
+    seen: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         for node in graph.graph.nodes:

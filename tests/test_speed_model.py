@@ -38,8 +38,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, speed_model.R
 
         def run(given: tuple[object, ...] = arguments) -> None:
             text, a, b, count = given
-            pointers = map(ctypes.c_void_p, (a, b))  # type: ignore[arg-type]
-            library.run_planted(text, *pointers, ctypes.c_int64(count))  # type: ignore[arg-type]
+            pointers = map(ctypes.c_void_p, (a, b))
+            library.run_planted(text, *pointers, ctypes.c_int64(count))
 
         launches = speed_model.trace(library, str(path), run)
         lines = [speed_model.line(launch, kernels[name]) for launch in launches]

@@ -95,7 +95,7 @@ class Key(NamedTuple):
     scene in one epoch; `centre`, a row and a column of the scene, is where its crop shall be."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple.index
     turn: int = 0
     centre: tuple[int, int] | None = None
 
@@ -168,7 +168,7 @@ def _draw_matrix(
     centre: tuple[int, int] | None,
 ) -> np.ndarray:
     """(3, 3): from the scene's pixels (x, y, 1), centres at whole numbers, to the crop's."""
-    factor = rng.uniform(*settings.scale)
+    factor = rng.uniform(settings.scale[0], settings.scale[1])
     if settings.long_side > 0:
         factor *= settings.long_side / max(height, width)
     scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
@@ -229,6 +229,6 @@ def _jitter(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> 
 def _blur(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:
     if rng.random() >= settings.blur_chance:
         return image
-    sigma = rng.uniform(*settings.blur_sigma)
+    sigma = rng.uniform(settings.blur_sigma[0], settings.blur_sigma[1])
     kernel = (settings.blur_kernel, settings.blur_kernel)
     return filters.gaussian_blur2d(image[None], kernel, (sigma, sigma))[0]

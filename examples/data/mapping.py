@@ -109,7 +109,7 @@ def mapped(
     return Labelling(
         every,
         tuple(first),
-        unlabelled | _free(ignored, {key: names[k] for key, k in of_classes.items()}),
+        frozenset(unlabelled) | _free(ignored, {key: names[k] for key, k in of_classes.items()}),
         others=tuple((key, k) for key, k in of_classes.items() if key != first[k]),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Segmenter(nn.Module):
         )
 
         with torch.no_grad():  # four neighbours start alike: no checkerboard
-            wide = self.head[1]
+            wide: Any = self.head[1]
             for parameter in (wide.weight, wide.bias):
                 parameter.copy_(parameter[::4].repeat_interleave(4, 0))
 

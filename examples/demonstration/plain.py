@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tenso
 def instead() -> Iterator[None]:
     """Every PyramidPoolingConv computes in plain PyTorch."""
     fused = stripctx.PyramidPoolingConv.forward
-    stripctx.PyramidPoolingConv.forward = pyramid_pooling_conv
+    layer: Any = stripctx.PyramidPoolingConv
+    layer.forward = pyramid_pooling_conv
     try:
         yield
     finally:
-        stripctx.PyramidPoolingConv.forward = fused
+        layer.forward = fused

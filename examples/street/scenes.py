@@ -156,7 +156,7 @@ def _finish(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Down to the size asked for, with the grain of a sensor and a lens's darker corners."""
     small = canvas.image.resize((width, height), Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.float32)
+    pixels: np.ndarray = np.asarray(small, dtype=np.float32)
     rough = np.asarray(canvas.labels)[OVERSAMPLING // 2 :: OVERSAMPLING]
     labels = np.ascontiguousarray(rough[:, OVERSAMPLING // 2 :: OVERSAMPLING])
     pixels = pixels + rng.normal(0, 2.2, pixels.shape[:2])[..., None]

@@ -13,7 +13,7 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
 
     With d_ik = |x_i - c_k|^2 and a_ik = softmax over k of s_k d_ik, codeword k gets the sum over
     all positions i of a_ik (x_i - c_k): Deep TEN (Zhang et al., CVPR 2017), eq. 2 to 4, with
-    s = -beta. Nothing of N*L*D elements or more is ever stored beside x.
+    s = -beta. Nothing of `N*L*D` elements or more is ever stored beside x.
 
     The result has the dtype of the parameters. They have that of x, or are float32 where x is
     float16 or bfloat16, which keeps every digit of the sums; under autocast x is cast as conv2d
@@ -29,7 +29,7 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     Returns:
         (N, K, D), a sum over positions, not a mean.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[[1.0, 3.0]]])  # N = D = 1, L = 2
         >>> encode(x, torch.tensor([[0.0], [2.0]]), torch.zeros(2)).flatten()
         tensor([2., 0.])
@@ -61,7 +61,7 @@ def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> channel_gate(torch.tensor([[[[-1.0, 2.0]]]]), torch.tensor([[0.5]]))
         tensor([[[[0., 3.]]]])
     """

@@ -22,7 +22,7 @@ def row_gate(x: Tensor, logits: Tensor) -> Tensor:
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> row_gate(torch.full((1, 1, 3, 1), 4.0), torch.tensor([[[-1e9, 1e9]]])).flatten()
         tensor([0., 2., 4.])
     """

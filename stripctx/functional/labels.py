@@ -36,7 +36,7 @@ def upsample_argmax(
     Returns:
         (N, H, W).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[0.0, 3.0]], [[1.0, 1.0]]]])
         >>> upsample_argmax(logits, (1, 4), align_corners=True)
         tensor([[[1, 0, 0, 0]]])
@@ -61,7 +61,7 @@ def upsample_softmax_max(
     Returns:
         labels (N, H, W); probabilities (N, H, W), float32, or float64 for float64.
 
-    Example:
+    Examples:
         >>> logits = torch.zeros(1, 4, 1, 1)
         >>> labels, chance = upsample_softmax_max(logits, (1, 2), align_corners=False)
         >>> labels, chance
@@ -101,7 +101,7 @@ def upsample_cross_entropy(
     Returns:
         A scalar, or (N, H, W) for "none"; float32 for half logits, else of their dtype.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 1, 255]]])
         >>> upsample_cross_entropy(torch.zeros(1, 4, 1, 1), target, align_corners=False)
         tensor(1.3863)
@@ -173,7 +173,7 @@ def upsample_binary_cross_entropy(
     Returns:
         A scalar, or (N, K, H, W) for "none"; float32 for half logits, else of their dtype.
 
-    Example:
+    Examples:
         >>> logits, target = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 2, 2)
         >>> upsample_binary_cross_entropy(logits, target, align_corners=False)
         tensor(0.6931)
@@ -211,7 +211,7 @@ def upsample_dice(
         overlap, mass and count, each (N, K), float32, or float64 for float64. The first two are
         differentiable.
 
-    Example:
+    Examples:
         >>> overlap, mass, count = upsample_dice(
         ...     torch.zeros(1, 2, 1, 1), torch.tensor([[[0, 1, 1]]]), align_corners=False
         ... )

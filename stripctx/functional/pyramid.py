@@ -28,7 +28,7 @@ def pyramid_pool(
     Returns:
         One (N, C, h, w) a level, in the memory format of x.
 
-    Example:
+    Examples:
         >>> one, two = pyramid_pool(torch.arange(6.0).view(1, 1, 2, 3), (1, 2))
         >>> one.flatten(), two.flatten()
         (tensor([2.5000]), tensor([0.5000, 1.5000, 3.5000, 4.5000]))
@@ -49,7 +49,7 @@ def row_pool(x: Tensor, rows: int, mode: str = "mean") -> Tensor:
     Returns:
         (N, C, rows).
 
-    Example:
+    Examples:
         >>> row_pool(torch.arange(6.0).view(1, 1, 2, 3), 2, "max")
         tensor([[[2., 5.]]])
     """

@@ -20,7 +20,7 @@ def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         rows (N, C, H, 1), the means over W; cols (N, C, 1, W), the means over H.
 
-    Example:
+    Examples:
         >>> rows, cols = strip_pool(torch.arange(6.0).view(1, 1, 2, 3))
         >>> rows.flatten(), cols.flatten()
         (tensor([1., 4.]), tensor([1.5000, 2.5000, 3.5000]))
@@ -40,7 +40,7 @@ def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
     Returns:
         (N, C, H, W).
 
-    Example:
+    Examples:
         >>> strip_add_relu(torch.tensor([[[[1.0], [-2.0]]]]), torch.tensor([[[[0.5, 3.0]]]]))
         tensor([[[[1.5000, 4.0000],
                   [0.0000, 1.0000]]]])
@@ -61,7 +61,7 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> sigmoid_gate(torch.full((1, 1, 1, 2), 4.0), torch.zeros(1, 1, 1, 2))
         tensor([[[[2., 2.]]]])
     """
@@ -89,7 +89,7 @@ def strip_gate(
     Returns:
         (N, C, H, W).
 
-    Example:
+    Examples:
         >>> x = torch.randn(2, 8, 5, 7)
         >>> rows, cols = strip_pool(x)
         >>> strip_gate(x, rows, cols, torch.randn(8, 8, 1, 1)).shape

@@ -54,7 +54,7 @@ def pyramid_concat(
     Returns:
         (N, C + sum of C_l, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> x, level = torch.zeros(1, 1, 1, 3), torch.tensor([[[[1.0, 3.0]]]])
         >>> pyramid_concat(x, [level], align_corners=True)[0, :, 0]
         tensor([[0., 0., 0.],
@@ -86,7 +86,7 @@ def pyramid_add(
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> x, level = torch.full((1, 1, 1, 3), -2.0), torch.tensor([[[[1.0, 3.0]]]])
         >>> pyramid_add(x, [level], align_corners=True)
         tensor([[[[-1.,  0.,  1.]]]])
@@ -118,7 +118,7 @@ def pyramid_add_relu(
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> x, level = torch.full((1, 1, 1, 3), -2.0), torch.tensor([[[[1.0, 3.0]]]])
         >>> pyramid_add_relu(x, [level], align_corners=True)
         tensor([[[[0., 0., 1.]]]])
@@ -161,7 +161,7 @@ def pyramid_conv(
     Returns:
         (N, O, H + 2 * padding - dilation * (kh - 1), likewise for W).
 
-    Example:
+    Examples:
         >>> x, levels = torch.randn(2, 8, 9, 7), [torch.randn(2, 2, b, b) for b in (1, 2, 3, 6)]
         >>> weight = torch.randn(4, 16, 3, 3)
         >>> pyramid_conv(x, levels, weight, padding=1, align_corners=True).shape

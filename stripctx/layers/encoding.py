@@ -63,7 +63,7 @@ class EncodingLayer(nn.Module):
     Shape:
         (N, D, H, W) or (N, D, L) to (N, K, D). A sum over positions, not a mean.
 
-    Example:
+    Examples:
         >>> EncodingLayer(128, 32)(torch.randn(2, 128, 14, 14)).shape
         torch.Size([2, 32, 128])
     """
@@ -133,7 +133,7 @@ class ContextEncoding(nn.Module):
     Shape:
         (N, C, H, W) to ((N, C, H, W), (N, num_classes) or None).
 
-    Example:
+    Examples:
         >>> features, logits = ContextEncoding(64, 21)(torch.randn(2, 64, 30, 40))
         >>> features.shape, logits.shape
         (torch.Size([2, 64, 30, 40]), torch.Size([2, 21]))

@@ -125,7 +125,7 @@ class HeightAttention(nn.Module):
         pos is (N, P, Q), of which the first column counts, or (N, P), for any P: integers, 0 for
         the top of the image to 127 for the bottom, 128 for padding. Without it nothing is added.
 
-    Example:
+    Examples:
         >>> layer = HeightAttention(64, 32, reduction=8)
         >>> heights = torch.arange(40).mul(128).div(40, rounding_mode="floor").expand(2, 40)
         >>> layer(torch.randn(2, 64, 10, 12), torch.randn(2, 32, 20, 24), heights).shape

@@ -193,7 +193,7 @@ class PyramidPooling(_Pyramid):
     Shape:
         (N, C, H, W) to (N, C + len(bins) * branch_channels, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> PyramidPooling(64)(torch.randn(2, 64, 30, 40)).shape
         torch.Size([2, 128, 30, 40])
     """
@@ -234,7 +234,7 @@ class PyramidPoolingConv(_Pyramid):
     Shape:
         (N, C, H, W) to (N, O, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> PyramidPoolingConv(64, 16)(torch.randn(2, 64, 30, 40)).shape
         torch.Size([2, 16, 30, 40])
     """

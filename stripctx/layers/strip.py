@@ -34,7 +34,7 @@ class StripPooling(nn.Module):
     Shape:
         (N, C, H, W) to (N, C, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> layer = StripPooling(64)
         >>> layer(torch.randn(2, 64, 32, 48)).shape
         torch.Size([2, 64, 32, 48])
@@ -88,7 +88,7 @@ class MixedPooling(nn.Module):
     Shape:
         (N, C, H, W) to (N, C, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> MixedPooling(64)(torch.randn(2, 64, 30, 40)).shape
         torch.Size([2, 64, 30, 40])
     """

@@ -47,7 +47,7 @@ def image_weighted_cross_entropy(
         per_batch: frequencies of the whole batch.
         reduction: `mean` or `sum` over the images, or `none` for one value (N,) each.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 0, 0, 1]]])
         >>> image_weighted_cross_entropy(torch.zeros(1, 2, 1, 4), target)
         tensor(0.6931)
@@ -94,7 +94,7 @@ def relaxed_boundary_loss(
         border: the radius of the square neighbourhood.
         weight, upper_bound, inverse, per_batch, reduction: as in `image_weighted_cross_entropy`.
 
-    Example:
+    Examples:
         >>> relaxed_boundary_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))
         tensor(0.)
     """

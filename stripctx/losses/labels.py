@@ -23,7 +23,7 @@ def class_presence(target: Tensor, num_classes: int, ignore_index: int = 255) ->
     Returns:
         (N, K) float32, 1 where the class is present and 0 elsewhere.
 
-    Example:
+    Examples:
         >>> class_presence(torch.tensor([[[0, 2], [2, 255]]]), 3)
         tensor([[1., 0., 1.]])
     """

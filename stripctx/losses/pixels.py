@@ -30,7 +30,7 @@ def cross_entropy(
 
     `nn.CrossEntropyLoss` in everything but what `stripctx.losses` says of unlabelled pixels.
 
-    Example:
+    Examples:
         >>> cross_entropy(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
         tensor(1.3863)
     """
@@ -64,7 +64,7 @@ def ohem_cross_entropy(
     label has a probability below `threshold`, and the `min_kept` least probable of the batch in any
     case (those of equal probability with them).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])
         >>> ohem_cross_entropy(logits, torch.tensor([[[0, 0]]]), min_kept=1)
         tensor(0.6931)
@@ -97,7 +97,7 @@ def dice_loss(
     After Milletari et al., 3DV 2016. p is softmax(logits), y the one-hot target, and the sums run
     over all labelled pixels of the batch. `weight` makes the mean over classes a weighted one.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 1]]])
         >>> dice_loss(40.0 * torch.eye(2).view(1, 2, 1, 2), target)
         tensor(0.)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class SegmentationLoss(nn.Module):
     Shape:
         a dictionary of outputs, or the logits `out` alone, and a target (N, H, W) to a scalar.
 
-    Example:
+    Examples:
         >>> outputs = {"out": torch.zeros(1, 4, 2, 2), "aux": torch.zeros(1, 4, 2, 2)}
         >>> SegmentationLoss()(outputs, torch.zeros(1, 2, 2, dtype=torch.long))
         tensor(1.9408)
@@ -78,6 +78,10 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> Tensor:
         return torch.stack(list(self.terms(outputs, target).values())).sum()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> Tensor: ...
 
     def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
         if name.startswith("se"):

@@ -54,7 +54,7 @@ def create_backbone(
         output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. MobileNetV2 dilates in its
             own way; timm's networks normalise so, too. Strip pooling needs a ResNet.
 
-    Example:
+    Examples:
         >>> create_backbone("resnet50s", output_stride=16).channels
         (256, 512, 1024, 2048)
     """

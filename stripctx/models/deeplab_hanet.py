@@ -4,7 +4,7 @@ between its layers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -113,6 +113,12 @@ class DeepLabHANet(SegmentationNetwork):
         features = self.extract(x)
         return self.collect(x, features, self.decode(features, pos), resize)
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, x: Tensor, pos: Tensor | None = None, *, resize: bool = True
+        ) -> dict[str, Tensor]: ...
+
 
 @register
 def deeplabv3plus_hanet(
@@ -176,7 +182,7 @@ def deeplabv3plus_hanet(
         from 0 at the top of the uncropped image to 127 at its bottom, 128 for padding; or None, for
         attention without positions. To `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = deeplabv3plus_hanet(19, "resnet18", output_stride=16)
         >>> heights = torch.arange(60).mul(128).div(60, rounding_mode="floor").expand(2, 60)
         >>> outputs = network(torch.randn(2, 3, 60, 75), heights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,6 +57,10 @@ class DeepTEN(nn.Module):
         check_image(self, x)
         return self.head(self.backbone(x)[3])
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
 
 @register
 def deepten(
@@ -83,7 +89,7 @@ def deepten(
     Shape:
         (N, 3, H, W) of any size to logits (N, K).
 
-    Example:
+    Examples:
         >>> deepten(23, "resnet18")(torch.randn(2, 3, 64, 64)).shape
         torch.Size([2, 23])
     """

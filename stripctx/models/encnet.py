@@ -161,7 +161,7 @@ def encnet(
         (N, 3, H, W) of any size to `out`, (N, K, H, W), and in training `aux`, of the same shape,
         `se` and `se_stage3`, (N, K).
 
-    Example:
+    Examples:
         >>> network = encnet(21, "resnet18", se_stage3=True)
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'se': (2, 21), 'se_stage3': (2, 21), 'aux': (2, 21, 60, 75)}

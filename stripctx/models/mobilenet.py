@@ -65,7 +65,7 @@ class MobileNetV2(Backbone):
 
     load_state_dict takes torchvision's layout and HANet's; ImageNet's classifier is left out.
 
-    Example:
+    Examples:
         >>> [tuple(f.shape[1:]) for f in MobileNetV2()(torch.randn(1, 3, 64, 64))]
         [(32, 8, 8), (64, 4, 4), (320, 4, 4), (1280, 4, 4)]
     """

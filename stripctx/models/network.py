@@ -4,7 +4,7 @@ that they return."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> tuple[Tensor, ...]: ...
 
 
 def check_image(network: nn.Module, x: Tensor) -> None:
@@ -89,6 +93,10 @@ class SegmentationNetwork(nn.Module):
         features = self.extract(x)
         return self.collect(x, features, self.decode(features), resize)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, *, resize: bool = True) -> dict[str, Tensor]: ...
+
     @torch.no_grad()
     def predict(self, x: Tensor, *args: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         """The label map (N, H, W) of an image: the class of the largest logit at every pixel. The
@@ -118,7 +126,7 @@ class SegmentationNetwork(nn.Module):
         outputs: dict[str, Tensor],
         resize: bool,
     ) -> dict[str, Tensor]:
-        """What `decode` gave, and in training the auxiliary output, at the size that comes out."""
+        """What `decode` gave and, in training, the auxiliary output, resized if `resize`."""
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
         if not resize:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from stripctx.models.deeplab_hanet import DeepLabHANet
+    from stripctx.models.deepten import DeepTEN
+    from stripctx.models.encnet import EncNet
+    from stripctx.models.fcn import FCN
+    from stripctx.models.pspnet import PSPNet
+    from stripctx.models.spnet import SPNet
+    from stripctx.models.upernet import UPerNet
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
@@ -23,10 +32,26 @@ def available() -> list[str]:
     return sorted(_FACTORIES)
 
 
+@overload
+def create(name: Literal["fcn"], **options: Any) -> FCN: ...
+@overload
+def create(name: Literal["pspnet"], **options: Any) -> PSPNet: ...
+@overload
+def create(name: Literal["spnet"], **options: Any) -> SPNet: ...
+@overload
+def create(name: Literal["deeplabv3plus_hanet"], **options: Any) -> DeepLabHANet: ...
+@overload
+def create(name: Literal["encnet"], **options: Any) -> EncNet: ...
+@overload
+def create(name: Literal["upernet"], **options: Any) -> UPerNet: ...
+@overload
+def create(name: Literal["deepten"], **options: Any) -> DeepTEN: ...
+@overload
+def create(name: str, **options: Any) -> nn.Module: ...
 def create(name: str, **options: Any) -> nn.Module:
-    """The network called `name`, made with `options`; see the function of that name.
+    """Makes the network called `name` with `options`, those of the function of that name.
 
-    Example:
+    Examples:
         >>> network = create("fcn", num_classes=19, backbone="resnet18")
         >>> network.eval()(torch.randn(1, 3, 65, 97))["out"].shape
         torch.Size([1, 19, 65, 97])

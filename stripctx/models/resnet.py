@@ -90,7 +90,7 @@ class ResNet(Backbone):
     load_state_dict takes the layouts of torchvision, semseg, HANet, SPNet, PyTorch-Encoding and
     mmseg; ImageNet's classifier, `fc`, is left out.
 
-    Example:
+    Examples:
         >>> [tuple(f.shape[1:]) for f in ResNet(18)(torch.randn(1, 3, 64, 64))]
         [(64, 16, 16), (128, 8, 8), (256, 8, 8), (512, 8, 8)]
     """

@@ -132,7 +132,7 @@ def spnet(
     Shape:
         (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = spnet(21, "resnet18", strip_pooling=False)
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}
