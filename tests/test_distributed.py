@@ -54,9 +54,7 @@ def train_half(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(  # type: ignore[attr-defined]
-        train_half, (str(tmp_path),), nprocs=PROCESSES
-    )
+    multiprocessing.spawn(train_half, (str(tmp_path),), nprocs=PROCESSES)
     expected = gradients(network(), *batch())
     for rank in range(PROCESSES):
         result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -695,8 +695,7 @@ def test_on_meta() -> None:
 
 @pytest.fixture
 def process_group(tmp_path: Any) -> Iterator[None]:
-    file = str(tmp_path / "store")
-    store = torch.distributed.FileStore(file, 1)  # type: ignore[attr-defined]
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -326,7 +327,8 @@ def test_progress_shows_loss_miou_and_time_left(
         for step in range(16, 19):
             display.step(step)
         display.bar.refresh()
-    said = console.file.getvalue()
+    file: Any = console.file
+    said = file.getvalue()
     assert "validation mIoU 25.00%, pixel accuracy 75.00%" in said
     if terminal:
         assert "pspnet on camvid" in said and "18/20" in said

@@ -95,7 +95,7 @@ class Key(NamedTuple):
     scene in one epoch; `centre`, a row and a column of the scene, is where its crop shall be."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # in place of tuple.index
+    index: int
     turn: int = 0
     centre: tuple[int, int] | None = None
 
