@@ -31,7 +31,7 @@ def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
 def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
     """relu(rows + cols), both expanded to the whole map, in one write.
 
-    SPNet (Hou et al., CVPR 2020), eq. 3, and the rectifier after it.
+    SPNet (Hou et al., CVPR 2020), eq. 3, and the ReLU after it.
 
     Args:
         rows: (N, C, H, 1).
@@ -49,14 +49,15 @@ def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x * sigmoid(logits + bias): reads two maps, writes one, keeps nothing but its inputs.
+    """x * sigmoid(logits + bias): reads two maps, writes one, saves only its inputs.
 
-    SPNet (Hou et al., CVPR 2020), eq. 4; `bias` is that of the 1x1 convolution before the sigmoid.
+    SPNet (Hou et al., CVPR 2020), eq. 4. `bias` is the bias of the 1x1 convolution that computes
+    the logits.
 
     Args:
         x: (N, C, H, W).
         logits: (N, C, H, W), of the dtype of x; under autocast any dtype, cast to that of x.
-        bias: (C,), likewise; None means 0.
+        bias: (C,), of the same dtype; None means 0.
 
     Returns:
         (N, C, H, W), in the memory format of x.
@@ -73,11 +74,11 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
 def strip_gate(
     x: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """x * sigmoid(conv1x1(relu(rows + cols))): the tail of SPNet's strip pooling module.
+    """x * sigmoid(conv1x1(relu(rows + cols))): the last part of SPNet's strip pooling module.
 
     SPNet (Hou et al., CVPR 2020), eq. 3 and 4. Composed of `strip_add_relu`, a library convolution
-    (the floor: the GEMM) and `sigmoid_gate`, which adds the convolution's bias. Of its maps only
-    the logits are kept for the backward pass.
+    and `sigmoid_gate`, which adds the convolution's bias. The logits are the only intermediate map
+    saved for the backward pass.
 
     Args:
         x: (N, C, H, W).

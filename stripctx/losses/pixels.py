@@ -28,7 +28,8 @@ def cross_entropy(
 ) -> Tensor:
     """The weighted mean of -log softmax(logits)[label] over all labelled pixels.
 
-    `nn.CrossEntropyLoss` in everything but what `stripctx.losses` says of unlabelled pixels.
+    Like `nn.CrossEntropyLoss`, except for the treatment of unlabelled pixels (see
+    `stripctx.losses`).
 
     Examples:
         >>> cross_entropy(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
@@ -60,9 +61,9 @@ def ohem_cross_entropy(
 ) -> Tensor:
     """Cross-entropy over the hard pixels only (online hard example mining).
 
-    After Shrivastava et al., CVPR 2016, as segmentation uses it. Kept are the labelled pixels whose
-    label has a probability below `threshold`, and the `min_kept` least probable of the batch in any
-    case (those of equal probability with them).
+    After Shrivastava et al., CVPR 2016, as used in segmentation. A labelled pixel is kept if the
+    probability of its label is below `threshold` or among the `min_kept` lowest of the batch
+    (including ties).
 
     Examples:
         >>> logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])
@@ -104,7 +105,7 @@ def dice_loss(
     """
     logits, labels = checked("dice_loss", logits, target, weight, ignore_index)
     overlap, mass = _dice_sums(logits, labels, align_corners)
-    # without smoothing, a class that is neither there nor predicted is in order: 0 / 0 is 1
+    # without smoothing, a class that is neither present nor predicted has the ratio 0 / 0 := 1
     empty = (mass + smooth == 0).to(mass.dtype)
     ratio = (2 * overlap + smooth + empty) / (mass + smooth + empty)
     factors = torch.ones_like(ratio) if weight is None else weight.to(ratio)

@@ -22,13 +22,13 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(factory: Factory) -> Factory:
-    """Decorates the function that makes a network: its name becomes the network's."""
+    """Decorator for a function that creates a network: registers it under its name."""
     _FACTORIES[factory.__name__] = factory
     return factory
 
 
 def available() -> list[str]:
-    """The names that `create` knows."""
+    """The names that `create` accepts."""
     return sorted(_FACTORIES)
 
 
@@ -49,7 +49,7 @@ def create(name: Literal["deepten"], **options: Any) -> DeepTEN: ...
 @overload
 def create(name: str, **options: Any) -> nn.Module: ...
 def create(name: str, **options: Any) -> nn.Module:
-    """Makes the network called `name` with `options`, those of the function of that name.
+    """Creates the network `name`. The options are those of the function of the same name.
 
     Examples:
         >>> network = create("fcn", num_classes=19, backbone="resnet18")
