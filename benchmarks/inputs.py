@@ -1,8 +1,8 @@
 """Arguments of every function of `stripctx.functional` and of every layer, for the benchmarks and
 the tests of peers.
 
-Normal noise, the same on every call. What an operator takes beside its map is what the paper has:
-PSPNet's bins and branches, SPNet's short pyramid, HANet's rows, EncNet's codewords.
+Normal noise, the same on every call. The other arguments are those of the papers: PSPNet's bins and
+branches, SPNet's short-range pyramid, HANet's rows, EncNet's codewords.
 """
 
 from __future__ import annotations
