@@ -6,9 +6,9 @@ current python3: `make gpu`, or
 It needs torch, pytest, ninja, a C++ compiler and nvcc, and installs nothing. The first stage builds
 the kernels; the others do not compile and are skipped if the build failed. Each stage is a separate
 process that is interrupted, then killed, when its time is up, without affecting later stages. Every
-result is a line of JSON in gpu.jsonl, in $OUT or else benchmarks/results/gpu, written immediately, so
-that the script can be stopped at any time. Exit status: 0 if nothing failed in `build`, `check` and
-`tests`, 1 if something failed or did not run, 2 if no GPU is visible.
+result is a line of JSON in gpu.jsonl, in $OUT or else benchmarks/results/gpu, written immediately,
+so that the script can be stopped at any time. Exit status: 0 if nothing failed in `build`, `check`
+and `tests`, 1 if something failed or did not run, 2 if no GPU is visible.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Describes the machine of a measurement: hardware, versions, commit, date; no host names or paths."""
+"""Describes the machine of a measurement: hardware, versions, commit, date; no host names or
+paths."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The alternatives: every function of `stripctx.functional` in well-written plain PyTorch, eager and
-under torch.compile.
+"""The alternatives: every function of `stripctx.functional` in well-written plain PyTorch, eager
+and under torch.compile.
 
 Well-written means: the fastest PyTorch operators for the given layout, broadcasting instead of
 expanding, in-place operations where autograd permits them, biases added by the convolution, and

@@ -75,6 +75,7 @@ def floor(operator: str, shape: Shape) -> Floor:
 
 
 def cuda_traffic(operator: str, shape: Shape, launches: Launches) -> Floor:
-    """The bytes moved by all CUDA kernels of the operator, counted at their loads and stores. For
-    an operator that is not in CUDA_EXTRA, its floor.""" least = floor(operator, shape) return least
-    + CUDA_EXTRA[operator](shape, launches) if operator in CUDA_EXTRA else least
+    """The bytes moved by all CUDA kernels of the operator, counted at their loads and stores; the
+    floor for an operator that is not in CUDA_EXTRA."""
+    least = floor(operator, shape)
+    return least + CUDA_EXTRA[operator](shape, launches) if operator in CUDA_EXTRA else least
