@@ -68,7 +68,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 @dataclass
 class Step:
-    """How far the fit has come."""
+    """The progress of the fit."""
 
     elapsed: float  # seconds
     loss: float
@@ -106,7 +106,7 @@ def fit(network: Segmenter, image: Tensor, labels: Tensor, *, seconds: float) ->
 
 @torch.no_grad()
 def _settle(network: Segmenter, image: Tensor) -> None:
-    """Takes the norms' statistics anew: their running means lag behind so short a fit."""
+    """Recomputes the norms' statistics: after so short a fit the running means lag behind."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
     for norm in norms:

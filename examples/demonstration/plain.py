@@ -1,5 +1,4 @@
-"""The demo's two context layers in plain PyTorch, on a layer's own parameters: what the fused ones
-are compared with."""
+"""The demo's two context layers in plain PyTorch, with a layer's own parameters, for comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ def strip_pooling(layer: stripctx.StripPooling, x: Tensor) -> Tensor:
 
 
 def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tensor:
-    """Of a layer as the demo makes it, with means and x first."""
+    """For a layer with the demo's options: means, and x first."""
     maps = [x]
     for bins, branch in zip(layer.bins, layer.branches, strict=True):
         level = branch(F.adaptive_avg_pool2d(x, bins))
@@ -33,7 +32,7 @@ def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tenso
 
 @contextmanager
 def instead() -> Iterator[None]:
-    """Every PyramidPoolingConv computes in plain PyTorch."""
+    """Makes every PyramidPoolingConv compute in plain PyTorch."""
     fused = stripctx.PyramidPoolingConv.forward
     layer: Any = stripctx.PyramidPoolingConv
     layer.forward = pyramid_pooling_conv

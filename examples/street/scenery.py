@@ -1,4 +1,4 @@
-"""What stands in a street: ground, buildings, trees, lamps, signs, cars, people.
+"""The objects of a street: ground, buildings, trees, lamps, signs, cars, people.
 
 Each function draws one thing on a canvas at a place in metres (x to the right, z ahead) and takes
 its looks from a random stream. `label` maps class names to label values.

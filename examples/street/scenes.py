@@ -2,9 +2,9 @@
 
     image, labels = scene(7, 256, 512)      # uint8 (H, W, 3) and uint8 (H, W)
 
-What stands where follows from a pinhole camera in a straight street, so that classes depend on the
-height in the image (sky above, road below) and many things are long and thin (poles, lane marks,
-kerbs): what strip pooling is for. The same seed and size give the same pixels.
+Scenes are straight streets seen by a pinhole camera, so classes depend on the height in the image
+(sky above, road below) and many objects are long and thin (poles, lane marks, kerbs), the case for
+strip pooling. The same seed and size give the same pixels.
 """
 
 from __future__ import annotations
