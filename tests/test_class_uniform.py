@@ -1,4 +1,4 @@
-"""HANet's class-uniform sampling: where classes lie, what an epoch draws, crops that hold it."""
+"""HANet's class-uniform sampling: centroids of classes, sampling of an epoch, crops."""
 
 from __future__ import annotations
 

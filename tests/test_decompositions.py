@@ -1,5 +1,5 @@
-"""Every operator in standard operators (stripctx.export): the same results for sizes that are
-known, and, exported once, for any others."""
+"""Every operator in standard operators (stripctx.export): the same results for known sizes and,
+after a single export, for any other size."""
 
 from __future__ import annotations
 

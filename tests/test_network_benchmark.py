@@ -1,4 +1,4 @@
-"""benchmarks.networks on tiny networks: every candidate, what is written, what the tables say."""
+"""benchmarks.networks on tiny networks: all candidates, the result file, the tables."""
 
 from __future__ import annotations
 

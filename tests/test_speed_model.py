@@ -1,5 +1,5 @@
-"""The speed model finds what is known of kernels planted for it (tests/simt/kernels/planted.cu),
-and its parts are right by themselves."""
+"""The speed model predicts the known bottlenecks of test kernels (tests/simt/kernels/planted.cu),
+and its parts are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the extension one by one: compilers, architectures, keys, folders, messages."""
+"""Unit tests of the extension: compilers, architectures, cache keys, folders, messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training: a killed run goes on with the same curve, two processes equal one, files stay whole."""
+"""Training: a killed run resumes with the same curve, two processes equal one, files stay
+intact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What type checkers are told: mypy checks this file in `make lint`, and it runs."""
+"""Static types of the public API: `make lint` checks this file with mypy, and the tests run it."""
 
 from __future__ import annotations
 
