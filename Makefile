@@ -28,11 +28,11 @@ SOURCES := $(shell find csrc examples tests -name '*.[ch]pp' -o -name '*.cu' -o 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements-dev.txt requirements-oracles.txt requirements-networks.txt \
-		requirements-export.txt pyproject.toml
+		requirements-export.txt requirements-docs.txt pyproject.toml
 	@echo "setting up $(VENV): some 550 MB to download, once"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check \
-		-r requirements-dev.txt -r requirements-examples.txt -e .
+		-r requirements-dev.txt -r requirements-examples.txt -r requirements-docs.txt -e .
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
 		-r requirements-oracles.txt -r requirements-networks.txt -r requirements-export.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
@@ -85,8 +85,7 @@ format: setup
 
 # Strict: a link that leads nowhere is an error.
 docs: setup
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 demo: setup

@@ -64,7 +64,9 @@ def classes(entries: Sequence[Entry]) -> Table:
     networks = by_network(complete(entries))
     rows = []
     for each in entries[0]["iou"]:
-        means = (_mean(runs, lambda run, of=each: run["iou"][of]) for runs in networks.values())
+        means = [
+            statistics.mean(run["iou"][each] for run in runs.values()) for runs in networks.values()
+        ]
         rows.append([each, *(f"{mean:.1%}" for mean in means)])
     return ["", *(NETWORKS[name] for name in networks)], rows
 

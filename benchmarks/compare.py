@@ -1,7 +1,7 @@
-"""One comparison: a function or a module of stripctx against its peers, on the same arguments.
+"""Compares a function or module of stripctx with its peers on the same arguments.
 
-`compare` binds the candidates fused, eager and compile, holds their results against each other,
-times them in turn together with the floor, and measures each one's peak memory.
+`compare` binds the candidates fused, eager and compile, checks that their results agree, times them
+and the floor in interleaved samples, and measures the peak memory of each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.measuring import Run, tensors
 MODES = ("fwd", "fwd+bwd")
 CANDIDATES = ("fused", "eager", "compile")
 
-# How far the peers, which round at every step, may lie from the fused result: ||a - b|| / ||b||.
+# Tolerance ||a - b|| / ||b|| between the peers, which round at every step, and the fused result.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,

@@ -1,20 +1,20 @@
-"""What operators and layers cost, as the pages in docs/ state it: no number is typed there by hand.
+"""Writes the cost tables of operators and layers into the pages in docs/.
 
-    python -m benchmarks.costs            bring docs/ up to date
+    python -m benchmarks.costs            update docs/
     python -m benchmarks.costs --check    exit status 1 if a page is not up to date
 
-A page says where a table goes by a pair of comments, between which everything is replaced:
+A pair of comments marks a table in a page; everything between them is replaced:
 
-    <!-- floors:strip_pool,strip_add_relu -->     from benchmarks/floors, one line an operator
+    <!-- floors:strip_pool,strip_add_relu -->     from benchmarks/floors, one row per operator
     <!-- /floors -->
-    <!-- cost:StripPooling -->                    the layer at its paper's sizes, step by step
+    <!-- cost:StripPooling -->                    the layer at its paper's sizes, by operator
     <!-- /cost -->
 
-    <!-- cost:all -->                            one line a layer
+    <!-- cost:all -->                             one row per layer
     <!-- /cost -->
 
-benchmarks/traffic.py counts, forward and backward. The same layer with `benchmarks.peers` in place
-of its functions gives the line of plain PyTorch.
+benchmarks/traffic.py counts forward and backward. The plain PyTorch row is the same layer with
+`benchmarks.peers` in place of stripctx's functions.
 """
 
 from __future__ import annotations

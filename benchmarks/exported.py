@@ -61,7 +61,7 @@ def export(name: str, tiny: bool, folder: Path) -> None:
             torch.onnx.export(
                 module, (example,), file, dynamo=True, verbose=False, dynamic_shapes=(sizes,)
             )
-    entry = {"network": name, "mode": "inference", "shape": list(shape)}
+    entry: Entry = {"network": name, "mode": "inference", "shape": list(shape)}
     entry["products"] = {"before": before, "after": after}
     path.with_suffix(".json").write_text(json.dumps(entry))
 

@@ -1,4 +1,4 @@
-"""What every family's script shares: which cases there are, how one is measured, what is written.
+"""Common code of the families' scripts: cases, measurement, result files.
 
     python -m benchmarks.strip [--device cuda] [--quick] [--without-compile] [--results FOLDER]
 
@@ -6,10 +6,10 @@ A script declares its operators and layers with their shapes:
 
     FAMILY = Family("strip", {"strip_pool": ((1, 512, 60, 60), (1, 64, 120, 120))})
 
-Measured are every shape in float32 and contiguous, forward and forward with backward, and the other
-dtypes and layouts at one shape; torch.compile takes part at the first shape. results/strip.json has
-one entry a line, with every sample; a case that failed is an entry with its error, and whatever was
-measured before an interruption is written.
+Every shape is measured in float32 and contiguous, forward and forward with backward; the other
+dtypes and layouts at one shape; torch.compile at the first shape. results/strip.json has one entry
+per line, with all samples. A failed case is an entry with its error, and results obtained before an
+interruption are written.
 """
 
 from __future__ import annotations
@@ -202,18 +202,19 @@ class Family:
         for operator, shapes in self.shapes.items():
             modes = MODES[:1] if operator in LABEL_MAPS else MODES
             if quick:
-                for pair, mode in product((PAIRS[0], PAIRS[-1]), modes):
-                    yield Case(operator, QUICK_SHAPE, *pair, mode)
+                for (dtype, layout), mode in product((PAIRS[0], PAIRS[-1]), modes):
+                    yield Case(operator, QUICK_SHAPE, dtype, layout, mode)
                 continue
             variant = self.variants.get(operator, shapes[0])
-            for shape, pair, mode in product(shapes, PAIRS, modes):
-                usual = pair == PAIRS[0]
+            for shape, (dtype, layout), mode in product(shapes, PAIRS, modes):
+                usual = (dtype, layout) == PAIRS[0]
                 if usual or shape == variant:
                     whole = (shape[0] * batch, *shape[1:])
                     yield Case(
                         operator,
                         whole,
-                        *pair,
+                        dtype,
+                        layout,
                         mode,
                         usual and (self.compile_all or shape == shapes[0]),
                     )

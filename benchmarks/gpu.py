@@ -1,14 +1,14 @@
-"""Everything that is worth knowing from a machine with a GPU, in seven minutes, most valuable
-first, with the python3 at hand: `make gpu`, or
+"""Tests and measures on a machine with a GPU, in seven minutes, the most important first, with the
+current python3: `make gpu`, or
 
     python3 -m benchmarks.gpu tests/test_strip.py ... [--only check times] [--dry-run]
 
 It needs torch, pytest, ninja, a C++ compiler and nvcc, and installs nothing. The first stage builds
-the kernels; the others never compile, and are skipped where that failed. Each stage is a process of
-its own that is interrupted, and soon after killed, when its time is over; none stops those after.
-Every result is a line of JSON in gpu.jsonl, in $OUT or else benchmarks/results/gpu, written as soon
-as it is known: to be stopped at any time. Exit status: 0 where nothing failed in `build`, `check`
-and `tests`, 1 where something did or did not run, 2 where no GPU is visible.
+the kernels; the others do not compile and are skipped if the build failed. Each stage is a separate
+process that is interrupted, then killed, when its time is up, without affecting later stages. Every
+result is a line of JSON in gpu.jsonl, in $OUT or else benchmarks/results/gpu, written immediately,
+so that the script can be stopped at any time. Exit status: 0 if nothing failed in `build`, `check`
+and `tests`, 1 if something failed or did not run, 2 if no GPU is visible.
 """
 
 from __future__ import annotations

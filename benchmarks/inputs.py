@@ -1,8 +1,8 @@
 """Arguments of every function of `stripctx.functional` and of every layer, for the benchmarks and
 the tests of peers.
 
-Normal noise, the same on every call. What an operator takes beside its map is what the paper has:
-PSPNet's bins and branches, SPNet's short pyramid, HANet's rows, EncNet's codewords.
+Normal noise, the same on every call. The other arguments are those of the papers: PSPNet's bins and
+branches, SPNet's short-range pyramid, HANet's rows, EncNet's codewords.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def inputs(
         return partial(getattr(functional, operator), align_corners=False), [logits, target]
     x = tensor(*size)
     if operator in LAYERS:
-        layer = make_layer(operator, channels).to(device, dtype).to(memory_format=layout)
+        layer: Any = make_layer(operator, channels).to(device, dtype)
+        layer = layer.to(memory_format=layout)
         return layer, [x, tensor(*size)] if operator == "HeightAttention" else [x]
     if operator in ("strip_add_relu", "strip_gate"):
         rows, cols = tensor(batch, channels, height, 1), tensor(batch, channels, 1, width)
@@ -119,5 +120,6 @@ def make_layer(name: str, channels: int) -> nn.Module:
     for module in layer.modules():
         if isinstance(module, stripctx.EncodingLayer):
             with torch.no_grad():
+                assert module.scale is not None
                 module.scale.div_(channels)
     return layer

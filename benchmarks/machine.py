@@ -1,4 +1,5 @@
-"""What a result was measured on: hardware, versions, commit, date. No host names, no paths."""
+"""Describes the machine of a measurement: hardware, versions, commit, date; no host names or
+paths."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Times of candidates that compute the same, in one process.
+"""Times candidates that compute the same result, in one process.
 
-Candidates take turns, one sample each a round, in an order drawn anew, so that a disturbance of the
-machine falls on all of them alike, and what each leaves in the caches on each of the others. A
-sample is one call, or as many as make up a millisecond, after some milliseconds of calls that are
-not timed, until malloc hands out the same few blocks and the caches hold what they can of them.
+Samples are interleaved: each round takes one sample of every candidate in random order, so that
+disturbances of the machine and the state of the caches affect all of them equally. A sample is one
+call, or as many calls as take a millisecond, after a few milliseconds of untimed calls that warm up
+malloc and the caches.
 
-On a GPU the calls are recorded in a CUDA graph, so that no time is spent on launching, on copies of
-the arguments that together exceed the second-level cache, so that none is found there.
+On a GPU the calls are recorded in a CUDA graph, to exclude launch overhead, with copies of the
+arguments that together exceed the L2 cache, so that arguments are not cached.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Labels(nn.Module):
 
 def decoder(name: str, tiny: bool, **options: Any) -> Made:
     widths, side = (TINY_WIDTHS, TINY_SIDE) if tiny else (WIDTHS, HEAD_SIDE)
-    network = models.create(name, num_classes=CLASSES, backbone=Given(widths), **options)
+    network: Any = models.create(name, num_classes=CLASSES, backbone=Given(widths), **options)
     without_dropout(network)
     sides = [2 * side, side, side, side]
     images = 2 if tiny else HEAD_IMAGES
@@ -178,6 +178,7 @@ def make_head(name: str, device: str, tiny: bool) -> tuple[nn.Module, list[Tenso
     torch.manual_seed(0)
     dtype = torch.float32 if tiny else torch.bfloat16
     with torch.device(device):
+        module: Any
         module, arguments = HEADS[name](tiny)
     given = [
         as_trained(value, dtype) if value.is_floating_point() else value for value in arguments

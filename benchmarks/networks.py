@@ -1,18 +1,17 @@
-"""Whole networks of other people's packages, before and after `stripctx.fuse`:
+"""Whole networks from other packages, before and after `stripctx.fuse`:
 
     python -m benchmarks.networks [--only NAME ...] [--modes MODE ...] [--prepare]
                                   [--without-compile] [--tiny] [--results FOLDER]
 
 Candidates are the network itself ("own"), fused, and both under torch.compile, in float32:
 inference on an image of 512 x 512, and a training step on two of 256 x 256: forward, cross-entropy
-of the logits interpolated to the image's size, backward, SGD. They take turns (see
-benchmarks.measuring); peak memory is what one call holds beside the parameters (benchmarks.memory);
-products are those of convolutions over interpolated maps, as fuse reports them, which also checks
-that outputs and gradients agree.
+of the logits interpolated to the size of the image, backward, SGD. Samples are interleaved (see
+benchmarks.measuring). Peak memory is what one call holds in addition to the parameters
+(benchmarks.memory). Products are those of convolutions over interpolated maps, as reported by fuse,
+which also checks that outputs and gradients agree.
 
-Each network has a process of its own, so that it finds memory as it was, and
-benchmarks/results/networks.json is written after each. Compiling takes most of the time; --prepare
-compiles into torch's caches and measures nothing, so that a later run finds the kernels there.
+Each network runs in its own process, and benchmarks/results/networks.json is written after each.
+Compilation takes most of the time; --prepare only compiles into torch's caches, for a later run.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def measured(
         run = bound(module, arguments, training)
         started = time.perf_counter()
         try:
-            out = [run()]
+            out: list[Any] = [run()]
         except Exception as error:
             if label in ("own", "fused"):
                 raise
@@ -143,6 +142,7 @@ def measured(
 
 def without_chance(network: nn.Module) -> None:
     """The same results from every call: no dropout of elements, nor of residual branches."""
+    module: Any
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -227,7 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", nargs=2, metavar=("NAME", "MODE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(one(*options.one, options)))
+        name, mode = options.one
+        print(json.dumps(one(name, mode, options)))
         return 0
     folder = options.results or (None if options.tiny else RESULTS)
     entries: list[Entry] = []

@@ -1,8 +1,8 @@
-"""What a user would otherwise run: every function of `stripctx.functional` in plain PyTorch, as a
-careful engineer would write it, and the same under torch.compile.
+"""The alternatives: every function of `stripctx.functional` in well-written plain PyTorch, eager
+and under torch.compile.
 
-Written well means: the fastest of PyTorch's own operators for the layout at hand, broadcasting
-instead of expanding, in place where autograd allows it, the bias left to the convolution, and
+Well-written means: the fastest PyTorch operators for the given layout, broadcasting instead of
+expanding, in-place operations where autograd permits them, biases added by the convolution, and
 channels_last kept from input to output.
 
     with peers.installed():

@@ -1,23 +1,23 @@
-"""Tables from result files; no number in a document is typed by hand.
+"""Writes tables from result files into the documentation.
 
-    python -m benchmarks.report              bring README.md and docs/**/*.md up to date
+    python -m benchmarks.report              update README.md and docs/**/*.md
     python -m benchmarks.report --check      exit status 1 if a document is not up to date
     python -m benchmarks.report --show strip print every entry of benchmarks/results/strip.json
 
-A document says where a table goes by a pair of comments, between which everything is replaced:
+A pair of comments marks a table in a document; everything between them is replaced:
 
-    <!-- benchmarks:strip -->       one line an operator and mode, its first shape; then the same
-    <!-- /benchmarks:strip -->      on CUDA, if strip-cuda.json is there
+    <!-- benchmarks:strip -->       one row per operator and mode, at the first shape; then the same
+    <!-- /benchmarks:strip -->      on CUDA, if strip-cuda.json exists
     <!-- benchmarks:labels-short --> losses and label maps, for the README
-    <!-- benchmarks:operators -->   one line an operator of all families, forward and backward
+    <!-- benchmarks:operators -->   one row per operator of all families, forward and backward
     <!-- /benchmarks:operators -->
     <!-- benchmarks:networks -->    whole networks before and after fuse; as networks-short only
     <!-- /benchmarks:networks -->   times and products
-    <!-- benchmarks:exported -->   other people's networks before and after fuse, exported to ONNX
+    <!-- benchmarks:exported -->   third-party networks before and after fuse, exported to ONNX
     <!-- /benchmarks:exported -->
-    <!-- benchmarks:tricks -->      what the CPU kernels do beyond plain loops, and what it gains
+    <!-- benchmarks:tricks -->      the optimisations of the CPU kernels and their gains
     <!-- /benchmarks:tricks -->
-    <!-- benchmarks:model -->       what tests/speed_model.py finds of the CUDA kernels
+    <!-- benchmarks:model -->       the estimates of tests/speed_model.py for the CUDA kernels
     <!-- /benchmarks:model -->
     <!-- benchmarks:camvid -->      mIoU of networks on road scenes; camvid-classes by class
     <!-- /benchmarks:camvid -->

@@ -1,7 +1,8 @@
-"""What a layer moves between memory and processor, counted by watching every operator that it runs,
-torch's as well as ours: each counts as reading its operands once and writing its results once, the
-least that it can move. On meta tensors, which have sizes and no values, a layer of any size takes
-milliseconds. tests/test_docs.py holds this count, for our own operators, to their floors.
+"""Counts the memory traffic of a layer by intercepting every operator it runs, PyTorch's and ours.
+
+Each operator counts as reading its operands once and writing its results once, the minimum. On meta
+tensors, which have no data, a layer of any size takes milliseconds. tests/test_docs.py checks the
+counts of our own operators against their floors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The networks of benchmarks.networks, as their packages make them, with random weights. A tiny one
-has the same layers and few channels.
+"""The networks of benchmarks.networks, created by their packages with random weights. The tiny
+variants have the same layers with few channels.
 
-Each function takes whether it is to be tiny, and imports what it needs.
+Each function takes `tiny` and imports what it needs.
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""Training, scoring and looking at the networks of stripctx; see the commands in this folder."""
+"""Training, evaluation and prediction with the networks of stripctx: the commands in this
+folder."""

@@ -1,5 +1,4 @@
-"""What evaluate.py and predict.py are told in the same words: which network, how it looks at an
-image, on which device."""
+"""Arguments common to evaluate.py and predict.py: network, protocol, device."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from stripctx import upstream
 
 @dataclass
 class Subject:
-    """A network, in eval mode, and how it is asked."""
+    """A network in eval mode, and the protocol to run it by."""
 
     network: nn.Module
     recipe: Recipe
@@ -33,7 +32,7 @@ class Subject:
 
 
 def add(parser: argparse.ArgumentParser, *, inputs: bool = False) -> None:
-    """The arguments that `subject` reads; `inputs`: what to segment follows the network."""
+    """Adds the arguments that `subject` reads; with `inputs` also the files to segment."""
     parser.add_argument(
         "network",
         type=Path,
@@ -113,7 +112,7 @@ def _first_other(names: list[str], theirs: list[str]) -> str:
 
 
 def _check(path: Path, trained: Recipe, settings: Recipe) -> None:
-    """That the changes leave the trained network what it is."""
+    """Raises if the changes alter the trained network or its classes."""
     if settings.network != trained.network:
         raise RecipeError(f"network: is what {path} holds, and cannot be replaced")
     known, asked = (len(catalogue.labelling(each.data).classes) for each in (trained, settings))
@@ -139,7 +138,7 @@ def _published(settings: Recipe, path: Path) -> nn.Module:
 
 
 def _protocol(options: argparse.Namespace, settings: Recipe) -> Protocol:
-    """What the arguments leave out is as in the recipe, where that has the same protocol."""
+    """The protocol; options that are not given come from the recipe if it has the same protocol."""
     written = settings.evaluation
     name = options.protocol or written.protocol
     known = written.options if name == written.protocol else {}

@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: one line says what is wrong with one."""
+"""Argument parsing shared by the commands: errors are one line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from examples.data.files import check_writable
 
 
 class ArgumentError(ValueError):
-    """An argument that cannot be; the message starts with its name."""
+    """An invalid argument; the message starts with its name."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line, with exit status 2; `--help` says the rest."""
+    """Reports errors in one line, with exit status 2; `--help` prints the usage."""
 
     def error(self, message: str) -> NoReturn:
         line = message.removeprefix("argument ")
@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """A positive whole number."""
     return _number(text, int, "a positive whole number", least=1)
 
 
 def natural(text: str) -> int:
-    """A whole number from 0 on."""
+    """A whole number, 0 or more."""
     return _number(text, int, "a whole number, 0 or more", least=0)
 
 
@@ -55,7 +55,7 @@ def _number(text: str, kind: type[Number], words: str, *, least: float) -> Numbe
 
 
 def check_output(folder: Path) -> None:
-    """Raises ArgumentError where nothing could be written there; before anything is computed."""
+    """Raises ArgumentError if the folder is not writable, before anything is computed."""
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(0, "it is a file")

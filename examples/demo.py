@@ -1,14 +1,15 @@
-"""What stripctx does, in some four minutes: `make demo`, or
+"""Demonstrates stripctx in about four minutes: `make demo`, or
 
     python examples/demo.py [--image PATH] [--seconds 10] [--training 110] [--output demo.png]
 
-Builds the kernels if need be, fits a small network to a street scene that it draws (or to your own
-picture), holds the fused operators against the reference, and compares time and peak memory with
-eager PyTorch and torch.compile. It shows a network in plain PyTorch before and after
-`stripctx.fuse`. Then it trains a small network on generated scenes, without its
-context module, with it, and with it on plain PyTorch. One PNG shows it all.
+Builds the kernels if necessary, fits a small network to a generated street scene (or to your own
+image), checks the fused operators against the reference, and compares time and peak memory with
+eager PyTorch and torch.compile. It compares a network in plain PyTorch before and after
+`stripctx.fuse`. Then it trains a small network on generated scenes without its context module, with
+it, and with it in plain PyTorch. All results are drawn in one PNG.
 
-Exit status: 0; 1 where fused and plain differ by more than the bounds; 2 for a bad argument.
+Exit status: 0; 1 if fused and plain results differ by more than the bounds; 2 for an invalid
+argument.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ CLUSTER_COLOURS = (
 
 
 class Subject(NamedTuple):
-    """The picture, what it is to be segmented into, and the names and colours of the classes."""
+    """The image, its labels, and the names and colours of the classes."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -60,7 +61,7 @@ class Subject(NamedTuple):
 
 
 class ArgumentError(Exception):
-    """An argument that the demo cannot work with."""
+    """An invalid argument."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,7 +132,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def tell_kernels(console: Console) -> None:
-    """Which kernels run, and why not others."""
+    """Prints which kernels run, and why others do not."""
     status = extension.status()
     for name, library in status.libraries.items():
         built = f", built in {library.seconds:.0f} s" if library.seconds else ""
@@ -142,14 +143,14 @@ def tell_kernels(console: Console) -> None:
 
 
 def kernels() -> str:
-    """Those that run."""
+    """The kernels that run."""
     status = extension.status()
     native = any(library.loaded for library in status.libraries.values())
     return "native" if native and status.backend == "auto" else status.backend
 
 
 def tell_study(console: Console, seconds: float) -> training.Study:
-    """Trains the small networks; says what came of it."""
+    """Trains the small networks and prints the results."""
     found = training.study(console, seconds)
     scores = ", ".join(f"{label} {score:.1%}" for label, score in found.scores.items())
     console.print(f"mIoU on scenes not seen: {scores}", highlight=False)
@@ -173,7 +174,7 @@ def draw(seed: int) -> Subject:
 
 
 def read(path: Path) -> Subject:
-    """A picture of at most 512 pixels a side, and pseudo-labels for it."""
+    """An image, reduced to at most 512 pixels a side, with pseudo-labels."""
     try:
         picture = Image.fromarray(read_image(path, upright=True))
     except DataError as refusal:
@@ -209,7 +210,7 @@ def fit(
     subject: Subject,
     seconds: float,
 ) -> int:
-    """Shows how it goes; returns the number of steps."""
+    """Fits the network, showing progress; returns the number of steps."""
     labels = torch.from_numpy(subject.labels).long()[None]
     if not subject.drawn:
         console.print("The picture has no labels: fitting to clusters of its colours and places.")

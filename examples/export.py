@@ -1,15 +1,14 @@
-"""Takes a network to where it will run:
+"""Exports a network for deployment:
 
     python examples/export.py runs/camvid/best.pt --size 720 960 --labels
     python examples/export.py pspnet --classes 19 --backbone resnet50 --formats onnx
 
-writes NAME.onnx, for any batch and any size of image; NAME.pt2, by torch.export, for batches and
-images of the given size; and NAME.aoti.pt2, an AOTInductor package of that. Each is run, held to
-the network and timed against it. With --labels what comes out is the label map (N, H, W); else the
-logits (N, K, H, W).
+writes NAME.onnx, for any batch and image size; NAME.pt2, by torch.export, for the given batch and
+image size; and NAME.aoti.pt2, an AOTInductor package of the latter. Each is run, compared with the
+network and timed. The output is the logits (N, K, H, W), or with --labels the label map (N, H, W).
 
-Exit status: 0; 1 where a file gives something else than the network; 2 for an argument that cannot
-be: the message names it.
+Exit status: 0; 1 if the results of a file differ from the network's; 2 for an invalid argument,
+which the message names.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def parse(given: list[str] | None) -> argparse.Namespace:
 
 
 def load(options: argparse.Namespace) -> tuple[str, models.SegmentationNetwork]:
-    """The network, and what to call its files."""
+    """The network, and the base name of its files."""
     if options.network in models.available():
         network = models.create(
             options.network, num_classes=options.classes, backbone=options.backbone
@@ -96,11 +95,11 @@ def load(options: argparse.Namespace) -> tuple[str, models.SegmentationNetwork]:
 
 
 def export(form: str, module: nn.Module, image: Tensor, path: Path) -> Run:
-    """Writes a file and gives what runs it."""
+    """Writes a file and returns a function that runs it."""
     if form == "onnx":
         import onnxruntime
 
-        # what traces a size of 1 would keep it
+        # tracing would specialise a size of 1
         example = image if image.size(0) > 1 else image.expand(2, -1, -1, -1).contiguous()
         sizes = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
         file = path.with_suffix(".onnx")
@@ -122,7 +121,7 @@ def export(form: str, module: nn.Module, image: Tensor, path: Path) -> Run:
 
 
 def report(module: nn.Module, image: Tensor, runs: dict[str, Run]) -> int:
-    """Prints differences and times; 1 where a difference is too large."""
+    """Prints differences and times; returns 1 if a difference is too large."""
     want, status = module(image), 0
     table = Table("form", "difference", "milliseconds", "times the network")
     base = milliseconds(module, image)
@@ -144,7 +143,7 @@ def report(module: nn.Module, image: Tensor, runs: dict[str, Run]) -> int:
 
 
 def milliseconds(run: Run, image: Tensor, rounds: int = 5) -> float:
-    """The least of some rounds."""
+    """The minimum over some rounds, in milliseconds."""
     times = []
     for _ in range(rounds):
         begin = time.perf_counter()

@@ -1,5 +1,5 @@
-"""Pictures of what a network found: label maps in their palette, overlays, a legend, confusions;
-and how plots look."""
+"""Images of predictions: label maps with palette, overlays, a legend, confusion matrices; and the
+style of plots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from examples.data.labels import IGNORE, Class
 from examples.metrics import Scores
 
-# Okabe and Ito's palette, told apart by every kind of sight.
+# Okabe and Ito's palette, which is safe for colour-blind readers.
 COLOURS = {"fused": "#0072B2", "eager": "#BDBDBD", "compile": "#E69F00"}
 LABELS = {"fused": "stripctx", "eager": "PyTorch eager", "compile": "torch.compile"}
 STYLE = {

@@ -42,8 +42,8 @@ class View:
 
 
 def _is_one_view(protocol: Protocol, image: Tensor) -> bool:
-    """Whether a network sees the image once, as it is: then its largest logit is its largest score.
-    Scores of several views are averaged at the image's size."""
+    """Whether the protocol runs the network once on the unchanged image, so that the largest logit
+    has the largest score. Scores of several views are averaged at the size of the image."""
     height, width = image.shape[1:]
     if protocol.flip or protocol.scales != (1.0,):
         return False

@@ -2,9 +2,9 @@
 
     IoU_k = n_kk / (sum_j n_kj + sum_j n_jk - n_kk)        n_kj: pixels of class k taken for class j
 
-mIoU is the mean over the classes that occur, labelled or predicted; pixel accuracy is the share of
-the labelled pixels that are right. Counts are integers, so no order and no number of processes
-changes a score.
+mIoU is the mean over the classes that occur, labelled or predicted; pixel accuracy is the fraction
+of labelled pixels that are correct. Counts are integers, so scores do not depend on the order or
+the number of processes.
 """
 
 from __future__ import annotations

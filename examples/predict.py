@@ -1,16 +1,16 @@
-"""Segments pictures and videos:
+"""Segments images and videos:
 
     python examples/predict.py runs/camvid/best.pt street.jpg
     python examples/predict.py runs/camvid/best.pt photographs/ --output predicted
     python examples/predict.py runs/camvid/best.pt drive.mp4 --protocol semseg --crop 480
 
-For street.jpg it writes street_labels.png, the classes' numbers in the dataset's colours,
-street_overlay.png, the picture under them, and street_legend.png, the classes that were found. A
-folder gives these for every image in it. A video gives drive_overlay.mp4, a folder drive_labels
-with a picture a frame, and one legend. Animated GIF and WebP need nothing more, other videos
-`pip install stripctx[video]`.
+For street.jpg it writes street_labels.png, class indices with the dataset's palette,
+street_overlay.png, the colours over the image, and street_legend.png, the classes found. For a
+folder it does so for every image. For a video it writes drive_overlay.mp4, a folder drive_labels
+with one label map per frame, and one legend. Animated GIF and WebP work without further packages,
+other videos need `pip install stripctx[video]`.
 
-Exit status: 0; 2 for an argument or a file that cannot be: the message names it.
+Exit status: 0; 2 for an invalid argument or file, which the message names.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse(given: list[str] | None) -> argparse.Namespace:
 
 
 def listed(path: Path) -> list[Path]:
-    """The path itself, or every picture and video of a folder."""
+    """The path itself, or every image and video in a folder."""
     if not path.exists():
         raise DataError(f"{path}: there is no such image, video or folder")
     if not path.is_dir():
@@ -124,7 +124,7 @@ class Writer:
         self._legend(name, np.bincount(labels.ravel(), minlength=IGNORE))
 
     def video(self, path: Path, name: str, console: Console) -> None:
-        """Frame by frame, holding one at a time."""
+        """Processes frame by frame, with one in memory at a time."""
         source = videos.Source(path)
         maps = self.folder / f"{name}_labels"
         maps.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ class Writer:
         return figures.label_map(labels, self.palette)
 
     def _legend(self, name: str, counts: np.ndarray) -> None:
-        """The classes that were found, the most frequent first."""
+        """The classes found, most frequent first."""
         classes = self.subject.labelling.classes
         shares = counts / counts.sum()
         found = [k for k in np.argsort(-counts, kind="stable")[: len(classes)] if counts[k]]

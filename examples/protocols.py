@@ -1,4 +1,4 @@
-"""How a trained network is asked about a whole image: the testing protocols of the four systems.
+"""The testing protocols of the four systems, for whole images.
 
 | protocol          | long side       | windows                           | what is averaged    |
 | ----------------- | --------------- | --------------------------------- | ------------------- |
@@ -7,11 +7,11 @@
 | `HanetSliding`    | scale * its own | overlap 1/3, last shifted         | logits              |
 | `EncodingSliding` | scale * base    | step int(2/3 crop), last padded   | exp(logits+flipped) |
 
-Each is a small frozen dataclass that says where windows lie and how logits become scores;
+Each is a small frozen dataclass that defines the windows and how logits become scores;
 `inference.infer` runs any of them. Scores are averaged where windows overlap, resized to the image,
-and averaged over the scales; the class of a pixel is the one with the highest score. Images come
+and averaged over the scales; the class of a pixel is that with the highest score. Images are
 normalised, so 0 is the mean colour. Upstream resizes 8-bit images, which rounds every pixel; here
-nothing is rounded.
+pixels are not rounded.
 """
 
 from __future__ import annotations

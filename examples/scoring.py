@@ -1,4 +1,4 @@
-"""Scores a network on labelled scenes, while it is trained and afterwards."""
+"""Scores a network on labelled scenes, during and after training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores as tables, of one network and of several side by side."""
+"""Tables of scores, for one network and for several side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examples.metrics import Scores
 
 
 def of_one(names: Sequence[str], scores: Scores) -> Table:
-    """A row a class; the mean and the pixel accuracy below."""
+    """One row per class; mean and pixel accuracy below."""
     shown = _table("IoU", "labelled", "predicted")
     total = scores.confusion.sum().item()
     for k, name in enumerate(names):
@@ -28,7 +28,7 @@ def of_one(names: Sequence[str], scores: Scores) -> Table:
 
 
 def side_by_side(names: Sequence[str], titles: Sequence[str], scores: Sequence[Scores]) -> Table:
-    """The IoU of every class by each network, and how far each is from the first, in points."""
+    """The IoU of every class and network, and the difference from the first network in points."""
     headings = [titles[0], *(text for title in titles[1:] for text in (title, "+/-"))]
     shown = _table(*headings)
     for k, name in enumerate(names):

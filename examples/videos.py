@@ -1,4 +1,4 @@
-"""Videos as frames, in and out: animated GIF and WebP by Pillow, all else by imageio's ffmpeg."""
+"""Reads and writes videos: animated GIF and WebP by Pillow, others by imageio's ffmpeg."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIXES = {".gif", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".m
 
 
 def is_video(path: Path) -> bool:
-    """By its name; a GIF or WebP by whether it has several frames."""
+    """Whether the file is a video, by its suffix; for GIF and WebP, by the number of frames."""
     suffix = path.suffix.lower()
     if suffix not in ANIMATED:
         return suffix in SUFFIXES
@@ -32,8 +32,8 @@ class Source:
     """The frames of a video, uint8 (H, W, 3), one after another.
 
     Attributes:
-        rate: frames a second.
-        length: how many frames; None where the file does not say.
+        rate: frames per second.
+        length: the number of frames; None if the file does not state it.
 
     Raises:
         DataError: the file cannot be read, or its library is missing.
@@ -79,7 +79,7 @@ class Source:
 
 
 def write(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Frames (H, W, 3) uint8, all of one size, as a video of the kind that the name says."""
+    """Writes frames (H, W, 3) uint8 of equal size as a video, in the format of the suffix."""
     if path.suffix.lower() not in ANIMATED:
         # macro_block_size: H.264 wants even sides, and gets them by at most one row and column
         options: dict[str, Any] = {"format": "FFMPEG", "fps": rate, "macro_block_size": 2}

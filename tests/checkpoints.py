@@ -1,4 +1,4 @@
-"""State dictionaries in the layouts of published checkpoints, made by renaming our own."""
+"""State dictionaries in the layouts of published checkpoints, by renaming our own keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def count(module: nn.Module) -> int:
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Every entry of the state gets a value of its own, so that no mix-up can hide."""
+    """Gives every entry of the state distinct values, so that exchanged entries are detected."""
     for name, value in module.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2.0)
@@ -53,7 +53,7 @@ TO_SEMSEG_IMAGENET = (
     (r"stem\.7\.", "bn3."),
 )
 TO_SEMSEG = ((r"stem\.", "layer0."),)
-# A network's backbone as PyTorch-Encoding and SPNet name it.
+# Backbone key names in PyTorch-Encoding and SPNet.
 BACKBONE_OF_ENCODING = (
     (r"backbone\.stem\.7\.", "pretrained.bn1."),
     (r"backbone\.stem\.", "pretrained.conv1."),

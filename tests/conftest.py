@@ -1,4 +1,4 @@
-"""What every test shares: the device under test, a fixed seed, convolutions in full precision.
+"""Common setup of all tests: device under test, fixed seed, convolutions in full precision.
 
 STRIPCTX_BACKEND chooses the kernels (native, reference, emulated); STRIPCTX_TEST_DEVICE=cuda runs
 the family files on a GPU.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-# Idle OpenMP threads sleep: two test processes, and those they start, share the cores. Read when
+# Idle OpenMP threads sleep, because several test processes share the cores. Must be set before
 # torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -23,5 +23,5 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def exact_convolutions() -> None:
-    """float32 is float32 on a GPU too: by default cuDNN rounds operands to tf32."""
+    """Full float32 on a GPU: by default cuDNN rounds operands to tf32."""
     torch.backends.cudnn.allow_tf32 = False

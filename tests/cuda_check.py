@@ -2,9 +2,9 @@
 
     python tests/cuda_check.py [--arch 75 90] [--json table.json] [source.cu ...]
 
-A spill or a byte of stack is a failure: an array that was meant to live in registers does not. The
-table shows registers, static shared memory, and how wide one architecture's global accesses are, in
-bits (a kernel that means to move 16 bytes at a time shows 128s). Without a GPU: the evidence.
+Register spills and stack use are failures: an array meant for registers is in memory. The table
+shows registers, static shared memory, and the widths of one architecture's global accesses in bits
+(a kernel that moves 16 bytes at a time shows 128). Needs no GPU.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Other people's networks with a decoder, each as its package has it, small and with random
-weights; by name, with what `fuse` should find in it. Packages that are not installed skip.
+"""Networks with decoders from other packages, small and with random weights, with what `fuse`
+should find in each. Networks of packages that are not installed are skipped.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The emulated library as this process has loaded it (STRIPCTX_BACKEND=emulated): what its kernels
-moved, and the order in which its threads run."""
+"""Access to the emulated library of this process (STRIPCTX_BACKEND=emulated): counters of its
+kernels, and the order of its threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORDERS = ("ascending", "descending", "random:1", "random:2")
 
 
 def require() -> None:
-    """Skips a whole file, its cases not even collected, where other kernels are under test."""
+    """Skips the whole file at collection unless the emulated kernels are under test."""
     if not EMULATED:
         pytest.skip("needs STRIPCTX_BACKEND=emulated", allow_module_level=True)
 
@@ -41,7 +41,7 @@ def counts(run: Callable[[], object]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def order(text: str) -> Iterator[None]:
-    """Threads run in this order where CUDA promises none."""
+    """Runs threads in this order where CUDA guarantees none."""
     assert library().stripctx_simt_set_order(text.encode()) == 0
     try:
         yield

@@ -1,12 +1,12 @@
 """Malformed calls of every operator of `torch.ops.stripctx`: `python tests/fuzz.py SEED CALLS`.
 
-A call starts from valid arguments and spoils up to three of them: another rank, size, dtype, device
-or layout, nothing at all, lists too short or too long, integers from -1 to 2**63. It must raise one
-of ERRORS or return what the reference returns. The fake kernels, which hold nothing but the same
-checks, say before a call is made whether it is legal and how large its results would be.
+A call starts from valid arguments and invalidates up to three of them: another rank, size, dtype,
+device or layout, None, lists too short or too long, integers from -1 to 2**63. It must raise one of
+ERRORS or return the result of the reference. The fake kernels, which contain the same checks,
+determine beforehand whether a call is valid and how large its results would be.
 
-Each call is printed before it is made, so whatever ends the process, its last line names the call;
-the final line counts the calls that were accepted and refused, by operator, as JSON.
+Each call is printed before it is made, so that after a crash the last line names the call. The
+final line counts accepted and rejected calls by operator, as JSON.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ INTERNAL = {"stripctx::map_memory", "stripctx::pyramid_taps_add.out"}
 
 
 def operators() -> list[Any]:
-    """Every operator of the library, in a fixed order; new ones join by themselves."""
+    """All operators of the library, in a fixed order; new ones are included automatically."""
     names = set(torch._C._dispatch_get_all_op_names()) - INTERNAL
     names = sorted(name for name in names if name.startswith("stripctx::"))
     return [getattr(torch.ops.stripctx, name.partition("::")[2]).default for name in names]

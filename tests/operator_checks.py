@@ -1,8 +1,8 @@
-"""The checks that every operator passes on every backend; a family's test file lists its cases.
+"""Checks for every operator on every backend; the cases are listed in the families' test files.
 
-A case names a public function, somebody else's implementation of it, and how to make its arguments.
-Every check takes the device under test from STRIPCTX_TEST_DEVICE (cpu unless set) and the kernels
-from STRIPCTX_BACKEND.
+A case consists of a public function, an independent implementation of it, and a function that
+creates arguments. STRIPCTX_TEST_DEVICE selects the device (default cpu), STRIPCTX_BACKEND the
+kernels.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def check_mixed_layouts(case: Case, shape: Shape) -> None:
 
 
 def check_gradients(case: Case, shape: Shape) -> None:
-    """First and second derivatives against finite differences; first ones in both layouts."""
+    """First and second derivatives against finite differences; first derivatives in both
+    layouts."""
     for layout in ("contiguous", "channels_last"):
         arguments = tuple(
             a.detach().requires_grad_() for a in case.arguments(shape, torch.float64, layout)
@@ -218,7 +219,7 @@ def check_bits(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> Non
 
 
 def check_nonfinite(case: Case, shape: Shape, layout: str) -> None:
-    """NaN and infinities of either sign spread exactly as in plain PyTorch; the rest agrees."""
+    """NaN and infinities propagate exactly as in plain PyTorch; finite values agree."""
     for bad in (float("nan"), float("inf"), float("-inf")):
         for which in range(len(case.sizes(shape))):
             arguments = case.arguments(shape, torch.float32, layout)

@@ -1,4 +1,4 @@
-"""The tests that every family of operators passes, on every backend. A family names its cases:
+"""Tests for every operator family on every backend. A family defines its cases:
 
     class TestStrip(OperatorSuite):
         kernels = (POOL, ADD_RELU, GATE)
@@ -8,7 +8,7 @@
         @staticmethod
         def samples(layout): return {operator: arguments}
 
-What a family does otherwise it defines again in its class.
+A family overrides tests in its class where it differs.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class OperatorSuite:
         torch.library.opcheck(operator.default, arguments)
 
     def test_refuses(self, refusal: Refusal) -> None:
-        """In the same words from the kernels and from the fake kernels."""
+        """With the same message from the kernels and from the fake kernels."""
         function, arguments, words = refusal
         operator_checks.raises(ValueError, words, lambda: function(*arguments))
         operator_checks.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))

@@ -1,13 +1,13 @@
-"""Somebody else's implementations, for tests that run where these are installed and skip elsewhere:
+"""Implementations from other packages; tests that need a missing package are skipped:
 
     pip install --no-deps -r requirements-oracles.txt
     pip install --no-deps -r requirements-networks.txt    # transformers and timm: whole networks
 
-`make setup` does both. Without --no-deps they bring OpenCV, SciPy and another torch, which nothing
-here needs. The packages of mmseg and mmcv import the first two; here they are entered through empty
-shells, and only the files that define a module are run. So is smp where timm is not installed; what
-is then left of its networks to stand in for is the encoder: `Features`, three strided convolutions.
-Names alone stand in for torchvision (benchmarks/packages.py), but where its own networks are tried.
+`make setup` runs both. Without --no-deps they install OpenCV, SciPy and another torch, which are
+not needed. mmseg and mmcv import the first two in their `__init__`, so the packages are replaced by
+empty shells and only the files that define a module are executed. The same is done for smp if timm
+is not installed, with a substitute for its encoder: `Features`, three strided convolutions.
+torchvision is replaced by a stub (benchmarks/packages.py), except in tests of its own networks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def smp() -> SimpleNamespace:
     else:
         whole_smp()
     decoder = importlib.import_module(f"{root}.decoders.pspnet.decoder")
-    model = importlib.import_module(f"{root}.decoders.pspnet.model")
+    model: Any = importlib.import_module(f"{root}.decoders.pspnet.model")
     get_encoder = model.get_encoder
     model.get_encoder = lambda name, **options: (
         get_encoder(name, **options) if name else Features(name, **options)

@@ -1,7 +1,7 @@
 """A copy of the package in a temporary folder, imported in fresh processes with a cache of its own.
 
-`stand_in=True` replaces the operators and csrc/ by a library of one function that compiles at once:
-what is tested is how a library is found, built and loaded, not what it holds.
+`stand_in=True` replaces the operators and csrc/ by a library with a single function that compiles
+quickly, to test how a library is found, built and loaded.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Reads machine code as cuobjdump prints it, and says how many instructions a kernel's warps issue.
+"""Parses machine code printed by cuobjdump and bounds the number of instructions a kernel issues.
 
-What the machine code does not say is how often each of its blocks runs. Some of it is known: the
-emulator counts loads and stores by width, shuffles, barriers and products, as warps issue them.
-`instructions` finds the cheapest way through the code that does all of that: counts of blocks that
-flow from the kernel's entry along its branches, both ways where a warp may divide. It is a linear
-programme. What it finds is a lower bound: a loop without anything counted runs once in it.
+The machine code does not state how often each basic block runs. The emulator counts loads and
+stores by width, shuffles, barriers and tensor core products, as issued by warps. `instructions`
+finds the cheapest execution counts of the blocks that are consistent with these counts and with the
+control flow, including both sides of divergent branches. This is a linear programme, and its
+solution is a lower bound: a loop that contains nothing counted runs once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Augmentation keeps image, labels and heights aligned, whatever it does; and repeats itself."""
+"""Augmentation keeps image, labels and heights aligned, and is reproducible."""
 
 from __future__ import annotations
 

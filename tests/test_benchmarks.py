@@ -358,7 +358,8 @@ def test_runs_of_several_calls_are_divided() -> None:
 
 def test_a_gpu_gets_larger_batches() -> None:
     family = Family("strip", {"strip_pool": ((1, 512, 60, 60), (2, 64, 9, 9))})
-    one, eight = list(family.cases()), list(family.cases(batch=8))
+    one: list[Any] = list(family.cases())
+    eight = list(family.cases(batch=8))
     assert [replace(case, shape=(case.shape[0] * 8, *case.shape[1:])) for case in one] == eight
 
 

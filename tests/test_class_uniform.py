@@ -1,4 +1,4 @@
-"""HANet's class-uniform sampling: where classes lie, what an epoch draws, crops that hold it."""
+"""HANet's class-uniform sampling: centroids of classes, sampling of an epoch, crops."""
 
 from __future__ import annotations
 
@@ -159,7 +159,9 @@ def test_an_epoch_draws_classes_evenly() -> None:
         assert len(keys) == len(order) == 100 and {key.epoch for key in keys} == {epoch}
         plain = [key for key in keys if key.centre is None]
         assert len(plain) == len({key.index for key in plain}) == 50
-        kinds = [known[(key.index, *key.centre)] for key in keys if key.centre is not None]
+        kinds = [
+            known[key.index, key.centre[0], key.centre[1]] for key in keys if key.centre is not None
+        ]
         counts = Counter(kinds)
         assert sorted(counts.values()) == [16, 17, 17] and set(counts) == set(COUNTS)
         extra.update(kind for kind in counts if counts[kind] == 17)

@@ -1,4 +1,4 @@
-"""The commands refuse what cannot be in one line that names it, with status 2, before any work."""
+"""The commands reject invalid arguments with a one-line error and status 2, before any work."""
 
 from __future__ import annotations
 

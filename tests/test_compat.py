@@ -1,5 +1,5 @@
-"""Every private name of torch that stripctx/_compat.py stands on exists, and nothing else in the
-package touches one."""
+"""The private names of torch used by stripctx/_compat.py exist, and no other file uses private
+names."""
 
 from __future__ import annotations
 

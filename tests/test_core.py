@@ -1,4 +1,4 @@
-"""csrc/core by itself: views and packs, against NumPy."""
+"""csrc/core: views and packs, against NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tests/cuda_check.py reads nvcc's reports rightly: a kernel that spills must never pass."""
+"""tests/cuda_check.py parses nvcc's reports correctly: a kernel with spills must not pass."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Every operator's CUDA kernels give the same bits whichever thread runs first: a missing barrier
-shows as a difference between orders."""
+"""The CUDA kernels give the same bits for every order of threads: a missing barrier causes a
+difference between orders."""
 
 from __future__ import annotations
 

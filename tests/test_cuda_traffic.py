@@ -1,5 +1,5 @@
-"""Every operator's CUDA kernels move what benchmarks/floors says and stay within 48 KB of shared
-memory a block, counted at every load and store by the emulator."""
+"""The CUDA kernels move the bytes stated in benchmarks/floors, counted by the emulator at every
+load and store, and use at most 48 KB of shared memory per block."""
 
 from __future__ import annotations
 

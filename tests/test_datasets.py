@@ -1,4 +1,4 @@
-"""Each dataset's reader on a tiny folder of its layout; what is said of files that are wrong."""
+"""The reader of each dataset on a tiny folder in its layout, and errors for invalid files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Every operator in standard operators (stripctx.export): the same results for sizes that are
-known, and, exported once, for any others."""
+"""Every operator in standard operators (stripctx.export): the same results for known sizes and,
+after a single export, for any other size."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_symbolic_sizes(mode: str, corners: bool | None) -> None:
 
 def test_fake_kernels_stay() -> None:
     """A table of decompositions must not decide what is known of a result: its strides."""
-    seen = []
+    seen: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         for node in graph.graph.nodes:

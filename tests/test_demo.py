@@ -1,4 +1,4 @@
-"""The demo from end to end, what it refuses, and the scenes it draws."""
+"""The demo from end to end, its error messages, and its scenes."""
 
 from __future__ import annotations
 

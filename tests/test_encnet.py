@@ -131,8 +131,8 @@ def test_equals_mmseg(lateral: bool, training: bool) -> None:
     for function in (ours, outputs_of_theirs):
         x = torch.linspace(-2, 2, 2 * 3 * 65 * 49, dtype=torch.float64, device=DEVICE).sin()
         x = x.view(2, 3, 65, 49).requires_grad_()
-        outputs = function(x)
-        sum(y.square().sum() for y in outputs.values()).backward()
+        outputs: dict[str, Any] = function(x)
+        torch.stack([y.square().sum() for y in outputs.values()]).sum().backward()
         results.append({**outputs, "gradient": x.grad})
     got, want = results
     assert got.keys() == want.keys()

@@ -186,7 +186,8 @@ def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> No
 def test_tf32_is_used_where_it_is_allowed() -> None:
     """On CUDA's kernels alone; elsewhere the setting changes no bit."""
     arguments = encode_case(32).arguments((1, 64, 8, 8), torch.float32)
-    exact = plain_encode(*(a.double() for a in arguments[:2]), arguments[2].double() / 64)
+    x, codewords, scale = (a.double() for a in arguments)
+    exact = plain_encode(x, codewords, scale / 64)
     forms = [
         OPS.encode(arguments[0], arguments[1], arguments[2] / 64, allow) for allow in (False, True)
     ]

@@ -1,4 +1,4 @@
-"""evaluate.py and predict.py from end to end, with a network of a second's training."""
+"""evaluate.py and predict.py from end to end, with a network trained for a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/export.py: what it writes, and what it says of a file that differs."""
+"""examples/export.py: the files it writes, and its report of a file with different results."""
 
 from __future__ import annotations
 

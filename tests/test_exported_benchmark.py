@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import exported, report
+from benchmarks import exported, report, zoo
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -27,7 +27,7 @@ class Small(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 def test_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(exported.NETWORKS, NAME, lambda tiny: Small())
+    monkeypatch.setitem(zoo.NETWORKS, NAME, lambda tiny: Small())
     folders = ["--files", str(tmp_path), "--results", str(tmp_path)]
     assert exported.main(["--only", NAME, "--tiny", *folders]) == 0
     result = json.loads((tmp_path / "exported.json").read_text())

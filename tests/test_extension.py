@@ -1,5 +1,5 @@
-"""Importing the package on a fresh, a busy, a broken or a bare machine: each case in processes of
-its own, with a cache of its own."""
+"""Importing the package with an empty, locked or damaged cache and without compilers: each case in
+separate processes with a separate cache."""
 
 from __future__ import annotations
 

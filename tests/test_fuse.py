@@ -1,4 +1,4 @@
-"""fuse and unfuse: the same network by other means, whoever wrote it, and what it is left alone."""
+"""fuse and unfuse on upstream modules: same results, unchanged state, and modules left alone."""
 
 from __future__ import annotations
 

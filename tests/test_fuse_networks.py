@@ -1,5 +1,5 @@
-"""fuse on whole networks of other people's packages, and on U-Nets as people write them: what it
-finds, and that nothing else changes. Everything runs in float64, where both forms agree to 1e-10.
+"""fuse on whole networks from other packages and on hand-written U-Nets: what it finds, and that
+nothing else changes. Everything runs in float64, where both forms agree to 1e-10.
 """
 
 from __future__ import annotations

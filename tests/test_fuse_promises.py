@@ -1,4 +1,4 @@
-"""What waits: promises of interpolated maps, whoever consumes them, and what must not break."""
+"""Lazy interpolated maps: their consumers, and operations that must keep working."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Thousands of malformed calls straight through `torch.ops`: an error or the reference's result,
-never a signal.
+"""Thousands of malformed calls through `torch.ops`: an error or the reference's result, never a
+crash.
 
-The calls, tests/fuzz.py, are made in a process of their own, whose last words name the call that
-ended it.
+The calls (tests/fuzz.py) run in a separate process, whose last line of output names the call that
+crashed it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""`make gpu` where there is no GPU: rehearsed from end to end on the emulated kernels, and the
-runner on made-up stages."""
+"""`make gpu` without a GPU: a rehearsal from end to end on the emulated kernels, and the runner
+with artificial stages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Large results of the native CPU kernels lie in memory that the system was asked to make of huge
-pages: written for the first time, others cost more than the arithmetic."""
+"""Large results of the native CPU kernels are in memory for which huge pages were requested: page
+faults of small pages would cost more than the arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and label maps of every depth: scaled, or refused by their file's name, never clipped."""
+"""Images and label maps of every depth: scaled, or rejected by file name, never clipped."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What kernels are written with: their own words for memory and launches, and nothing of torch's.
-The emulator checks and counts what goes through Global<T> and Shared<T>; this finds what does not.
+"""Kernel sources use only the project's own types for memory and launches, and no torch headers.
+The emulator checks and counts accesses through Global<T> and Shared<T>; this test finds all others.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What users do to modules, done to every layer: copying, pickling, reloading, functional calls,
-conversions of norms, memory format and dtype, autocast, torch.compile and torch.export."""
+"""Common uses of modules, for every layer: copying, pickling, loading, functional calls, conversion
+of norms, memory format and dtype, autocast, torch.compile and torch.export."""
 
 from __future__ import annotations
 

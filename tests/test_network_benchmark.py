@@ -1,7 +1,8 @@
-"""benchmarks.networks on tiny networks: every candidate, what is written, what the tables say."""
+"""benchmarks.networks on tiny networks: all candidates, the result file, the tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_a_step_trains_and_leaves_no_gradients() -> None:
     loss = networks.Loss(Network(3, zoo.CLASSES, 1))
     arguments = [torch.randn(2, 3, 8, 8), torch.randint(zoo.CLASSES, (2, 16, 16))]
     before = [one.detach().clone() for one in loss.parameters()]
-    value = networks.bound(loss, arguments, True)()
+    value: Any = networks.bound(loss, arguments, True)()
     assert not value.requires_grad and value > 1
     assert all(one.grad is None for one in loss.parameters())
     assert any((a != b).any() for a, b in zip(before, loss.parameters(), strict=True))
@@ -103,9 +104,7 @@ def test_the_script_writes_after_each_network(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
-    options = networks.argparse.Namespace(
-        budget=0.0, tiny=True, prepare=False, without_compile=True
-    )
+    options = argparse.Namespace(budget=0.0, tiny=True, prepare=False, without_compile=True)
     entry = networks.attempt("U-Net ResNet-18, smp", "inference", options)
     assert entry["error"] == "its process ended with status 1"
 

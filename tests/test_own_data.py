@@ -1,4 +1,4 @@
-"""Own data: label values and colours by class, label files of other names, what is said of both."""
+"""Custom data: label values and colours by class, file name patterns, and error messages."""
 
 from __future__ import annotations
 

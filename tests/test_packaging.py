@@ -1,4 +1,4 @@
-"""Wheels: what they hold, and that they work where they are installed."""
+"""Wheels: their contents, and that they work when installed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The testing protocols against the loops that their authors wrote, pixel by pixel in float64.
+"""The testing protocols against their authors' loops, pixel by pixel in float64.
 
-The network of these tests knows where in its window a pixel is and tells left from right, so that
-windows in the wrong place, mirror images put back wrongly and wrong padding all show.
+The network in these tests depends on the position of a pixel in the window and on left and right,
+so that misplaced windows, mirror images that are not mirrored back and wrong padding are detected.
 """
 
 from __future__ import annotations

@@ -46,10 +46,11 @@ def test_aspp_is_plain() -> None:
     other = copy.deepcopy(network)
     x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
     y = other.backbone(x)[-1]
-    (aspp, conv), *rest = other.head[0].children(), *other.head[1:]
+    head: Any = other.head
+    aspp, conv = head[0].children()
     parts = [aspp.img_conv(F.adaptive_avg_pool2d(y, 1)).expand(-1, -1, *y.shape[2:])]
     parts += [feature(y) for feature in aspp.features]
-    logits = nn.Sequential(*rest)(conv(torch.cat(parts, 1)))
+    logits = head[1:](conv(torch.cat(parts, 1)))
     want = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
     got = network(x)["out"]
     assert operator_checks.relative_error(got, want) < 1e-12

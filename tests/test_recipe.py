@@ -1,4 +1,5 @@
-"""Recipes: read, changed, written, refused; every one in the repository builds its network."""
+"""Recipes: reading, overriding, writing, errors; every recipe in the repository builds its
+network."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ RESULTS = ("encoded", "features", "logits", "out", "x", "y")
 
 def replacements() -> list[tuple[Path, list[str], list[str]]]:
     """Page, upstream's lines, and those to write instead."""
-    rows = []
+    rows: list[Any] = []
     for page in LAYERS:
         found = re.findall(r"^\| (`from .+`) \| (`from .+`) \|$", page.read_text(), re.MULTILINE)
         assert found, f"{page.name} has no replacement"

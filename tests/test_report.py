@@ -1,4 +1,4 @@
-"""Tables against results made by hand, and the documents that hold them."""
+"""Tables from manually written results, and the documents that contain them."""
 
 from __future__ import annotations
 

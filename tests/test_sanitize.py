@@ -2,11 +2,11 @@
 the AVX2 build, which `make test` leaves out for its time (STRIPCTX_SANITIZE_ALL).
 
 tests/sanitize runs every CPU kernel on exact-size buffers at the shapes of every family's tests, in
-all dtypes and layouts, compiled once for each way that csrc/cpu/simd.hpp is written. The sanitizers
-stop at the first element out of bounds and the first undefined operation (what AVX-512's masked
-loads and stores touch they cannot see; the other two builds make the same accesses without masks);
-the program itself finds elements that nobody wrote and bits that depend on the division of the
-work; here the builds' results are held against each other.
+all dtypes and layouts, compiled once for each variant of csrc/cpu/simd.hpp. The sanitizers stop at
+the first access out of bounds and the first undefined operation. (They do not instrument AVX-512's
+masked loads and stores; the other two builds make the same accesses without masks.) The program
+itself detects elements that are never written and results that depend on the division of the work;
+this test compares the results of the builds.
 """
 
 from __future__ import annotations

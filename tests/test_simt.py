@@ -1,5 +1,5 @@
-"""The emulator that runs CUDA kernels on a CPU (tests/simt): right where CUDA is, loud where a
-kernel is wrong. Each kernel of tests/simt/kernels/faults.cu is a mistake that must be caught.
+"""The emulator that runs CUDA kernels on a CPU (tests/simt): the same results as CUDA, and an error
+for every faulty kernel in tests/simt/kernels/faults.cu.
 """
 
 from __future__ import annotations

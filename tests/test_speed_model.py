@@ -1,5 +1,5 @@
-"""The speed model finds what is known of kernels planted for it (tests/simt/kernels/planted.cu),
-and its parts are right by themselves."""
+"""The speed model predicts the known bottlenecks of test kernels (tests/simt/kernels/planted.cu),
+and its parts are correct."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, speed_model.R
 
         def run(given: tuple[object, ...] = arguments) -> None:
             text, a, b, count = given
-            pointers = map(ctypes.c_void_p, (a, b))  # type: ignore[arg-type]
-            library.run_planted(text, *pointers, ctypes.c_int64(count))  # type: ignore[arg-type]
+            pointers = map(ctypes.c_void_p, (a, b))
+            library.run_planted(text, *pointers, ctypes.c_int64(count))
 
         launches = speed_model.trace(library, str(path), run)
         lines = [speed_model.line(launch, kernels[name]) for launch in launches]

@@ -1,4 +1,4 @@
-"""SPNet: where strip pooling sits, and the paper's ablations."""
+"""SPNet: the positions of strip pooling, and the paper's ablations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of labels before a run: classes that do not occur, splits without labels."""
+"""The report on labels before a run: classes that do not occur, splits without labels."""
 
 from __future__ import annotations
 

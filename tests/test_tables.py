@@ -1,4 +1,4 @@
-"""Tables and pictures of scores: names of classes are text, whatever they look like."""
+"""Tables and figures of scores: class names are plain text, even if they look like markup."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import oracles
 import pytest
@@ -47,7 +48,8 @@ NETWORKS = {
 
 def build(name: str) -> third_party.Adapted:
     oracles.whole_smp() if name.startswith("smp") else oracles.transformers()
-    return networks.build(NETWORKS[name], 5)
+    network: Any = networks.build(NETWORKS[name], 5)
+    return network
 
 
 @pytest.mark.parametrize("name", NETWORKS)

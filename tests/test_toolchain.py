@@ -1,4 +1,4 @@
-"""The parts of the extension one by one: compilers, architectures, keys, folders, messages."""
+"""Unit tests of the extension: compilers, architectures, cache keys, folders, messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import cuda_check
@@ -200,7 +201,7 @@ def test_a_temporary_folder_that_others_can_write_is_not_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STRIPCTX_CACHE_DIR", "/dev/null/cache")
-    monkeypatch.setattr(locate.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     os.mkdir(locate.temporary_root())
     os.chmod(locate.temporary_root(), 0o777)
     assert list(locate.lookup_roots()) == ["/dev/null/cache"]

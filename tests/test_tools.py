@@ -1,5 +1,5 @@
-"""What tools of torch see of our operators: FLOPs, names in the autograd graph, batches of
-gradients, TorchScript traces."""
+"""Our operators in PyTorch's tools: FLOP counts, names in the autograd graph, batched gradients,
+TorchScript traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training: a killed run goes on with the same curve, two processes equal one, files stay whole."""
+"""Training: a killed run resumes with the same curve, two processes equal one, files stay
+intact."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -332,7 +334,8 @@ def test_progress_shows_loss_miou_and_time_left(
         for step in range(16, 19):
             display.step(step)
         display.bar.refresh()
-    said = console.file.getvalue()
+    file: Any = console.file
+    said = file.getvalue()
     assert "validation mIoU 25.00%, pixel accuracy 75.00%" in said
     if terminal:
         assert "pspnet on camvid" in said and "18/20" in said

@@ -465,7 +465,7 @@ class TestUpsample(OperatorSuite):
         }
 
     @pytest.mark.parametrize("ways", [ALIGNED, HALF_PIXEL, MIXED], ids=str)
-    def test_gradients(self, ways: Ways) -> None:
+    def test_gradients(self, ways: Ways) -> None:  # type: ignore[override]
         few = ((1, 1), (2, 3), (5, 2))
         for case in (
             concat_case("concat", few, ways, 1),

@@ -12,14 +12,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = REPOSITORY / "csrc"
 EMULATOR = REPOSITORY / "tests" / "simt"
 
 sys.path.insert(0, str(REPOSITORY / "stripctx"))
-from extension import architectures, build, toolchain  # noqa: E402
-from extension.report import UnavailableError  # noqa: E402
+if TYPE_CHECKING:
+    from stripctx.extension import architectures, build, toolchain
+    from stripctx.extension.report import UnavailableError
+else:
+    from extension import architectures, build, toolchain
+    from extension.report import UnavailableError
 
 sys.path.pop(0)
 

@@ -1,4 +1,4 @@
-"""U-Nets and feature pyramids as people write them: one stem, and a decoder in many hands.
+"""Hand-written U-Nets and feature pyramids: a common stem, and decoders in many styles.
 
 Every decoder takes maps of 1, 1/2 and 1/4 of a size, with 6, 10 and 14 channels.
 """

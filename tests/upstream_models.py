@@ -1,6 +1,6 @@
-"""Modules with the names, children and arithmetic of upstreams that cannot be installed, small
-enough for tests: semseg, SPNet, HANet, PyTorch-Encoding. Written from their description, in plain
-PyTorch; the names of classes, attributes and arguments are what `fuse` goes by.
+"""Small modules with the names, children and arithmetic of upstreams that cannot be installed:
+semseg, SPNet, HANet, PyTorch-Encoding. Written from their description, in plain PyTorch; `fuse`
+recognises them by the names of classes, attributes and arguments.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""How many bytes and operations every operator needs, the only place where these facts stand.
+"""The minimum bytes and operations of every operator, defined in one place.
 
-A floor is what the formula cannot do without: every input read once, every output written once, no
-intermediate result. `floor` gives an operator's; the share of it that a kernel reaches is measured
-in the benchmarks. A CUDA kernel may have to move more, because several blocks visit one operand or
-leave partial sums for a second stage: `CUDA_EXTRA` says how much, and tests/test_cuda_traffic.py
-holds the bytes that the emulator counts to `cuda_traffic`, floor plus extra, within 5 %.
+A floor is a lower bound: every input read once, every output written once, no intermediate results.
+The benchmarks measure how close a kernel comes to it. A CUDA kernel may have to move more, because
+several blocks read one operand or write partial sums for a second stage: `CUDA_EXTRA` defines how
+much, and tests/test_cuda_traffic.py checks that the bytes counted by the emulator are within 5 % of
+`cuda_traffic`, floor plus extra.
 
-Operations count additions, multiplications, divisions, comparisons and exponentials as one each, so
-a sigmoid is 4 (negation, exponential, addition, division) and a multiply-add 2. Where most of them
-are products of matrices, `PRODUCTS` says of what size.
+Additions, multiplications, divisions, comparisons and exponentials count as one operation each, so
+a sigmoid is 4 (negation, exponential, addition, division) and a multiply-add 2. If most operations
+are matrix products, `PRODUCTS` gives their sizes.
 
-One file a family; shapes are (N, C, H, W). Importable without torch.
+One file per family; shapes are (N, C, H, W). Importable without torch.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def floor(operator: str, shape: Shape) -> Floor:
 
 
 def cuda_traffic(operator: str, shape: Shape, launches: Launches) -> Floor:
-    """What the operator's CUDA kernels move together, counted at their loads and stores. One that
-    CUDA_EXTRA does not list moves its floor and no more."""
+    """The bytes moved by all CUDA kernels of the operator, counted at their loads and stores; the
+    floor for an operator that is not in CUDA_EXTRA."""
     least = floor(operator, shape)
     return least + CUDA_EXTRA[operator](shape, launches) if operator in CUDA_EXTRA else least

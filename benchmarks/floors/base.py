@@ -1,4 +1,4 @@
-"""What the floors of all families are made of: bytes and operations, sizes, launches."""
+"""Building blocks of the floors: bytes and operations, sizes, launches."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def multiply_adds(product: Product) -> int:
     return 2 * math.prod(product)
 
 
-# What CUDA kernels move beyond the floor, from how they were launched. csrc/cuda says what a block
-# and a thread own; what they read again comes from a cache unless said otherwise.
+# What CUDA kernels move beyond the floor, computed from their launches. The work of a block and of
+# a thread is described in csrc/cuda; repeated reads come from a cache unless stated otherwise.
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ Extra = Callable[[Shape, Launches], Floor]
 
 
 def launch_of(launches: Launches, family: str) -> tuple[str, Launch]:
-    """The one kernel whose name begins so: the layout decides between ..._planes and ..._pixels."""
+    """The kernel with this prefix; the layout determines ..._planes or ..._pixels."""
     ((kernel, launch),) = ((k, v) for k, v in launches.items() if k.startswith(family))
     return kernel.removeprefix(family), launch
 

@@ -1,9 +1,9 @@
-// Adaptive bins on one axis, and the elementary cells that the bins of all levels cut it into.
+// Adaptive bins on one axis, and the cells into which the bin boundaries of all levels divide it.
 //
 // Bin i of b over n positions is the window [floor(i n / b), ceil((i + 1) n / b)): neighbouring
-// bins share a position where b does not divide n, and repeat positions where b > n. Every bin
-// starts and ends at a cut, so it is a run of whole cells, and what is constant on bins is constant
-// on cells.
+// bins share a position if b does not divide n, and repeat positions if b > n. Every bin starts and
+// ends at a cut, so it is a range of whole cells, and a function that is constant on bins is
+// constant on cells.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +29,8 @@ STRIPCTX_HOST_DEVICE inline Span window(int64_t bin, int64_t bins, int64_t lengt
           (bin + 1) * quotient + ceil_div((bin + 1) * rest, bins)};
 }
 
-// The bins whose windows hold one position: i n / b < p + 1 and p < (i + 1) n / b, which is a
-// window with the parts of bins and positions exchanged.
+// The bins that contain position p: i n / b < p + 1 and p < (i + 1) n / b, which is a window with
+// the roles of bins and positions exchanged.
 STRIPCTX_HOST_DEVICE inline Span bins_at(int64_t position, int64_t bins, int64_t length) {
   return window(position, length, bins);
 }

@@ -1,5 +1,5 @@
-// From a runtime dtype to a compile-time type: `dispatch<Types>(dtype, [&]<class T>() { ... })`.
-// `Types` names what a device calls the half types (cpu/types.hpp, cuda/device.cuh).
+// Maps a runtime dtype to a compile-time type: `dispatch<Types>(dtype, [&]<class T>() { ... })`.
+// `Types` names a device's half precision types (cpu/types.hpp, cuda/device.cuh).
 #pragma once
 
 #include <type_traits>

@@ -1,5 +1,5 @@
-// Where a position of an interpolated axis reads: the index formulas of torch's interpolate, the
-// same on every device.
+// The cells that a position of an interpolated axis reads: the index formulas of torch's
+// interpolate, the same on every device.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ enum class Mode : int64_t { kBilinear, kBilinearAligned, kNearest, kNearestExact
 
 constexpr int64_t kModes = 4;
 
-// The two cells that a position lies between, and their weights. Where both are one cell, its
-// weight is their sum.
+// The two cells around a position, and their weights. If both are the same cell, its weight is
+// their sum.
 template <class A>
 struct Sample {
   int64_t first, second;
   A first_weight, second_weight;
 
-  // Whether one cell is all that counts, and then its weight and 0.
+  // Whether a single cell contributes, and the weights in that case: its weight and 0.
   STRIPCTX_HOST_DEVICE bool is_one() const { return second == first || second_weight == 0; }
   STRIPCTX_HOST_DEVICE A of_first() const {
     return is_one() ? first_weight + second_weight : first_weight;
@@ -28,8 +28,8 @@ struct Sample {
   STRIPCTX_HOST_DEVICE A of_second() const { return is_one() ? A(0) : second_weight; }
 };
 
-// `cells` spread over `extent` positions, as torch.nn.functional.interpolate spreads them, with its
-// index formula: linear in the type A that sums run in, nearest always in float.
+// Interpolates `cells` to `extent` positions with the index formula of
+// torch.nn.functional.interpolate: linear in the accumulation type A, nearest always in float.
 template <class A>
 struct Axis {
   int64_t cells, extent;
@@ -37,7 +37,7 @@ struct Axis {
   A scale;
   float nearest_scale;
 
-  // `ratio`: input to output, where a scale factor was given; 0 where the sizes say it.
+  // `ratio`: input size over output size, if a scale factor was given; 0 to use the sizes.
   STRIPCTX_HOST_DEVICE Axis(int64_t cells, int64_t extent, Mode mode = Mode::kBilinear,
                             double ratio = 0)
       : cells(cells), extent(extent), mode(mode) {
@@ -82,7 +82,7 @@ struct Axis {
  private:
   // Halves, so that an infinite cell stays one.
   STRIPCTX_HOST_DEVICE Sample<A> nearest(int64_t position) const {
-    int64_t cell = position / 2;  // where the size doubles, whatever the ratio says
+    int64_t cell = position / 2;  // if the size doubles, for any ratio
     if (cells == extent) {
       cell = position;
     } else if (mode == Mode::kNearestExact) {

@@ -1,4 +1,4 @@
-// The levels of a pyramid, small maps of one batch, as one operand of an operator.
+// The levels of a pyramid as a single operand of an operator.
 #pragma once
 
 #include <vector>
@@ -10,13 +10,13 @@ namespace stripctx {
 
 constexpr int kMostLevels = 8;
 
-// A map and how it is interpolated, where it is: along H and W.
+// A map, and its interpolation along H and W, if any.
 struct Level : View {
   Mode mode = Mode::kBilinear;
-  double ratio[2] = {0, 0};  // input to output, 0: as the sizes say
+  double ratio[2] = {0, 0};  // input size over output size; 0 to use the sizes
 };
 
-// One tensor a level, all in the layout of the map.
+// One tensor per level, all in the layout of the map.
 template <class Each>
 struct LevelsOf {
   int count = 0;

@@ -1,5 +1,5 @@
-// A pack of N neighbouring elements that moves as one memory access of N * sizeof(T) <= 16 bytes,
-// and the widest pack that a set of views allows.
+// A pack of N adjacent elements that is loaded or stored by one access of N * sizeof(T) <= 16
+// bytes, and the widest pack that a set of views permits.
 #pragma once
 
 #include <initializer_list>

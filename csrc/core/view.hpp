@@ -1,6 +1,6 @@
-// A tensor as a kernel sees it: where it is, what it holds, how to walk it. Sizes and strides count
-// elements and are 64-bit. Every operator travels from the binding to its kernels as one struct of
-// Views (strip.hpp, ...), the same on CPU and CUDA.
+// A tensor as seen by a kernel: pointer, dtype, sizes and strides, in elements and 64-bit. The
+// binding passes the arguments of an operator to its kernels as one struct of Views (strip.hpp,
+// ...), the same on CPU and CUDA.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct View {
   STRIPCTX_HOST_DEVICE bool channels_last() const { return stride[1] == 1 && size[1] > 1; }
 };
 
-// Where element (n, c, h, w) is, in memory that the host may touch.
+// The address of element (n, c, h, w), in host memory.
 template <class T>
 T* at(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
   return static_cast<T*>(view.data) + n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +

@@ -1,4 +1,4 @@
-// Loops that families share on the CPU, over runs of memory and over vectors, and their scratch.
+// CPU loops shared by the families, over runs of memory and over vectors, and scratch buffers.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace stripctx::cpu {
 
-// `length` elements that lie side by side, from (n, c, h, w) on.
+// `length` contiguous elements, starting at (n, c, h, w).
 struct Run {
   int64_t n, c, h, w, length;
 
@@ -24,7 +24,8 @@ bool all_channels_last(const Maps&... maps) {
   return (maps.channels_last() && ...);
 }
 
-// Calls body(run) for the runs of a plane: one where the rows of all maps lie side by side.
+// Calls body(run) for the contiguous runs of a plane: a single one if the rows of all maps are
+// contiguous.
 template <class Body, class... Maps>
 void for_runs(int64_t plane, Body&& body, const View& map, const Maps&... others) {
   const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
@@ -45,13 +46,13 @@ void for_pixels(const View& map, int64_t begin, int64_t end, Body&& body) {
   }
 }
 
-// A length up to whole vectors, so that these may be read and written at its end.
+// A length rounded up to whole vectors, so that these may be read and written at its end.
 template <class A>
 int64_t padded(int64_t length) {
   return ceil_div(length, kLanes<A>) * kLanes<A>;
 }
 
-// Zeros that start where a vector may, so that no whole vector of them crosses a cache line.
+// Zeros, aligned to a vector so that no vector crosses a cache line.
 template <class A>
 class Buffer {
  public:

@@ -1,5 +1,5 @@
-// Lanes of vectors in another order. g++ and clang have a builtin each; only g++'s takes an order
-// that is not known while compiling.
+// Permutations of vector lanes. g++ and clang have different builtins; only g++'s accepts an order
+// that is not a compile-time constant.
 #pragma once
 
 #include <utility>
@@ -16,7 +16,7 @@ using IndexVec = typename VectorOf<Index<A>>::type;
 
 namespace detail {
 
-// Lanes of `first` and `second` put end to end, by numbers known while compiling.
+// Lanes of the concatenation of `first` and `second`, by compile-time indices.
 template <class A, int... kLane>
 inline Vec<A> pick(const Vec<A>& first, const Vec<A>& second,
                    std::integer_sequence<int, kLane...>) {
@@ -92,7 +92,7 @@ inline Vec<A> permute(const Vec<A>& value, const IndexVec<A>& choice) {
 #endif
 }
 
-// Lane i of the result is lane choice[i] of `first` and `second` put end to end.
+// Lane i of the result is lane choice[i] of the concatenation of `first` and `second`.
 template <class A>
 inline Vec<A> permute(const Vec<A>& first, const Vec<A>& second, const IndexVec<A>& choice) {
 #if !defined(__clang__)

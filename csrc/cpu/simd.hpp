@@ -1,6 +1,6 @@
-// Vectors as wide as the machine's registers, in the compiler's own vector types. A loop's tail
-// runs the same arithmetic on a partly filled vector, so a result's bits never depend on where it
-// stands.
+// Vectors as wide as the machine's registers, using the compiler's vector types. The tail of a loop
+// runs the same arithmetic on a partially filled vector, so the bits of a result do not depend on
+// its position.
 #pragma once
 
 #include <algorithm>
@@ -42,9 +42,9 @@ inline Vec<A> splat(A value) {
   return value - Vec<A>{};
 }
 
-// The value, which the compiler now knows nothing about: used twice it stays in a register (g++
-// would read or broadcast it from memory for each use), and a product is rounded before anything is
-// added to it. All that passes here is computed before anything that uses it.
+// Returns the value and hides it from the optimiser: it stays in a register if it is used twice
+// (g++ would reload or broadcast it from memory for each use), a product is rounded before an
+// addition, and all arguments are computed before the first use of any of them.
 template <class V>
 inline V opaque(V value) {
 #if defined(__x86_64__)
@@ -66,8 +66,8 @@ constexpr int kImageBytes = kLanes<Accumulate<T>> * static_cast<int>(sizeof(T));
 using Half16 = typename VectorOf<uint16_t, kLanes<float> * 2>::type;
 using Word32 = typename VectorOf<uint32_t>::type;
 
-// The compiler's own conversion between 16 and 32 bits takes several steps; the machine's takes
-// one.
+// The compiler's conversion between 16 and 32 bits takes several instructions; the machine has one
+// for it.
 inline Word32 zero_extend(const Half16& image) {
 #if defined(__AVX512F__)
   return (Word32)_mm512_cvtepu16_epi32((__m256i)image);
@@ -92,7 +92,7 @@ inline Vec<float> widen(const BFloat16*, const Half16& image) {
 
 inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
 #if defined(__AVX512BF16__) && defined(__AVX512DQ__)
-  constexpr int kSubnormal = 0x20;  // which the instruction takes for zeros
+  constexpr int kSubnormal = 0x20;  // which the instruction treats as zero
   if (_mm512_fpclass_ps_mask((__m512)value, kSubnormal) == 0) [[likely]] {
     return (Half16)_mm512_cvtneps_pbh((__m512)value);
   }
@@ -218,7 +218,7 @@ inline void store(T* p, const Vec<Accumulate<T>>& value, int count) {
 #endif
 
 // Calls body(i, load, store) for every vector of [0, count): full ones first, then the tail, with
-// loads and stores that touch no more than it holds.
+// loads and stores that access only its elements.
 template <class A, class Body>
 inline void for_vectors(int64_t count, Body&& body) {
   constexpr int lanes = kLanes<A>;
@@ -234,8 +234,9 @@ inline void for_vectors(int64_t count, Body&& body) {
   }
 }
 
-// The same kTogether vectors at a time, for bodies that keep sums in registers over a loop of their
-// own: calls body.operator()<vectors>(i, load, store), with one vector for those left over.
+// The same with kTogether vectors at a time, for bodies with an inner loop that keeps sums in
+// registers: calls body.operator()<vectors>(i, load, store), with one vector at a time for the
+// rest.
 template <class A, int kTogether, class Body>
 inline void for_vector_groups(int64_t count, Body&& body) {
   constexpr int64_t group = kTogether * kLanes<A>;
@@ -261,7 +262,7 @@ inline auto fold_halves(const V& value) {
 }
 }  // namespace detail
 
-// Sums lanes in a fixed tree: upper half onto lower half.
+// Sums the lanes in a fixed tree: the upper half is added to the lower half.
 template <class A, class V>
 inline A sum_lanes(const V& value) {
   constexpr int lanes = sizeof(V) / sizeof(A);
@@ -322,7 +323,7 @@ inline Vec<double> log1p_to_one(const Vec<double>& x) {
   return result;
 }
 
-// log(x) for x >= 1, finite or NaN, which stays.
+// log(x) for x >= 1, finite or NaN; NaN gives NaN.
 inline Vec<float> log_from_one(const Vec<float>& x) {
   constexpr float kLn2 = 0.693147180559945f;
   const detail::Word32 bits = (detail::Word32)x;

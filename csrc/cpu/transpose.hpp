@@ -1,13 +1,13 @@
-// Turns a square of vectors over: what stood side by side stands one behind the other. It lets rows
-// of as many planes as a vector has lanes be worked on together.
+// Transposes a square of vectors, so that rows of as many planes as a vector has lanes can be
+// processed together.
 #pragma once
 
 #include "cpu/shuffle.hpp"
 
 namespace stripctx::cpu {
 
-// Lane j of rows[i] and lane i of rows[j] change places. Each round merges the first half of the
-// rows with the second, element by element, as a card player shuffles; log2(lanes) rounds do.
+// Exchanges lane j of rows[i] and lane i of rows[j]. Each round interleaves the first half of the
+// rows with the second, element by element; log2(lanes) rounds complete the transposition.
 template <class V, int kCount>
 inline void transpose(V (&rows)[kCount]) {
   using Element = std::decay_t<decltype(rows[0][0])>;
@@ -22,8 +22,8 @@ inline void transpose(V (&rows)[kCount]) {
   }
 }
 
-// Lane i of the result is the sum of all lanes of rows[i]: pairs of neighbours are added until
-// there is one vector. Half the steps of a transposition.
+// Lane i of the result is the sum of all lanes of rows[i], by adding pairs of neighbours until one
+// vector is left. Takes half the steps of a transposition.
 template <int kCount, class V>
 inline V sum_each(const V* rows) {
   using Element = std::decay_t<decltype(rows[0][0])>;

@@ -1,4 +1,4 @@
-// What the CPU calls the half types. Memory holds them; arithmetic is in float.
+// Half precision types on the CPU. They are used for storage only; arithmetic is in float.
 #pragma once
 
 #include <bit>
@@ -24,7 +24,7 @@ struct BFloat16 {
   }
 };
 
-// A struct too, since g++ 11 and clang 14 have no type for it on x86.
+// Also a struct, because g++ 11 and clang 14 have no such type on x86.
 struct Float16 {
   uint16_t bits;
 

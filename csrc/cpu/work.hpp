@@ -1,5 +1,5 @@
-// How a CPU kernel is divided: an operator is a number of independent work items, and `run` does
-// the items [begin, end) on whatever thread, with the same bits for any division.
+// The division of a CPU kernel: an operator consists of independent work items, and `run` computes
+// the items [begin, end) on any thread, with the same bits for any division.
 #pragma once
 
 #include <algorithm>
@@ -9,10 +9,10 @@ namespace stripctx::cpu {
 
 struct Work {
   int64_t items;
-  int64_t grain;  // fewest items worth a thread of their own
+  int64_t grain;  // minimum number of items per thread
 };
 
-// `items` that touch `elements` elements together; a thread is worth starting for some 16,000.
+// `items` that access `elements` elements in total; starting a thread pays from about 16,000.
 inline Work share(int64_t items, int64_t elements) {
   const int64_t each = std::max<int64_t>(1, elements / std::max<int64_t>(1, items));
   return {items, std::max<int64_t>(1, 16384 / each)};

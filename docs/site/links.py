@@ -1,33 +1,20 @@
-"""The site's links: a page may point at files of the repository, which the site does not hold."""
+"""A hook of mkdocs: links to files of the repository that are not on the site become plain text."""
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Any
 
-OUTSIDE = re.compile(
-    r"(?<!!)\[([^\]]+)\]\((?:\.\./)+(?!figures/|README|guides|layers|operators)[^)]*\)"
-)
-WITHIN = (
-    "README.md",
-    "fuse.md",
-    "networks.md",
-    "speed.md",
-    "train.md",
-    "own_data.md",
-    "build.md",
-    "deploy.md",
-)
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:]+)(?:#[^)]*)?\)")
+NOT_ON_THE_SITE = ("../", "draw/")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Keeps the words of such a link and drops its target."""
-    depth = page.file.src_uri.count("/")
+    folder = posixpath.dirname(page.file.src_uri)
 
-    def words(match: re.Match[str]) -> str:
-        target = match[0].rpartition("(")[2].rstrip(")")
-        ups = target.count("../")
-        inside = ups <= depth and target.replace("../", "").partition("#")[0] in WITHIN
-        return match[0] if inside else match[1]
+    def kept(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match[2]))
+        return match[1] if target.startswith(NOT_ON_THE_SITE) else match[0]
 
-    return OUTSIDE.sub(words, markdown)
+    return LINK.sub(kept, markdown)

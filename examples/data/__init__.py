@@ -1,1 +1,1 @@
-"""Images with labels: where they lie, what their labels mean, how they are read and augmented."""
+"""Labelled images: locating files, label values, reading and augmentation."""

@@ -1,12 +1,12 @@
-"""What training does to a scene before a network sees it: scale, rotate, flip, crop, blur, jitter.
+"""Augmentation of training scenes: scale, rotation, flip, crop, blur, colour jitter.
 
-The geometric part is one affine map from the scene to the crop, and one resampling: of the image
-bilinearly, of labels and heights by the nearest pixel. So they stay aligned, no enlarged image is
-ever built, and a crop costs the same at every scale. What it gives is that of scaling, rotating,
-flipping, padding and cropping one after another.
+The geometric part is a single affine map from the scene to the crop with a single resampling:
+bilinear for the image, nearest for labels and heights. They stay aligned, no enlarged image is
+built, and a crop costs the same at every scale. The result equals scaling, rotating, flipping,
+padding and cropping in sequence.
 
-Randomness comes from the seed, the epoch and the scene's number alone: the order in which scenes
-are read, and by which process, does not matter.
+Random numbers depend only on the seed, the epoch and the index of the scene, not on the order of
+reading or the process.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _draw_matrix(
     centre: tuple[int, int] | None,
 ) -> np.ndarray:
     """(3, 3): from the scene's pixels (x, y, 1), centres at whole numbers, to the crop's."""
-    factor = rng.uniform(*settings.scale)
+    factor = rng.uniform(settings.scale[0], settings.scale[1])
     if settings.long_side > 0:
         factor *= settings.long_side / max(height, width)
     scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
@@ -229,6 +229,6 @@ def _jitter(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> 
 def _blur(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:
     if rng.random() >= settings.blur_chance:
         return image
-    sigma = rng.uniform(*settings.blur_sigma)
+    sigma = rng.uniform(settings.blur_sigma[0], settings.blur_sigma[1])
     kernel = (settings.blur_kernel, settings.blur_kernel)
     return filters.gaussian_blur2d(image[None], kernel, (sigma, sigma))[0]

@@ -1,4 +1,4 @@
-"""Datasets by name: what a recipe's `data` section may say, and the dataset that it means."""
+"""Datasets by name, and the `data` section of a recipe."""
 
 from __future__ import annotations
 

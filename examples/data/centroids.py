@@ -1,4 +1,4 @@
-"""Where the classes lie in the scenes of a dataset, for crops to be drawn around them.
+"""Locates the classes in the scenes of a dataset, to draw crops around them.
 
 Every scene is cut into square tiles, from its top left corner; a class that a tile holds has its
 centroid there, the mean row and column of its pixels in that tile: HANet's class-uniform sampling

@@ -1,4 +1,4 @@
-"""Files that are found in folders; files that are written whole or not at all."""
+"""Finds files in folders; writes files atomically."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _TEMPORARY = ".partial"
 
 
 def listed(folder: Path, suffixes: Collection[str], pattern: str = "*") -> list[Path]:
-    """The files with one of these suffixes, in any case, by name. Hidden ones are none: what macOS
-    leaves beside files on foreign disks (`._street.png`) ends as they do."""
+    """The files with one of these suffixes (case-insensitive), sorted by name. Hidden files are
+    skipped, such as the `._street.png` that macOS leaves on other file systems."""
     return sorted(
         path
         for path in folder.glob(pattern)
@@ -23,8 +23,8 @@ def listed(folder: Path, suffixes: Collection[str], pattern: str = "*") -> list[
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError where files could not be written into a folder, which need not be there yet;
-    leaves nothing behind."""
+    """Raises OSError if files cannot be written into a folder, which need not exist yet; leaves no
+    files behind."""
     place = folder
     while not place.exists():
         place = place.parent
@@ -34,8 +34,8 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; `path` becomes it in one step when the block ends, and has outlived a power
-    cut by then. A kill at any time leaves the old file or the new one."""
+    """A file to write that atomically replaces `path` at the end of the block, after an fsync. A
+    killed process leaves either the old or the new file."""
     temporary = path.with_name(path.name + _TEMPORARY)
     with temporary.open("wb") as file:
         yield file

@@ -1,4 +1,4 @@
-"""Street scenes as a dataset: drawn when first asked for, the last ones kept in memory."""
+"""Street scenes as a dataset: drawn on demand, with a cache of the most recent ones."""
 
 from __future__ import annotations
 

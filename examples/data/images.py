@@ -1,4 +1,4 @@
-"""Reads one image or one label map from a file, and says which file is wrong and why."""
+"""Reads an image or a label map from a file, with errors that name the file and the reason."""
 
 from __future__ import annotations
 

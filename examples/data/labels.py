@@ -1,4 +1,4 @@
-"""What labels mean: classes, their colours, and the values that stand for them in label files.
+"""Labellings: classes, their colours, and their values in label files.
 
 In memory a label is the class's index, 0 to K - 1, or IGNORE, whatever the files hold.
 """

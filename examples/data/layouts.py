@@ -1,4 +1,4 @@
-"""Where the images and labels of each dataset lie, as it is distributed.
+"""The folder layouts of the datasets, as distributed.
 
 | dataset | images | labels |
 | --- | --- | --- |

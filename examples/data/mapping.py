@@ -1,4 +1,4 @@
-"""What the label files of own data mean: their values, or their colours, by class.
+"""Maps the values or colours of custom label files to classes.
 
 A recipe says it as `data.values`, or names a table, a CSV file with a line for each value:
 
@@ -109,7 +109,7 @@ def mapped(
     return Labelling(
         every,
         tuple(first),
-        unlabelled | _free(ignored, {key: names[k] for key, k in of_classes.items()}),
+        frozenset(unlabelled) | _free(ignored, {key: names[k] for key, k in of_classes.items()}),
         others=tuple((key, k) for key, k in of_classes.items() if key != first[k]),
     )
 

@@ -1,10 +1,10 @@
-"""Which label file belongs to which image, in a pair of folders, by a pattern of their names.
+"""Pairs image files with label files by patterns of their names.
 
     data.label_name={name}_mask.png          street.jpg and street_mask.png
     data.image_name={name}_sat.jpg           0001_sat.jpg ...
     data.label_name={name}_mask.png          ... and 0001_mask.png, in one folder too
 
-`{name}` is what both have in common, `*` anything.
+`{name}` is the common part of both names, `*` matches anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = "{name}"
 
 
 def check(setting: str, pattern: str) -> None:
-    """Raises ValueError for what is no pattern."""
+    """Raises ValueError for an invalid pattern."""
     if pattern.count(NAME) != 1 or "/" in pattern:
         raise ValueError(f"{setting}: must be a file's name with {NAME} once, got {pattern!r}")
 

@@ -1,4 +1,4 @@
-"""Images with their label maps, in files; what is said of a pair that is wrong."""
+"""Images with their label maps, read from files, with errors for mismatched pairs."""
 
 from __future__ import annotations
 

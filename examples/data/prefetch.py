@@ -1,4 +1,4 @@
-"""Prefetches in threads, within bounded memory."""
+"""Prefetches in threads, with bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def prefetch(read: Callable[[int], T], indices: Iterable[int], readers: int) -> Iterator[T]:
-    """What `read` gives for each, in order, at most twice as many at once as there are readers."""
+    """The results of `read`, in order, with at most two in flight per reader."""
     with ThreadPoolExecutor(max(1, readers)) as pool:
         waiting: deque[Future[T]] = deque()
         for index in indices:

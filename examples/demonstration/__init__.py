@@ -1,2 +1,2 @@
-"""What `make demo` shows: strip pooling on one picture, a network before and after fuse, and a
-small network that is trained."""
+"""The parts of `make demo`: strip pooling on one image, a network before and after fuse, and the
+training of a small network."""

@@ -1,4 +1,4 @@
-"""Strip pooling on the features of a picture: held against the reference, and measured."""
+"""Strip pooling on the features of an image, compared with the reference and timed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def with_gradients(function: Callable[..., Any], arguments: Sequence[Tensor]) ->
 def against_plain(
     console: Console, layer: stripctx.StripPooling, features: Tensor, with_compile: bool
 ) -> Measured:
-    """Forward, then forward and backward; prints the table and returns the latter."""
+    """Times forward, and forward with backward; prints the table and returns the latter."""
     layer = copy.deepcopy(layer)
     eager = partial(plain.strip_pooling, layer)
     candidates: dict[str, Callable[[Tensor], Tensor]] = {"fused": layer, "eager": eager}

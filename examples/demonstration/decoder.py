@@ -1,5 +1,5 @@
-"""A network as others write it, in plain PyTorch, before and after `stripctx.fuse`: the decoder of
-SegFormer (Xie et al., NeurIPS 2021) on a small convolutional backbone."""
+"""A network in plain PyTorch before and after `stripctx.fuse`: the decoder of SegFormer (Xie et
+al., NeurIPS 2021) on a small convolutional backbone."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WIDTHS = (32, 64, 160, 256)  # of the stages, as in SegFormer's smallest
 
 
 class Decoder(nn.Module):
-    """Four maps, of a quarter to a 32nd of the image's size, each to `width` channels, enlarged to
-    the first's size, side by side, and convolved.
+    """Projects four maps, at 1/4 to 1/32 of the image size, to `width` channels, interpolates them
+    to the size of the first, concatenates and convolves them.
 
     Shape:
         (N, 3, H, W) to logits (N, K, H, W).
@@ -76,8 +76,7 @@ class Outcome:
 def before_and_after(
     console: Console, image: Tensor, num_classes: int, width: int = 256
 ) -> Outcome:
-    """Fuses a copy of the network, on the same parameters; says what was found and what it
-    brought."""
+    """Fuses a copy of the network with the same parameters; prints the report and the gain."""
     own, image = Decoder(num_classes, width).eval(), image.contiguous()
     parameters = list(own.parameters())
     fused = copy.deepcopy(own, {id(each): each for each in parameters})

@@ -1,6 +1,5 @@
-"""The demo's picture: the scene, the prediction, what strip pooling sees and learnt, the bars,
-those of a network before and after fuse; and below, where there was time to train, what small
-networks learnt."""
+"""The demo's figure: the scene, the prediction, strip pooling's means and gate, timings, a network
+before and after fuse and, if there was time to train, the curves of the small networks."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ TITLE, LEGEND, PROFILE, BARS = 0.62, 0.35, 0.55, 0.95
 
 @dataclass
 class Content:
-    """What the figure shows. Maps are (H, W); times in ms and peaks in MiB, by candidate."""
+    """The data of the figure. Maps are (H, W); times in ms and peaks in MiB, by candidate."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -52,7 +51,7 @@ class Content:
 
 
 def draw(content: Content, path: Path) -> None:
-    """Writes the PNG in one step: nobody meets half a file."""
+    """Writes the PNG atomically."""
     with mpl.rc_context(STYLE):
         figure = compose(content)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

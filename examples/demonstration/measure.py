@@ -1,4 +1,4 @@
-"""Time and peak memory of candidates that compute the same, as the demo shows them."""
+"""Time and peak memory of candidates that compute the same result, for the demo."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def measure(
     *,
     backward: bool,
 ) -> Measured:
-    """In turns, so that a disturbance of the machine falls on all alike. A candidate that cannot
-    run, such as torch.compile without a compiler, is left out."""
+    """Interleaves samples, so that disturbances of the machine affect all candidates equally. Skips
+    a candidate that cannot run, such as torch.compile without a compiler."""
     found = Measured()
     calls: dict[str, Callable[[], object]] = {}
     for name, function in candidates.items():

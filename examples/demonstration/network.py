@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Segmenter(nn.Module):
         )
 
         with torch.no_grad():  # four neighbours start alike: no checkerboard
-            wide = self.head[1]
+            wide: Any = self.head[1]
             for parameter in (wide.weight, wide.bias):
                 parameter.copy_(parameter[::4].repeat_interleave(4, 0))
 
@@ -67,7 +68,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 @dataclass
 class Step:
-    """How far the fit has come."""
+    """The progress of the fit."""
 
     elapsed: float  # seconds
     loss: float
@@ -105,7 +106,7 @@ def fit(network: Segmenter, image: Tensor, labels: Tensor, *, seconds: float) ->
 
 @torch.no_grad()
 def _settle(network: Segmenter, image: Tensor) -> None:
-    """Takes the norms' statistics anew: their running means lag behind so short a fit."""
+    """Recomputes the norms' statistics: after so short a fit the running means lag behind."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
     for norm in norms:

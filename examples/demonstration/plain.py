@@ -1,10 +1,10 @@
-"""The demo's two context layers in plain PyTorch, on a layer's own parameters: what the fused ones
-are compared with."""
+"""The demo's two context layers in plain PyTorch, with a layer's own parameters, for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def strip_pooling(layer: stripctx.StripPooling, x: Tensor) -> Tensor:
 
 
 def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tensor:
-    """Of a layer as the demo makes it, with means and x first."""
+    """For a layer with the demo's options: means, and x first."""
     maps = [x]
     for bins, branch in zip(layer.bins, layer.branches, strict=True):
         level = branch(F.adaptive_avg_pool2d(x, bins))
@@ -32,10 +32,11 @@ def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tenso
 
 @contextmanager
 def instead() -> Iterator[None]:
-    """Every PyramidPoolingConv computes in plain PyTorch."""
+    """Makes every PyramidPoolingConv compute in plain PyTorch."""
     fused = stripctx.PyramidPoolingConv.forward
-    stripctx.PyramidPoolingConv.forward = pyramid_pooling_conv
+    layer: Any = stripctx.PyramidPoolingConv
+    layer.forward = pyramid_pooling_conv
     try:
         yield
     finally:
-        stripctx.PyramidPoolingConv.forward = fused
+        layer.forward = fused

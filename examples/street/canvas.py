@@ -1,4 +1,4 @@
-"""What scenes are drawn on: a pinhole camera over flat ground, and an image with its label map."""
+"""The canvas of a scene: a pinhole camera over flat ground, and an image with its label map."""
 
 from __future__ import annotations
 

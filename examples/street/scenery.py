@@ -1,4 +1,4 @@
-"""What stands in a street: ground, buildings, trees, lamps, signs, cars, people.
+"""The objects of a street: ground, buildings, trees, lamps, signs, cars, people.
 
 Each function draws one thing on a canvas at a place in metres (x to the right, z ahead) and takes
 its looks from a random stream. `label` maps class names to label values.
@@ -271,7 +271,7 @@ def car(canvas: Canvas, rng: Random, label: Labels, *, x: float, z: float, away:
     across((start, belt), (top_start, tall), shade(paint, 0.95), 0)
     tilt = (top_start - start) / (tall - belt)
     panes = [(start + tilt * (y - belt), y) for y in (belt + 0.05, tall - 0.09)]
-    across(*panes, GLASS, 0.1)
+    across(panes[0], panes[1], GLASS, 0.1)
     across((z, 0.25), (z, belt), paint, 0)
     across((z, 0.25), (z, 0.4), shade(paint, 0.6), 0)
     lights: Colour = (214, 40, 40) if away > 0 else (250, 244, 214)

@@ -2,9 +2,9 @@
 
     image, labels = scene(7, 256, 512)      # uint8 (H, W, 3) and uint8 (H, W)
 
-What stands where follows from a pinhole camera in a straight street, so that classes depend on the
-height in the image (sky above, road below) and many things are long and thin (poles, lane marks,
-kerbs): what strip pooling is for. The same seed and size give the same pixels.
+Scenes are straight streets seen by a pinhole camera, so classes depend on the height in the image
+(sky above, road below) and many objects are long and thin (poles, lane marks, kerbs), the case for
+strip pooling. The same seed and size give the same pixels.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _finish(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Down to the size asked for, with the grain of a sensor and a lens's darker corners."""
     small = canvas.image.resize((width, height), Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.float32)
+    pixels: np.ndarray = np.asarray(small, dtype=np.float32)
     rough = np.asarray(canvas.labels)[OVERSAMPLING // 2 :: OVERSAMPLING]
     labels = np.ascontiguousarray(rough[:, OVERSAMPLING // 2 :: OVERSAMPLING])
     pixels = pixels + rng.normal(0, 2.2, pixels.shape[:2])[..., None]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]  # as AveragedModel calls it
+
 
 class Average:
     """Follows a network: average = d * average + (1 - d) * weights after every step, where d is the
@@ -42,7 +44,7 @@ class Average:
         self._averaged.n_averaged.fill_(self.steps)
 
     @torch.no_grad()
-    def _average(self, averages: list[Tensor], weights: list[Tensor], _: object) -> None:
+    def _average(self, averages: Tensors, weights: Tensors, _: object) -> None:
         """Counts steps by itself: to ask the module would wait for the device."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(averages, weights, 1 - decay)

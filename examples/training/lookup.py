@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -69,7 +70,8 @@ def look_up(
     if processes.first:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as file:
-            np.savez_compressed(file, **{path.stem: every, "found_in": np.array(found_in)})
+            arrays: dict[str, Any] = {path.stem: every, "found_in": np.array(found_in)}
+            np.savez_compressed(file, **arrays)
     return every
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class Objective(nn.Module):
 
 def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
     """The criterion; raises RecipeError, by the setting, for what cannot be."""
-    criterion = getattr(losses, settings.criterion, None)
+    criterion: Any = getattr(losses, settings.criterion, None)
     takes = {} if criterion is None else inspect.signature(criterion).parameters
     if settings.criterion not in losses.__all__ or "logits" not in takes:
         raise RecipeError(

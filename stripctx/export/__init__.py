@@ -41,7 +41,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     Returns:
         A table as `ExportedProgram.run_decompositions` takes it, and `torch.export`'s kin.
 
-    Example:
+    Examples:
         >>> from stripctx import StripPooling
         >>> program = torch.export.export(StripPooling(8).eval(), (torch.randn(1, 8, 5, 7),))
         >>> program = program.run_decompositions(decompositions())

@@ -1,9 +1,8 @@
-"""Every function a user may call. Maps are (N, C, H, W); dtypes float64, float32, float16 and
-bfloat16; contiguous and channels_last run natively and the result keeps the input's format.
+"""The public functions. Maps are (N, C, H, W) in float64, float32, float16 or bfloat16. Contiguous
+and channels_last maps run natively, and results keep the memory format of the input.
 
-All functions are differentiable twice and bit-reproducible: the same input gives the same bits.
-Sums are taken in float32 (float64 for float64) and rounded once. A refused argument raises
-ValueError.
+All functions are twice differentiable and bit-reproducible: the same input gives the same bits.
+Sums use float32 (float64 for float64) and are rounded once. Invalid arguments raise ValueError.
 """
 
 import stripctx.ops  # noqa: F401  (defines the operators)

@@ -1,4 +1,4 @@
-"""The height family: HANet's gate a row."""
+"""The height family: HANet's row gate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _OPS = torch.ops.stripctx
 
 
 def row_gate(x: Tensor, logits: Tensor) -> Tensor:
-    """x * rows: every row of a map times its gate, one number a channel. Reads x, writes once.
+    """Multiplies every row of a map by its gate, one per channel. One read and one write of x.
 
-    HANet (Choi et al., CVPR 2020), eq. 2. The gates of L rows are interpolated to the map's H:
-    `x * F.interpolate(sigmoid(logits), H, mode="linear")[..., None]`. The sigmoid comes first, as
-    in the authors' code.
+    HANet (Choi et al., CVPR 2020), eq. 2. The L gates are interpolated to the height of the map:
+    `x * F.interpolate(sigmoid(logits), H, mode="linear")[..., None]`. The sigmoid comes
+    before the interpolation, as in the authors' code.
 
     Args:
         x: (N, C, H, W).
@@ -22,7 +22,7 @@ def row_gate(x: Tensor, logits: Tensor) -> Tensor:
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> row_gate(torch.full((1, 1, 3, 1), 4.0), torch.tensor([[[-1e9, 1e9]]])).flatten()
         tensor([0., 2., 4.])
     """

@@ -1,5 +1,5 @@
-"""The labels family: label maps and losses from logits smaller than the image, whose interpolation
-to the image's size is never built."""
+"""The labels family: label maps and losses from logits smaller than the image, without allocating
+their interpolation to the size of the image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def upsample_argmax(
     """The class of the largest logit at every pixel of the image.
 
     Equals `F.interpolate(logits, size, mode="bilinear", align_corners=...).argmax(1)`: the first of
-    equal logits, NaN above all. Half logits are interpolated in float32. Not differentiable.
+    equal logits wins, and NaN is the largest. Half precision logits are interpolated in float32.
+    Not differentiable.
 
     Args:
         logits: (N, K, h, w).
@@ -36,7 +37,7 @@ def upsample_argmax(
     Returns:
         (N, H, W).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[0.0, 3.0]], [[1.0, 1.0]]]])
         >>> upsample_argmax(logits, (1, 4), align_corners=True)
         tensor([[[1, 0, 0, 0]]])
@@ -51,7 +52,7 @@ def upsample_softmax_max(
     align_corners: bool,
     dtype: torch.dtype = torch.int64,
 ) -> tuple[Tensor, Tensor]:
-    """`upsample_argmax`, and the probability of that class: a label map and its confidence.
+    """The label map of `upsample_argmax` and the probability of each label.
 
     Equals `F.interpolate(...).softmax(1).max(1)`. Not differentiable.
 
@@ -61,7 +62,7 @@ def upsample_softmax_max(
     Returns:
         labels (N, H, W); probabilities (N, H, W), float32, or float64 for float64.
 
-    Example:
+    Examples:
         >>> logits = torch.zeros(1, 4, 1, 1)
         >>> labels, chance = upsample_softmax_max(logits, (1, 2), align_corners=False)
         >>> labels, chance
@@ -84,24 +85,24 @@ def upsample_cross_entropy(
     """Cross-entropy of logits interpolated to the size of the labels.
 
     Equals `F.cross_entropy(F.interpolate(logits, target.shape[1:], mode="bilinear", ...), target,
-    ...)`, in one read of the logits and the labels. Kept for the backward pass: one number a pixel.
-    The backward pass computes the softmax again and never holds the gradient of the interpolated
-    logits whole.
+    ...)`, with one read of the logits and the labels. One number per pixel is saved for the
+    backward pass, which recomputes the softmax and never allocates the gradient of the interpolated
+    logits.
 
     Args:
         logits: (N, K, h, w).
-        target: (N, H, W), int64, int32 or uint8; H >= h, W >= w. A label outside [0, K) counts
-            nowhere, as ignore_index does: there is no check, which would wait for the device.
-        weight: (K,), one factor a class; it gets no gradient.
+        target: (N, H, W), int64, int32 or uint8; H >= h, W >= w. Labels outside [0, K) are ignored,
+            like ignore_index; a check would have to synchronise with the device.
+        weight: (K,), one factor per class; receives no gradient.
         align_corners: of the interpolation.
         ignore_index, label_smoothing: as in `torch.nn.functional.cross_entropy`.
         reduction: "mean" over the weights of all labelled pixels (NaN if there are none), "sum", or
-            "none", a loss a pixel.
+            "none", one loss per pixel.
 
     Returns:
-        A scalar, or (N, H, W) for "none"; float32 for half logits, else of their dtype.
+        A scalar, or (N, H, W) for "none"; float32 for half precision logits, else their dtype.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 1, 255]]])
         >>> upsample_cross_entropy(torch.zeros(1, 4, 1, 1), target, align_corners=False)
         tensor(1.3863)
@@ -122,9 +123,9 @@ def upsample_cross_entropy(
 def cross_entropy_sums(
     logits: Tensor, target: Tensor, weight: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The sums over all pixels of their losses and of their weights; arguments as above."""
+    """The sums of losses and of weights over all pixels; arguments as above."""
     losses, weights = _cross_entropy(logits, target, weight, per_pixel=False, **options)
-    # along one axis at a time, so that the order of additions does not depend on threads
+    # one axis at a time, so that the order of additions does not depend on the number of threads
     return losses.sum(1).sum(), weights.sum(1).sum()
 
 
@@ -155,8 +156,8 @@ def upsample_binary_cross_entropy(
     align_corners: bool,
     reduction: str = "mean",
 ) -> Tensor:
-    """Binary cross-entropy of logits interpolated to the size of the targets: one or several maps,
-    each of one class against the rest.
+    """Binary cross-entropy of logits interpolated to the size of the targets, for one or several
+    independent classes.
 
     Equals `F.binary_cross_entropy_with_logits(F.interpolate(logits, target.shape[2:],
     mode="bilinear", ...), target, ...)`.
@@ -164,16 +165,16 @@ def upsample_binary_cross_entropy(
     Args:
         logits: (N, K, h, w).
         target: (N, K, H, W), numbers in [0, 1] of any dtype, cast to that of logits; H >= h,
-            W >= w. It gets no gradient.
-        weight: broadcast to target: a factor on the loss.
-        pos_weight: broadcast to target: a factor on its positive part.
+            W >= w. Receives no gradient.
+        weight: a factor on the loss, broadcast to target.
+        pos_weight: a factor on the positive part of the loss, broadcast to target.
         align_corners: of the interpolation.
         reduction: "mean" over all elements, "sum", or "none".
 
     Returns:
-        A scalar, or (N, K, H, W) for "none"; float32 for half logits, else of their dtype.
+        A scalar, or (N, K, H, W) for "none"; float32 for half precision logits, else their dtype.
 
-    Example:
+    Examples:
         >>> logits, target = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 2, 2)
         >>> upsample_binary_cross_entropy(logits, target, align_corners=False)
         tensor(0.6931)
@@ -198,8 +199,8 @@ def upsample_binary_cross_entropy(
 def upsample_dice(
     logits: Tensor, target: Tensor, *, align_corners: bool, ignore_index: int = 255
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of which Dice, Jaccard and Tversky losses are made, from logits interpolated to the
-    size of the labels.
+    """The sums used by Dice, Jaccard and Tversky losses, from logits interpolated to the size of
+    the labels.
 
     With p = softmax(interpolated logits) and y the one-hot labels, over the labelled pixels of each
     image and for each class: the sums of p * y, of p and of y (Milletari et al., 3DV 2016).
@@ -211,7 +212,7 @@ def upsample_dice(
         overlap, mass and count, each (N, K), float32, or float64 for float64. The first two are
         differentiable.
 
-    Example:
+    Examples:
         >>> overlap, mass, count = upsample_dice(
         ...     torch.zeros(1, 2, 1, 1), torch.tensor([[[0, 1, 1]]]), align_corners=False
         ... )

@@ -1,4 +1,4 @@
-"""The pyramid family: PSPNet's adaptive pooling, HANet's pooled rows."""
+"""The pyramid family: PSPNet's adaptive pooling, HANet's row pooling."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ _OPS = torch.ops.stripctx
 def pyramid_pool(
     x: Tensor, bins: Sequence[int | tuple[int, int]], mode: str = "mean"
 ) -> list[Tensor]:
-    """Adaptive means or maxima for all bins of a pyramid at once, in one read.
+    """Adaptive means or maxima for all bins of a pyramid, with one read of x.
 
     PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `adaptive_avg_pool2d(x, b)` or
-    `adaptive_max_pool2d(x, b)` for each b. A bin covers rows floor(i H / h) to ceil((i + 1) H / h),
-    columns likewise: windows overlap where h does not divide H, and repeat where h > H. The maximum
-    is the first of equals, and NaN if the window holds one.
+    `adaptive_max_pool2d(x, b)` for each b. Bin i covers rows floor(i H / h) to
+    ceil((i + 1) H / h) - 1, likewise for columns: windows overlap if h does not divide H, and
+    repeat if h > H. The maximum takes the first of equal values, and is NaN if the window contains
+    NaN.
 
     Args:
-        x: (N, C, H, W), H and W at least 1; for maxima H * W below 2^31.
+        x: (N, C, H, W), H and W at least 1; for "max", H * W below 2^31.
         bins: one to eight levels, each h x w bins (h, w), or b for (b, b).
         mode: "mean" or "max".
 
     Returns:
-        One (N, C, h, w) a level, in the memory format of x.
+        One (N, C, h, w) per level, in the memory format of x.
 
-    Example:
+    Examples:
         >>> one, two = pyramid_pool(torch.arange(6.0).view(1, 1, 2, 3), (1, 2))
         >>> one.flatten(), two.flatten()
         (tensor([2.5000]), tensor([0.5000, 1.5000, 3.5000, 4.5000]))
@@ -37,19 +38,19 @@ def pyramid_pool(
 
 
 def row_pool(x: Tensor, rows: int, mode: str = "mean") -> Tensor:
-    """Adaptive means or maxima over bands of rows: `pyramid_pool` with the one bin (rows, 1).
+    """Adaptive means or maxima over bands of rows: `pyramid_pool` with the single bin (rows, 1).
 
     HANet (Choi et al., CVPR 2020), the width-wise pooling of section 3.1.
 
     Args:
         x: (N, C, H, W).
-        rows: how many bands, of whole rows.
+        rows: the number of bands.
         mode: "mean" or "max".
 
     Returns:
         (N, C, rows).
 
-    Example:
+    Examples:
         >>> row_pool(torch.arange(6.0).view(1, 1, 2, 3), 2, "max")
         tensor([[[2., 5.]]])
     """

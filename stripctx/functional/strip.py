@@ -20,7 +20,7 @@ def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         rows (N, C, H, 1), the means over W; cols (N, C, 1, W), the means over H.
 
-    Example:
+    Examples:
         >>> rows, cols = strip_pool(torch.arange(6.0).view(1, 1, 2, 3))
         >>> rows.flatten(), cols.flatten()
         (tensor([1., 4.]), tensor([1.5000, 2.5000, 3.5000]))
@@ -31,7 +31,7 @@ def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
 def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
     """relu(rows + cols), both expanded to the whole map, in one write.
 
-    SPNet (Hou et al., CVPR 2020), eq. 3, and the rectifier after it.
+    SPNet (Hou et al., CVPR 2020), eq. 3, and the ReLU after it.
 
     Args:
         rows: (N, C, H, 1).
@@ -40,7 +40,7 @@ def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
     Returns:
         (N, C, H, W).
 
-    Example:
+    Examples:
         >>> strip_add_relu(torch.tensor([[[[1.0], [-2.0]]]]), torch.tensor([[[[0.5, 3.0]]]]))
         tensor([[[[1.5000, 4.0000],
                   [0.0000, 1.0000]]]])
@@ -49,19 +49,20 @@ def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x * sigmoid(logits + bias): reads two maps, writes one, keeps nothing but its inputs.
+    """x * sigmoid(logits + bias): reads two maps, writes one, saves only its inputs.
 
-    SPNet (Hou et al., CVPR 2020), eq. 4; `bias` is that of the 1x1 convolution before the sigmoid.
+    SPNet (Hou et al., CVPR 2020), eq. 4. `bias` is the bias of the 1x1 convolution that computes
+    the logits.
 
     Args:
         x: (N, C, H, W).
         logits: (N, C, H, W), of the dtype of x; under autocast any dtype, cast to that of x.
-        bias: (C,), likewise; None means 0.
+        bias: (C,), of the same dtype; None means 0.
 
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> sigmoid_gate(torch.full((1, 1, 1, 2), 4.0), torch.zeros(1, 1, 1, 2))
         tensor([[[[2., 2.]]]])
     """
@@ -73,11 +74,11 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
 def strip_gate(
     x: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """x * sigmoid(conv1x1(relu(rows + cols))): the tail of SPNet's strip pooling module.
+    """x * sigmoid(conv1x1(relu(rows + cols))): the last part of SPNet's strip pooling module.
 
     SPNet (Hou et al., CVPR 2020), eq. 3 and 4. Composed of `strip_add_relu`, a library convolution
-    (the floor: the GEMM) and `sigmoid_gate`, which adds the convolution's bias. Of its maps only
-    the logits are kept for the backward pass.
+    and `sigmoid_gate`, which adds the convolution's bias. The logits are the only intermediate map
+    saved for the backward pass.
 
     Args:
         x: (N, C, H, W).
@@ -89,7 +90,7 @@ def strip_gate(
     Returns:
         (N, C, H, W).
 
-    Example:
+    Examples:
         >>> x = torch.randn(2, 8, 5, 7)
         >>> rows, cols = strip_pool(x)
         >>> strip_gate(x, rows, cols, torch.randn(8, 8, 1, 1)).shape

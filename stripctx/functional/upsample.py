@@ -15,7 +15,7 @@ _OPS = torch.ops.stripctx
 
 ScaleFactor: TypeAlias = float | tuple[float, float]
 _Value = TypeVar("_Value")
-EachLevel: TypeAlias = _Value | Sequence[_Value]  # one for all levels of a pyramid, or one a level
+EachLevel: TypeAlias = _Value | Sequence[_Value]  # one for all levels, or one per level
 
 _MODES = {
     ("bilinear", False): 0,
@@ -34,27 +34,27 @@ def pyramid_concat(
     scale_factor: EachLevel[ScaleFactor | None] = None,
     x_index: int = 0,
 ) -> Tensor:
-    """A map and its pyramid: x and every level, interpolated to the size of x, side by side in one
-    tensor that is written once.
+    """Concatenates a map with its pyramid levels, interpolated to the size of the map.
 
-    PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `torch.cat([x, *up(levels)], 1)`, x at any
-    place of the list, with `up = F.interpolate(level, (H, W), mode=mode, align_corners=...)`. The
-    gradient of x is a view of the output's, as it is for torch.cat.
+    PSPNet (Zhao et al., CVPR 2017), section 3.2. Equals `torch.cat([x, *up(levels)], 1)` with
+    `up = F.interpolate(level, (H, W), mode=mode, align_corners=...)` and x at any position. The
+    result is written once. The gradient of x is a view of the output's gradient, as for torch.cat.
 
     Args:
         x: (N, C, H, W).
-        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up, also above H and W.
-        mode: "bilinear", "nearest" or "nearest-exact", as in `F.interpolate`; one for all levels,
-            or a sequence of one a level. So are the next two.
-        align_corners: as in `F.interpolate`; None means False, and is all that "nearest" takes.
-        scale_factor: the number or pair that `F.interpolate` was given in place of a size; torch
-            then uses it, not the sizes, to find where a position reads. None: as the sizes say.
-        x_index: the place of x among the levels, 0 before all of them, -1 behind.
+        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; any h and w, also larger than H and W.
+        mode: "bilinear", "nearest" or "nearest-exact", as in `F.interpolate`: one for all levels or
+            a sequence with one per level, like the next two arguments.
+        align_corners: as in `F.interpolate`; None means False and is required for "nearest" and
+            "nearest-exact".
+        scale_factor: the number or pair passed to `F.interpolate` in place of a size; PyTorch then
+            computes coordinates from it instead of from the sizes. None: from the sizes.
+        x_index: the position of x among the levels: 0 is before all of them, -1 after.
 
     Returns:
         (N, C + sum of C_l, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> x, level = torch.zeros(1, 1, 1, 3), torch.tensor([[[[1.0, 3.0]]]])
         >>> pyramid_concat(x, [level], align_corners=True)[0, :, 0]
         tensor([[0., 0., 0.],
@@ -73,20 +73,20 @@ def pyramid_add(
     align_corners: EachLevel[bool | None] = None,
     scale_factor: EachLevel[ScaleFactor | None] = None,
 ) -> Tensor:
-    """x + every level interpolated to the size of x: reads x, writes once, keeps nothing.
+    """The sum of x and all levels, interpolated to the size of x. One read of x, one write.
 
-    The top-down path of feature pyramids (Lin et al., CVPR 2017, fig. 3), the fusion of HRNet
-    (Wang et al., TPAMI 2020, section 3) before its rectifier.
+    The top-down path of feature pyramids (Lin et al., CVPR 2017, fig. 3); the fusion in HRNet
+    (Wang et al., TPAMI 2020, section 3) before its ReLU. Saves nothing for the backward pass.
 
     Args:
         x: (N, C, H, W).
-        levels: 1 to 8 maps (N, C, h, w) of x's dtype; h and w from 1 up, also above H and W.
+        levels: 1 to 8 maps (N, C, h, w) of x's dtype; any h and w, also larger than H and W.
         mode, align_corners, scale_factor: see `pyramid_concat`.
 
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> x, level = torch.full((1, 1, 1, 3), -2.0), torch.tensor([[[[1.0, 3.0]]]])
         >>> pyramid_add(x, [level], align_corners=True)
         tensor([[[[-1.,  0.,  1.]]]])
@@ -105,20 +105,21 @@ def pyramid_add_relu(
     align_corners: EachLevel[bool | None] = None,
     scale_factor: EachLevel[ScaleFactor | None] = None,
 ) -> Tensor:
-    """relu(x + every level interpolated to the size of x): reads x, writes once.
+    """The ReLU of the sum of x and all levels, interpolated to the size of x.
 
-    The pyramid arm of SPNet's mixed pooling module (Hou et al., CVPR 2020), section 3.2, before its
-    last convolution; HRNet's fusion. Keeps its output for the backward pass, and nothing else.
+    The short-range branch of SPNet's mixed pooling module (Hou et al., CVPR 2020, section 3.2)
+    before its last convolution; the fusion in HRNet. One read of x, one write. Saves only its
+    output for the backward pass.
 
     Args:
         x: (N, C, H, W).
-        levels: 1 to 8 maps (N, C, h, w) of x's dtype; h and w from 1 up, also above H and W.
+        levels: 1 to 8 maps (N, C, h, w) of x's dtype; any h and w, also larger than H and W.
         mode, align_corners, scale_factor: see `pyramid_concat`.
 
     Returns:
         (N, C, H, W), in the memory format of x.
 
-    Example:
+    Examples:
         >>> x, level = torch.full((1, 1, 1, 3), -2.0), torch.tensor([[[[1.0, 3.0]]]])
         >>> pyramid_add_relu(x, [level], align_corners=True)
         tensor([[[[0., 0., 1.]]]])
@@ -141,17 +142,17 @@ def pyramid_conv(
     scale_factor: EachLevel[ScaleFactor | None] = None,
     x_index: int = 0,
 ) -> Tensor:
-    """The convolution over `pyramid_concat(x, levels, ...)`, without the concatenation.
+    """The convolution of `pyramid_concat(x, levels, ...)`, without the concatenation.
 
-    Interpolation and convolution are both linear, so a level's share of the convolution is taken
-    on the level itself: a 1x1 convolution to the kernel's taps, whose small maps are interpolated
-    and added to the convolution of x. It is exact but for the rounding, and the larger map never
-    exists. A level at 1/s of the resolution costs 1/s^2 of the products.
+    Interpolation and convolution are linear, so each level is convolved at its own resolution: a
+    1x1 convolution computes the kernel's taps, small maps that are interpolated and added to the
+    convolution of x. The result is exact up to rounding, and the concatenation is never allocated.
+    A level at 1/s of the resolution takes 1/s^2 of the multiply-adds.
 
     Args:
         x: (N, C, H, W).
-        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; h and w from 1 up. Those of x's own size
-            are convolved with x.
+        levels: 1 to 8 maps (N, C_l, h, w) of x's dtype; any h and w. Levels of x's size are
+            convolved together with x.
         weight: (O, C + sum of C_l, kh, kw), over the channels of the concatenation.
         bias: (O,) or None.
         padding: zeros on each side, an integer or (rows, columns).
@@ -161,7 +162,7 @@ def pyramid_conv(
     Returns:
         (N, O, H + 2 * padding - dilation * (kh - 1), likewise for W).
 
-    Example:
+    Examples:
         >>> x, levels = torch.randn(2, 8, 9, 7), [torch.randn(2, 2, b, b) for b in (1, 2, 3, 6)]
         >>> weight = torch.randn(4, 16, 3, 3)
         >>> pyramid_conv(x, levels, weight, padding=1, align_corners=True).shape
@@ -196,7 +197,7 @@ def _interpolation(
     align_corners: EachLevel[bool | None],
     scale_factor: EachLevel[ScaleFactor | None],
 ) -> tuple[list[int], list[float]]:
-    """The operators' code of each level's mode, and its two ratios."""
+    """Each level's mode as the operators encode it, and its two ratios."""
     names = _each(name, "mode", mode, count, str)
     corners = _each(name, "align_corners", align_corners, count, (bool, type(None)))
     modes: list[int] = []
@@ -228,7 +229,7 @@ def _interpolation(
 
 
 def _each(name: str, argument: str, value: Any, count: int, one: Any) -> list[Any]:
-    """A value for each level: the one that was given for all of them, or the sequence."""
+    """One value per level, from a common value or a sequence."""
     if isinstance(value, one) and not isinstance(value, (tuple, list)):
         return [value] * count
     if isinstance(value, (str, bytes)) or not isinstance(value, (tuple, list)):

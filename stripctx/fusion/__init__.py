@@ -71,7 +71,7 @@ def fuse(network: nn.Module, *example: Any) -> Report:
         What was replaced, and what was left and why. Printed, it says one line a module and, with
         an example, one a convolution.
 
-    Example:
+    Examples:
         >>> from stripctx import models
         >>> print(fuse(models.fcn(3, "resnet18")))  # nothing of anybody else's in there
         nothing that fuse knows

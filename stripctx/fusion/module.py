@@ -59,7 +59,7 @@ class Fused(nn.Module):
     def steps_aside(self, *args: Any) -> bool:
         """Whether the module's own forward has to run: also where what becomes of it does not know
         our operators, TorchScript and torch.fx, whose proxies are among `args`."""
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        tracing = torch.jit.is_tracing()
         if tracing or _has_proxy(args):
             return True
         try:

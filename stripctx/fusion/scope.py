@@ -138,7 +138,7 @@ def fusing() -> Iterator[None]:
 
     A promise that leaves the block is one still: it becomes a tensor when it is used.
 
-    Example:
+    Examples:
         >>> import torch.nn.functional as F
         >>> a, b = torch.randn(2, 1, 8, 64, 64), torch.randn(1, 32, 32, 32)
         >>> weight = torch.randn(64, 48, 3, 3)

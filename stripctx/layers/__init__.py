@@ -1,4 +1,4 @@
-"""The context modules as `nn.Module`s."""
+"""The context layers, as `nn.Module`s."""
 
 from stripctx.layers.encoding import ContextEncoding, EncodingLayer
 from stripctx.layers.height import HeightAttention

@@ -35,7 +35,7 @@ _MMSEG = upstream.Layout(
         (r"se_layer\.", "presence."),
     ),
 )
-# Its `scale` is the last draw, or -1/2: no part of what was learned.
+# Its `scale` is the last random draw, or -1/2, not a learned value.
 _ENCODING_DROP = upstream.Layout("PyTorch-Encoding's EncodingDrop", r"scale$", ((r"scale$", None),))
 
 
@@ -44,16 +44,16 @@ class EncodingLayer(nn.Module):
 
         E_k = sum over i of a_ik (x_i - c_k),  a_i = softmax over k of s_k |x_i - c_k|^2
 
-    (Deep TEN, eq. 2 to 4, s = -beta). It turns a map of any size into an orderless description of
-    it. `Encoding` of PyTorch-Encoding and of mmseg have the same parameters, so their state_dicts
-    load as they are: `codewords` (K, D), drawn from U(-1/sqrt(KD), 1/sqrt(KD)), and `scale` (K),
-    the negative of the paper's smoothing factor, drawn from U(-1, 0). Unlike PyTorch-Encoding's,
+    (Deep TEN, eq. 2 to 4, s = -beta). The result is an orderless descriptor of a map of any size.
+    `Encoding` of PyTorch-Encoding and of mmseg has the same parameters, so their state_dicts load
+    unchanged: `codewords` (K, D), initialised from U(-1/sqrt(KD), 1/sqrt(KD)), and `scale` (K), the
+    negative of the paper's smoothing factor, initialised from U(-1, 0). Unlike in PyTorch-Encoding,
     the gradient is finite for a scale of exactly 0.
 
-    With scale_dropout nothing learns a scale: in training every codeword's is drawn anew from
-    U(-1, 0) at each call, and in evaluation it is the mean of these, -1/2. PyTorch-Encoding's
-    `EncodingDrop` does so by overwriting its parameter `scale`, also where a trained one was
-    loaded. Here that variant has none (`scale` is None), and the entry of a state_dict is left out.
+    With scale_dropout the scale is not learned: in training it is drawn for every codeword from
+    U(-1, 0) at each call, and in evaluation it is the mean, -1/2. PyTorch-Encoding's `EncodingDrop`
+    implements this by overwriting its parameter `scale`, even a loaded one. Here this variant has
+    no such parameter (`scale` is None), and the entry of a state_dict is skipped.
 
     Args:
         in_channels: D.
@@ -63,7 +63,7 @@ class EncodingLayer(nn.Module):
     Shape:
         (N, D, H, W) or (N, D, L) to (N, K, D). A sum over positions, not a mean.
 
-    Example:
+    Examples:
         >>> EncodingLayer(128, 32)(torch.randn(2, 128, 14, 14)).shape
         torch.Size([2, 32, 128])
     """
@@ -106,35 +106,34 @@ class EncodingLayer(nn.Module):
 
 
 class ContextEncoding(nn.Module):
-    """EncNet's context encoding module: what the whole image holds decides which channels count.
+    """EncNet's context encoding module: gates channels by an encoding of the whole map.
 
         e     = reduction over K of relu(code_norm(encoding(relu(norm(conv1x1(x))))))    (N, C)
         out   = relu(x + x * sigmoid(gate(e)))                                      (N, C, H, W)
         logits = presence(e)                                                  (N, num_classes)
 
-    The logits say which classes are in the image, for the semantic-encoding loss. `code_norm` is a
-    BatchNorm1d with one statistic a codeword, over N and C.
+    The logits predict which classes are in the image, for the semantic encoding loss. `code_norm`
+    is a BatchNorm1d with one mean and variance per codeword, over N and C.
 
-    load_state_dict takes PyTorch-Encoding's EncModule (`encoding.0` to `encoding.4`, `fc.0`,
-    `selayer`) and mmseg's (`encoding_project`, `encoding`, `fc.0`; with `se_layer`, which mmseg
-    keeps in its head). mmseg's returns what this returns the other way round, and without logits.
+    load_state_dict accepts PyTorch-Encoding's EncModule (`encoding.0` to `encoding.4`, `fc.0`,
+    `selayer`) and mmseg's (`encoding_project`, `encoding`, `fc.0`, and `se_layer`, which mmseg
+    keeps in its head). mmseg's module returns the encoding first, then the map, and no logits.
 
     Args:
         in_channels: C.
-        num_classes: of the logits.
+        num_classes: the number of logits.
         num_codes: K.
-        se_loss: whether there are logits; without them None is returned in their place.
-        gated: whether the map is gated; without, x is returned as it is, beside the logits: the
-            branch on stage 3 that the paper trains by its logits alone.
-        scale_dropout: of the encoding; see `EncodingLayer`.
-        reduction: over the codewords: "mean", as every implementation does, or "sum", as the paper
-            writes.
+        se_loss: whether to compute logits; if not, None is returned in their place.
+        gated: whether to gate the map; if not, x is returned unchanged with the logits, as in the
+            branch on stage 3 that the paper uses only for its loss.
+        scale_dropout: see `EncodingLayer`.
+        reduction: over the codewords: "mean", as in all implementations, or "sum", as in the paper.
         norm_layer: makes the norm over C.
 
     Shape:
         (N, C, H, W) to ((N, C, H, W), (N, num_classes) or None).
 
-    Example:
+    Examples:
         >>> features, logits = ContextEncoding(64, 21)(torch.randn(2, 64, 30, 40))
         >>> features.shape, logits.shape
         (torch.Size([2, 64, 30, 40]), torch.Size([2, 21]))

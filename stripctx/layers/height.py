@@ -11,28 +11,29 @@ from torch import Tensor, nn
 
 from stripctx import functional, tracing, upstream
 
-POSITIONS = 128  # heights of a position map, 0 to 127; 128 stands for padding
+POSITIONS = 128  # values of a position map are 0 to 127; 128 marks padding
 ENCODINGS = ("sinusoid", "learned", None)
 
 
 class RowPositions(nn.Module):
-    """One vector for each band of `pos_rfactor` heights, and one for padding.
+    """Positional encoding: one vector for each band of `pos_rfactor` heights and one for padding.
 
-    Fixed, `1 + sinusoid` of the cycle 10 above 50 channels and 100 up to there, or learned from
-    zeros (upstream's `PosEncoding1D` and `PosEmbedding1D`). In training, `pos_noise` moves each
-    row's band by a rounded normal deviate, at most 16 // pos_rfactor. Upstream rounds down, which
-    is a bias of -1/2 band: symmetric=False. It cannot train with noise on torch 2 at all.
+    The vectors are fixed, `1 + sinusoid` with cycle 10 for more than 50 channels and 100 otherwise,
+    or learned from zeros (upstream's `PosEncoding1D` and `PosEmbedding1D`). In training,
+    `pos_noise` shifts the band of each row by a rounded normal deviate of at most 16 //
+    pos_rfactor. Upstream rounds down, a bias of -1/2 band; symmetric=False reproduces it.
+    (Upstream's noise raises an error in training on torch 2.)
 
     Args:
         channels: the length of a vector.
-        pos_rfactor: heights in a band.
+        pos_rfactor: the number of heights in a band.
         learned: see above.
         pos_noise: the standard deviation, in bands.
         symmetric: see above.
 
     Shape:
-        pos (N, H, W), of which the first column counts, or (N, H), integers from 0 to 127, 128 and
-        more for padding; and how many rows, L, to (N, channels, L).
+        pos (N, H), or (N, H, W) of which the first column is used, with integers from 0 to 127 and
+        128 or more for padding; and the number of rows L; to (N, channels, L).
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class RowPositions(nn.Module):
             self.pos_layer.weight.zero_()
             if not learned:
                 self.pos_layer.weight.copy_(sinusoid(bands, channels))
-        # a parameter even so, as upstream has it: a state_dict and an optimiser see the same
+        # a parameter in both cases, like upstream's, for equal state_dicts and optimisers
         self.pos_layer.weight.requires_grad_(learned)
 
     def forward(self, pos: Tensor, rows: int) -> Tensor:
@@ -58,7 +59,7 @@ class RowPositions(nn.Module):
                 f"{str(pos.dtype).removeprefix('torch.')} {tuple(pos.shape)}"
             )
         heights = pos[:, :, 0] if pos.dim() == 3 else pos
-        # the index arithmetic of upstream: float32 holds these integers exactly
+        # upstream's index arithmetic; float32 represents these integers exactly
         picked = F.interpolate(heights[:, None].float(), rows, mode="nearest")[:, 0]
         bands = torch.div(picked, self.pos_rfactor, rounding_mode="floor")
         if self.training and self.pos_noise > 0:
@@ -78,7 +79,7 @@ class RowPositions(nn.Module):
 
 
 def sinusoid(bands: int, channels: int) -> Tensor:
-    """1 + sin and 1 + cos in turn, (bands, channels), as HANet has them."""
+    """1 + sin and 1 + cos in alternating channels, (bands, channels), as in HANet."""
     cycle = 10.0 if channels > 50 else 100.0
     index = torch.arange(channels, dtype=torch.float64)
     period = cycle ** (2 * (index // 2) / channels)
@@ -87,7 +88,7 @@ def sinusoid(bands: int, channels: int) -> Tensor:
 
 
 class HeightAttention(nn.Module):
-    """HANet: gates every row of a map by what the rows of an earlier map hold.
+    """HANet's height-driven attention: gates the rows of a map by row features of another map.
 
         r   = mean or max over bands of rows of x                          (N, in_channels, L)
         a   = relu(norm(conv1(r)))                                                (N, m1, L)
@@ -98,34 +99,34 @@ class HeightAttention(nn.Module):
     rounded up. The sigmoid comes before the interpolation, which is linear with
     align_corners=False.
 
-    Upstream's `HANet_Conv(in_channel, out_channel, kernel_size, r_factor, layer, pos_injection,
-    is_encoding, pos_rfactor, pooling, dropout_prob, pos_noise)`; its state_dict loads as it is:
-    `attention_first`, `attention_second`, `attention_third`, `pos_emb1d_1st.pos_layer` or
-    `pos_emb1d_2nd.pos_layer`. Where this differs: the norms are BatchNorm1d (upstream's work only
-    once converted to SyncBatchNorm); noise trains, and is symmetric unless told otherwise; no GPU
-    is needed to construct it; `pos` may be (N, H).
+    Upstream's name is `HANet_Conv(in_channel, out_channel, kernel_size, r_factor, layer,
+    pos_injection, is_encoding, pos_rfactor, pooling, dropout_prob, pos_noise)`. Its state_dict
+    loads unchanged: `attention_first`, `attention_second`, `attention_third`,
+    `pos_emb1d_1st.pos_layer` or `pos_emb1d_2nd.pos_layer`. Differences: the norms are BatchNorm1d
+    (upstream's work only after conversion to SyncBatchNorm); noise works in training and is
+    symmetric by default; construction needs no GPU; `pos` may be (N, H).
 
     Args:
         in_channels: of x.
         out_channels: of out.
         kernel_size: of the last convolution, odd.
-        reduction: see above. A negative one multiplies: m1 = in_channels * -reduction.
-        layers: 3; or 2, without the second convolution and its norm.
+        reduction: see above. If negative, m1 = in_channels * -reduction.
+        layers: 3, or 2 to omit the second convolution and its norm.
         pooling: "mean" or "max".
-        pos_rfactor: heights in a band, 1 to 128.
-        pos_injection: 1 adds positions to r; 2, to what the first convolution gives after its ReLU.
-        pos_encoding: "sinusoid", fixed; "learned", from zeros; None for no table.
-        pos_noise: moves positions in training; the standard deviation, in bands.
-        symmetric_noise: rounds noise to the nearest; otherwise down, as upstream.
-        dropout: of whole channels of r, in training.
+        pos_rfactor: the number of heights in a band, 1 to 128.
+        pos_injection: 1 adds the encoding to r, 2 to the output of the first convolution and ReLU.
+        pos_encoding: "sinusoid" (fixed), "learned" (from zeros), or None.
+        pos_noise: the standard deviation, in bands, of random shifts of positions in training.
+        symmetric_noise: whether noise is rounded to nearest; otherwise down, as upstream.
+        dropout: the probability of dropping whole channels of r in training.
 
     Shape:
         x (N, in_channels, h, w), out (N, out_channels, H, W), of any sizes, and pos to
         (N, out_channels, H, W), and with return_attention the attention (N, out_channels, H).
-        pos is (N, P, Q), of which the first column counts, or (N, P), for any P: integers, 0 for
-        the top of the image to 127 for the bottom, 128 for padding. Without it nothing is added.
+        pos is (N, P), or (N, P, Q) of which the first column is used, for any P: integers from 0 at
+        the top of the image to 127 at the bottom, 128 for padding. Without it no encoding is added.
 
-    Example:
+    Examples:
         >>> layer = HeightAttention(64, 32, reduction=8)
         >>> heights = torch.arange(40).mul(128).div(40, rounding_mode="floor").expand(2, 40)
         >>> layer(torch.randn(2, 64, 10, 12), torch.randn(2, 32, 20, 24), heights).shape

@@ -14,7 +14,7 @@ from stripctx import functional, tracing, upstream
 NormLayer = Callable[[int], nn.Module]
 Bins = Sequence[int | tuple[int, int]]
 
-# Each names branch i `branches.i.0` (convolution) and `branches.i.1` (norm) in its own way.
+# The names of these layouts for `branches.i.0` (convolution) and `branches.i.1` (norm).
 _LAYOUTS = (
     upstream.Layout(
         "semseg's PPM, alone and in PSPNet",
@@ -110,7 +110,7 @@ class _Pyramid(nn.Module):
         upstream.accept(self, *_LAYOUTS)
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """The pooled and projected maps, one (N, branch_channels, h, w) a bin."""
+        """The pooled and projected maps, one (N, branch_channels, h, w) per bin."""
         name = type(self).__name__
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
@@ -133,8 +133,8 @@ class _Pyramid(nn.Module):
 def size_pairs(
     name: str, argument: str, sizes: Bins, counts: Container[int], count: str
 ) -> tuple[tuple[int, int], ...]:
-    """Grids as (h, w), b standing for (b, b); `counts` is how many there may be, `count` that in
-    words."""
+    """Grids as (h, w), from pairs or integers b for (b, b). `counts` are the permitted numbers of
+    grids, `count` describes them in the error message."""
     pairs = [(b, b) if isinstance(b, int) else tuple(b) for b in sizes]
     if len(pairs) not in counts or not all(
         len(pair) == 2 and all(isinstance(b, int) and b > 0 for b in pair) for pair in pairs
@@ -150,8 +150,8 @@ def refuse_batch_of_one(
     branch: nn.Module,
     way_out: str = "global_norm=False that branch has a bias and no norm",
 ) -> None:
-    """Batch statistics of one image's 1x1 map are those of a single value: torch refuses them with
-    a message that names neither the layer nor the way out."""
+    """Raises for batch norms over one image's 1x1 map, which have a single value per channel.
+    PyTorch's own error names neither the layer nor the remedy."""
     for norm in branch.modules():
         alone = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
         if isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized():
@@ -164,18 +164,20 @@ def refuse_batch_of_one(
 
 
 class PyramidPooling(_Pyramid):
-    """PSPNet's pyramid pooling module (PPM): a map beside what its regions hold, coarse to fine.
+    """PSPNet's pyramid pooling module (PPM): concatenates a map with averages over its regions.
 
         concat(x, up(relu(norm(conv1x1(pool(x, b))))) for b in bins)
 
     (Zhao et al., CVPR 2017, section 3.2.) Pooling reads x once for all bins; the concatenation is
     written once.
 
-    Upstream's names, and what to write for each: semseg's `PPM(in_dim, reduction_dim, bins)`: this
-    with branch_channels=reduction_dim. `PyramidPooling` of PyTorch-Encoding and SPNet: this.
-    mmseg's `PPM`: align_corners=False and branch_channels=channels; it returns the list of
-    upsampled maps, which its head puts behind x. smp's `PSPModule`: x_first=False,
-    global_norm=False; UPerNet's: align_corners=False. The state_dict of each loads as it is.
+    Options that correspond to upstream modules, whose state_dicts load unchanged:
+
+    - semseg's `PPM(in_dim, reduction_dim, bins)`: branch_channels=reduction_dim.
+    - `PyramidPooling` of PyTorch-Encoding and SPNet: the defaults.
+    - mmseg's `PPM`: align_corners=False, branch_channels=channels. It returns the list of
+      interpolated maps, which its head concatenates after x.
+    - smp's `PSPModule`: x_first=False, global_norm=False; UPerNet's: align_corners=False.
 
     Args:
         in_channels: C.
@@ -184,16 +186,15 @@ class PyramidPooling(_Pyramid):
         mode: "mean" or "max".
         align_corners: of the bilinear interpolation.
         x_first: whether x comes before the branches or after them.
-        global_norm: whether the 1x1 bin is normalised. Batch statistics over one image are then
-            those of one value, so training with batch 1 raises ValueError; without its norm, the
-            branch has a bias, and batch 1 trains.
-        norm_layer: makes the normalisations, called with branch_channels; None for none, and
-            convolutions with biases.
+        global_norm: whether the 1x1 bin has a norm. If so, training with batch size 1 raises
+            ValueError, because the batch statistics would have one value per channel. If not, the
+            branch has a bias, and batch size 1 works.
+        norm_layer: creates the norms, called with branch_channels; None for biases instead.
 
     Shape:
         (N, C, H, W) to (N, C + len(bins) * branch_channels, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> PyramidPooling(64)(torch.randn(2, 64, 30, 40)).shape
         torch.Size([2, 128, 30, 40])
     """
@@ -210,32 +211,32 @@ class PyramidPooling(_Pyramid):
 
 
 class PyramidPoolingConv(_Pyramid):
-    """Pyramid pooling and the convolution after it, without the concatenation between them.
+    """Pyramid pooling and the following convolution, without the concatenation between them.
 
         conv(concat(x, up(relu(norm(conv1x1(pool(x, b))))) for b in bins))
 
-    Interpolation and convolution are linear, so each branch meets its slice of the weight at its
-    own few cells (see `functional.pyramid_conv`). In PSPNet that halves the arithmetic of the
-    network's largest convolution, and its 4096-channel input never exists. Equal to
-    `PyramidPooling` followed by `conv`, but for the rounding.
+    Interpolation and convolution are linear, so each branch is multiplied by its slice of the
+    weight at its own resolution (see `functional.pyramid_conv`). In PSPNet this halves the
+    arithmetic of the network's largest convolution, and its 4096-channel input is never allocated.
+    Equal to `PyramidPooling` followed by `conv`, up to rounding.
 
-    load_state_dict takes the layouts of `PyramidPooling`, and where a layout has the convolution
-    beside them, that too: semseg's `ppm` and `cls.0`, PyTorch-Encoding's `0` and `1` of conv5,
-    mmseg's `psp_modules` and `bottleneck.conv`, smp's `psp` and `conv.0`, UPerNet's `out_conv.0`.
-    The norm that follows is the caller's.
+    load_state_dict accepts the layouts of `PyramidPooling`, including the convolution where a
+    layout has it: semseg's `ppm` and `cls.0`, PyTorch-Encoding's `0` and `1` of conv5, mmseg's
+    `psp_modules` and `bottleneck.conv`, smp's `psp` and `conv.0`, UPerNet's `out_conv.0`. The norm
+    that follows the convolution is not included.
 
     Args:
         in_channels: C.
         out_channels: O.
-        bins: as for `PyramidPooling`, as are branch_channels, mode, align_corners, x_first,
-            global_norm and norm_layer.
-        kernel_size: of the convolution, odd; zeros are padded so that the size stays.
+        bins, branch_channels, mode, align_corners, x_first, global_norm, norm_layer: see
+            `PyramidPooling`.
+        kernel_size: of the convolution, odd; zero padding keeps the size.
         bias: whether the convolution has one.
 
     Shape:
         (N, C, H, W) to (N, O, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> PyramidPoolingConv(64, 16)(torch.randn(2, 64, 30, 40)).shape
         torch.Size([2, 16, 30, 40])
     """

@@ -14,27 +14,26 @@ POOLINGS = ("strip", "global")
 
 
 class StripPooling(nn.Module):
-    """SPNet's strip pooling module (SPM): gates a map by what its rows and columns hold.
+    """SPNet's strip pooling module (SPM): gates a map by the means of its rows and columns.
 
         x * sigmoid(conv3(relu(bn1(conv1(mean over W)) + bn2(conv2(mean over H)))))
 
-    with conv1 a 3x1 and conv2 a 1x3 convolution along the strip, both without bias, and conv3 a 1x1
+    conv1 is a 3x1 and conv2 a 1x3 convolution along the strip, both without bias; conv3 is a 1x1
     convolution with bias (Hou et al., CVPR 2020, eq. 1 to 4).
 
-    Upstream calls this module `SPBlock`, which returns the gate alone and is used as
-    `out * gate(out)`; its class named `StripPooling` is the mixed pooling module. An SPBlock's
-    state_dict loads as it is: `conv1.weight`, `bn1.*`, `conv2.weight`, `bn2.*`, `conv3.weight`,
-    `conv3.bias`.
+    Upstream calls this module `SPBlock`; it returns only the gate and is used as `out * gate(out)`.
+    Upstream's class `StripPooling` is the mixed pooling module. An SPBlock's state_dict loads
+    unchanged: `conv1.weight`, `bn1.*`, `conv2.weight`, `bn2.*`, `conv3.weight`, `conv3.bias`.
 
     Args:
         in_channels: C.
-        norm_layer: makes the two normalisations, called with C. Their statistics are over N*H and
-            N*W samples only.
+        norm_layer: creates the two norms, called with C. Their statistics are over N*H and N*W
+            samples.
 
     Shape:
         (N, C, H, W) to (N, C, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> layer = StripPooling(64)
         >>> layer(torch.randn(2, 64, 32, 48)).shape
         torch.Size([2, 64, 32, 48])
@@ -60,36 +59,36 @@ class StripPooling(nn.Module):
 
 
 class MixedPooling(nn.Module):
-    """SPNet's mixed pooling module (MPM): a small pyramid for short-range context, strips for
-    long-range context, side by side in a residual block.
+    """SPNet's mixed pooling module (MPM): a small pyramid for short-range context and strips for
+    long-range context, in parallel inside a residual block.
 
         short = conv2_5(relu(conv2_0(y) + up(conv2_1(pool(y))) + up(conv2_2(pool(y)))))
         long  = conv2_6(relu(conv2_3(mean over H of z) + conv2_4(mean over W of z)))
         out   = relu(x + conv3(concat(short, long)))
 
     with y = conv1_1(x) and z = conv1_2(x) of C // 4 channels (Hou et al., CVPR 2020, section 3.2).
-    Every convolution is without bias and followed by a norm; those to y, z, short and long, then by
-    a ReLU. The pyramid's sum, and the strips', is one pass each.
+    Every convolution has no bias and is followed by a norm; those that produce y, z, short and long
+    also by a ReLU. The sums over the pyramid and over the strips take one pass each.
 
-    Upstream calls this module `StripPooling(in_channels, pool_size, norm_layer, up_kwargs)`; its
-    state_dict loads as it is: `conv1_1.{0,1}` to `conv3.{0,1}`. Its pool_size=(20, 12) also means
-    two square grids, not one of 20 x 12.
+    Upstream calls this module `StripPooling(in_channels, pool_size, norm_layer, up_kwargs)`. Its
+    state_dict loads unchanged: `conv1_1.{0,1}` to `conv3.{0,1}`. As in upstream, (20, 12) means two
+    square grids, not one of 20 x 12.
 
     Args:
         in_channels: C, at least 4.
         pool_sizes: the two grids of the pyramid, each (h, w) or b for (b, b).
-        arms: "both"; "short" or "long" for one of the paths alone, where conv3 has half as many
-            inputs and the other path's modules do not exist. Upstream has both only.
-        pooling: of the long path: "strip"; or "global", where both means are of the whole map, the
-            paper's comparison. The parameters are the same, though of conv2_3 and conv2_4 only the
-            middle tap counts then, and batch normalisation cannot train on one image.
-        norm_layer: makes the normalisations, called with the number of channels.
+        arms: "both", "short" or "long". With a single branch, conv3 has half as many inputs and the
+            other branch's modules do not exist. Upstream always has both.
+        pooling: of the long branch: "strip", or "global" to take both means over the whole map, the
+            paper's comparison. The parameters are the same, but only the middle taps of conv2_3 and
+            conv2_4 are used, and batch norms cannot be trained with batch size 1.
+        norm_layer: creates the norms, called with the number of channels.
         align_corners: of the pyramid's bilinear interpolation. Strips are broadcast.
 
     Shape:
         (N, C, H, W) to (N, C, H, W), any floating dtype.
 
-    Example:
+    Examples:
         >>> MixedPooling(64)(torch.randn(2, 64, 30, 40)).shape
         torch.Size([2, 64, 30, 40])
     """

@@ -1,13 +1,13 @@
 """The losses that the four systems train with, and their weighted sum over a network's outputs.
 
 Logits are (N, K, H, W), targets integers (N, H, W). Logits may be smaller than the target: they are
-interpolated bilinearly, with `align_corners`, and not as a whole (see stripctx.functional's
-upsample_cross_entropy), so that the largest tensor of a network need not exist.
+then interpolated bilinearly with `align_corners`, pixel by pixel, without allocating the
+interpolated logits (see `stripctx.functional.upsample_cross_entropy`).
 
-A pixel whose label is `ignore_index` or lies outside [0, K) is unlabelled and counts nowhere; where
-nothing is labelled a loss is 0, not NaN. Half types are computed in float32. Nothing here waits for
-the device. All losses of logits and a target take the same `weight` (K,), one factor per class,
-`ignore_index` and `align_corners`.
+A pixel whose label is `ignore_index` or lies outside [0, K) is unlabelled and ignored; without any
+labelled pixel a loss is 0, not NaN. Half precision is computed in float32. No loss synchronises
+with the device. All losses of logits and a target take the same `weight` (K,), one factor per
+class, `ignore_index` and `align_corners`.
 """
 
 from stripctx.losses.images import image_weighted_cross_entropy, relaxed_boundary_loss

@@ -1,4 +1,4 @@
-"""HANet's losses, which weigh classes by their frequency in every image: image-weighted
+"""HANet's losses, with class weights from the frequencies in each image: image-weighted
 cross-entropy and the relaxed boundary loss."""
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def image_weighted_cross_entropy(
     per_batch: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy of every image under class weights from its own class frequencies.
+    """Cross-entropy with class weights from the class frequencies of each image.
 
     HANet's loss (Choi et al., CVPR 2020, as released). With f_k the share of class k among the
-    labelled pixels of an image, w_k = 1 + upper_bound * (1 - f_k) where f_k > 0, else 1, and the
-    image's loss is the w-weighted mean over its labelled pixels.
+    labelled pixels of an image, w_k = 1 + upper_bound * (1 - f_k) if f_k > 0, else 1, and the loss
+    of the image is the w-weighted mean over its labelled pixels.
 
-    Upstream sums over the images, counts labels equal to K as K-1 (its last histogram bin is
-    closed) and needs a NumPy that is gone. Here the label K is unlabelled, and `reduction` is
-    `mean` unless asked otherwise; a learning rate tuned for the sum wants `sum`.
+    Upstream sums over the images, counts the label K as K-1 (its last histogram bin is closed) and
+    needs an old version of NumPy. Here the label K is unlabelled, and `reduction` defaults to
+    `mean`; use `sum` with a learning rate tuned for upstream.
 
     Args:
-        weight: (K,), times w.
-        upper_bound: how much rarity adds at most.
-        inverse: w_k = 1 + upper_bound / f_k instead.
-        per_batch: frequencies of the whole batch.
-        reduction: `mean` or `sum` over the images, or `none` for one value (N,) each.
+        weight: (K,), multiplied with w.
+        upper_bound: the largest addition to a weight.
+        inverse: use w_k = 1 + upper_bound / f_k instead.
+        per_batch: take the frequencies over the whole batch.
+        reduction: `mean` or `sum` over the images, or `none` for one value per image, (N,).
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 0, 0, 1]]])
         >>> image_weighted_cross_entropy(torch.zeros(1, 2, 1, 4), target)
         tensor(0.6931)
@@ -77,24 +77,24 @@ def relaxed_boundary_loss(
     per_batch: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """-log of the probability that the class is any of those in the pixel's neighbourhood.
+    """-log of the probability of any class in the neighbourhood of the pixel.
 
-    Zhu et al., CVPR 2019, with HANet's class weights. For the set S of the classes
-    within `border` pixels, a pixel loses -log(sum over S of softmax(logits)) times the mean over S
-    of w_k; an image loses the sum over its pixels divided by their number plus one, as upstream. A
-    pixel whose S is empty counts nowhere. w_k is that of `image_weighted_cross_entropy` with f_k
-    the share of k in the sum of the sizes of S, unlabelled counted as one more class, as is what
-    lies beyond the edge of the image.
+    Zhu et al., CVPR 2019, with HANet's class weights. With S the set of classes within `border`
+    pixels, the loss of a pixel is -log(sum over S of softmax(logits)) times the mean of w_k over S.
+    The loss of an image is the sum over its pixels divided by their number plus one, as upstream.
+    Pixels with an empty S are ignored. w_k is that of `image_weighted_cross_entropy`, with f_k the
+    share of k in the sum of the sizes of all S. Unlabelled pixels and positions outside the image
+    count as one more class there.
 
-    Upstream takes the sets as its target, (N, K+1, H, W), made by the data loader; here they are
-    made on the device, as large as the logits at the target's size: smaller logits are interpolated
-    first. Computed in logarithms: no probability is too small.
+    Upstream's target is the sets, (N, K+1, H, W), built by the data loader. Here they are built on
+    the device at the target's size, so smaller logits are interpolated first. Computed in log
+    space, which avoids underflow.
 
     Args:
         border: the radius of the square neighbourhood.
         weight, upper_bound, inverse, per_batch, reduction: as in `image_weighted_cross_entropy`.
 
-    Example:
+    Examples:
         >>> relaxed_boundary_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))
         tensor(0.)
     """
@@ -102,7 +102,7 @@ def relaxed_boundary_loss(
     if border < 0:
         raise ValueError(f"{name}: border must not be negative, got {border}")
     logits, labels = checked(name, logits, target, weight, ignore_index)
-    if is_small(logits, labels):  # the sets are as large as the logits would be
+    if is_small(logits, labels):  # the sets have the size of the interpolated logits anyway
         logits = F.interpolate(
             logits, labels.shape[1:], mode="bilinear", align_corners=align_corners
         )
@@ -116,7 +116,7 @@ def relaxed_boundary_loss(
     near = near[:, :-1]
     sizes = near.sum(1)
     known = (sizes > 0).to(logits.dtype)
-    # a pixel with an empty set sums over all classes: log 1, and no infinite gradient
+    # with an empty set, sum over all classes: log 1, without an infinite gradient
     inside = (near > 0) | (sizes == 0)[:, None]
     chance = logits.masked_fill(~inside, -torch.inf).logsumexp(1) - logits.logsumexp(1)
     factor = (near * factors[:, :, None, None]).sum(1) / sizes.clamp_min(1)
@@ -127,7 +127,8 @@ def relaxed_boundary_loss(
 def _rarity(
     counts: Tensor, totals: Tensor, upper_bound: float, inverse: bool, per_batch: bool
 ) -> Tensor:
-    """(N, K): HANet's class weights. The share of a class is its count (N, K) of all `totals`."""
+    """HANet's class weights, (N, K). The share of a class is its count (N, K) divided by the sum of
+    `totals`."""
     if per_batch:
         counts = counts.sum(0, keepdim=True).expand_as(counts)
         totals = totals.sum(0, keepdim=True).expand_as(totals)

@@ -1,4 +1,4 @@
-"""What the losses do with labels: check, mark the unlabelled, count, look up weights, average."""
+"""Operations on labels for the losses: check, mark unlabelled pixels, count, weigh, average."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from stripctx import functional
 
 
 def class_presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Which classes an image holds: the target of the semantic encoding loss.
+    """Which classes each image contains: the target of the semantic encoding loss.
 
-    EncNet (Zhang et al., CVPR 2018). One scatter on the target's device; upstream
-    takes a histogram of every image on the CPU.
+    EncNet (Zhang et al., CVPR 2018). One scatter on the target's device; upstream computes a
+    histogram per image on the CPU.
 
     Args:
         target: (N, H, W) integers.
         num_classes: K.
-        ignore_index: a label that is absent by definition, as are all outside [0, K).
+        ignore_index: a label to ignore, like all labels outside [0, K).
 
     Returns:
         (N, K) float32, 1 where the class is present and 0 elsewhere.
 
-    Example:
+    Examples:
         >>> class_presence(torch.tensor([[[0, 2], [2, 255]]]), 3)
         tensor([[1., 0., 1.]])
     """
@@ -86,7 +86,7 @@ def nll(logits: Tensor, labels: Tensor, align_corners: bool) -> Tensor:
 
 
 def pixel_weights(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-    """(N, H, W): the weight of every pixel's class, (K,) or (N, K); 0 at unlabelled pixels."""
+    """The weight (K,) or (N, K) of each pixel's class, (N, H, W); 0 at unlabelled pixels."""
     if weight is None:
         return (labels < logits.shape[1]).to(logits.dtype)
     weight = F.pad(weight.to(logits), (0, 1))
@@ -102,7 +102,7 @@ def weighted_mean(x: Tensor, weight: Tensor, dim: tuple[int, ...] | None) -> Ten
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """(N, K+1): how many pixels have each label, unlabelled last. Integers: exact in any order."""
+    """The number of pixels per label, unlabelled last, (N, K+1). Integers: exact in any order."""
     labels = labels.flatten(1)
     counts = labels.new_zeros((labels.shape[0], num_classes + 1))
     return counts.scatter_add(1, labels, torch.ones_like(labels))

@@ -28,9 +28,10 @@ def cross_entropy(
 ) -> Tensor:
     """The weighted mean of -log softmax(logits)[label] over all labelled pixels.
 
-    `nn.CrossEntropyLoss` in everything but what `stripctx.losses` says of unlabelled pixels.
+    Like `nn.CrossEntropyLoss`, except for the treatment of unlabelled pixels (see
+    `stripctx.losses`).
 
-    Example:
+    Examples:
         >>> cross_entropy(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
         tensor(1.3863)
     """
@@ -60,11 +61,11 @@ def ohem_cross_entropy(
 ) -> Tensor:
     """Cross-entropy over the hard pixels only (online hard example mining).
 
-    After Shrivastava et al., CVPR 2016, as segmentation uses it. Kept are the labelled pixels whose
-    label has a probability below `threshold`, and the `min_kept` least probable of the batch in any
-    case (those of equal probability with them).
+    After Shrivastava et al., CVPR 2016, as used in segmentation. A labelled pixel is kept if the
+    probability of its label is below `threshold` or among the `min_kept` lowest of the batch
+    (including ties).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])
         >>> ohem_cross_entropy(logits, torch.tensor([[[0, 0]]]), min_kept=1)
         tensor(0.6931)
@@ -97,14 +98,14 @@ def dice_loss(
     After Milletari et al., 3DV 2016. p is softmax(logits), y the one-hot target, and the sums run
     over all labelled pixels of the batch. `weight` makes the mean over classes a weighted one.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 1]]])
         >>> dice_loss(40.0 * torch.eye(2).view(1, 2, 1, 2), target)
         tensor(0.)
     """
     logits, labels = checked("dice_loss", logits, target, weight, ignore_index)
     overlap, mass = _dice_sums(logits, labels, align_corners)
-    # without smoothing, a class that is neither there nor predicted is in order: 0 / 0 is 1
+    # without smoothing, a class that is neither present nor predicted has the ratio 0 / 0 := 1
     empty = (mass + smooth == 0).to(mass.dtype)
     ratio = (2 * overlap + smooth + empty) / (mass + smooth + empty)
     factors = torch.ones_like(ratio) if weight is None else weight.to(ratio)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,31 +14,32 @@ from stripctx.losses.pixels import cross_entropy
 
 
 class SegmentationLoss(nn.Module):
-    """The sum of a criterion on every output that a network of stripctx.models returns.
+    """The weighted sum of a criterion over the outputs of a network of stripctx.models.
 
         criterion(out) + aux_weight * criterion(aux) + se_weight * (bce(se) + bce(se_stage3))
 
     with bce the binary cross-entropy of EncNet's semantic encoding logits (N, K) against
-    `class_presence`. Outputs that the network does not return are left out. `out` and `aux` may be
-    smaller than the target, as `network(x, resize=False)` gives them: the criterion interpolates.
+    `class_presence`. Outputs that the network does not return are skipped. `out` and `aux` may be
+    smaller than the target, as `network(x, resize=False)` returns them: the criterion interpolates.
 
-    The weights 0.4 and 0.2 are those of PSPNet, SPNet and HANet and of EncNet's paper;
-    PyTorch-Encoding's scripts take 0.2 for both.
+    The weight 0.4 is that of PSPNet, SPNet and HANet, and 0.2 that of EncNet's paper;
+    PyTorch-Encoding's scripts use 0.2 for both.
 
     Args:
         aux_weight, se_weight: the factors above.
-        criterion: takes logits, target, and the keywords weight and ignore_index, and align_corners
-            where logits are small: a function of this module, or a functools.partial of one.
+        criterion: a function of `stripctx.losses`, a functools.partial of one, or any function of
+            logits and target with the keywords weight, ignore_index and, for small logits,
+            align_corners.
         weight: (K,), one factor per class, for the criterion and, as upstream, for the bce.
-        ignore_index: the label that counts nowhere.
-        align_corners: how logits smaller than the target are interpolated: `network.align_corners`.
-        shrink_aux: whether a smaller `aux` takes the nearest labels at its own size instead. HANet
-            trains so.
+        ignore_index: the label to ignore.
+        align_corners: for logits smaller than the target; pass `network.align_corners`.
+        shrink_aux: whether a smaller `aux` is compared with labels reduced to its size by nearest
+            neighbour instead, as HANet does.
 
     Shape:
         a dictionary of outputs, or the logits `out` alone, and a target (N, H, W) to a scalar.
 
-    Example:
+    Examples:
         >>> outputs = {"out": torch.zeros(1, 4, 2, 2), "aux": torch.zeros(1, 4, 2, 2)}
         >>> SegmentationLoss()(outputs, torch.zeros(1, 2, 2, dtype=torch.long))
         tensor(1.9408)
@@ -65,7 +66,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def terms(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The summands, by the name of their output, each times its factor."""
+        """The terms of the sum by output name, each multiplied by its factor."""
         if isinstance(outputs, Tensor):
             outputs = {"out": outputs}
         if "out" not in outputs:
@@ -78,6 +79,10 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> Tensor:
         return torch.stack(list(self.terms(outputs, target).values())).sum()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> Tensor: ...
 
     def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
         if name.startswith("se"):

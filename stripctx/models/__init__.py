@@ -1,4 +1,4 @@
-"""Complete networks, made by name or by their own functions."""
+"""Complete networks, created by name (`create`) or by their own functions."""
 
 from stripctx.models.backbones import create_backbone
 from stripctx.models.deeplab_hanet import deeplabv3plus_hanet

@@ -1,5 +1,4 @@
-"""Atrous spatial pyramid pooling (Chen et al., Rethinking Atrous Convolution, 2017): a map seen at
-several dilations, and its mean."""
+"""Atrous spatial pyramid pooling (Chen et al., Rethinking Atrous Convolution, 2017)."""
 
 from __future__ import annotations
 
@@ -17,15 +16,16 @@ RATES = {4: (24, 48, 72), 8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 
 
 class ASPP(nn.Module):
-    """The whole map's mean, a 1x1 and three dilated 3x3 convolutions, each of `width` channels,
-    side by side in this order. HANet's names.
+    """Concatenates the mean of the map, a 1x1 convolution and three dilated 3x3 convolutions, in
+    this order, each with `width` channels. The key names are HANet's.
 
     Args:
         in_channels: C.
         rates: the dilations of the 3x3 convolutions.
-        width: of each of the five.
-        global_norm: False gives the branch of the mean a bias and no norm, so that batch 1 trains.
-        norm_layer: makes the norms.
+        width: the number of channels of each of the five branches.
+        global_norm: False gives the mean's branch a bias instead of a norm, which permits training
+            with batch size 1.
+        norm_layer: creates the norms.
 
     Shape:
         (N, C, H, W) to (N, 5 * width, H, W).
@@ -60,7 +60,7 @@ class ASPP(nn.Module):
         return torch.cat([image.expand_as(parts[0]), *parts], 1)
 
     def before(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """`conv(self(x))`, where the mean, a map of one pixel, is never enlarged."""
+        """`conv(self(x))`, without expanding the mean to a map."""
         image, parts = self._branches(x)
         return functional.pyramid_conv(
             torch.cat(parts, 1),
@@ -80,7 +80,7 @@ class ASPP(nn.Module):
 
 
 class ASPPConv(nn.Module):
-    """ASPP and a 3x3 convolution of what it gives, without a bias.
+    """ASPP followed by a 3x3 convolution without bias.
 
     Shape:
         (N, C, H, W) to (N, out_channels, H, W).
@@ -105,7 +105,7 @@ class ASPPConv(nn.Module):
 
 
 def choose_rates(name: str, rates: Sequence[int] | None, output_stride: int) -> tuple[int, ...]:
-    """`rates`, or those that suit the output stride of the backbone."""
+    """`rates`, or the default for the output stride of the backbone."""
     chosen = RATES.get(output_stride, ()) if rates is None else tuple(rates)
     if len(chosen) != 3 or not all(rate > 0 for rate in chosen):
         raise ValueError(f"{name}: rates must be three positive integers, got {rates}")

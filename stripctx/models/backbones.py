@@ -1,4 +1,4 @@
-"""Backbones by name, and their ImageNet weights."""
+"""Creates backbones by name and loads their ImageNet weights."""
 
 from __future__ import annotations
 
@@ -38,23 +38,27 @@ def create_backbone(
     strip_pooling: bool = False,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> Backbone:
-    """A backbone by name.
+    """Creates a backbone by name.
 
     Args:
-        backbone: `resnet18`, 34, 50, 101 or 152 with the 7x7 stem; with the suffix `s` the deep
-            stem of widths 64-64-128 that PyTorch-Encoding, SPNet and semseg use (`resnet50s`), with
-            `c` that of mmseg's ResNetV1c, 32-32-64; `resnext50_32x4d`, `resnext101_32x8d`,
-            `wide_resnet50_2`, `wide_resnet101_2` with the 7x7 stem; `mobilenet_v2`; `timm:NAME`,
-            any network of the timm library that gives features (`pip install stripctx[timm]`);
-            or a Backbone, taken as it is.
-        weights: a checkpoint's path, read with weights_only, or a state_dict, in the layout of
-            torchvision, semseg, PyTorch-Encoding, mmseg or our own. ImageNet's classifier is left
-            out, and strip pooling modules that the file lacks keep their initial values; anything
-            else that does not fit is an error.
-        output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. MobileNetV2 dilates in its
-            own way; timm's networks normalise so, too. Strip pooling needs a ResNet.
+        backbone: one of
 
-    Example:
+            - `resnet18`, 34, 50, 101 or 152, with the 7x7 stem; with the suffix `s` (`resnet50s`)
+              the deep stem 64-64-128 of PyTorch-Encoding, SPNet and semseg, with `c` the stem
+              32-32-64 of mmseg's ResNetV1c;
+            - `resnext50_32x4d`, `resnext101_32x8d`, `wide_resnet50_2`, `wide_resnet101_2`;
+            - `mobilenet_v2`;
+            - `timm:NAME`, any network of the timm library that returns features
+              (`pip install stripctx[timm]`);
+            - a Backbone, used as it is.
+        weights: the path of a checkpoint, read with weights_only, or a state_dict, in the layout of
+            torchvision, semseg, PyTorch-Encoding, mmseg or stripctx. ImageNet's classifier is
+            skipped, and strip pooling modules missing from the file keep their initial values; any
+            other mismatch is an error.
+        output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. MobileNetV2 has its own
+            dilation scheme, timm's networks their own norms. Strip pooling needs a ResNet.
+
+    Examples:
         >>> create_backbone("resnet50s", output_stride=16).channels
         (256, 512, 1024, 2048)
     """
@@ -86,7 +90,7 @@ def create_backbone(
 
 
 def _parts(name: str) -> tuple[int, str, int, int]:
-    """What a ResNet's name says: its depth, its stem, its groups and their width."""
+    """Depth, stem, groups and group width from the name of a ResNet."""
     if name in _GROUPED:
         depth, groups, group_width = _GROUPED[name]
         return depth, "7x7", groups, group_width
@@ -100,7 +104,7 @@ def _parts(name: str) -> tuple[int, str, int, int]:
 
 
 def load_weights(backbone: Backbone, weights: Weights) -> None:
-    """Loads `weights` as `create_backbone` describes it."""
+    """Loads `weights`; see `create_backbone`."""
     result = backbone.load_state_dict(upstream.read(weights), strict=False)
     missing = [key for key in result.missing_keys if ".spm." not in key]
     for keys, problem in (
@@ -116,13 +120,16 @@ def load_weights(backbone: Backbone, weights: Weights) -> None:
 
 class TimmBackbone(Backbone):
     """The last four feature maps of a network of the timm library, without pretrained weights.
-    Images of any size: where a network wants whole patches, as transformers and HRNet do, zeros are
-    added on the right and below.
+
+    Images may have any size: for networks that need whole patches, such as transformers and HRNet,
+    they are padded with zeros at the right and bottom.
 
     Args:
-        name: timm's name, `convnext_tiny` say. Its features must be at least four.
-        output_stride: of the last map. 32 takes a network as it is: those that timm does not dilate
-            (Swin, PVT, HRNet, VGG, ViT, DenseNet), whose last map may have another stride.
+        name: timm's name, such as `convnext_tiny`. The network must have at least four feature
+            maps.
+        output_stride: of the last map. 32 takes a network as it is, including those that timm
+            cannot dilate (Swin, PVT, HRNet, VGG, ViT, DenseNet), whose last map may have another
+            stride.
     """
 
     def __init__(self, name: str, *, output_stride: int = 32) -> None:

@@ -1,6 +1,6 @@
-"""Residual blocks (He et al., CVPR 2016): their bottlenecks may be wide (Wide ResNet, Zagoruyko and
-Komodakis, BMVC 2016) or grouped (ResNeXt, Xie et al., CVPR 2017), and have strip pooling inside
-(SPNet, Hou et al., CVPR 2020)."""
+"""Residual blocks (He et al., CVPR 2016). Bottlenecks may be wide (Wide ResNet, Zagoruyko and
+Komodakis, BMVC 2016), grouped (ResNeXt, Xie et al., CVPR 2017), or contain strip pooling (SPNet,
+Hou et al., CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def conv3x3(
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. The first has the block's dilation, the second that of
-    the stage, as in PyTorch-Encoding; mmseg does not dilate the second, and with its stem ours
-    neither."""
+    the stage, as in PyTorch-Encoding. mmseg does not dilate the second, and with mmseg's stem it is
+    not dilated here either."""
 
     expansion = 1
 
@@ -58,8 +58,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut; stride, dilation and groups sit on the 3x3.
-    `spm`, where there is one, gates the map that the 3x3 convolution gives, after its ReLU."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut. Stride, dilation and groups apply to the 3x3.
+    `spm`, if present, gates the output of the 3x3 convolution after its ReLU."""
 
     expansion = 4
 

@@ -1,4 +1,4 @@
-"""Puts a segmentation network together from the options that all of them take."""
+"""Assembles a segmentation network from the options common to all of them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def assemble(
     aux_channels: int | None = None,
     aux_bias: bool = False,
 ) -> Network:
-    """A backbone, what `make_head` makes for its channels, and an auxiliary `FCNHead` on the third
-    stage, as one network of the class `kind`.
+    """A network of class `kind`: a backbone, the head created by `make_head` for its channels, and
+    an auxiliary `FCNHead` on the third stage.
 
     Args:
-        name: of the function that the user called, for errors.
-        aux: whether there is an auxiliary head; dropout, channel_dropout, aux_channels and aux_bias
-            are options of it.
+        name: the public function, for error messages.
+        aux: whether to add an auxiliary head, with the options dropout, channel_dropout,
+            aux_channels and aux_bias.
         backbone_weights, output_stride, dilation, strip_pooling: see `create_backbone`.
     """
     check_num_classes(name, num_classes)

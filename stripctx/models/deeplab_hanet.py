@@ -4,7 +4,7 @@ between its layers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ class HANetHead(nn.Module):
 
     hanet0 gates the last stage by the third; hanet1 ASPP's output by the last stage; hanet2 its
     projection by ASPP's output; hanet3 the decoder's features by its input; hanet4 the logits by
-    the decoder's features, with maxima. Each sees what the one before it gated.
+    the decoder's features, with max pooling. Each uses the gated output of the one before it.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class HANetHead(nn.Module):
         return _gate(self.hanet4, final, self.final2(final), pos)
 
     def _decoder(self, fine: Tensor, coarse: Tensor, pos: Tensor | None) -> Tensor:
-        """`final1` of both maps side by side, hanet3's source. Its first convolution takes the
-        coarse one as it is."""
+        """`final1` of the concatenated maps, gated by hanet3. The first convolution uses the coarse
+        map at its own size."""
         final = over_pyramid(self.final1, fine, [coarse], self.align_corners)
         if self.hanet3 is None:
             return final
@@ -88,7 +88,7 @@ class HANetHead(nn.Module):
         return self.hanet3(together, final, pos)
 
     def _coarse(self, fourth: Tensor, pos: Tensor | None) -> Tensor:
-        """ASPP and its projection, with the attentions that see what is between them."""
+        """ASPP and its projection, with the attentions between them."""
         if self.hanet1 is None and self.hanet2 is None:
             conv, norm, relu = self.bot_aspp
             return relu(norm(self.aspp.before(cast(nn.Conv2d, conv), fourth)))
@@ -113,6 +113,12 @@ class DeepLabHANet(SegmentationNetwork):
     ) -> dict[str, Tensor]:
         features = self.extract(x)
         return self.collect(x, features, self.decode(features, pos), resize)
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, x: Tensor, pos: Tensor | None = None, *, resize: bool = True
+        ) -> dict[str, Tensor]: ...
 
 
 @register
@@ -142,42 +148,41 @@ def deeplabv3plus_hanet(
     global_norm: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> DeepLabHANet:
-    """HANet's DeepLabv3+ as its authors released it.
+    """HANet's DeepLabv3+, as released by its authors.
 
-    load_state_dict takes upstream's checkpoints: its ResNet-50 is `resnet50` here, its ResNet-101,
-    with a deep stem, `resnet101s`. Their `hanet` is `slots`, `hanet_set` (kernel_size, reduction,
-    layers), `hanet_pos` (pos_injection, pos_encoding: 1 the sinusoid, 0 learned). Options that do
-    not fit the file are an error, where upstream skips what does not fit and runs with random
-    attention. Its auxiliary loss shrinks the labels, which is enlarge_aux=False here and
-    shrink_aux=True in SegmentationLoss.
+    load_state_dict accepts upstream's checkpoints. Upstream's ResNet-50 is `resnet50` here, its
+    ResNet-101 with a deep stem `resnet101s`. Upstream's option `hanet` is `slots`, `hanet_set` is
+    (kernel_size, reduction, layers), and `hanet_pos` is (pos_injection, pos_encoding: 1 sinusoid, 0
+    learned). Options that do not match the file are an error; upstream skips mismatched entries and
+    runs with random attention. For upstream's auxiliary loss, which reduces the labels, use
+    enlarge_aux=False here and shrink_aux=True in SegmentationLoss.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
-        aux: whether there is an auxiliary head on the third stage; upstream's `dsn`.
-        output_stride: of the backbone: 8 is upstream's variant D, 4 its D4, 16 its D16, and 32 its
-            OS32.
+        aux: whether to add an auxiliary head on the third stage; upstream's `dsn`.
+        output_stride: of the backbone: 8 is upstream's variant D, 4 D4, 16 D16, and 32 OS32.
         dilation: the backbone's dilation scheme.
         rates: the dilations of ASPP's three 3x3 convolutions; by default those of the output
             stride: (24, 48, 72) at 4, (12, 24, 36) at 8, (6, 12, 18) at 16, (3, 6, 9) at 32.
-        slots: which of the five height attentions there are; see `HANetHead`.
+        slots: which of the five height attentions to use; see `HANetHead`.
         kernel_size, reduction, layers, pooling, pos_rfactor, pos_injection, pos_encoding,
-            pos_noise, symmetric_noise: of each; see `HeightAttention`.
-        attention_dropout: its `dropout`.
+            pos_noise, symmetric_noise: of all attentions; see `HeightAttention`.
+        attention_dropout: the `dropout` of the attentions.
         dropout: before the auxiliary classifier, on whole channels.
-        enlarge_aux: whether `aux` has the size of the image, rather than that of the third stage.
+        enlarge_aux: whether `aux` has the size of the image; otherwise that of the third stage.
         align_corners: of every resize of maps.
-        global_norm: False gives ASPP's branch of the whole map a bias and no norm, so that batch 1
-            trains.
-        norm_layer: makes every normalisation but those of the attentions.
+        global_norm: False gives ASPP's mean branch a bias instead of a norm, which permits training
+            with batch size 1.
+        norm_layer: creates all norms except those of the attentions.
 
     Shape:
-        x (N, 3, H, W) of any size, and pos, the heights of its rows: (N, H, W) or (N, H), integers
-        from 0 at the top of the uncropped image to 127 at its bottom, 128 for padding; or None, for
-        attention without positions. To `out`, and in training `aux`, (N, K, H, W).
+        x (N, 3, H, W) of any size, and pos, the positions of its rows, (N, H, W) or (N, H):
+        integers from 0 at the top of the uncropped image to 127 at the bottom, 128 for padding; or
+        None, for attention without positions. To `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = deeplabv3plus_hanet(19, "resnet18", output_stride=16)
         >>> heights = torch.arange(60).mul(128).div(60, rounding_mode="floor").expand(2, 60)
         >>> outputs = network(torch.randn(2, 3, 60, 75), heights)

@@ -1,6 +1,8 @@
-"""Deep TEN (Zhang, Xue, Dana, CVPR 2017): what an image is made of, from an orderless encoding."""
+"""Deep TEN (Zhang, Xue, Dana, CVPR 2017): texture classification by an orderless encoding."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,15 +16,15 @@ from stripctx.models.registry import register
 
 
 class UnitLength(nn.Module):
-    """(N, L) to vectors of length 1."""
+    """Normalises (N, L) to vectors of length 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1, eps=1e-8)
 
 
 class DeepTEN(nn.Module):
-    """A backbone, a 1x1 convolution, the encoding layer, and a linear classifier of the encoding at
-    unit length. `deepten` makes one.
+    """A backbone, a 1x1 convolution, the encoding layer, normalisation to unit length and a linear
+    classifier. Created by `deepten`.
 
     Shape:
         (N, 3, H, W) of any size to logits (N, num_classes).
@@ -55,6 +57,10 @@ class DeepTEN(nn.Module):
         check_image(self, x)
         return self.head(self.backbone(x)[3])
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
 
 @register
 def deepten(
@@ -67,23 +73,22 @@ def deepten(
     scale_dropout: bool = False,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> DeepTEN:
-    """Deep TEN as PyTorch-Encoding builds it, for classifying materials and textures.
+    """Deep TEN as in PyTorch-Encoding, for classifying materials and textures.
 
-    load_state_dict takes upstream's checkpoints, whose `resnet50` is `resnet50s` here.
+    load_state_dict accepts upstream's checkpoints, whose `resnet50` is `resnet50s` here.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`; not dilated.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
-        channels: what the encoding sees of the backbone's.
-        num_codes: of the encoding.
-        scale_dropout: of the encoding; see `EncodingLayer`.
-        norm_layer: makes every normalisation.
+        channels: the number of channels of the encoding's input.
+        num_codes, scale_dropout: of the encoding; see `EncodingLayer`.
+        norm_layer: creates the norms.
 
     Shape:
         (N, 3, H, W) of any size to logits (N, K).
 
-    Example:
+    Examples:
         >>> deepten(23, "resnet18")(torch.randn(2, 3, 64, 64)).shape
         torch.Size([2, 23])
     """

@@ -1,4 +1,4 @@
-"""EncNet (Zhang et al., CVPR 2018): context encoding, also trained on which classes there are."""
+"""EncNet (Zhang et al., CVPR 2018): context encoding with the semantic encoding loss."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from stripctx.models.registry import register
 
 
 class EncHead(nn.Module):
-    """A 3x3 convolution, the second and third stage beside it where `lateral`, context encoding and
-    a classifier; in training, the presence logits of the encoding and those of stage 3.
+    """A 3x3 convolution, fused with the second and third stage if `lateral`, context encoding and a
+    classifier; in training also the presence logits of the encoding and of stage 3.
 
-    Upstream's `EncHead`; its keys, and mmseg's, load through `EncNet`.
+    Upstream's `EncHead`. Its keys, and mmseg's, load through `EncNet`.
 
     Shape:
         the features of four stages to a dictionary: `out` (N, K, H, W); in training `se` and
-        `se_stage3`, (N, K), where they exist.
+        `se_stage3`, (N, K), if enabled.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EncHead(nn.Module):
 
 
 class EncNet(SegmentationNetwork):
-    """Context encoding on a dilated backbone. `encnet` makes one."""
+    """Context encoding on a dilated backbone. Created by `encnet`."""
 
     layouts = (
         upstream.ENCODING.plus(
@@ -132,36 +132,36 @@ def encnet(
     align_corners: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> EncNet:
-    """EncNet as PyTorch-Encoding and mmseg build it, and as its paper describes it.
+    """EncNet as in PyTorch-Encoding and mmseg, with the further options of its paper.
 
-    load_state_dict takes the checkpoints of PyTorch-Encoding (`resnet50s`, or `resnet50` for its
+    load_state_dict accepts the checkpoints of PyTorch-Encoding (`resnet50s`, or `resnet50` for its
     names without s; lateral=True for those of Pascal-Context and VOC) and mmseg (`resnet50c`,
-    channel_dropout=True, align_corners=False). PyTorch-Encoding returns presence logits in
-    evaluation too; here they come in training only, as `losses.SegmentationLoss` takes them.
+    channel_dropout=True, align_corners=False). PyTorch-Encoding also returns presence logits in
+    evaluation; here they are returned only in training, as used by `losses.SegmentationLoss`.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
-        aux: whether there is an auxiliary head on the third stage. The paper has none.
+        aux: whether to add an auxiliary head on the third stage. The paper has none.
         se_loss: whether the encoding predicts which classes are present.
-        se_stage3: whether a second context encoding, on the third stage, does so as well. It is
-            there for its loss alone; the paper's, which neither implementation has.
-        lateral: whether the second and third stage are joined to the fourth before the encoding.
+        se_stage3: whether a second context encoding on the third stage predicts them too, used only
+            for its loss. In the paper, but in neither implementation.
+        lateral: whether to fuse the second and third stage with the fourth before the encoding.
         num_codes, reduction, scale_dropout: of the encoding; see `ContextEncoding`.
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme.
         head_channels: the width of the encoding.
         dropout: before both classifiers.
-        channel_dropout: drops whole channels rather than elements.
+        channel_dropout: whether to drop whole channels instead of elements.
         align_corners: of every resize.
-        norm_layer: makes every normalisation but that over the codewords.
+        norm_layer: creates all norms except that over the codewords.
 
     Shape:
         (N, 3, H, W) of any size to `out`, (N, K, H, W), and in training `aux`, of the same shape,
         `se` and `se_stage3`, (N, K).
 
-    Example:
+    Examples:
         >>> network = encnet(21, "resnet18", se_stage3=True)
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'se': (2, 21), 'se_stage3': (2, 21), 'aux': (2, 21, 60, 75)}

@@ -1,4 +1,4 @@
-"""FCN (Long et al., CVPR 2015) on a dilated backbone: the baseline without a context module."""
+"""FCN (Long et al., CVPR 2015) on a dilated backbone: the baseline without context module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stripctx.models.registry import register
 
 
 class FCN(SegmentationNetwork):
-    """A fully convolutional head on the last stage. `fcn` makes one."""
+    """A fully convolutional head on the last stage. Created by `fcn`."""
 
     layouts = (upstream.ENCODING.plus((r"head\.conv5\.", "head.")), upstream.TORCHVISION)
 
@@ -31,26 +31,26 @@ def fcn(
     align_corners: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> FCN:
-    """FCN as PyTorch-Encoding and torchvision build it.
+    """FCN as in PyTorch-Encoding and torchvision.
 
-    load_state_dict takes the checkpoints of both, PyTorch-Encoding's ResNets with a deep stem being
-    `resnet50s` and so on. torchvision's networks resize with align_corners=False.
+    load_state_dict accepts the checkpoints of both. PyTorch-Encoding's ResNets with a deep stem are
+    `resnet50s` etc. here; torchvision's networks need align_corners=False.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
-        aux: whether there is an auxiliary head on the third stage.
+        aux: whether to add an auxiliary head on the third stage.
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme.
         dropout: before both classifiers, on elements.
         align_corners: of the last resize.
-        norm_layer: makes every normalisation.
+        norm_layer: creates the norms.
 
     Shape:
         (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = fcn(21, "resnet18")
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}

@@ -1,4 +1,4 @@
-"""What the heads of all segmentation networks are made of."""
+"""Building blocks of the segmentation heads."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def conv_unit(
 def over_pyramid(
     unit: nn.Sequential, x: Tensor, levels: Sequence[Tensor], align_corners: bool
 ) -> Tensor:
-    """Layers that begin with a 3x3 convolution, of a map and smaller ones side by side. The
-    convolution takes the smaller ones as they are (`functional.pyramid_conv`)."""
+    """Applies layers that begin with a 3x3 convolution to the concatenation of a map and smaller
+    ones, without building it (`functional.pyramid_conv`)."""
     conv, *others = unit
     y = functional.pyramid_conv(
         x, levels, cast(nn.Conv2d, conv).weight, padding=1, align_corners=align_corners
@@ -64,13 +64,13 @@ class FCNHead(nn.Sequential):
     Args:
         in_channels: C.
         num_classes: K.
-        hidden_channels: the width between the convolutions; in_channels // 4 unless given. HANet's
+        hidden_channels: the width between the convolutions, by default in_channels // 4. HANet's
             auxiliary head has 512.
-        dropout: its probability.
-        channel_dropout: drops whole channels (semseg, SPNet, HANet, mmseg) rather than elements
+        dropout: the dropout probability.
+        channel_dropout: whether to drop whole channels (semseg, SPNet, HANet, mmseg) or elements
             (PyTorch-Encoding, torchvision).
-        bias: whether the 3x3 convolution has one. Only HANet's auxiliary head does.
-        norm_layer: makes the normalisation, called with hidden_channels.
+        bias: whether the 3x3 convolution has a bias; only in HANet's auxiliary head.
+        norm_layer: creates the norm, called with hidden_channels.
 
     Shape:
         (N, C, H, W) to (N, K, H, W).

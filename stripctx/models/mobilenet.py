@@ -1,5 +1,4 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018), dilated and divided into stages as HANet's authors do
-it."""
+"""MobileNetV2 (Sandler et al., CVPR 2018), with the stages and dilations of HANet's code."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ _STAGES = ((0, 2), (2, 7), (7, 11), (11, 18), (18, 19))  # of torchvision's `fea
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, a 3x3 convolution of every channel by itself, 1x1 to fewer, a shortcut
-    where the shape stays. torchvision's names."""
+    """A 1x1 expansion, a depthwise 3x3 convolution, a 1x1 projection, and a shortcut if the shape
+    stays the same. The key names are torchvision's."""
 
     def __init__(
         self,
@@ -55,17 +54,17 @@ class MobileNetV2(Backbone):
     """MobileNetV2 without its classifier.
 
     The stages are HANet's: 32 channels at 1/8 of the image, 64 at 1/16, 320 at 1/32, and the last
-    1x1 convolution to 1280. Where `output_stride` is smaller, a convolution that loses its stride
-    is dilated in its place, by 2, or by 4 where it is the second; those after it are not, as in
+    1x1 convolution to 1280. For a smaller `output_stride`, each convolution that loses its stride
+    is dilated, the first by 2 and the second by 4; the convolutions after it are not dilated, as in
     HANet's released code.
 
     Args:
-        output_stride: how much smaller than the image the last two stages are: 8, 16 or 32.
-        norm_layer: makes every normalisation, called with the number of channels.
+        output_stride: of the last two stages: 8, 16 or 32.
+        norm_layer: creates the norms, called with the number of channels.
 
-    load_state_dict takes torchvision's layout and HANet's; ImageNet's classifier is left out.
+    load_state_dict accepts the layouts of torchvision and HANet; ImageNet's classifier is skipped.
 
-    Example:
+    Examples:
         >>> [tuple(f.shape[1:]) for f in MobileNetV2()(torch.randn(1, 3, 64, 64))]
         [(32, 8, 8), (64, 4, 4), (320, 4, 4), (1280, 4, 4)]
     """

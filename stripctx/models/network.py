@@ -1,10 +1,9 @@
-"""What networks share: a backbone; those that segment, a head, an auxiliary head and the dictionary
-that they return."""
+"""Base classes of the networks: `Backbone` and `SegmentationNetwork`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,17 @@ Channels = tuple[int, int, int, int]
 
 
 class Backbone(nn.Module):
-    """A network that turns an image (N, 3, H, W) into the features of its four stages, finest
-    first. `channels` are their widths. Subclass it to use a backbone of your own."""
+    """Computes the features of four stages, finest first, from an image (N, 3, H, W). `channels`
+    are their widths. Subclass it to use your own backbone."""
 
     channels: Channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> tuple[Tensor, ...]: ...
 
 
 def check_image(network: nn.Module, x: Tensor) -> None:
@@ -35,7 +38,7 @@ def check_image(network: nn.Module, x: Tensor) -> None:
 
 
 def resized(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """A map at another size, bilinearly, where that is not its own."""
+    """The map, interpolated bilinearly unless it already has this size."""
     if not tracing.is_proxy(x) and x.shape[2:] == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
@@ -48,21 +51,21 @@ def _is_map(name: str, value: Tensor) -> bool:
 class SegmentationNetwork(nn.Module):
     """A backbone, a head, and in training an auxiliary head on the third stage.
 
-    A subclass defines `decode`; all maps that it returns are resized to the image, bilinearly, and
-    vectors pass as they are. Its `layouts` are those of published checkpoints, which
-    load_state_dict takes besides its own. Where `enlarge_aux` is False, `aux` stays as small as the
-    third stage, and the loss shrinks the labels.
+    Subclasses override `decode`. The maps it returns are resized bilinearly to the image; vectors
+    are returned unchanged. `layouts` are those of published checkpoints that load_state_dict
+    accepts in addition to its own. If `enlarge_aux` is False, `aux` keeps the size of the third
+    stage, and the loss reduces the labels.
 
     Args:
-        backbone: gives the features of four stages.
-        head: what `decode` uses.
-        aux_head: turns the third stage's features into logits; None for no auxiliary output.
+        backbone: computes the features of four stages.
+        head: used by `decode`.
+        aux_head: computes logits from the third stage's features; None for no auxiliary output.
         align_corners: of the last resize.
 
     Shape:
-        (N, 3, H, W) of any size to a dictionary: `out` (N, K, H, W), in training `aux`, of the same
-        shape, and what else `decode` gives. With resize=False, `out` and `aux` stay at their heads'
-        own size, for `stripctx.losses`, which interpolate them pixel by pixel.
+        (N, 3, H, W) of any size to a dictionary: `out` (N, K, H, W), in training `aux` of the same
+        shape, and further outputs of `decode`. With resize=False, `out` and `aux` keep the size of
+        their heads, for `stripctx.losses`, which interpolates them pixel by pixel.
     """
 
     layouts: ClassVar[tuple[upstream.Layout, ...]] = ()
@@ -88,20 +91,24 @@ class SegmentationNetwork(nn.Module):
         return {"out": self.head(features[-1])}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Of the maps that come out, for an image of this size: the same."""
+        """The size of the output maps for an image of this size: the same."""
         return height, width
 
     def forward(self, x: Tensor, *, resize: bool = True) -> dict[str, Tensor]:
         features = self.extract(x)
         return self.collect(x, features, self.decode(features), resize)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, *, resize: bool = True) -> dict[str, Tensor]: ...
+
     @torch.no_grad()
     def predict(self, x: Tensor, *args: Any, dtype: torch.dtype = torch.int64) -> Tensor:
-        """The label map (N, H, W) of an image: the class of the largest logit at every pixel. The
-        logits at the image's size are not made.
+        """The label map (N, H, W): the class of the largest logit at every pixel. The logits at
+        image size are not allocated.
 
         Args:
-            x, args: as forward takes them. For a network in training mode, the mode stays.
+            x, args: the arguments of forward. The mode (training or evaluation) is not changed.
             dtype: int64, int32, or uint8 for up to 256 classes.
         """
         logits = self(x, *args, resize=False)["out"]
@@ -124,7 +131,7 @@ class SegmentationNetwork(nn.Module):
         outputs: dict[str, Tensor],
         resize: bool,
     ) -> dict[str, Tensor]:
-        """What `decode` gave, and in training the auxiliary output, at the size that comes out."""
+        """The outputs of `decode` and, in training, the auxiliary output, resized if `resize`."""
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
         if not tracing.is_proxy(resize) and not resize:  # torch.fx asks for the default

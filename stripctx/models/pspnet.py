@@ -19,7 +19,8 @@ from stripctx.models.registry import register
 
 
 class PSPNet(SegmentationNetwork):
-    """Pyramid pooling and its convolution, norm, ReLU, dropout, classifier. `pspnet` makes one."""
+    """Pyramid pooling with its convolution, norm, ReLU, dropout, classifier. Created by
+    `pspnet`."""
 
     layouts = (
         upstream.SEMSEG.plus(
@@ -80,41 +81,41 @@ def pspnet(
     global_norm: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> PSPNet:
-    """PSPNet as semseg builds it.
+    """PSPNet as in semseg.
 
-    The pyramid and the convolution that follows it are one `PyramidPoolingConv`: the concatenation,
-    of twice the backbone's channels, is never built.
+    The pyramid and the following convolution are one `PyramidPoolingConv`: their concatenation,
+    with twice the backbone's channels, is never built.
 
-    load_state_dict takes the checkpoints of semseg (whose ResNets are `resnet50s` and so on here),
+    load_state_dict accepts the checkpoints of semseg (whose ResNets are `resnet50s` etc. here),
     PyTorch-Encoding (`resnet50s`, or `resnet50` for its names without s; dilation="contracted") and
-    mmseg (`resnet50c`, dilation="contracted", align_corners=False). Images may have any size, where
-    semseg wants 8n + 1.
+    mmseg (`resnet50c`, dilation="contracted", align_corners=False). Images may have any size;
+    semseg requires 8n + 1.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
-        aux: whether there is an auxiliary head on the third stage. semseg always has one.
-        context: "pyramid"; or "aspp" for atrous spatial pyramid pooling (see `ASPP`) in its place.
+        aux: whether to add an auxiliary head on the third stage. semseg always has one.
+        context: "pyramid", or "aspp" for atrous spatial pyramid pooling (see `ASPP`).
         bins: of the pyramid.
-        rates: of ASPP; by default (24, 48, 72) at output stride 4, half of that at 8, and so on.
-        zoom_factor: the outputs have (H - 1) * zoom_factor // 8 + 1 rows, columns likewise: 8 gives
-            the image's size, 1 that of the features. 1, 2, 4 or 8.
+        rates: of ASPP; by default (24, 48, 72) at output stride 4, half of that at 8, etc.
+        zoom_factor: 1, 2, 4 or 8. The outputs have (H - 1) * zoom_factor // 8 + 1 rows, likewise
+            columns: 8 gives the size of the image, 1 that of the features.
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme.
         head_channels: the width before the classifier.
         dropout: before both classifiers.
-        channel_dropout: whether it drops whole channels, as semseg's, or elements, as
-            PyTorch-Encoding's.
+        channel_dropout: whether to drop whole channels, as in semseg, or elements, as in
+            PyTorch-Encoding.
         align_corners: of the pyramid and of the last resize.
-        global_norm: False gives the 1x1 bin, or ASPP's mean of the whole map, a bias and no norm,
-            so that batch 1 trains.
-        norm_layer: makes every normalisation.
+        global_norm: False gives the 1x1 bin, or ASPP's mean branch, a bias instead of a norm, which
+            permits training with batch size 1.
+        norm_layer: creates the norms.
 
     Shape:
         (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = pspnet(21, "resnet18")
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}

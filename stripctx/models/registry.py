@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from stripctx.models.deeplab_hanet import DeepLabHANet
+    from stripctx.models.deepten import DeepTEN
+    from stripctx.models.encnet import EncNet
+    from stripctx.models.fcn import FCN
+    from stripctx.models.pspnet import PSPNet
+    from stripctx.models.spnet import SPNet
+    from stripctx.models.upernet import UPerNet
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
@@ -13,20 +22,36 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(factory: Factory) -> Factory:
-    """Decorates the function that makes a network: its name becomes the network's."""
+    """Decorator for a function that creates a network: registers it under its name."""
     _FACTORIES[factory.__name__] = factory
     return factory
 
 
 def available() -> list[str]:
-    """The names that `create` knows."""
+    """The names that `create` accepts."""
     return sorted(_FACTORIES)
 
 
+@overload
+def create(name: Literal["fcn"], **options: Any) -> FCN: ...
+@overload
+def create(name: Literal["pspnet"], **options: Any) -> PSPNet: ...
+@overload
+def create(name: Literal["spnet"], **options: Any) -> SPNet: ...
+@overload
+def create(name: Literal["deeplabv3plus_hanet"], **options: Any) -> DeepLabHANet: ...
+@overload
+def create(name: Literal["encnet"], **options: Any) -> EncNet: ...
+@overload
+def create(name: Literal["upernet"], **options: Any) -> UPerNet: ...
+@overload
+def create(name: Literal["deepten"], **options: Any) -> DeepTEN: ...
+@overload
+def create(name: str, **options: Any) -> nn.Module: ...
 def create(name: str, **options: Any) -> nn.Module:
-    """The network called `name`, made with `options`; see the function of that name.
+    """Creates the network `name`. The options are those of the function of the same name.
 
-    Example:
+    Examples:
         >>> network = create("fcn", num_classes=19, backbone="resnet18")
         >>> network.eval()(torch.randn(1, 3, 65, 97))["out"].shape
         torch.Size([1, 19, 65, 97])

@@ -1,5 +1,4 @@
-"""ResNet (He et al., CVPR 2016) as segmentation networks use it: dilated, with any of three
-stems."""
+"""ResNet (He et al., CVPR 2016) for segmentation: dilated, with one of three stems."""
 
 from __future__ import annotations
 
@@ -32,18 +31,18 @@ class StagePlan(NamedTuple):
 
 
 def dilation_plan(blocks: tuple[int, ...], output_stride: int, dilation: str) -> list[StagePlan]:
-    """How each stage strides and dilates.
+    """The strides and dilations of all stages.
 
-    From the stage on that would pass `output_stride`, strides become dilations. The schemes differ
-    in the first block of such a stage, and in the last stage:
+    Once `output_stride` is reached, strides become dilations. The schemes differ in the first block
+    of such a stage and in the last stage:
 
     - `contracted` (PyTorch-Encoding, torchvision, mmseg): the first block keeps the dilation of the
-      stage before, as an exact conversion of the strided network does. At output stride 8: layer3
+      previous stage, an exact conversion of the strided network. At output stride 8: layer3
       1, 2, 2 ...; layer4 2, 4, 4.
-    - `uniform` (semseg, HANet): one dilation in all blocks. At 8: layer3 2; layer4 4. At 16: layer4
-      2. At 4: layer2 2, layer3 4, layer4 8.
-    - `multi_grid` (SPNet): contracted, and the last stage's dilation doubles from block to block.
-      At 8: layer4 4, 8, 16.
+    - `uniform` (semseg, HANet): the same dilation in all blocks. At 8: layer3 2; layer4 4. At 16:
+      layer4 2. At 4: layer2 2, layer3 4, layer4 8.
+    - `multi_grid` (SPNet): contracted, and the dilation of the last stage doubles from block to
+      block. At 8: layer4 4, 8, 16.
     """
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(
@@ -75,22 +74,23 @@ class ResNet(Backbone):
         depth: 18, 34, 50, 101 or 152.
         stem: `7x7`, or three 3x3 convolutions of the widths `64-64-128` (PyTorch-Encoding, SPNet,
             semseg, HANet) or `32-32-64` (mmseg's ResNetV1c).
-        output_stride: how much smaller than the image the last stage is: 32, 16, 8 or 4.
+        output_stride: of the last stage: 32, 16, 8 or 4.
         dilation: `contracted`, `uniform` or `multi_grid`; see `dilation_plan`.
-        strip_pooling: SPNet's: strip pooling in the last block of layer1, layer2 and layer3 and in
-            every block of layer4. Needs bottlenecks, so a depth of 50 or more.
-        groups, group_width: of the bottlenecks' 3x3 convolutions: 32 and 4 are ResNeXt's 32x4d, 1
-            and 128 a Wide ResNet's; 1 and 64 are plain. Need bottlenecks, too.
-        norm_layer: makes every normalisation, called with the number of channels.
+        strip_pooling: whether to add strip pooling, as in SPNet, to the last block of layer1,
+            layer2 and layer3 and to every block of layer4. Needs bottlenecks: a depth of 50 or
+            more.
+        groups, group_width: of the bottlenecks' 3x3 convolutions: 32 and 4 for ResNeXt 32x4d, 1 and
+            128 for Wide ResNet, 1 and 64 otherwise. Need bottlenecks, too.
+        norm_layer: creates the norms, called with the number of channels.
 
     Shape:
         (N, 3, H, W) to four maps, at 1/4, 1/8, 1/16 and 1/32 of the image, none smaller than
         1/output_stride, with `channels` channels.
 
-    load_state_dict takes the layouts of torchvision, semseg, HANet, SPNet, PyTorch-Encoding and
-    mmseg; ImageNet's classifier, `fc`, is left out.
+    load_state_dict accepts the layouts of torchvision, semseg, HANet, SPNet, PyTorch-Encoding and
+    mmseg; ImageNet's classifier, `fc`, is skipped.
 
-    Example:
+    Examples:
         >>> [tuple(f.shape[1:]) for f in ResNet(18)(torch.randn(1, 3, 64, 64))]
         [(64, 16, 16), (128, 8, 8), (256, 8, 8), (512, 8, 8)]
     """
@@ -174,8 +174,8 @@ def _make_stage(
     gated: Sequence[int],
     norm_layer: NormLayer,
 ) -> nn.Sequential:
-    """One stage; `bottleneck`: groups of its blocks and their width; `gated`: the blocks with strip
-    pooling inside."""
+    """One stage. `bottleneck` holds groups and group_width; `gated` are the indices of blocks with
+    strip pooling."""
     blocks: list[nn.Module] = []
     for index, dilation in enumerate(plan.block_dilations):
         stride = plan.stride if index == 0 else 1
@@ -209,8 +209,8 @@ def _make_stage(
 def _make_shortcut(
     in_channels: int, channels: int, stride: int, norm_layer: NormLayer
 ) -> nn.Module | None:
-    """A projection where the block changes its input's shape. In a dilated stage the first block
-    has stride 1 and still widens, so it keeps its projection, as every upstream does."""
+    """A projection if the block changes the shape of its input. The first block of a dilated stage
+    has stride 1 but changes the width, so it keeps its projection, as in all upstreams."""
     if stride == 1 and in_channels == channels:
         return None
     return nn.Sequential(
@@ -219,7 +219,7 @@ def _make_shortcut(
 
 
 def _initialise(network: nn.Module) -> None:
-    """He et al., ICCV 2015, by fan out; norms start as the identity, biases as torch makes them."""
+    """He et al., ICCV 2015, by fan out. Norms and biases keep PyTorch's defaults."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -16,7 +16,8 @@ from stripctx.models.registry import register
 
 
 class SPHead(nn.Module):
-    """A 1x1 convolution to half the channels, mixed pooling modules in a row, and a classifier.
+    """A 1x1 convolution to half the channels, a sequence of mixed pooling modules, and a
+    classifier.
 
     Upstream's `SPHead`; its keys load through `SPNet`.
     """
@@ -63,7 +64,7 @@ class SPHead(nn.Module):
 
 
 class SPNet(SegmentationNetwork):
-    """Mixed pooling on a backbone with strip pooling inside. `spnet` makes one."""
+    """Mixed pooling on a backbone with strip pooling. Created by `spnet`."""
 
     layouts = (
         upstream.ENCODING.plus(
@@ -75,7 +76,7 @@ class SPNet(SegmentationNetwork):
 
 
 def _of_each(name: str, values: str | Sequence[str], count: int) -> tuple[str, ...]:
-    """One value for each of `count` modules."""
+    """One value per module, from a common value or a sequence of `count`."""
     if isinstance(values, str):
         return (values,) * count
     if len(values) != count:
@@ -103,36 +104,34 @@ def spnet(
     align_corners: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> SPNet:
-    """SPNet as its authors released it, and the ablations of its paper.
+    """SPNet, as released by its authors, with the ablations of its paper.
 
-    load_state_dict takes upstream's checkpoints, whose ResNets are `resnet50s` and `resnet101s`
-    here; those trained without `spm_on` need strip_pooling=False. Upstream's auxiliary head runs
-    twice a training step and once in evaluation, for nothing; here once, in training.
+    load_state_dict accepts upstream's checkpoints, whose ResNets are `resnet50s` and `resnet101s`
+    here; those trained without `spm_on` need strip_pooling=False. The auxiliary head runs once per
+    training step; upstream runs it twice in training and once, unused, in evaluation.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict; they need not
             have strip pooling.
-        aux: whether there is an auxiliary head on the third stage. Upstream fails to train
-            without.
-        strip_pooling: strip pooling modules (SPM) in the backbone: in the last block of its first
-            three stages and in every block of the fourth. Needs bottlenecks, so `resnet50` or
-            deeper.
-        mixed: how many mixed pooling modules (MPM) the head has, one after another; 0 to 8.
-        arms: of each, "both", "short" or "long", one for all or one for each; see `MixedPooling`.
-        pooling: of each long arm, "strip" or "global", likewise.
-        pool_sizes: of each.
+        aux: whether to add an auxiliary head on the third stage. Upstream cannot train without it.
+        strip_pooling: whether the backbone has strip pooling modules (SPM), in the last block of
+            its first three stages and in every block of the fourth. Needs `resnet50` or deeper.
+        mixed: the number of mixed pooling modules (MPM) in the head, 0 to 8.
+        arms: "both", "short" or "long", for all modules or a sequence; see `MixedPooling`.
+        pooling: of the long branches, "strip" or "global", for all modules or a sequence.
+        pool_sizes: of all modules.
         output_stride: of the backbone.
         dilation: the backbone's dilation scheme; upstream's is "multi_grid".
         dropout: before both classifiers, on whole channels.
         align_corners: of every resize.
-        norm_layer: makes every normalisation.
+        norm_layer: creates the norms.
 
     Shape:
         (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = spnet(21, "resnet18", strip_pooling=False)
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}

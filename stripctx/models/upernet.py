@@ -1,5 +1,5 @@
 """UPerNet (Xiao et al., Unified Perceptual Parsing, ECCV 2018): pyramid pooling on the last stage,
-a feature pyramid over all four, and a convolution of what they give, side by side."""
+a feature pyramid over all four stages, and a convolution of their concatenation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stripctx.models.heads import classifier, conv_unit, over_pyramid
 from stripctx.models.network import Backbone, Channels, NormLayer, SegmentationNetwork
 from stripctx.models.registry import register
 
-# Both projects' names, relative to the head.
+# Key names of both projects, relative to the head.
 _LAYOUT = upstream.Layout(
     "mmseg's UPerHead and transformers' UperNetHead",
     r"psp_modules\.",
@@ -36,27 +36,27 @@ _LAYOUT = upstream.Layout(
 
 
 class UPerHead(nn.Module):
-    """From the features of four stages to logits at the size of the first.
+    """Computes logits at the size of the first stage from the features of four stages.
 
         top = relu(norm(conv3x3(pyramid pooling of the last stage)))
         m_3 = top, m_i = relu(norm(conv1x1(stage i))) + up(m_(i+1))
         y = relu(norm(conv3x3(concat(conv3x3(m_0), up(conv3x3(m_1)), up(conv3x3(m_2)), up(top)))))
 
-    every 3x3 convolution inside with its norm and ReLU. The last one is the largest convolution of
-    the network. It is taken on the small maps (`functional.pyramid_conv`), a third of its products;
-    neither they at the first stage's size nor their concatenation exist.
+    where each inner 3x3 convolution has a norm and ReLU. The outer one is the largest convolution
+    of the network. It is computed on the small maps (`functional.pyramid_conv`), with a third of
+    the multiply-adds; the interpolated maps and their concatenation are never allocated.
 
-    load_state_dict takes the entries of mmseg's `UPerHead` and of transformers' `UperNetHead`.
+    load_state_dict accepts the entries of mmseg's `UPerHead` and transformers' `UperNetHead`.
 
     Args:
         channels: of the four stages.
         num_classes: K.
-        width: of every map in between.
+        width: of all intermediate maps.
         bins: of the pyramid pooling.
         dropout: before the classifier, on whole channels.
         align_corners: of every interpolation.
         global_norm: see `PyramidPooling`.
-        norm_layer: makes the norms.
+        norm_layer: creates the norms.
 
     Shape:
         (N, C_i, H_i, W_i), finest first, to (N, K, H_0, W_0).
@@ -108,7 +108,7 @@ class UPerHead(nn.Module):
 
 
 class UPerNet(SegmentationNetwork):
-    """A feature pyramid with pyramid pooling at its top. `upernet` makes one."""
+    """A feature pyramid with pyramid pooling at its top. Created by `upernet`."""
 
     layouts = (
         upstream.TRANSFORMERS.plus((r"decode_head\.", "head.")),
@@ -136,32 +136,33 @@ def upernet(
     global_norm: bool = True,
     norm_layer: NormLayer = nn.BatchNorm2d,
 ) -> UPerNet:
-    """UPerNet as mmseg and transformers build it, on any backbone: `timm:convnext_tiny`,
-    `timm:swin_tiny_patch4_window7_224` and other networks of timm, and the ResNets.
+    """UPerNet as in mmseg and transformers, on any backbone: ResNets, `timm:convnext_tiny`,
+    `timm:swin_tiny_patch4_window7_224` and other networks of timm.
 
-    load_state_dict takes the checkpoints of mmseg with a ResNet (`resnet50c`). Where the backbone
-    is another project's, its own entries have other names; those of the decode head alone load by
-    `network.head.load_state_dict`, in the names of mmseg and transformers.
+    load_state_dict accepts mmseg's checkpoints with a ResNet (`resnet50c`). Other backbones have
+    different key names in each project; the decode head then loads separately, by
+    `network.head.load_state_dict`, with the names of mmseg or transformers.
 
     Args:
         num_classes: K.
         backbone: see `create_backbone`.
         backbone_weights: the backbone's ImageNet weights, a path or a state_dict.
-        aux: whether there is an auxiliary head on the third stage.
+        aux: whether to add an auxiliary head on the third stage.
         bins: of the pyramid pooling.
         output_stride: of the backbone.
-        dilation: the backbone's dilation scheme, where output_stride is less than 32.
+        dilation: the backbone's dilation scheme, if output_stride is less than 32.
         head_channels: the width of the head.
         aux_channels: the width of the auxiliary head.
         dropout: before both classifiers, on whole channels.
         align_corners: of every interpolation.
-        global_norm: False gives the pyramid's 1x1 bin a bias and no norm, so that batch 1 trains.
-        norm_layer: makes every normalisation but those of timm's networks.
+        global_norm: False gives the pyramid's 1x1 bin a bias instead of a norm, which permits
+            training with batch size 1.
+        norm_layer: creates all norms except those of timm's networks.
 
     Shape:
         (N, 3, H, W) of any size to `out`, and in training `aux`, (N, K, H, W).
 
-    Example:
+    Examples:
         >>> network = upernet(21, "resnet18", head_channels=64)
         >>> {name: tuple(y.shape) for name, y in network(torch.randn(2, 3, 60, 75)).items()}
         {'out': (2, 21, 60, 75), 'aux': (2, 21, 60, 75)}

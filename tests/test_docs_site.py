@@ -1,0 +1,67 @@
+"""The site that `make docs` builds: links, reference, search, and no resources from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import stripctx
+from stripctx import export, functional, fusion, layers, losses, models
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PUBLIC = (stripctx, export, functional, fusion, layers, losses, models)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs", reason="needs requirements-docs.txt")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def public_names() -> list[str]:
+    return [
+        name
+        for module in PUBLIC
+        for name in module.__all__
+        if not isinstance(getattr(module, name), ModuleType)
+    ]
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    pages = [page.read_text() for page in (site / "reference").rglob("*.html")]
+    found = set(re.findall(r'<h[1-6] id="stripctx\.[\w.]*?(\w+)" class="doc', "\n".join(pages)))
+    assert len(set(public_names())) > 45
+    assert not sorted(set(public_names()) - found)
+
+
+def test_examples_in_the_reference_are_code(site: Path) -> None:
+    """A section that the docstring parser does not know turns >>> into nested quotations."""
+    for page in (site / "reference").rglob("*.html"):
+        assert "<blockquote>" not in page.read_text(), page
+
+
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*", page.read_text())
+        outside = [tag for tag in loaded if re.search(r'(?:src|href)="(?:https?:)?//', tag)]
+        assert not [tag for tag in outside if 'rel="canonical"' not in tag], page
+
+
+def test_search_finds_what_the_reference_says(site: Path) -> None:
+    documents = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    titles = {re.sub("<[^>]*>", "", one["title"]).strip() for one in documents}
+    assert {"pyramid_conv", "pspnet", "StripPooling", "fuse", "Building"} <= titles
