@@ -45,10 +45,10 @@ __device__ inline void store_word(unsigned char* to, unsigned char word) {
   *to = word;
 }
 __device__ inline void store_word(unsigned short* to, unsigned short word) {
-  *to = word;
+  asm volatile("st.global.u16 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "h"(word) : "memory");
 }
 __device__ inline void store_word(unsigned int* to, unsigned int word) {
-  *to = word;
+  asm volatile("st.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word) : "memory");
 }
 __device__ inline void store_word(uint2* to, uint2 word) {
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x),
@@ -70,6 +70,16 @@ class Global {
 
   STRIPCTX_HOST_DEVICE explicit Global(const View& view) : data_(static_cast<T*>(view.data)) {}
   STRIPCTX_HOST_DEVICE Global(T* data, int64_t /*count*/) : data_(data) {}
+
+  // The same memory, counted from `offset` on: loops then add 32-bit distances to one address.
+  // The address is made once: the compiler would add the offset again for every access.
+  __device__ Global from(int64_t offset) const {
+    T* data = data_ + offset;
+#if defined(__CUDA_ARCH__)
+    asm("" : "+l"(data));
+#endif
+    return Global(data, 0);
+  }
 
   __device__ Value load(int64_t i) const { return load_pack<1>(i)[0]; }
   __device__ void store(int64_t i, Value value) const { store_pack<1>(i, {{value}}); }

@@ -33,6 +33,45 @@ __device__ inline T block_sum(T value, Shared<T> scratch) {
   return warp_sum(lane_index() < warps ? scratch[lane_index()] : T(0));
 }
 
+// Sums of kRows rows over groups of `lanes` lanes, a power of two from kRows on: while a lane holds
+// several rows, it gives half of them away for the other half of those it keeps, so that kRows rows
+// cost little more shuffles than one.
+template <int kRows>
+struct RowSum {
+  int lanes, lane, row = 0;  // the row whose sum ends in this lane
+  bool writes;
+
+  __device__ RowSum(int lanes, int lane) : lanes(lanes), lane(lane) {
+    int distance = lanes >> 1;
+#pragma unroll
+    for (int half = kRows / 2; half > 0; half /= 2, distance >>= 1) {
+      if (lane & distance) row += half;
+    }
+    writes = (lane & (lanes / kRows - 1)) == 0;
+  }
+
+  // All lanes of the warp call it.
+  template <class A>
+  __device__ A add_up(A (&values)[kRows]) const {
+    int distance = lanes >> 1;
+#pragma unroll
+    for (int half = kRows / 2; half > 0; half /= 2, distance >>= 1) {
+      const bool upper = (lane & distance) != 0;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const A given = upper ? values[i] : values[i + half];
+        const A kept = upper ? values[i + half] : values[i];
+        values[i] = kept + __shfl_xor_sync(kFullMask, given, distance);
+      }
+    }
+#pragma unroll
+    for (int step = kWarpSize / 2 / kRows; step > 0; step /= 2) {
+      if (2 * step * kRows <= lanes) values[0] += __shfl_xor_sync(kFullMask, values[0], step);
+    }
+    return values[0];
+  }
+};
+
 // Adds what the slots of a block of (lanes, slots) threads hold for each channel, in the order of
 // the slots, and calls store(k, sum) for channel k of the block's: lane x holds N of them, k = x *
 // N

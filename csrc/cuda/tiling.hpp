@@ -26,6 +26,19 @@ inline int64_t slots_for(int64_t lanes, int64_t work, int64_t threads = kBlockTh
   return std::min(wanted, threads / lanes);
 }
 
+// Threads that share a plane of a contiguous map: one warp where planes are many, so that nothing
+// waits at a barrier and what a thread prepares serves many rows; more where they are few.
+inline int64_t team_threads(int64_t planes) {
+  constexpr int64_t kEnoughWarps = 4096;  // 31 on each multiprocessor of an H100
+  const int64_t warps = ceil_div(kEnoughWarps, std::max<int64_t>(1, planes));
+  return 32 * power_of_two(warps, kBlockThreads / 32);
+}
+
+// Planes of one block, along z. One where a team is more than a warp.
+inline int64_t planes_a_block(int64_t planes, int64_t team) {
+  return team == 32 && planes <= INT32_MAX ? 4 : 1;
+}
+
 // Calls run<N>() with the widest pack the views allow: 16 bytes, 8 for half types, else one
 // element.
 template <class T, class F>

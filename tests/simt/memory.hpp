@@ -34,15 +34,25 @@ constexpr bool holds(DType dtype) {
 template <class T>
 class Checked {
  public:
-  Checked(T* data, int64_t count, const char* name) : data_(data), count_(count), name_(name) {}
+  Checked(T* data, int64_t count, const char* name)
+      : data_(data), origin_(data), count_(count), name_(name) {}
+
+  // The same elements, counted from `offset` on; only accesses have to lie among them.
+  Checked from(int64_t offset) const {
+    Checked moved = *this;
+    moved.data_ = reinterpret_cast<T*>(reinterpret_cast<intptr_t>(data_) +
+                                       offset * static_cast<int64_t>(sizeof(T)));
+    return moved;
+  }
 
   template <int N>
   T* at(int64_t i, const char* access) const {
-    if (i < 0 || i > count_ - N) [[unlikely]] {
-      report(i, N, access, " is out of bounds: there are " + std::to_string(count_));
+    const int64_t place = i + (data_ - origin_);
+    if (place < 0 || place > count_ - N) [[unlikely]] {
+      report(place, N, access, " is out of bounds: there are " + std::to_string(count_));
     }
     if (reinterpret_cast<uintptr_t>(data_ + i) % (sizeof(T) * N) != 0) [[unlikely]] {
-      report(i, N, access, " is not aligned to " + std::to_string(sizeof(T) * N) + " bytes");
+      report(place, N, access, " is not aligned to " + std::to_string(sizeof(T) * N) + " bytes");
     }
     return data_ + i;
   }
@@ -51,7 +61,7 @@ class Checked {
   void trace(Space space, const void* address, size_t bytes) const {
     if (!tracing) [[likely]]
       return;
-    tracer().access(space, data_, address, static_cast<int>(bytes), running->lane());
+    tracer().access(space, origin_, address, static_cast<int>(bytes), running->lane());
   }
 
  private:
@@ -63,6 +73,7 @@ class Checked {
   }
 
   T* data_;
+  T* origin_;  // what bounds are counted from
   int64_t count_;
   const char* name_;
 };
@@ -84,6 +95,12 @@ class Global {
     }
   }
   Global(T* data, int64_t count) : memory_(data, count, "global") {}
+
+  Global from(int64_t offset) const {
+    Global moved = *this;
+    moved.memory_ = memory_.from(offset);
+    return moved;
+  }
 
   Value load(int64_t i) const { return load_pack<1>(i)[0]; }
   void store(int64_t i, Value value) const { store_pack<1>(i, {{value}}); }

@@ -22,6 +22,11 @@
 #include "mma.hpp"
 #include "warp.hpp"
 
+// Says how many registers a thread may have.
+#if !defined(__launch_bounds__)
+#define __launch_bounds__(...)
+#endif
+
 namespace stripctx::cuda {
 
 using std::max;
