@@ -50,10 +50,13 @@ def row_gate_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def row_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same; the sums over W, read by the two logits that each row lies between."""
+    """The same, and each logit once more; the sums over W, which the logits' kernel reads twice,
+    where there is one."""
     sums = shape.rows * shape.accumulate_size
-    logits = gate_rows(shape) * shape.element_size
-    return row_gate_extra(shape, launches) + Floor(read=2 * sums + logits, written=sums)
+    again = Floor(read=gate_rows(shape) * shape.element_size)
+    if "row_gate_backward_logits" in launches:
+        again += Floor(read=2 * sums, written=sums)
+    return row_gate_extra(shape, launches) + again
 
 
 FLOORS: dict[str, FloorOf] = {

@@ -1,195 +1,313 @@
 // out = x * interpolated sigmoid(logits) on CUDA, and its gradients. Forward reads x once and
-// writes once; backward reads grad and x once, writes grad_x and one sum a row and channel, which a
-// second kernel brings back to the logits.
+// writes once; backward reads grad and x once, writes grad_x, and brings one sum a row and channel
+// back to the logits: in the same kernel where a block sees whole columns of a contiguous map, in a
+// second one elsewhere.
 #include "height/params.hpp"
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/sigmoid.cuh"
 #include "cuda/tiling.hpp"
+#include "cuda/widen.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kBlockRows = 64;  // rows of a plane that one block owns
+// Forward, where there is no grad, and backward, as one struct of parameters.
+struct Gating {
+  View grad, x, logits, out, grad_logits;  // out: the gradient of x, backward
+  void* sums = nullptr;                    // over W, (N, C, H), dense
+  int64_t chunk_rows = 0;                  // contiguous: of a plane that one block owns
+};
+
+template <class T>
+using GateAxis = Axis<Accumulate<T>>;  // made on the host, whose divisions these are
 
 template <class A>
-__device__ A sigmoid(A z) {
-  const A e = exp(z < 0 ? z : -z);
-  return z < 0 ? e / (1 + e) : 1 / (1 + e);
+__device__ Axis<A> bilinear(Axis<A> axis) {
+  axis.mode = Mode::kBilinear;  // known to the compiler
+  return axis;
 }
 
-// The gate of row h.
+// The gate of row h, of the logits of one channel.
 template <class T>
-__device__ Accumulate<T> row_factor(const View& logits, int64_t n, int64_t c, int64_t h,
-                                    int64_t H) {
+__device__ Accumulate<T> row_factor(const Global<const T>& logits, int pitch,
+                                    const GateAxis<T>& axis, int64_t h) {
   using A = Accumulate<T>;
-  const Sample<A> sample = Axis<A>(logits.size[2], H).at(h);
-  const Global<const T> source(logits);
-  const int64_t base = n * logits.stride[0] + c * logits.stride[1];
-  const A low = sigmoid(to_accumulate(source.load(base + sample.first * logits.stride[2])));
-  const A high = sigmoid(to_accumulate(source.load(base + sample.second * logits.stride[2])));
+  const Sample<A> sample = bilinear(axis).at(h);
+  const A low = sigmoid(to_accumulate(logits.load(sample.first * pitch))).gate;
+  const A high = sigmoid(to_accumulate(logits.load(sample.second * pitch))).gate;
   return sample.first_weight * low + sample.second_weight * high;
 }
 
-__device__ inline int64_t offset(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w * view.stride[3];
-}
-
-// The factors of a block's rows, which all its threads read.
-template <class T>
-__device__ Shared<Accumulate<T>> plane_factors(const View& logits, int64_t n, int64_t c,
-                                               int64_t first, int64_t rows, int64_t H,
-                                               SharedMemory& memory) {
-  const auto factor = memory.take<Accumulate<T>>(kBlockRows);
-  for (int r = thread_rank(); r < rows; r += blockDim.x * blockDim.y) {
-    factor[r] = row_factor<T>(logits, n, c, first + r, H);
-  }
-  __syncthreads();
-  return factor;
-}
-
-// Where the row sums of a map lie: (N, C, H), dense.
-template <class A>
-__device__ Global<A> row_sums(const RowGateBackward& op) {
-  return Global<A>(static_cast<A*>(op.sums), op.x.size[0] * op.x.size[1] * op.x.size[2]);
-}
-
-// Block: a row of threads. Grid: (planes, row chunks). A thread owns every blockDim.x-th pack.
-template <class T, int N>
-__global__ void gate_planes(RowGate op) {
+// The gradient of logit l, of sums over W that `sum_of(h)` knows.
+template <class T, class SumOf>
+__device__ Accumulate<T> logit_gradient(T logit, const GateAxis<T>& gate_axis, int64_t l,
+                                        SumOf&& sum_of) {
   using A = Accumulate<T>;
-  const int64_t C = op.x.size[1], H = op.x.size[2], packs = op.x.size[3] / N;
-  const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
-  const int64_t first = blockIdx.y * kBlockRows, rows = min(kBlockRows, H - first);
-  SharedMemory memory;
-  const auto factor = plane_factors<T>(op.logits, n, c, first, rows, H, memory);
-  for (int64_t k = threadIdx.x; k < rows * packs; k += blockDim.x) {
-    const int64_t r = k / packs, h = first + r, w = k % packs * N;
-    auto pack = Global<const T>(op.x).template load_pack<N>(offset(op.x, n, c, h, 0) + w);
-    for (int i = 0; i < N; ++i) {
-      pack[i] = from_accumulate<T>(to_accumulate(pack[i]) * factor[static_cast<int>(r)]);
+  const Axis<A> axis = bilinear(gate_axis);
+  const int end = static_cast<int>(axis.end(l));
+  A sum = 0;
+  for (int h = static_cast<int>(axis.begin(l)); h < end; ++h) sum += axis.weight(h, l) * sum_of(h);
+  return sum * sigmoid(to_accumulate(logit)).slope;
+}
+
+// Block: (lanes, slots, planes) threads, lanes a power of two from kRowsInFlight on. Grid: (groups
+// of planes, row chunks). A plane's team is lanes x slots threads: one warp where a block has
+// several planes. Slot y owns rows y, y + slots, ... of the chunk, kRowsInFlight at a time, lane x
+// every lanes-th pack of them.
+template <class T, int N, bool kBackward>
+__global__ void gate_planes(Gating op, GateAxis<T> axis) {
+  using A = Accumulate<T>;
+  constexpr int kRowsInFlight = 4;
+  const unsigned C = static_cast<unsigned>(op.x.size[1]);
+  const int64_t H = op.x.size[2];
+  const int packs = static_cast<int>(op.x.size[3] / N);
+  const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
+  if (plane >= op.x.size[0] * op.x.size[1]) return;  // its warp's own
+  const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
+  const int lanes = static_cast<int>(blockDim.x), slots = static_cast<int>(blockDim.y);
+  const int lane = static_cast<int>(threadIdx.x), slot = static_cast<int>(threadIdx.y);
+  const int team = lanes * slots, rank = slot * lanes + lane;
+  const int64_t first = blockIdx.y * op.chunk_rows;
+  const int rows = static_cast<int>(min(op.chunk_rows, H - first));
+  const auto wait_for_team = [&] {
+    if (team == static_cast<int>(kWarpSize)) {
+      __syncwarp();
+    } else {
+      __syncthreads();
     }
-    Global<T>(op.out).template store_pack<N>(offset(op.out, n, c, h, 0) + w, pack);
-  }
-}
+  };
 
-// Block: (lanes, slots) threads, lanes a power of two. Grid: (planes, row chunks). Slot y owns rows
-// y, y + slots, ... of the chunk, lane x every lanes-th pack of them.
-template <class T, int N>
-__global__ void gate_backward_planes(RowGateBackward op) {
-  using A = Accumulate<T>;
-  const int64_t C = op.x.size[1], H = op.x.size[2], packs = op.x.size[3] / N;
-  const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
-  const int64_t first = blockIdx.y * kBlockRows, rows = min(kBlockRows, H - first);
   SharedMemory memory;
-  const auto factor = plane_factors<T>(op.logits, n, c, first, rows, H, memory);
-  for (int64_t step = 0; step < rows; step += blockDim.y) {
-    const int64_t r = step + threadIdx.y, h = first + r;
-    A sum = 0;
-    for (int64_t k = threadIdx.x; r < rows && k < packs; k += blockDim.x) {
-      auto pack =
-          Global<const T>(op.grad).template load_pack<N>(offset(op.grad, n, c, h, 0) + k * N);
-      const auto x = Global<const T>(op.x).template load_pack<N>(offset(op.x, n, c, h, 0) + k * N);
-      for (int i = 0; i < N; ++i) {
-        const A gradient = to_accumulate(pack[i]);
-        sum += gradient * to_accumulate(x[i]);
-        pack[i] = from_accumulate<T>(gradient * factor[static_cast<int>(r)]);
+  const int held = static_cast<int>(op.chunk_rows), own = static_cast<int>(threadIdx.z) * held;
+  const auto factor = memory.take<A>(blockDim.z * held);
+  const auto row_sum = memory.take<A>(kBackward ? blockDim.z * held : 0);
+  const auto logits =
+      Global<const T>(op.logits).from(n * op.logits.stride[0] + c * op.logits.stride[1]);
+  const int logit_pitch = static_cast<int>(op.logits.stride[2]);
+  for (int r = rank; r < rows; r += team) {
+    factor[own + r] = row_factor<T>(logits, logit_pitch, axis, first + r);
+  }
+  wait_for_team();
+
+  // One address each, and 32-bit distances from there: a chunk spans no more.
+  const auto base = [&](const View& view) {
+    return n * view.stride[0] + c * view.stride[1] + first * view.stride[2];
+  };
+  const auto x = Global<const T>(op.x).from(base(op.x));
+  const auto grad = Global<const T>(op.grad).from(base(op.grad));
+  const auto out = Global<T>(op.out).from(base(op.out));
+  const int x_pitch = static_cast<int>(op.x.stride[2]);
+  const int grad_pitch = static_cast<int>(op.grad.stride[2]);
+  const int out_pitch = static_cast<int>(op.out.stride[2]);
+  const RowSum<kRowsInFlight> place(lanes, lane);
+  const auto walk = [&]<bool kWhole>(int step) {  // kWhole: no row is past the end
+    A sums[kRowsInFlight] = {};
+    for (int k = lane; k < packs; k += lanes) {
+      Pack<T, N> values[kRowsInFlight] = {}, gradients[kRowsInFlight] = {};
+#pragma unroll
+      for (int i = 0; i < kRowsInFlight; ++i) {
+        const int row = step + i * slots + slot;
+        if (!kWhole && row >= rows) continue;
+        values[i] = x.template load_pack<N>(row * x_pitch + k * N);
+        if constexpr (kBackward) {
+          gradients[i] = grad.template load_pack<N>(row * grad_pitch + k * N);
+        }
       }
-      Global<T>(op.grad_x).template store_pack<N>(offset(op.grad_x, n, c, h, 0) + k * N, pack);
+#pragma unroll
+      for (int i = 0; i < kRowsInFlight; ++i) {
+        const int row = step + i * slots + slot;
+        if (!kWhole && row >= rows) continue;
+        const A gate = factor[own + row];
+        A results[N], value[N], gradient[N];
+        widen(values[i], value);
+        if constexpr (kBackward) widen(gradients[i], gradient);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          if constexpr (kBackward) {
+            sums[i] += gradient[j] * value[j];
+            results[j] = gradient[j] * gate;
+          } else {
+            results[j] = value[j] * gate;
+          }
+        }
+        out.template store_pack<N>(row * out_pitch + k * N, pack_from_accumulate<T>(results));
+      }
     }
-    for (int distance = static_cast<int>(blockDim.x) / 2; distance > 0; distance /= 2) {
-      sum += __shfl_xor_sync(kFullMask, sum, distance);
+    if constexpr (kBackward) {
+      const A sum = place.add_up(sums);
+      const int row = step + place.row * slots + slot;
+      if (place.writes && row < rows) row_sum[own + row] = sum;
     }
-    if (threadIdx.x == 0 && r < rows) row_sums<A>(op).store((n * C + c) * H + h, sum);
+  };
+  const int rows_a_step = kRowsInFlight * slots;
+  int step = 0;
+  for (; step + rows_a_step <= rows; step += rows_a_step) walk.template operator()<true>(step);
+  if (step < rows) walk.template operator()<false>(step);
+
+  if constexpr (kBackward) {
+    wait_for_team();
+    if (gridDim.y > 1) {  // others have other rows
+      const Global<A> sums(static_cast<A*>(op.sums), op.x.size[0] * op.x.size[1] * H);
+      for (int r = rank; r < rows; r += team) sums.store(plane * H + first + r, row_sum[own + r]);
+      return;
+    }
+    const auto result =
+        Global<T>(op.grad_logits).from(n * op.grad_logits.stride[0] + c * op.grad_logits.stride[1]);
+    const int result_pitch = static_cast<int>(op.grad_logits.stride[2]);
+    const int count = static_cast<int>(op.logits.size[2]);
+    for (int l = rank; l < count; l += team) {
+      const A gradient = logit_gradient<T>(logits.load(l * logit_pitch), axis, l,
+                                           [&](int h) { return row_sum[own + h]; });
+      result.store(l * result_pitch, from_accumulate<T>(gradient));
+    }
   }
 }
 
-// Block: (lanes, slots) threads. Grid: (N * channel tiles, rows). Lane x owns a pack of channels,
-// slot y columns y, y + slots, ....
-template <class T, int N>
-__global__ void gate_pixels(RowGate op) {
+// Block: (lanes, slots) threads. Grid: (N * channel tiles * rows). Lane x owns a pack of channels,
+// slot y columns y, y + slots, ..., kInFlight at a time; backward, the slots' sums meet in shared
+// memory.
+template <class T, int N, bool kBackward>
+__global__ void gate_pixels(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
-  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
-  const int64_t pitch = int64_t(blockDim.x) * N, channel_tiles = (C + pitch - 1) / pitch;
+  constexpr int kInFlight = 4;
+  const int64_t C = op.x.size[1], H = op.x.size[2];
+  const int W = static_cast<int>(op.x.size[3]), slots = static_cast<int>(blockDim.y);
+  const int tile_channels = static_cast<int>(blockDim.x) * N;
+  const int64_t channel_tiles = (C + tile_channels - 1) / tile_channels;
   const int64_t n = blockIdx.x / channel_tiles / H, h = blockIdx.x / channel_tiles % H;
-  const int64_t tile = blockIdx.x % channel_tiles * pitch, c = tile + threadIdx.x * N;
+  const int64_t tile = blockIdx.x % channel_tiles * tile_channels;
+  const int own = static_cast<int>(threadIdx.x) * N;
+  const bool inside = tile + own < C;
   SharedMemory memory;
-  const auto factor = memory.take<A>(pitch);
-  for (int k = thread_rank(); k < pitch; k += blockDim.x * blockDim.y) {
-    if (tile + k < C) factor[k] = row_factor<T>(op.logits, n, tile + k, h, H);
+  const auto factor = memory.take<A>(tile_channels);
+  for (int k = static_cast<int>(thread_rank()); k < tile_channels;
+       k += static_cast<int>(blockDim.x) * slots) {
+    if (tile + k >= C) continue;
+    const auto logits =
+        Global<const T>(op.logits).from(n * op.logits.stride[0] + (tile + k) * op.logits.stride[1]);
+    factor[k] = row_factor<T>(logits, static_cast<int>(op.logits.stride[2]), axis, h);
   }
   __syncthreads();
-  for (int64_t w = threadIdx.y; c < C && w < W; w += blockDim.y) {
-    auto pack = Global<const T>(op.x).template load_pack<N>(offset(op.x, n, 0, h, w) + c);
-    for (int i = 0; i < N; ++i) {
-      const A gate = factor[static_cast<int>(threadIdx.x) * N + i];
-      pack[i] = from_accumulate<T>(to_accumulate(pack[i]) * gate);
-    }
-    Global<T>(op.out).template store_pack<N>(offset(op.out, n, 0, h, w) + c, pack);
+  A gate[N] = {}, sum[N] = {};
+  if (inside) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) gate[i] = factor[own + i];
   }
-}
 
-// Blocks and threads as in gate_pixels; the slots' sums meet in shared memory.
-template <class T, int N>
-__global__ void gate_backward_pixels(RowGateBackward op) {
-  using A = Accumulate<T>;
-  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
-  const int pitch = static_cast<int>(blockDim.x) * N;
-  const int64_t channel_tiles = (C + pitch - 1) / pitch;
-  const int64_t n = blockIdx.x / channel_tiles / H, h = blockIdx.x / channel_tiles % H;
-  const int64_t tile = blockIdx.x % channel_tiles * pitch, c = tile + threadIdx.x * N;
-  SharedMemory memory;
-  const auto factor = memory.take<A>(pitch);
-  for (int k = thread_rank(); k < pitch; k += blockDim.x * blockDim.y) {
-    if (tile + k < C) factor[k] = row_factor<T>(op.logits, n, tile + k, h, H);
-  }
-  __syncthreads();
-  A sum[N] = {};
-  for (int64_t w = threadIdx.y; c < C && w < W; w += blockDim.y) {
-    auto pack = Global<const T>(op.grad).template load_pack<N>(offset(op.grad, n, 0, h, w) + c);
-    const auto x = Global<const T>(op.x).template load_pack<N>(offset(op.x, n, 0, h, w) + c);
-    for (int i = 0; i < N; ++i) {
-      const A gradient = to_accumulate(pack[i]);
-      sum[i] += gradient * to_accumulate(x[i]);
-      pack[i] = from_accumulate<T>(gradient * factor[static_cast<int>(threadIdx.x) * N + i]);
+  const auto base = [&](const View& view) {
+    return n * view.stride[0] + h * view.stride[2] + tile + own;
+  };
+  const auto x = Global<const T>(op.x).from(base(op.x));
+  const auto grad = Global<const T>(op.grad).from(base(op.grad));
+  const auto out = Global<T>(op.out).from(base(op.out));
+  const int64_t x_pitch = op.x.stride[3], grad_pitch = op.grad.stride[3];
+  const int64_t out_pitch = op.out.stride[3];
+  for (int step = static_cast<int>(threadIdx.y); inside && step < W; step += kInFlight * slots) {
+    Pack<T, N> values[kInFlight] = {}, gradients[kInFlight] = {};
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int w = step + k * slots;
+      if (w >= W) continue;
+      values[k] = x.template load_pack<N>(w * x_pitch);
+      if constexpr (kBackward) gradients[k] = grad.template load_pack<N>(w * grad_pitch);
     }
-    Global<T>(op.grad_x).template store_pack<N>(offset(op.grad_x, n, 0, h, w) + c, pack);
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int w = step + k * slots;
+      if (w >= W) continue;
+      A results[N], value[N], gradient[N];
+      widen(values[k], value);
+      if constexpr (kBackward) widen(gradients[k], gradient);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        if constexpr (kBackward) {
+          sum[i] += gradient[i] * value[i];
+          results[i] = gradient[i] * gate[i];
+        } else {
+          results[i] = value[i] * gate[i];
+        }
+      }
+      out.template store_pack<N>(w * out_pitch, pack_from_accumulate<T>(results));
+    }
   }
-  for_slot_sums<N>(sum, memory.take<A>(int64_t{pitch} * blockDim.y), [&](int k, A total) {
-    if (tile + k < C) row_sums<A>(op).store((n * C + tile + k) * H + h, total);
-  });
+  if constexpr (kBackward) {
+    const Global<A> sums(static_cast<A*>(op.sums), op.x.size[0] * C * H);
+    for_slot_sums<N>(sum, memory.take<A>(int64_t{tile_channels} * slots), [&](int k, A total) {
+      if (tile + k < C) sums.store((n * C + tile + k) * H + h, total);
+    });
+  }
 }
 
 // A thread owns one logit.
 template <class T>
-__global__ void gate_backward_logits(RowGateBackward op) {
+__global__ void gate_logits(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], L = op.logits.size[2];
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= op.x.size[0] * C * L) return;
-  const int64_t n = k / (C * L), c = k / L % C, l = k % L;
-  const Axis<A> axis(L, H);
-  const int64_t end = axis.end(l);
-  A sum = 0;
-  for (int64_t h = axis.begin(l); h < end; ++h) {
-    sum += axis.weight(h, l) * row_sums<A>(op).load((n * C + c) * H + h);
-  }
-  const A z = to_accumulate(Global<const T>(op.logits).load(offset(op.logits, n, c, l, 0)));
-  Global<T>(op.grad_logits)
-      .store(offset(op.grad_logits, n, c, l, 0),
-             from_accumulate<T>(sum * sigmoid(z) * sigmoid(-z)));
+  const int64_t channel = k / L, l = k - channel * L, n = channel / C, c = channel - n * C;
+  const auto at = [&](const View& view) {
+    return n * view.stride[0] + c * view.stride[1] + l * view.stride[2];
+  };
+  const auto sums =
+      Global<const A>(static_cast<const A*>(op.sums), op.x.size[0] * C * H).from(channel * H);
+  const A gradient = logit_gradient<T>(Global<const T>(op.logits).load(at(op.logits)), axis, l,
+                                       [&](int h) { return sums.load(h); });
+  Global<T>(op.grad_logits).store(at(op.grad_logits), from_accumulate<T>(gradient));
 }
 
-struct PixelTiles {
-  int64_t lanes, slots, blocks;
-};
-
-PixelTiles cut_pixels(const View& x, int64_t pack) {
-  const int64_t lanes = power_of_two(ceil_div(x.size[1], pack), 16);
-  return {lanes, slots_for(lanes, x.size[3]),
-          x.size[0] * x.size[2] * ceil_div(x.size[1], lanes * pack)};
+template <bool kBackward>
+void launch_gate(Gating op, bool channels_last, Stream stream) {
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    using A = Accumulate<T>;
+    const int fastest = channels_last ? 1 : 3;
+    const int64_t N_C = op.x.size[0] * op.x.size[1], H = op.x.size[2], W = op.x.size[3];
+    const GateAxis<T> axis(op.logits.size[2], H);
+    int64_t chunks = 2;  // channels_last: rows are in several blocks
+    const View& grad = kBackward ? op.grad : op.x;
+    with_pack<T>({&grad, &op.x, &op.out}, fastest, op.x.size[fastest], [&]<int N>() {
+      if (channels_last) {
+        const int64_t lanes = power_of_two(ceil_div(op.x.size[1], N), 16);
+        const int64_t slots = slots_for(lanes, ceil_div(W, 4));
+        const int64_t sums = kBackward ? shared_bytes<A>(lanes * N * slots) : 0;
+        return launch({.kernel = kBackward ? "row_gate_backward_pixels" : "row_gate_pixels",
+                       .grid = {op.x.size[0] * H * ceil_div(op.x.size[1], lanes * N)},
+                       .block = {lanes, slots},
+                       .shared_bytes = shared_bytes<A>(lanes * N) + sums,
+                       .stream = stream},
+                      gate_pixels<T, N, kBackward>, op, axis);
+      }
+      constexpr int64_t kFewBlocks = 264, kLeastRows = 16, kSharedBytes = 40 * 1024;
+      const int64_t lanes = std::max<int64_t>(4, power_of_two(ceil_div(W, N), kWarpSize));
+      const int64_t wanted = std::clamp<int64_t>(kFewBlocks / std::max<int64_t>(1, N_C), 1,
+                                                 std::max<int64_t>(1, H / kLeastRows));
+      const int64_t slots =
+          slots_for(lanes, ceil_div(ceil_div(H, wanted), 4), team_threads(N_C * wanted));
+      const int64_t together = planes_a_block(N_C, lanes * slots);
+      const int64_t arrays = kBackward ? 2 : 1;
+      const int64_t pitch = std::max({op.x.stride[2], op.out.stride[2], grad.stride[2]});
+      op.chunk_rows = std::max<int64_t>(
+          1, std::min({ceil_div(H, wanted), kSharedBytes / (arrays * together * int64_t{sizeof(A)}),
+                       INT32_MAX / (pitch + 1)}));
+      chunks = ceil_div(H, op.chunk_rows);
+      launch({.kernel = kBackward ? "row_gate_backward_planes" : "row_gate_planes",
+              .grid = {ceil_div(N_C, together), chunks},
+              .block = {lanes, slots, together},
+              .shared_bytes = arrays * shared_bytes<A>(together * op.chunk_rows),
+              .stream = stream},
+             gate_planes<T, N, kBackward>, op, axis);
+    });
+    if (!kBackward || chunks == 1) return;
+    launch({.kernel = "row_gate_backward_logits",
+            .grid = {ceil_div(op.logits.numel(), kBlockThreads)},
+            .block = {kBlockThreads},
+            .stream = stream},
+           gate_logits<T>, op, axis);
+  });
 }
 
 }  // namespace
@@ -199,59 +317,16 @@ int64_t partials(const RowGateBackward& op) {
 }
 
 void launch(const RowGate& op, Stream stream) {
-  dispatch<Types>(op.x.dtype, [&]<class T>() {
-    using A = Accumulate<T>;
-    const int fastest = op.channels_last ? 1 : 3;
-    with_pack<T>({&op.x, &op.out}, fastest, op.x.size[fastest], [&]<int N>() {
-      if (op.channels_last) {
-        const PixelTiles cut = cut_pixels(op.x, N);
-        return launch({.kernel = "row_gate_pixels",
-                       .grid = {cut.blocks},
-                       .block = {cut.lanes, cut.slots},
-                       .shared_bytes = shared_bytes<A>(cut.lanes * N),
-                       .stream = stream},
-                      gate_pixels<T, N>, op);
-      }
-      const int64_t packs = std::min(op.x.size[2], kBlockRows) * op.x.size[3] / N;
-      launch({.kernel = "row_gate_planes",
-              .grid = {op.x.size[0] * op.x.size[1], ceil_div(op.x.size[2], kBlockRows)},
-              .block = {std::max<int64_t>(kWarpSize, power_of_two(packs, kBlockThreads))},
-              .shared_bytes = shared_bytes<A>(kBlockRows),
-              .stream = stream},
-             gate_planes<T, N>, op);
-    });
-  });
+  Gating gating{};
+  gating.x = op.x;
+  gating.logits = op.logits;
+  gating.out = op.out;
+  launch_gate<false>(gating, op.channels_last, stream);
 }
 
 void launch(const RowGateBackward& op, Stream stream) {
-  dispatch<Types>(op.x.dtype, [&]<class T>() {
-    using A = Accumulate<T>;
-    const int fastest = op.channels_last ? 1 : 3;
-    with_pack<T>({&op.grad, &op.x, &op.grad_x}, fastest, op.x.size[fastest], [&]<int N>() {
-      if (op.channels_last) {
-        const PixelTiles cut = cut_pixels(op.x, N);
-        return launch({.kernel = "row_gate_backward_pixels",
-                       .grid = {cut.blocks},
-                       .block = {cut.lanes, cut.slots},
-                       .shared_bytes = shared_bytes<A>(cut.lanes * N) +
-                                       shared_bytes<A>(cut.lanes * N * cut.slots),
-                       .stream = stream},
-                      gate_backward_pixels<T, N>, op);
-      }
-      const int64_t lanes = power_of_two(ceil_div(op.x.size[3], N), kWarpSize);
-      launch({.kernel = "row_gate_backward_planes",
-              .grid = {op.x.size[0] * op.x.size[1], ceil_div(op.x.size[2], kBlockRows)},
-              .block = {lanes, slots_for(lanes, std::min(op.x.size[2], kBlockRows))},
-              .shared_bytes = shared_bytes<A>(kBlockRows),
-              .stream = stream},
-             gate_backward_planes<T, N>, op);
-    });
-    launch({.kernel = "row_gate_backward_logits",
-            .grid = {ceil_div(op.logits.numel(), kBlockThreads)},
-            .block = {kBlockThreads},
-            .stream = stream},
-           gate_backward_logits<T>, op);
-  });
+  Gating gating{op.grad, op.x, op.logits, op.grad_x, op.grad_logits, op.sums, 0};
+  launch_gate<true>(gating, op.channels_last, stream);
 }
 
 }  // namespace stripctx::cuda
