@@ -62,6 +62,7 @@ FLOORS: dict[str, FloorOf] = (
 PRODUCTS: dict[str, ProductOf] = strip.PRODUCTS | upsample.PRODUCTS | encoding.PRODUCTS
 CUDA_EXTRA: dict[str, Extra] = (
     strip.CUDA_EXTRA
+    | pyramid.CUDA_EXTRA
     | upsample.CUDA_EXTRA
     | height.CUDA_EXTRA
     | encoding.CUDA_EXTRA

@@ -3,7 +3,7 @@ cells."""
 
 from __future__ import annotations
 
-from benchmarks.floors.base import Floor, FloorOf, Shape
+from benchmarks.floors.base import Extra, Floor, FloorOf, Launches, Shape, launch_of
 
 PSP_BINS = (1, 2, 3, 6)
 INDEX_SIZE = 8  # an int64 for each maximum
@@ -42,9 +42,32 @@ def pyramid_max_pool_backward(shape: Shape) -> Floor:
     return values + Floor(read=INDEX_SIZE * bins)
 
 
+def parts_of_bins(shape: Shape, launches: Launches, state: int) -> Floor:
+    """`state` bytes for each bin that a chunk of rows meets, where there are several: written by
+    one stage, read by the next. The end of a chunk cuts a row of bins of every level."""
+    _, launch = launch_of(launches, "pyramid_pool")
+    chunks = launch.grid[1]
+    parts = square_cells(PSP_BINS) + (chunks - 1) * sum(PSP_BINS)
+    size = shape.batch * shape.channels * parts * state if chunks > 1 else 0
+    return Floor(read=size, written=size)
+
+
+def pyramid_pool_extra(shape: Shape, launches: Launches) -> Floor:
+    return parts_of_bins(shape, launches, shape.accumulate_size)
+
+
+def pyramid_max_pool_extra(shape: Shape, launches: Launches) -> Floor:
+    """A maximum and its place."""
+    return parts_of_bins(shape, launches, 2 * shape.accumulate_size)
+
+
 FLOORS: dict[str, FloorOf] = {
     "pyramid_pool": pyramid_pool,
     "pyramid_pool_backward": pyramid_pool_backward,
     "pyramid_max_pool": pyramid_max_pool,
     "pyramid_max_pool_backward": pyramid_max_pool_backward,
+}
+CUDA_EXTRA: dict[str, Extra] = {
+    "pyramid_pool": pyramid_pool_extra,
+    "pyramid_max_pool": pyramid_max_pool_extra,
 }

@@ -23,6 +23,15 @@ struct Max {
   __device__ static State nothing() { return {A(-INFINITY), INT32_MAX}; }
   __device__ static State one(A value, int64_t index) { return {value, int32_t(index)}; }
 
+  // An element after all that `best` has seen. What loses to nothing is -infinity.
+  __device__ static State append(const State& best, A value, int index) {
+    const bool better = value > best.value || value != value;
+    return {better ? value : best.value, better ? index : best.index};
+  }
+  __device__ static State settle(const State& best, int first) {
+    return {best.value, best.index == INT32_MAX ? first : best.index};
+  }
+
   // The larger value, of equals the earlier, of NaNs the later.
   __device__ static State merge(const State& a, const State& b) {
     const bool a_is_nan = a.value != a.value, b_is_nan = b.value != b.value;

@@ -19,6 +19,8 @@ constexpr int kMostCuts = 320;
 constexpr int kMostSpans = 256;
 constexpr int64_t kPoolSharedBytes = 48 * 1024;  // what every chip gives without asking
 constexpr int64_t kPoolBlocks = 1024;            // stop splitting maps when there are this many
+constexpr int kPoolChannels = 32;                // of a block, channels_last: whole sectors
+constexpr int kPoolWarps = 4;
 
 // The cells of both axes and the run of cells of every bin, (begin | end << 16).
 struct PoolTable {
@@ -36,6 +38,7 @@ struct Pooling {
   PoolTable table;
   int32_t chunk_rows = 0;                   // row cells of one block: parts where it is not all
   int32_t gather_lanes = 1, bin_lanes = 1;  // lanes that share one cell, one bin
+  int32_t band_rows = 0, column_pitch = 0;  // row cells, sums of whose columns wait to be gathered
 };
 
 // False where the bins do not fit. Cells are at most `longest_row` x `longest_column` positions.
@@ -108,13 +111,17 @@ inline int64_t longest_walk(int64_t H) {
   return std::max<int64_t>(4, ceil_div(H, 64));
 }
 
-// Row cells of one block, so that `blocks` of them a chunk become enough. Parts of results take at
-// most 1/32 of what the map takes.
+// Row cells of one block, so that `blocks` of them a chunk become enough. Parts of results, written
+// and read again, take at most an eighth of what the map takes: a chunk's end cuts a row of bins.
 inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t least_rows,
                             int64_t state_bytes, int64_t element_bytes) {
-  int64_t bins = 0;
-  for (int k = 0; k < op.levels.count; ++k) bins += op.levels[k].size[2] * op.levels[k].size[3];
-  const int64_t most = op.x.size[2] * op.x.size[3] * element_bytes / (32 * bins * state_bytes);
+  int64_t bins = 0, across = 0;
+  for (int k = 0; k < op.levels.count; ++k) {
+    bins += op.levels[k].size[2] * op.levels[k].size[3];
+    across += op.levels[k].size[3];
+  }
+  const int64_t parts = op.x.size[2] * op.x.size[3] * element_bytes / (16 * state_bytes);
+  const int64_t most = 1 + std::max<int64_t>(0, parts - bins) / across;
   const int64_t wanted = kPoolBlocks / std::max<int64_t>(1, blocks);
   const int64_t chunks =
       std::clamp<int64_t>(std::min({wanted, most, op.table.rows / least_rows}), 1, 65535);

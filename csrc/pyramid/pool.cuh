@@ -1,12 +1,14 @@
 // The forward kernels of mean and max pooling: x is read once, in cells, and every bin is put
 // together from its cells. `Reduce` says what is gathered: its State, `nothing`, `one` element,
-// `merge` of two states, `exchange` between lanes, and `write`, which finishes a bin.
+// `append` of an element behind all that a state holds, `settle` after the last, `merge` of two
+// states, `exchange` between lanes, and `write`, which finishes a bin.
 //
-// Contiguous maps: a block owns a plane, or a chunk of its row cells. channels_last maps: a block
-// owns a tile of channels. Where a block does not see all rows it writes parts, and finish_bins
-// puts them together. Every order is fixed by shapes.
+// Contiguous maps: a warp, or several, owns a plane, or a chunk of its row cells. channels_last
+// maps: a block owns a tile of channels. Where a block does not see all rows it writes parts, and
+// finish_bins puts them together. Every order is fixed by shapes.
 #pragma once
 
+#include "cuda/widen.cuh"
 #include "pyramid/tables.cuh"
 
 namespace stripctx::cuda {
@@ -28,217 +30,240 @@ __device__ void give_bin(const Pooling& op, int64_t chunk, int k, int64_t n, int
   parts.store(chunk * all + index, state);
 }
 
-// Grid: (planes, chunks). Block: (lanes, slots). A slot owns a row cell at a time; lane x walks
-// down its rows, in kColumns packs of columns. The block then gathers the columns of each cell, and
-// at the end the cells of each bin.
+// Grid: (groups of planes, chunks). Block: (lanes, slots, planes). A plane's team is lanes x slots
+// threads: one warp where a block has several planes. A warp owns a row cell at a time; lane x
+// walks down its rows in kColumns packs of columns, the warp's slots take turns at them. When a
+// band of row cells has been walked, the team gathers the columns of each cell, and at the end the
+// cells of each bin.
 template <class T, class Reduce, int N, int kColumns>
 __global__ void pool_planes(Pooling op) {
   using State = typename Reduce::State;
-  constexpr int kRowsInFlight = 4 / kColumns;
-  const int64_t C = op.x.size[1], W = op.x.size[3];
-  const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
-  const int tile = blockDim.x * N * kColumns, columns = op.table.columns;
-  const int first = blockIdx.y * op.chunk_rows;
+  constexpr int kRowsInFlight = kColumns == 1 ? 5 : 2;
+  const unsigned C = static_cast<unsigned>(op.x.size[1]);
+  const int W = static_cast<int>(op.x.size[3]), columns = op.table.columns;
+  const int lanes = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x);
+  const int team = lanes * static_cast<int>(blockDim.y);
+  const int rank = static_cast<int>(threadIdx.y) * lanes + lane;
+  const int warp = rank / static_cast<int>(kWarpSize);
+  const int warps = team / static_cast<int>(kWarpSize);
+  const int slots = static_cast<int>(kWarpSize) / lanes;  // of the warp
+  const int slot = static_cast<int>(threadIdx.y) - warp * slots;
+  const int first = static_cast<int>(blockIdx.y) * op.chunk_rows;
   const int count = min(op.chunk_rows, op.table.rows - first);
-  const int threads = blockDim.x * blockDim.y, rank = thread_rank();
-  const Global<const T> x(op.x);
-  const int64_t plane = n * op.x.stride[0] + c * op.x.stride[1];
 
   SharedMemory memory;
   const PoolTables tables = load_tables(memory, op.table);
-  const auto part = memory.take<State>(blockDim.y * tile);
-  const auto cells = memory.take<State>(op.chunk_rows * columns);
-  for (int k = rank; k < count * columns; k += threads) cells[k] = Reduce::nothing();
+  const int pitch = op.column_pitch, z = static_cast<int>(threadIdx.z);
+  const auto part = memory.take<State>(blockDim.z * op.band_rows * pitch);
+  const auto cells = memory.take<State>(blockDim.z * op.chunk_rows * columns);
+  const int part_base = z * op.band_rows * pitch, cell_base = z * op.chunk_rows * columns;
   __syncthreads();
+  const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
+  if (plane >= op.x.size[0] * op.x.size[1]) return;  // its warp's own
+  const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
+  const auto x =
+      Global<const T>(op.x).from(n * op.x.stride[0] + c * op.x.stride[1] + int64_t{lane} * N);
+  const auto wait_for_team = [&] {
+    if (warps == 1) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  };
 
-  for (int band = 0; band < count; band += blockDim.y) {
-    const int r = band + threadIdx.y;
-    const int64_t begin = r < count ? tables.row(first + r) : 0;
-    const int64_t end = r < count ? tables.row(first + r + 1) : 0;
-    int cell = 0;  // the first that reaches into this tile
-    for (int64_t left = 0; left < W; left += tile) {
-      State column[kColumns][N];
+  const int tile = lanes * N * kColumns, row_pitch = static_cast<int>(op.x.stride[2]);
+  for (int band = 0; band < count; band += op.band_rows) {
+    const int end_cell = min(band + op.band_rows, count);
+    for (int r = band + warp; r < end_cell; r += warps) {
+      const int begin = tables.row(first + r), end = tables.row(first + r + 1);
+      for (int left = 0; left < W; left += tile) {
+        State column[kColumns][N];
+        bool inside[kColumns];
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
+        for (int j = 0; j < kColumns; ++j) {
+          inside[j] = left + (j * lanes + lane) * N < W;
 #pragma unroll
-        for (int i = 0; i < N; ++i) column[j][i] = Reduce::nothing();
-      }
-      for (int64_t step = begin; step < end; step += kRowsInFlight) {
-        Pack<T, N> loaded[kRowsInFlight][kColumns] = {};
-#pragma unroll
-        for (int s = 0; s < kRowsInFlight; ++s) {
-#pragma unroll
-          for (int j = 0; j < kColumns; ++j) {
-            const int64_t w = left + (j * int64_t(blockDim.x) + threadIdx.x) * N;
-            if (step + s >= end || w >= W) continue;
-            loaded[s][j] = x.template load_pack<N>(plane + (step + s) * op.x.stride[2] + w);
-          }
+          for (int i = 0; i < N; ++i) column[j][i] = Reduce::nothing();
         }
+        const auto walk = [&]<bool kWhole>(int row) {  // kWhole: no row is past the end
+          Pack<T, N> loaded[kRowsInFlight][kColumns] = {};
 #pragma unroll
-        for (int s = 0; s < kRowsInFlight; ++s) {
-          if (step + s >= end) continue;
+          for (int s = 0; s < kRowsInFlight; ++s) {
 #pragma unroll
-          for (int j = 0; j < kColumns; ++j) {
-            const int64_t w = left + (j * int64_t(blockDim.x) + threadIdx.x) * N;
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-              column[j][i] = Reduce::merge(column[j][i], Reduce::one(to_accumulate(loaded[s][j][i]),
-                                                                     (step + s) * W + w + i));
+            for (int j = 0; j < kColumns; ++j) {
+              if ((j > 0 && !inside[j]) || (!kWhole && row + s * slots >= end)) continue;
+              loaded[s][j] = x.template load_pack<N>(int64_t{row + s * slots} * row_pitch + left +
+                                                     j * lanes * N);
             }
           }
-        }
-      }
-      __syncthreads();  // the tile before has been read
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
+          for (int s = 0; s < kRowsInFlight; ++s) {
+            if (!kWhole && row + s * slots >= end) continue;
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          part[threadIdx.y * tile + (j * blockDim.x + threadIdx.x) * N + i] = column[j][i];
-        }
-      }
-      __syncthreads();
-      const int64_t right = min(left + tile, W);
-      int last = cell;
-      while (last < columns && tables.column(last) < right) ++last;
-      const int pairs = min(int(blockDim.y), count - band) * (last - cell);
-      const int lanes = op.gather_lanes, lane = rank & (lanes - 1);
-      for (int base = 0; base < pairs; base += threads / lanes) {
-        const int pair = base + rank / lanes;
-        const int y = pair / (last - cell), k = cell + pair - y * (last - cell);
-        State state = Reduce::nothing();
-        if (pair < pairs) {
-          const int to = min(int64_t(tables.column(k + 1)), right) - left;
-          for (int w = max(int64_t(tables.column(k)), left) - left + lane; w < to; w += lanes) {
-            state = Reduce::merge(state, part[y * tile + w]);
+            for (int j = 0; j < kColumns; ++j) {
+              const int place = (row + s * slots) * W + left + (j * lanes + lane) * N;
+              Accumulate<T> values[N];
+              widen(loaded[s][j], values);
+#pragma unroll
+              for (int i = 0; i < N; ++i) {
+                column[j][i] = Reduce::append(column[j][i], values[i], place + i);
+              }
+            }
+          }
+        };
+        int row = inside[0] ? begin + slot : end;
+        const int step = kRowsInFlight * slots;
+        for (; row + step - slots < end; row += step) walk.template operator()<true>(row);
+        if (row < end) walk.template operator()<false>(row);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const int w = left + (j * lanes + lane) * N;
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            State state = column[j][i];
+            if (begin + slot < end) state = Reduce::settle(state, (begin + slot) * W + w + i);
+            for (int distance = lanes; distance < static_cast<int>(kWarpSize); distance *= 2) {
+              state = Reduce::merge(state, Reduce::exchange(state, distance));
+            }
+            if (slot == 0 && inside[j]) part[part_base + (r - band) * pitch + w + i] = state;
           }
         }
-        for (int distance = lanes / 2; distance > 0; distance /= 2) {
-          state = Reduce::merge(state, Reduce::exchange(state, distance));
-        }
-        if (pair < pairs && lane == 0) {
-          State& sum = cells[(band + y) * columns + k];
-          sum = Reduce::merge(sum, state);
+      }
+    }
+    wait_for_team();
+    const int gather_lanes = op.gather_lanes, own = rank & (gather_lanes - 1);
+    const int pairs = (end_cell - band) * columns;
+    for (int base = 0; base < pairs; base += team / gather_lanes) {
+      const int pair = base + rank / gather_lanes;
+      const int r = pair / columns, k = pair - r * columns;
+      State state = Reduce::nothing();
+      if (pair < pairs) {
+        const int right = tables.column(k + 1);
+        for (int w = tables.column(k) + own; w < right; w += gather_lanes) {
+          state = Reduce::merge(state, part[part_base + r * pitch + w]);
         }
       }
-      cell = last > 0 && tables.column(last) > right ? last - 1 : last;
+      for (int distance = gather_lanes / 2; distance > 0; distance /= 2) {
+        state = Reduce::merge(state, Reduce::exchange(state, distance));
+      }
+      if (pair < pairs && own == 0) cells[cell_base + (band + r) * columns + k] = state;
     }
+    wait_for_team();
   }
-  __syncthreads();
 
   int bins = 0;
-  for (int k = 0; k < op.levels.count; ++k) bins += op.levels[k].size[2] * op.levels[k].size[3];
-  const int lanes = op.bin_lanes, lane = rank & (lanes - 1);
-  for (int base = 0; base < bins; base += threads / lanes) {
-    const int index = base + rank / lanes;
+  for (int k = 0; k < op.levels.count; ++k) {
+    bins += static_cast<int>(op.levels[k].size[2] * op.levels[k].size[3]);
+  }
+  const int bin_lanes = op.bin_lanes, own = rank & (bin_lanes - 1);
+  for (int base = 0; base < bins; base += team / bin_lanes) {
+    const int index = base + rank / bin_lanes;
     const Bin bin = bin_at(op.levels, min(index, bins - 1));
     const int top = tables.row_begin(bin.row_bin), bottom = tables.row_end(bin.row_bin);
     const int left = tables.column_begin(bin.column_bin);
     const int right = tables.column_end(bin.column_bin);
     State state = Reduce::nothing();
     for (int r = max(top, first); r < min(bottom, first + count); ++r) {
-      for (int k = left + lane; k < right; k += lanes) {
-        state = Reduce::merge(state, cells[(r - first) * columns + k]);
+      for (int k = left + own; k < right; k += bin_lanes) {
+        state = Reduce::merge(state, cells[cell_base + (r - first) * columns + k]);
       }
     }
-    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    for (int distance = bin_lanes / 2; distance > 0; distance /= 2) {
       state = Reduce::merge(state, Reduce::exchange(state, distance));
     }
-    if (index >= bins || lane != 0 || top >= first + count || bottom <= first) continue;
+    if (index >= bins || own != 0 || top >= first + count || bottom <= first) continue;
     const int64_t positions = int64_t(tables.row(bottom) - tables.row(top)) *
                               (tables.column(right) - tables.column(left));
     give_bin<Reduce>(op, blockIdx.y, bin.level, n, c, bin.i, bin.j, positions, state);
   }
 }
 
-// Grid: (N * channel tiles, chunks). Block: (lanes, slots). Lane x owns a pack of channels, a slot
-// a column cell at a time, in which it walks over a row cell's pixels. Then each thread takes some
-// channels of the level's bins one row cell further: `open` holds the bin that goes on.
+// Grid: (N * channel tiles, chunks). Block: (32, warps) threads. A warp's lanes own packs of the
+// tile's channels, in as many slots as a pack has channels; the block's slots share out the cells,
+// and walk over their pixels. Then a warp puts a bin together from its cells, a channel a lane.
 template <class T, class Reduce, int N>
 __global__ void pool_pixels(Pooling op) {
   using State = typename Reduce::State;
-  const int64_t C = op.x.size[1], W = op.x.size[3];
-  const int channels = blockDim.x * N, columns = op.table.columns;
-  const int64_t tiles = (C + channels - 1) / channels;
-  const int64_t n = blockIdx.x / tiles, c0 = blockIdx.x % tiles * channels;
-  const int64_t c = c0 + threadIdx.x * N;
-  const int first = blockIdx.y * op.chunk_rows;
-  const int end = min(first + op.chunk_rows, op.table.rows);
-  const int threads = blockDim.x * blockDim.y, rank = thread_rank();
-  const Global<const T> x(op.x);
+  constexpr int kLanes = kWarpSize / N, kInFlight = 5;
+  const int64_t C = op.x.size[1];
+  const int W = static_cast<int>(op.x.size[3]), columns = op.table.columns;
+  const int64_t tiles = (C + kPoolChannels - 1) / kPoolChannels;
+  const int64_t n = blockIdx.x / tiles, c0 = blockIdx.x % tiles * kPoolChannels;
+  const int first = static_cast<int>(blockIdx.y) * op.chunk_rows;
+  const int count = min(op.chunk_rows, op.table.rows - first);
+  const int rank = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
+  const int warps = static_cast<int>(blockDim.y), lane = rank % kLanes;
 
   SharedMemory memory;
   const PoolTables tables = load_tables(memory, op.table);
-  const auto cells = memory.take<State>(columns * channels);
-  const auto open = memory.take<State>(op.table.column_bins * channels);
+  const auto cells = memory.take<State>(op.chunk_rows * columns * kPoolChannels);
+  __syncthreads();
+  const auto x = Global<const T>(op.x).from(n * op.x.stride[0] + c0 + lane * N);
+  const int pitch = static_cast<int>(op.x.stride[3]);
+  for (int q = warp * N + rank / kLanes; q < count * columns; q += warps * N) {
+    const int r = q / columns, k = q - r * columns;
+    const int left = tables.column(k), width = tables.column(k + 1) - left;
+    const int top = tables.row(first + r), height = tables.row(first + r + 1) - top;
+    State state[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) state[i] = Reduce::nothing();
+    int64_t at = top * op.x.stride[2] + int64_t{left} * pitch;
+    const int64_t jump = op.x.stride[2] - int64_t{width} * pitch;  // to the next row of the cell
+    int place = top * W + left, across = 0, remaining = c0 + lane * N < C ? width * height : 0;
+    const auto walk = [&]<bool kWhole>() {
+      Pack<T, N> loaded[kInFlight] = {};
+      int places[kInFlight];
+#pragma unroll
+      for (int s = 0; s < kInFlight; ++s) {
+        places[s] = place;
+        if (kWhole || s < remaining) loaded[s] = x.template load_pack<N>(at);
+        at += pitch;
+        ++place;
+        if (++across == width) {
+          across = 0;
+          at += jump;
+          place += W - width;
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < kInFlight; ++s) {
+        if (!kWhole && s >= remaining) continue;
+        Accumulate<T> values[N];
+        widen(loaded[s], values);
+#pragma unroll
+        for (int i = 0; i < N; ++i) state[i] = Reduce::append(state[i], values[i], places[s]);
+      }
+      remaining -= kInFlight;
+    };
+    while (remaining >= kInFlight) walk.template operator()<true>();
+    if (remaining > 0) walk.template operator()<false>();
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      cells[q * kPoolChannels + lane * N + i] = Reduce::settle(state[i], top * W + left);
+    }
+  }
   __syncthreads();
 
-  for (int r = first; r < end; ++r) {
-    for (int k = threadIdx.y; k < columns; k += blockDim.y) {
-      State state[N];
-#pragma unroll
-      for (int i = 0; i < N; ++i) state[i] = Reduce::nothing();
-      const int64_t left = tables.column(k), width = tables.column(k + 1) - left;
-      const int64_t top = tables.row(r), pixels = (tables.row(r + 1) - top) * width;
-      int64_t h = top, w = left;
-      for (int64_t step = 0; step < pixels; step += 4) {
-        Pack<T, N> loaded[4] = {};
-        int64_t place[4];
-#pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          place[s] = h * W + w;
-          if (step + s >= pixels) continue;
-          if (c < C) {
-            loaded[s] = x.template load_pack<N>(n * op.x.stride[0] + h * op.x.stride[2] +
-                                                w * op.x.stride[3] + c);
-          }
-          if (++w == left + width) {
-            w = left;
-            ++h;
-          }
-        }
-#pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          if (step + s >= pixels) continue;
-#pragma unroll
-          for (int i = 0; i < N; ++i) {
-            state[i] = Reduce::merge(state[i], Reduce::one(to_accumulate(loaded[s][i]), place[s]));
-          }
-        }
+  int bins = 0;
+  for (int k = 0; k < op.levels.count; ++k) {
+    bins += static_cast<int>(op.levels[k].size[2] * op.levels[k].size[3]);
+  }
+  for (int index = warp; index < bins && c0 + rank < C; index += warps) {
+    const Bin bin = bin_at(op.levels, index);
+    const int top = tables.row_begin(bin.row_bin), bottom = tables.row_end(bin.row_bin);
+    const int left = tables.column_begin(bin.column_bin);
+    const int right = tables.column_end(bin.column_bin);
+    if (top >= first + count || bottom <= first) continue;
+    State state = Reduce::nothing();
+    for (int r = max(top, first) - first; r < min(bottom, first + count) - first; ++r) {
+#pragma unroll 4
+      for (int k = left; k < right; ++k) {
+        state = Reduce::merge(state, cells[(r * columns + k) * kPoolChannels + rank]);
       }
-#pragma unroll
-      for (int i = 0; i < N; ++i) cells[k * channels + threadIdx.x * N + i] = state[i];
     }
-    __syncthreads();
-    int row_bin = 0, column_bin = 0;
-    for (int k = 0; k < op.levels.count; ++k) {
-      const int height = op.levels[k].size[2], width = op.levels[k].size[3];
-      int i = 0;
-      while (tables.row_end(row_bin + i) <= r) ++i;
-      for (int q = rank; q < width * channels; q += threads) {
-        const int j = q / channels, channel = q - j * channels;
-        const int left = tables.column_begin(column_bin + j);
-        const int right = tables.column_end(column_bin + j);
-        State ready = cells[left * channels + channel];
-        for (int m = left + 1; m < right; ++m) {
-          ready = Reduce::merge(ready, cells[m * channels + channel]);
-        }
-        const int64_t across = tables.column(right) - tables.column(left);
-        for (int bin = i; bin < height && tables.row_begin(row_bin + bin) <= r; ++bin) {
-          const int top = tables.row_begin(row_bin + bin), bottom = tables.row_end(row_bin + bin);
-          const int slot = (column_bin + j) * channels + channel;
-          const State state = max(top, first) == r ? ready : Reduce::merge(open[slot], ready);
-          if (min(bottom, end) != r + 1) {
-            open[slot] = state;
-          } else if (c0 + channel < C) {
-            const int64_t positions = (tables.row(bottom) - tables.row(top)) * across;
-            give_bin<Reduce>(op, blockIdx.y, k, n, c0 + channel, bin, j, positions, state);
-          }
-        }
-      }
-      row_bin += height;
-      column_bin += width;
-    }
-    __syncthreads();
+    const int64_t positions = int64_t(tables.row(bottom) - tables.row(top)) *
+                              (tables.column(right) - tables.column(left));
+    give_bin<Reduce>(op, blockIdx.y, bin.level, n, c0 + rank, bin.i, bin.j, positions, state);
   }
 }
 

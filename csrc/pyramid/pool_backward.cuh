@@ -46,7 +46,7 @@ __device__ int first_over(int count, int cell, End&& end) {
 template <class Begin, class End>
 __device__ void list_runs(const Shared<uint32_t>& runs, const PooledLevels& levels, int dimension,
                           int cells, Begin&& begin, End&& end) {
-  const int threads = blockDim.x * blockDim.y;
+  const int threads = blockDim.x * blockDim.y * blockDim.z;
   for (int q = thread_rank(); q < levels.count * cells; q += threads) {
     const int level = q / cells, cell = q - level * cells;
     int before = 0;
@@ -71,25 +71,27 @@ __device__ inline int column_cell(const PoolTables& tables, int columns, int64_t
   return first_over(columns, w, [&](int cell) { return tables.column(cell + 1); });
 }
 
-// Grid: (planes, chunks). Block: (lanes, slots). Lane x owns a pack of columns of each tile, slot y
-// every blockDim.y-th row cell of the chunk.
+// Grid: (groups of planes, chunks). Block: (lanes, slots, planes). A plane's team is lanes x slots
+// threads: one warp where a block has several planes, which then share the tables. Lane x owns a
+// pack of columns of each tile; slots take turns at the rows of each cell.
 template <class T, class Give, int N>
 __global__ void pool_backward_planes(PoolingBackward op) {
   using A = Accumulate<T>;
   using State = typename Give::State;
   const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3];
-  const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   const int rows = op.table.rows, columns = op.table.columns, levels = op.grads.count;
   const int first = blockIdx.y * op.chunk_rows;
   const int count = min(op.chunk_rows, rows - first);
-  const int threads = blockDim.x * blockDim.y, rank = thread_rank();
+  const int threads = blockDim.x * blockDim.y, rank = threadIdx.y * blockDim.x + threadIdx.x;
 
   SharedMemory memory;
   const PoolTables tables = load_tables(memory, op.table);
   const auto over_rows = memory.take<uint32_t>(levels * rows);
   const auto over_columns = memory.take<uint32_t>(levels * columns);
-  const auto bins = memory.take<State>(op.held_bins);
-  const auto cells = memory.take<A>(Give::kConstantOnCells ? op.chunk_rows * columns : 0);
+  const auto bins = memory.take<State>(blockDim.z * op.held_bins);
+  const int held = Give::kConstantOnCells ? op.chunk_rows * columns : 0;
+  const auto cells = memory.take<A>(blockDim.z * held);
+  const int bin_base = threadIdx.z * op.held_bins, cell_base = threadIdx.z * held;
   __syncthreads();
   list_runs(
       over_rows, op.grads, 2, rows, [&](int bin) { return tables.row_begin(bin); },
@@ -97,19 +99,23 @@ __global__ void pool_backward_planes(PoolingBackward op) {
   list_runs(
       over_columns, op.grads, 3, columns, [&](int bin) { return tables.column_begin(bin); },
       [&](int bin) { return tables.column_end(bin); });
-  for (int q = rank; q < op.held_bins; q += threads) {
+  const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
+  const bool exists = plane < op.grad_x.size[0] * C;
+  const int64_t n = static_cast<unsigned>(plane) / static_cast<unsigned>(C), c = plane - n * C;
+  for (int q = exists ? rank : op.held_bins; q < op.held_bins; q += threads) {
     const Bin bin = bin_at(op.grads, q);
     const int64_t height =
         tables.row(tables.row_end(bin.row_bin)) - tables.row(tables.row_begin(bin.row_bin));
     const int64_t width = tables.column(tables.column_end(bin.column_bin)) -
                           tables.column(tables.column_begin(bin.column_bin));
-    bins[q] = read_bin<Give>(op, bin.level, n, c, bin.i, bin.j, height * width);
+    bins[bin_base + q] = read_bin<Give>(op, bin.level, n, c, bin.i, bin.j, height * width);
   }
   __syncthreads();
+  if (!exists) return;  // its warp's own
 
   const auto sum_over = [&](int r, int cell, int64_t position) {
     A sum = 0;
-    int before = 0;
+    int before = bin_base;
     for (int k = 0; k < levels; ++k) {
       const uint32_t down = over_rows[k * rows + r], across = over_columns[k * columns + cell];
       const int width = op.grads[k].size[3];
@@ -125,134 +131,148 @@ __global__ void pool_backward_planes(PoolingBackward op) {
   if constexpr (Give::kConstantOnCells) {
     for (int q = rank; q < count * columns; q += threads) {
       const int r = q / columns;
-      cells[q] = sum_over(first + r, q - r * columns, 0);
+      cells[cell_base + q] = sum_over(first + r, q - r * columns, 0);
     }
-    __syncthreads();
+    if (threads == kWarpSize) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
   }
 
-  const Global<T> grad_x(op.grad_x);
-  const int64_t plane = n * op.grad_x.stride[0] + c * op.grad_x.stride[1];
+  const int pitch = static_cast<int>(op.grad_x.stride[2]);
+  const int slots = blockDim.y, slot = threadIdx.y;
   for (int64_t w = threadIdx.x * N; w < W; w += blockDim.x * N) {
     int cell[N];
+#pragma unroll
     for (int i = 0; i < N; ++i) cell[i] = column_cell(tables, columns, w + i);
-    for (int r = threadIdx.y; r < count; r += blockDim.y) {
-      Pack<T, N> pack;
+    const auto column =
+        Global<T>(op.grad_x).from(n * op.grad_x.stride[0] + c * op.grad_x.stride[1] + w);
+    for (int r = 0; r < count; ++r) {
+      const int top = tables.row(first + r), bottom = tables.row(first + r + 1);
+      const auto out = column.from(int64_t{top} * pitch);
+      A sums[N] = {};
       if constexpr (Give::kConstantOnCells) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) pack[i] = from_accumulate<T>(cells[r * columns + cell[i]]);
+        for (int i = 0; i < N; ++i) sums[i] = cells[cell_base + r * columns + cell[i]];
       }
-      for (int64_t h = tables.row(first + r); h < tables.row(first + r + 1); ++h) {
-        if constexpr (!Give::kConstantOnCells) {
+      const Pack<T, N> same = pack_from_accumulate<T>(sums);
+#pragma unroll 4
+      for (int h = slot; h < bottom - top; h += slots) {
+        if constexpr (Give::kConstantOnCells) {
+          out.template store_pack<N>(int64_t{h} * pitch, same);
+        } else {
 #pragma unroll
-          for (int i = 0; i < N; ++i) {
-            pack[i] = from_accumulate<T>(sum_over(first + r, cell[i], h * W + w + i));
-          }
+          for (int i = 0; i < N; ++i) sums[i] = sum_over(first + r, cell[i], (top + h) * W + w + i);
+          out.template store_pack<N>(int64_t{h} * pitch, pack_from_accumulate<T>(sums));
         }
-        grad_x.template store_pack<N>(plane + h * op.grad_x.stride[2] + w, pack);
       }
     }
   }
 }
 
-// Grid: (N * channel tiles, chunks). Block: (lanes, slots). Lane x owns a pack of channels, slot y
-// every blockDim.y-th column; the block takes one row cell after another.
+// Grid: (N * channel tiles, chunks). Block: (32, warps) threads. The block reads the bins over its
+// row cells, a bin a warp, a channel a lane, and adds up its cells. Then a warp takes a cell at a
+// time: lanes own packs of channels, in as many slots as a pack has channels, and the slots share
+// out the pixels.
 template <class T, class Give, int N>
 __global__ void pool_backward_pixels(PoolingBackward op) {
   using A = Accumulate<T>;
   using State = typename Give::State;
-  const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3];
-  const int channels = blockDim.x * N, columns = op.table.columns, levels = op.grads.count;
-  const int64_t tiles = (C + channels - 1) / channels;
-  const int64_t n = blockIdx.x / tiles, c0 = blockIdx.x % tiles * channels;
-  const int first = blockIdx.y * op.chunk_rows;
-  const int end = min(first + op.chunk_rows, op.table.rows);
-  const int threads = blockDim.x * blockDim.y, rank = thread_rank();
+  constexpr int kLanes = kWarpSize / N;
+  const int64_t C = op.grad_x.size[1];
+  const int W = static_cast<int>(op.grad_x.size[3]);
+  const int rows = op.table.rows, columns = op.table.columns, levels = op.grads.count;
+  const int64_t tiles = (C + kPoolChannels - 1) / kPoolChannels;
+  const int64_t n = blockIdx.x / tiles, c0 = blockIdx.x % tiles * kPoolChannels;
+  const int first = static_cast<int>(blockIdx.y) * op.chunk_rows;
+  const int count = min(op.chunk_rows, rows - first);
+  const int rank = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
+  const int warps = static_cast<int>(blockDim.y);
 
   SharedMemory memory;
   const PoolTables tables = load_tables(memory, op.table);
+  const auto over_rows = memory.take<uint32_t>(levels * rows);
   const auto over_columns = memory.take<uint32_t>(levels * columns);
-  const auto bins = memory.take<State>(op.held_bins * channels);
-  const auto cells = memory.take<A>(Give::kConstantOnCells ? columns * channels : 0);
+  const auto bins = memory.take<State>(op.held_bins * kPoolChannels);
+  const auto cell = memory.take<A>(Give::kConstantOnCells ? warps * kPoolChannels : 0);
   __syncthreads();
+  list_runs(
+      over_rows, op.grads, 2, rows, [&](int bin) { return tables.row_begin(bin); },
+      [&](int bin) { return tables.row_end(bin); });
   list_runs(
       over_columns, op.grads, 3, columns, [&](int bin) { return tables.column_begin(bin); },
       [&](int bin) { return tables.column_end(bin); });
-
-  for (int r = first; r < end; ++r) {
-    int down[kMostLevels], row_bin = 0, column_bin = 0, held = 0;
-#pragma unroll
-    for (int k = 0; k < kMostLevels; ++k) {
-      if (k >= levels) continue;
-      const int height = op.grads[k].size[2], width = op.grads[k].size[3];
-      const int top = first_over(height, r, [&](int i) { return tables.row_end(row_bin + i); });
-      int bottom = top;
-      while (bottom < height && tables.row_begin(row_bin + bottom) <= r) ++bottom;
-      down[k] = bottom - top;
-      for (int q = rank; q < down[k] * width * channels; q += threads) {
-        const int bin = q / channels, channel = q - bin * channels;
-        const int i = top + bin / width, j = bin % width;
-        if (c0 + channel >= C) continue;
-        const int64_t positions = int64_t(tables.row(tables.row_end(row_bin + i)) -
-                                          tables.row(tables.row_begin(row_bin + i))) *
-                                  (tables.column(tables.column_end(column_bin + j)) -
-                                   tables.column(tables.column_begin(column_bin + j)));
-        bins[held * channels + q] = read_bin<Give>(op, k, n, c0 + channel, i, j, positions);
-      }
-      held += down[k] * width;
-      row_bin += height;
-      column_bin += width;
+  __syncthreads();
+  const int last = first + count - 1;  // row cell
+  int held = 0, row_bin = 0, column_bin = 0;
+  for (int level = 0; level < levels; ++level) {
+    const int width = static_cast<int>(op.grads[level].size[3]);
+    const int from = run_begin(over_rows[level * rows + first]);
+    const int count_here = (run_end(over_rows[level * rows + last]) - from) * width;
+    for (int q = warp; q < count_here && c0 + rank < C; q += warps) {
+      const int i = from + q / width, j = q % width;
+      const int64_t positions = int64_t(tables.row(tables.row_end(row_bin + i)) -
+                                        tables.row(tables.row_begin(row_bin + i))) *
+                                (tables.column(tables.column_end(column_bin + j)) -
+                                 tables.column(tables.column_begin(column_bin + j)));
+      bins[(held + q) * kPoolChannels + rank] =
+          read_bin<Give>(op, level, n, c0 + rank, i, j, positions);
     }
-    __syncthreads();
+    held += count_here;
+    row_bin += static_cast<int>(op.grads[level].size[2]);
+    column_bin += width;
+  }
+  __syncthreads();
 
-    const auto sum_over = [&](int cell, int channel, int64_t position) {
-      A sum = 0;
-      int before = 0;
-#pragma unroll
-      for (int k = 0; k < kMostLevels; ++k) {
-        if (k >= levels) continue;
-        const uint32_t across = over_columns[k * columns + cell];
-        const int width = op.grads[k].size[3];
-        for (int i = 0; i < down[k]; ++i) {
-          for (int j = run_begin(across); j < run_end(across); ++j) {
-            sum += Give::at(bins[(before + i * width + j) * channels + channel], position);
-          }
+  const auto sum_over = [&](int r, int k, int channel, int position) {
+    A sum = 0;
+    int before = 0;
+    for (int level = 0; level < levels; ++level) {
+      const uint32_t down = over_rows[level * rows + r], across = over_columns[level * columns + k];
+      const int width = static_cast<int>(op.grads[level].size[3]);
+      const int from = run_begin(over_rows[level * rows + first]);
+      for (int i = run_begin(down); i < run_end(down); ++i) {
+        for (int j = run_begin(across); j < run_end(across); ++j) {
+          const int bin = before + (i - from) * width + j;
+          sum += Give::at(bins[bin * kPoolChannels + channel], position);
         }
-        before += down[k] * width;
       }
-      return sum;
-    };
-    if constexpr (Give::kConstantOnCells) {
-      for (int q = rank; q < columns * channels; q += threads) {
-        const int cell = q / channels, channel = q - cell * channels;
-        if (c0 + channel < C) cells[q] = sum_over(cell, channel, 0);
-      }
-      __syncthreads();
+      before += (run_end(over_rows[level * rows + last]) - from) * width;
     }
-
-    const Global<T> grad_x(op.grad_x);
-    const int64_t c = c0 + threadIdx.x * N;
-    int cell = 0;
-    for (int64_t w = threadIdx.y; w < W && c < C; w += blockDim.y) {
-      while (tables.column(cell + 1) <= w) ++cell;
-      Pack<T, N> pack;
+    return sum;
+  };
+  const int own = rank % kLanes * N, slot = rank / kLanes;
+  const bool inside = c0 + own < C;
+  const auto grad_x = Global<T>(op.grad_x).from(n * op.grad_x.stride[0] + c0 + own);
+  const int pitch = static_cast<int>(op.grad_x.stride[3]);
+  for (int q = warp; q < count * columns; q += warps) {
+    const int r = q / columns, k = q - r * columns;
+    const int left = tables.column(k), width = tables.column(k + 1) - left;
+    const int top = tables.row(first + r), height = tables.row(first + r + 1) - top;
+    A sums[N] = {};
+    if constexpr (Give::kConstantOnCells) {
+      __syncwarp();  // the cell before has been read
+      cell[warp * kPoolChannels + rank] = c0 + rank < C ? sum_over(first + r, k, rank, 0) : A(0);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < N; ++i) sums[i] = cell[warp * kPoolChannels + own + i];
+    }
+    const Pack<T, N> same = pack_from_accumulate<T>(sums);
+    int h = slot / width, w = slot - h * width;  // of the cell
+    for (int p = slot; p < width * height; p += N) {
+      const int64_t at = (top + h) * op.grad_x.stride[2] + int64_t{left + w} * pitch;
       if constexpr (Give::kConstantOnCells) {
+        if (inside) grad_x.template store_pack<N>(at, same);
+      } else if (inside) {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          pack[i] = from_accumulate<T>(cells[cell * channels + threadIdx.x * N + i]);
+          sums[i] = sum_over(first + r, k, own + i, (top + h) * W + left + w);
         }
+        grad_x.template store_pack<N>(at, pack_from_accumulate<T>(sums));
       }
-      for (int64_t h = tables.row(r); h < tables.row(r + 1); ++h) {
-        if constexpr (!Give::kConstantOnCells) {
-#pragma unroll
-          for (int i = 0; i < N; ++i) {
-            pack[i] = from_accumulate<T>(sum_over(cell, threadIdx.x * N + i, h * W + w));
-          }
-        }
-        const int64_t row = n * op.grad_x.stride[0] + h * op.grad_x.stride[2];
-        grad_x.template store_pack<N>(row + w * op.grad_x.stride[3] + c, pack);
-      }
+      for (w += N; w >= width; w -= width) ++h;
     }
-    __syncthreads();
   }
 }
 

@@ -8,17 +8,21 @@ namespace stripctx::cuda {
 struct PoolingBackwardPlan {
   bool pixels = false;  // channels are the fastest dimension
   bool tabled = false;  // the tables hold all bins, and shared memory what a block needs
-  int64_t lanes = 0, slots = 0, blocks = 0, chunks = 1, shared_bytes = 0;
+  int64_t lanes = 0, slots = 0, planes = 1, blocks = 0, chunks = 1, shared_bytes = 0;
 };
 
-// Bins of all levels over one row cell, at most.
-inline int64_t most_held_bins(const PooledLevels& grads, const PoolTable& table) {
+// Bins of all levels over the row cells of a chunk, at most.
+inline int64_t most_held_bins(const PoolingBackward& op) {
   int64_t most = 0;
-  for (int r = 0; r < table.rows; ++r) {
+  const int64_t H = op.table.cut[op.table.rows];
+  for (int first = 0; first < op.table.rows; first += op.chunk_rows) {
+    const int end = std::min(first + op.chunk_rows, op.table.rows);
     int64_t held = 0;
-    for (int k = 0; k < grads.count; ++k) {
-      const int64_t H = table.cut[table.rows];
-      held += bins_at(table.cut[r], grads[k].size[2], H).size() * grads[k].size[3];
+    for (int k = 0; k < op.grads.count; ++k) {
+      const int64_t rows = op.grads[k].size[2];
+      const Span over{bins_at(op.table.cut[first], rows, H).begin,
+                      bins_at(op.table.cut[end] - 1, rows, H).end};
+      held += over.size() * op.grads[k].size[3];
     }
     most = std::max(most, held);
   }
@@ -32,38 +36,45 @@ PoolingBackwardPlan plan_pooling_backward(PoolingBackward& op, bool pixels) {
   const int64_t C = op.grad_x.size[1], H = op.grad_x.size[2], W = op.grad_x.size[3];
   PoolingBackwardPlan plan;
   plan.pixels = pixels;
-  if (pixels) {
-    plan.lanes = power_of_two(ceil_div(C, N), 64 / std::min<int64_t>(64, N * sizeof(T)));
-    plan.slots = slots_for(plan.lanes, W);
-    plan.blocks = op.grad_x.size[0] * ceil_div(C, plan.lanes * N);
-  } else {
-    plan.lanes = power_of_two(ceil_div(W, N), 32);
-    plan.blocks = op.grad_x.size[0] * C;
-  }
-  // Enough blocks of channels need no chunks of rows, whose bins each block would read again.
-  const int64_t longest = pixels && 2 * plan.blocks > kPoolBlocks ? H : longest_walk(H);
+  plan.blocks = op.grad_x.size[0] * (pixels ? ceil_div(C, kPoolChannels) : C);
+  // Enough blocks need no chunks of rows, whose bins each block would read again.
+  const int64_t enough = pixels ? kPoolBlocks / 2 : kPoolBlocks;
+  const int64_t longest = plan.blocks >= enough ? H : longest_walk(H);
   if (!make_table(op.grads, H, W, longest, W, op.table)) return plan;
-  const int64_t runs = shared_bytes<uint32_t>(op.grads.count * op.table.columns);
-  int64_t cells = op.table.columns, states = 0;
-  if (pixels) {
-    states = most_held_bins(op.grads, op.table);
-  } else {
-    plan.slots = slots_for(plan.lanes, op.table.rows);
-    for (int k = 0; k < op.grads.count; ++k) states += op.grads[k].size[2] * op.grads[k].size[3];
-  }
+  int64_t states = 0;
+  for (int k = 0; k < op.grads.count; ++k) states += op.grads[k].size[2] * op.grads[k].size[3];
   if (states > kPoolSharedBytes) return plan;
   op.held_bins = static_cast<int32_t>(states);
-  const int64_t wanted = kPoolBlocks / std::max<int64_t>(1, plan.blocks);
-  const int64_t least_rows = pixels ? 1 : plan.slots;
-  const int64_t chunks = std::clamp<int64_t>(wanted, 1, ceil_div(op.table.rows, least_rows));
+  const int64_t wanted = enough / std::max<int64_t>(1, plan.blocks);
+  const int64_t chunks = std::clamp<int64_t>(wanted, 1, ceil_div(op.table.rows, 4));
   op.chunk_rows = static_cast<int32_t>(ceil_div(op.table.rows, chunks));
   plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
-  const int64_t width = pixels ? plan.lanes * N : 1;
-  if (!pixels) cells *= op.chunk_rows;
-  plan.shared_bytes = table_bytes(op.table) + runs + shared_bytes<State>(states * width) +
-                      shared_bytes<A>(Give::kConstantOnCells ? cells * width : 0);
-  if (!pixels) plan.shared_bytes += shared_bytes<uint32_t>(op.grads.count * op.table.rows);
-  plan.tabled = plan.shared_bytes <= kPoolSharedBytes;
+  const int64_t tables = table_bytes(op.table) +
+                         shared_bytes<uint32_t>(op.grads.count * op.table.rows) +
+                         shared_bytes<uint32_t>(op.grads.count * op.table.columns);
+  const int64_t cells = Give::kConstantOnCells ? op.chunk_rows * op.table.columns : 0;
+  if (pixels) {
+    plan.lanes = kWarpSize;
+    plan.slots = kPoolWarps;
+    for (;; op.chunk_rows = (op.chunk_rows + 1) / 2) {  // until its bins fit
+      op.held_bins = static_cast<int32_t>(most_held_bins(op));
+      plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
+      plan.shared_bytes = tables + shared_bytes<State>(op.held_bins * int64_t{kPoolChannels}) +
+                          shared_bytes<A>(Give::kConstantOnCells ? kPoolWarps * kPoolChannels : 0);
+      if (op.chunk_rows == 1 || plan.shared_bytes <= kPoolSharedBytes) break;
+    }
+  } else {
+    plan.lanes = power_of_two(ceil_div(W, N), 32);
+    plan.slots = team_threads(plan.blocks) / plan.lanes;
+    const auto bytes = [&](int64_t together) {
+      return tables + shared_bytes<State>(together * states) + shared_bytes<A>(together * cells);
+    };
+    plan.planes = planes_a_block(plan.blocks, plan.lanes * plan.slots);
+    if (bytes(plan.planes) > kPoolSharedBytes / 2) plan.planes = 1;
+    plan.shared_bytes = bytes(plan.planes);
+    plan.blocks = ceil_div(plan.blocks, plan.planes);
+  }
+  plan.tabled = plan.shared_bytes <= kPoolSharedBytes && op.grad_x.stride[2] <= INT32_MAX;
   return plan;
 }
 
@@ -84,7 +95,7 @@ void launch_pooling_backward(PoolingBackward op, Stream stream) {
       }
       launch({.kernel = pixels ? "pyramid_pool_backward_pixels" : "pyramid_pool_backward_planes",
               .grid = {plan.blocks, plan.chunks},
-              .block = {plan.lanes, plan.slots},
+              .block = {plan.lanes, plan.slots, plan.planes},
               .shared_bytes = plan.shared_bytes,
               .stream = stream},
              pixels ? pool_backward_pixels<T, Give<T>, N> : pool_backward_planes<T, Give<T>, N>,

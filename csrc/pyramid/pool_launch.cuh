@@ -9,7 +9,7 @@ namespace stripctx::cuda {
 struct PoolingPlan {
   bool pixels = false;  // channels are the fastest dimension
   bool tabled = false;  // the tables hold all bins
-  int64_t lanes = 0, slots = 0, blocks = 0, chunks = 1, shared_bytes = 0;
+  int64_t lanes = 0, slots = 0, planes = 1, blocks = 0, chunks = 1, shared_bytes = 0;
 };
 
 // Packs of columns that a lane owns in a tile.
@@ -18,24 +18,37 @@ constexpr int kPoolColumns = N == 1 ? 4 : 1;
 
 template <class T, class State, int N>
 PoolingPlan plan_planes(Pooling& op) {
-  constexpr int64_t kPacks = N * kPoolColumns<N>;
-  const int64_t H = op.x.size[2], W = op.x.size[3];
+  constexpr int64_t kPacks = N * kPoolColumns<N>, kLongest = 16, kBandBytes = 4096;
+  const int64_t H = op.x.size[2], W = op.x.size[3], planes = op.x.size[0] * op.x.size[1];
   PoolingPlan plan;
-  plan.tabled = make_table(op.levels, H, W, longest_walk(H), W, op.table);
-  if (!plan.tabled) return plan;
   plan.lanes = power_of_two(ceil_div(W, kPacks), 32);
-  plan.blocks = op.x.size[0] * op.x.size[1];
-  const int64_t most = kBlockThreads / plan.lanes;
-  op.chunk_rows = rows_a_chunk(op, plan.blocks, most, sizeof(State), sizeof(T));
-  plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
-  const int64_t bands = ceil_div(op.chunk_rows, most);
-  plan.slots = slots_for(plan.lanes, ceil_div(op.chunk_rows, bands));
-  op.gather_lanes = power_of_two(ceil_div(longest_column(op.table), 4), 32);
-  op.bin_lanes = power_of_two(ceil_div(op.table.columns, 2), 32);
-  plan.shared_bytes = table_bytes(op.table) +
-                      shared_bytes<State>(plan.slots * plan.lanes * kPacks) +
-                      shared_bytes<State>(op.chunk_rows * int64_t{op.table.columns});
-  return plan;
+  // Cells of a few rows for each slot of a warp, and of columns that one lane gathers.
+  const int64_t longest_row = std::max(5 * (kWarpSize / plan.lanes), longest_walk(H));
+  const int64_t widest = std::max(kLongest, ceil_div(W, 64));
+  plan.tabled = make_table(op.levels, H, W, longest_row, widest, op.table) ||
+                make_table(op.levels, H, W, longest_walk(H), W, op.table);
+  if (!plan.tabled) return plan;
+  op.column_pitch = ceil_div(W, 4) * 4 + (ceil_div(W, 4) % 8 == 0 ? 4 : 0);
+  op.gather_lanes = power_of_two(ceil_div(longest_column(op.table), kLongest), 32);
+  const int64_t most = std::min<int64_t>(team_threads(planes) / kWarpSize, op.table.rows);
+  for (int64_t warps = most;; warps = (warps + 1) / 2) {  // until their columns fit
+    op.chunk_rows = rows_a_chunk(op, planes, warps, sizeof(State), sizeof(T));
+    plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
+    plan.slots = warps * kWarpSize / plan.lanes;
+    op.bin_lanes = power_of_two(ceil_div(op.chunk_rows * op.table.columns, 64), 32);
+    const int64_t band = kBandBytes / (op.column_pitch * int64_t{sizeof(State)});
+    op.band_rows = std::clamp<int64_t>(band, warps, op.chunk_rows);
+    const auto bytes = [&](int64_t together) {
+      return table_bytes(op.table) +
+             shared_bytes<State>(together * op.band_rows * op.column_pitch) +
+             shared_bytes<State>(together * op.chunk_rows * op.table.columns);
+    };
+    plan.planes = planes_a_block(planes, plan.lanes * plan.slots);
+    if (bytes(plan.planes) > kPoolSharedBytes / 2) plan.planes = 1;
+    plan.shared_bytes = bytes(plan.planes);
+    plan.blocks = ceil_div(planes, plan.planes);
+    if (warps == 1 || plan.shared_bytes <= kPoolSharedBytes) return plan;
+  }
 }
 
 template <class T, class State, int N>
@@ -43,17 +56,21 @@ PoolingPlan plan_pixels(Pooling& op) {
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
   PoolingPlan plan;
   plan.pixels = true;
-  plan.lanes = power_of_two(ceil_div(C, N), 64 / std::min<int64_t>(64, N * sizeof(T)));
-  plan.slots = slots_for(plan.lanes, W);
-  plan.blocks = op.x.size[0] * ceil_div(C, plan.lanes * N);
-  const int64_t longest_row = 2 * plan.blocks > kPoolBlocks ? H : longest_walk(H);
-  plan.tabled = make_table(op.levels, H, W, longest_row, ceil_div(W, plan.slots), op.table);
+  plan.lanes = kWarpSize;
+  plan.slots = kPoolWarps;
+  plan.blocks = op.x.size[0] * ceil_div(C, kPoolChannels);
+  // Several cells for each slot, so that none waits long for others.
+  const auto tenth = [](int64_t length) { return std::max<int64_t>(4, ceil_div(length, 10)); };
+  plan.tabled = make_table(op.levels, H, W, tenth(H), tenth(W), op.table) ||
+                make_table(op.levels, H, W, H, W, op.table);
   if (!plan.tabled) return plan;
+  const int64_t row_bytes = op.table.columns * int64_t{kPoolChannels * sizeof(State)};
+  const int64_t most = (kPoolSharedBytes - table_bytes(op.table)) / row_bytes;
   op.chunk_rows = rows_a_chunk(op, plan.blocks, 1, sizeof(State), sizeof(T));
+  op.chunk_rows = std::max<int64_t>(1, std::min<int64_t>(op.chunk_rows, most));
   plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
-  plan.shared_bytes = table_bytes(op.table) +
-                      shared_bytes<State>(op.table.columns * plan.lanes * N) +
-                      shared_bytes<State>(op.table.column_bins * plan.lanes * N);
+  plan.shared_bytes =
+      table_bytes(op.table) + shared_bytes<State>(op.chunk_rows * op.table.columns * kPoolChannels);
   return plan;
 }
 
@@ -67,7 +84,7 @@ void with_plan(Pooling op, F&& run) {
     with_pack<T>({&op.x}, fastest, op.x.size[fastest], [&]<int N>() {
       PoolingPlan plan = pixels ? plan_pixels<T, State, N>(op) : plan_planes<T, State, N>(op);
       plan.pixels = pixels;
-      if (!plan.tabled || plan.shared_bytes > kPoolSharedBytes) {
+      if (!plan.tabled || plan.shared_bytes > kPoolSharedBytes || op.x.stride[2] > INT32_MAX) {
         plan.tabled = false;
         plan.chunks = 1;
       }
@@ -97,7 +114,7 @@ void launch_pooling(const Pooling& pooling, Stream stream) {
                      .stream = stream},
                     pool_windows<T, Reduce<T>>, op, plan.pixels);
     }
-    const Extent3 grid{plan.blocks, plan.chunks}, block{plan.lanes, plan.slots};
+    const Extent3 grid{plan.blocks, plan.chunks}, block{plan.lanes, plan.slots, plan.planes};
     if (plan.pixels) {
       launch({.kernel = "pyramid_pool_pixels",
               .grid = grid,

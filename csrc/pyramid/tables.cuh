@@ -26,7 +26,7 @@ __device__ inline PoolTables load_tables(SharedMemory& memory, const PoolTable& 
   const int cuts = table.rows + table.columns + 2, spans = table.row_bins + table.column_bins;
   const PoolTables tables{memory.take<int32_t>(cuts), memory.take<uint32_t>(spans), table.rows,
                           table.row_bins};
-  const int threads = blockDim.x * blockDim.y, rank = thread_rank();
+  const int threads = blockDim.x * blockDim.y * blockDim.z, rank = thread_rank();
   for (int k = rank; k < cuts; k += threads) tables.cut[k] = table.cut[k];
   for (int k = rank; k < spans; k += threads) tables.span[k] = table.span[k];
   return tables;
