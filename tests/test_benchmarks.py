@@ -95,7 +95,14 @@ def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
     assert floors.cuda_traffic("strip_gate", shape, {}) == floors.floor("strip_gate", shape)
     for operator, kernel, extra in (
         ("strip_pool", "strip_reduce_planes", sums),
-        ("strip_add_relu_backward", "strip_reduce_pixels", sums + Floor(2 * (24 + 30 * 11))),
+        ("strip_add_relu_backward", "strip_reduce_planes", sums + Floor(2 * (24 + 30 * 11))),
+        ("strip_add_relu_backward", "strip_reduce_pixels", sums + Floor(2 * 30 * 2)),
+        ("strip_pool", "strip_reduce_small_pixels", Floor(2 * 120)),
+        (
+            "strip_add_relu_backward",
+            "strip_reduce_small_pixels",
+            Floor(2 * (120 + 24 * 3 + 30 * 2)),
+        ),
         ("strip_add_relu", "strip_expand_planes", Floor(2 * (24 + 30 * 11))),
         ("strip_pool_backward", "strip_expand_pixels", Floor(2 * (24 + 30 * 2))),
         ("sigmoid_gate", "sigmoid_gate_planes", Floor(2 * 3 * 3)),

@@ -22,6 +22,16 @@ SIZES = ((2, 20, 33, 40), (1, 32, 264, 135), (1, 24, 61, 70))
 def test_same_bits_in_every_order(
     name: str, dtype: str, layout: str, size: tuple[int, int, int, int]
 ) -> None:
+    check_orders(name, dtype, layout, size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_of_many_maps(dtype: str) -> None:
+    """Whose sums the warps of a block exchange."""
+    check_orders("strip_add_relu_backward", dtype, "channels_last", (128, 8, 7, 66))
+
+
+def check_orders(name: str, dtype: str, layout: str, size: tuple[int, int, int, int]) -> None:
     arguments = OPERATORS[name](Sample(size, DTYPES[dtype], layout))
     results = []
     for order in emulation.ORDERS:

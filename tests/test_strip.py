@@ -9,7 +9,7 @@ import operator_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from operator_checks import DEVICE, FORMATS, Case, Shape
+from operator_checks import DEVICE, FORMATS, SHAPES, Case, Shape
 from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor, nn
 
@@ -195,6 +195,8 @@ class TestStrip(OperatorSuite):
     kernels = (POOL, ADD_RELU, GATE)
     compositions = (CONV, STRIP_GATE)
     refusals = REFUSED
+    # Many channels_last maps: whole ones, and some that are cut along H and W.
+    shapes = (*SHAPES, (32, 128, 3, 5), (128, 2, 25, 66))
 
     @staticmethod
     def samples(layout: str) -> dict[Any, tuple[Any, ...]]:

@@ -94,9 +94,18 @@ def strip_gate_backward(shape: Shape) -> Floor:
     )
 
 
+def pack_of(shape: Shape) -> int:
+    """Channels of a pack of a channels_last map: 16 bytes, 8 of a half type, or one channel."""
+    widths = [16 // shape.element_size, 8 // shape.element_size]
+    return next((n for n in widths if shape.channels % n == 0 and n >= 4), 1)
+
+
 def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
-    """Pieces of rows where W is cut into tiles, pieces of cols where H is cut into chunks."""
-    _, launch = launch_of(launches, "strip_reduce")
+    """Pieces of rows where W is cut into tiles, pieces of cols where H is cut into chunks. Small
+    channels_last maps have neither, and are read again, from the cache that holds them."""
+    layout, launch = launch_of(launches, "strip_reduce")
+    if layout == "_small_pixels":
+        return visits(shape, shape.map, 2)
     _, tiles, chunks = launch.grid
     extra = Floor()
     if tiles > 1:
@@ -108,9 +117,19 @@ def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
 
 def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
     """The same, and the sign's operands: each tile reads its rows, each slot (threadIdx.y) of each
-    chunk its cols. The slots of a block read them at once: one trip to memory."""
-    _, launch = launch_of(launches, "strip_reduce")
+    chunk its cols. The slots of a block read them at once: one trip to memory. On channels_last
+    maps each of the warp's slots reads rows, once for each tile of 64 columns."""
+    layout, launch = launch_of(launches, "strip_reduce")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
+    pack = pack_of(shape)
+    if layout == "_small_pixels":  # pairs of rows, and of columns
+        operands = visits(shape, shape.rows, pack + -(-shape.width // 2))
+        operands += visits(shape, shape.cols, pack + -(-shape.height // 2))
+        return strip_pool_extra(shape, launches) + operands
+    if layout == "_pixels":
+        operands = visits(shape, shape.rows, pack * -(-shape.width // 64))
+        operands += visits(shape, shape.cols, chunks)
+        return strip_pool_extra(shape, launches) + operands
     operands = visits(shape, shape.rows, tiles) + visits(shape, shape.cols, chunks * slots)
     return strip_pool_extra(shape, launches) + operands
 

@@ -1,10 +1,12 @@
-// out = f(rows + cols) on CUDA: writes out once. Contiguous maps: a lane keeps its columns' values
-// in registers and walks down the rows. channels_last maps: a thread keeps one pixel column's pack
-// of channels and walks down the rows of a tile, whose values the block holds in shared memory.
+// out = f(rows + cols) on CUDA: writes out once. Contiguous maps: a warp, or several, owns a plane;
+// a lane keeps its columns' values in registers and walks down the rows. channels_last maps: a
+// thread keeps one pixel column's pack of channels and walks down the rows of a tile, whose values
+// the block holds in shared memory.
 #include "strip/params.hpp"
 
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
+#include "cuda/widen.cuh"
 
 namespace stripctx::cuda {
 
@@ -12,49 +14,76 @@ namespace {
 
 constexpr int kTileRows = 16;  // rows that a block of the channels_last kernel writes
 
-template <class T>
-__device__ T finished(const StripExpansion& op, Accumulate<T> value) {
-  if (op.rectify && value < 0) value = 0;  // NaN stays
-  return from_accumulate<T>(value);
+template <class A>
+__device__ A finished(bool rectify, A value) {
+  return rectify && value < 0 ? A(0) : value;  // NaN stays
 }
 
-// Block: (lanes, slots) threads. Grid: (planes, column tiles, row chunks). Lane x owns packs x,
-// x + lanes, ... (kColumns of them) of the tile, slot y rows y, y + slots, ... of the chunk.
+struct ExpansionTiles {
+  int64_t chunk_rows;
+  double row_factor, col_factor;
+};
+
+// Block: (lanes, slots, planes) threads, lanes a power of two from kRowsInFlight on. Grid: (groups
+// of planes, column tiles, row chunks). Lane x owns packs x, x + lanes, ... (kColumns of them) of
+// the tile, slot y rows y, y + slots, ... of the chunk, kRowsInFlight at a time.
 template <class T, int N, int kColumns>
-__global__ void expand_planes(StripExpansion op, int64_t chunk_rows) {
+__global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
   using A = Accumulate<T>;
-  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
-  const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
-  const int64_t first_column = (int64_t(blockIdx.y) * kColumns * blockDim.x + threadIdx.x) * N;
-  const int64_t first_row = blockIdx.z * chunk_rows, end_row = min(first_row + chunk_rows, H);
-  const Global<const T> rows(op.rows), cols(op.cols);
-  const Global<T> out(op.out);
-  const unsigned row_leader = lane_index() - threadIdx.x;
+  constexpr int kRowsInFlight = 4;
+  const unsigned C = static_cast<unsigned>(op.out.size[1]);
+  const int64_t W = op.out.size[3];
+  const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
+  if (plane >= op.out.size[0] * op.out.size[1]) return;  // its warp's own
+  const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
+  const int lanes = static_cast<int>(blockDim.x), slots = static_cast<int>(blockDim.y);
+  const int lane = static_cast<int>(threadIdx.x), slot = static_cast<int>(threadIdx.y);
+  const int64_t first_column = (int64_t(blockIdx.y) * kColumns * lanes + lane) * N;
+  const int64_t first_row = blockIdx.z * cut.chunk_rows;
+  const int rows = static_cast<int>(min(cut.chunk_rows, op.out.size[2] - first_row));
+  const int leader = lane_index() - lane;
 
   A column[kColumns][N] = {};
-  for (int j = 0; j < kColumns; ++j) {
-    const int64_t w = first_column + j * int64_t(blockDim.x) * N;
-    if (w >= W) continue;
-    const auto pack = cols.template load_pack<N>(n * op.cols.stride[0] + c * op.cols.stride[1] + w);
-    for (int i = 0; i < N; ++i) column[j][i] = to_accumulate(pack[i]) * A(op.col_factor);
-  }
-  for (int64_t step = first_row; step < end_row; step += blockDim.y) {
-    const int64_t h = step + threadIdx.y;
-    A row = 0;
-    if (threadIdx.x == 0 && h < end_row) {
-      const int64_t index = n * op.rows.stride[0] + c * op.rows.stride[1] + h * op.rows.stride[2];
-      row = to_accumulate(rows.load(index)) * A(op.row_factor);
-    }
-    row = __shfl_sync(kFullMask, row, row_leader);
-    if (h >= end_row) continue;
+  bool inside[kColumns];
+  const auto cols =
+      Global<const T>(op.cols).from(n * op.cols.stride[0] + c * op.cols.stride[1] + first_column);
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      const int64_t w = first_column + j * int64_t(blockDim.x) * N;
-      if (w >= W) continue;
-      Pack<T, N> pack;
-      for (int i = 0; i < N; ++i) pack[i] = finished<T>(op, row + column[j][i]);
-      out.template store_pack<N>(
-          n * op.out.stride[0] + c * op.out.stride[1] + h * op.out.stride[2] + w, pack);
+  for (int j = 0; j < kColumns; ++j) {
+    inside[j] = first_column + j * lanes * N < W;
+    if (!inside[j]) continue;
+    widen(cols.template load_pack<N>(j * lanes * N), column[j]);
+#pragma unroll
+    for (int i = 0; i < N; ++i) column[j][i] *= A(cut.col_factor);
+  }
+
+  // One address each, and 32-bit distances from there: a chunk spans no more.
+  const auto row_base = [&](const View& view) {
+    return n * view.stride[0] + c * view.stride[1] + first_row * view.stride[2];
+  };
+  const auto row_values = Global<const T>(op.rows).from(row_base(op.rows));
+  const auto out = Global<T>(op.out).from(row_base(op.out) + first_column);
+  const int row_pitch = static_cast<int>(op.rows.stride[2]);
+  const int pitch = static_cast<int>(op.out.stride[2]);
+  const A factor = static_cast<A>(cut.row_factor);
+
+  for (int step = 0; step < rows; step += kRowsInFlight * slots) {
+    A mine = 0;  // a lane reads a row's, for all
+    const int own = step + lane * slots + slot;
+    if (lane < kRowsInFlight && own < rows) {
+      mine = to_accumulate(row_values.load(own * row_pitch)) * factor;
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsInFlight; ++r) {
+      const A value = __shfl_sync(kFullMask, mine, leader + r);
+      const int row = step + r * slots + slot;
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        if (row >= rows || !inside[j]) continue;
+        A sums[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) sums[i] = finished(op.rectify, value + column[j][i]);
+        out.template store_pack<N>(row * pitch + j * lanes * N, pack_from_accumulate<T>(sums));
+      }
     }
   }
 }
@@ -73,7 +102,9 @@ __global__ void expand_pixels(StripExpansion op) {
   const int64_t first_row = int64_t(blockIdx.z) * kTileRows;
   const int64_t end_row = min(first_row + kTileRows, H);
   const Global<const T> rows(op.rows), cols(op.cols);
-  const Global<T> out(op.out);
+  const auto out = Global<T>(op.out).from(n * op.out.stride[0] + first_row * op.out.stride[2] +
+                                          w * op.out.stride[3] + c);
+  const int64_t pitch = op.out.stride[2];
   SharedMemory memory;
   const auto tile = memory.take<Pack<T, N>>(kTileRows * blockDim.x);
 
@@ -84,16 +115,21 @@ __global__ void expand_pixels(StripExpansion op) {
   }
   __syncthreads();
   if (c >= C || w >= W) return;
-  const auto column = cols.template load_pack<N>(n * op.cols.stride[0] + w * op.cols.stride[3] + c);
-  for (int64_t h = first_row; h < end_row; ++h) {
-    const Pack<T, N> row = tile[(h - first_row) * blockDim.x + threadIdx.x];
-    Pack<T, N> pack;
+  const A row_factor = static_cast<A>(op.row_factor), col_factor = static_cast<A>(op.col_factor);
+  A column[N];
+  widen(cols.template load_pack<N>(n * op.cols.stride[0] + w * op.cols.stride[3] + c), column);
+#pragma unroll
+  for (int i = 0; i < N; ++i) column[i] *= col_factor;
+  const int rows_here = static_cast<int>(end_row - first_row);
+#pragma unroll 4
+  for (int h = 0; h < rows_here; ++h) {
+    A sums[N];
+    widen(tile[h * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)], sums);
+#pragma unroll
     for (int i = 0; i < N; ++i) {
-      pack[i] = finished<T>(op, to_accumulate(column[i]) * A(op.col_factor) +
-                                    to_accumulate(row[i]) * A(op.row_factor));
+      sums[i] = finished(op.rectify, column[i] + sums[i] * row_factor);
     }
-    out.template store_pack<N>(
-        n * op.out.stride[0] + h * op.out.stride[2] + w * op.out.stride[3] + c, pack);
+    out.template store_pack<N>(h * pitch, pack_from_accumulate<T>(sums));
   }
 }
 
@@ -101,12 +137,20 @@ template <class T, int N, int kColumns>
 void launch_planes(const StripExpansion& op, Stream stream) {
   constexpr int64_t kChunkRows = 256;
   const int64_t planes = op.out.size[0] * op.out.size[1], H = op.out.size[2], W = op.out.size[3];
-  const int64_t lanes = power_of_two(ceil_div(W, N), 32);
+  const int64_t lanes = std::max<int64_t>(4, power_of_two(ceil_div(W, N), 32));
+  const int64_t tiles = ceil_div(W, lanes * N * kColumns);
+  const int64_t pitch = std::max(op.out.stride[2], op.rows.stride[2]);
+  const int64_t chunk_rows =
+      std::clamp<int64_t>(INT32_MAX / (pitch + 1), 1, std::max(kChunkRows, ceil_div(H, 65535)));
+  const int64_t chunks = ceil_div(H, chunk_rows);
+  const int64_t rows = std::min(H, chunk_rows);
+  const int64_t slots = slots_for(lanes, ceil_div(rows, 4), team_threads(planes * tiles * chunks));
+  const int64_t together = planes_a_block(planes, lanes * slots);
   launch({.kernel = "strip_expand_planes",
-          .grid = {planes, ceil_div(W, lanes * N * kColumns), ceil_div(H, kChunkRows)},
-          .block = {lanes, slots_for(lanes, H)},
+          .grid = {ceil_div(planes, together), tiles, chunks},
+          .block = {lanes, slots, together},
           .stream = stream},
-         expand_planes<T, N, kColumns>, op, kChunkRows);
+         expand_planes<T, N, kColumns>, op, {chunk_rows, op.row_factor, op.col_factor});
 }
 
 template <class T, int N>

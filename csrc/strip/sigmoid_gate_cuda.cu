@@ -5,192 +5,182 @@
 
 #include "cuda/device.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/sigmoid.cuh"
 #include "cuda/tiling.hpp"
+#include "cuda/widen.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kPacksABlock = 4096;  // contiguous: packs of a plane that one block owns
+constexpr int64_t kPacksATeam = 4096;  // contiguous: packs of a plane that one team owns
 
-template <class A>
-struct Sigmoid {
-  A gate, slope;
+// Forward, where there is no grad, and backward, as one struct of parameters.
+struct Gating {
+  View grad, x, logits, bias, out, grad_logits, partials;  // out: the gradient of x, backward
 };
 
-// sigmoid(z) and s(1 - s) without cancellation: with e = exp(-|z|), 1 / (1 + e) or e / (1 + e), and
-// e / (1 + e)^2.
-template <class A>
-__device__ Sigmoid<A> sigmoid(A z) {
-  const A e = exp(z < 0 ? z : -z);
-  const A inverse = 1 / (1 + e);
-  return {z < 0 ? e * inverse : inverse, e * inverse * inverse};
-}
-
-template <class T, int N>
-__device__ void gate_pack(const SigmoidGate& op, int64_t x, int64_t logits, int64_t out,
-                          const Accumulate<T> (&bias)[N]) {
-  const auto value = Global<const T>(op.x).template load_pack<N>(x);
-  const auto logit = Global<const T>(op.logits).template load_pack<N>(logits);
-  Pack<T, N> result;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    result[i] = from_accumulate<T>(to_accumulate(value[i]) *
-                                   sigmoid(to_accumulate(logit[i]) + bias[i]).gate);
-  }
-  Global<T>(op.out).template store_pack<N>(out, result);
-}
-
-// Writes both gradients of a pack and adds those of the logits to `sum`.
-template <class T, int N>
-__device__ void gate_backward_pack(const SigmoidGateBackward& op, int64_t grad, int64_t x,
-                                   int64_t logits, int64_t grad_x, int64_t grad_logits,
-                                   const Accumulate<T> (&bias)[N], Accumulate<T> (&sum)[N]) {
-  using A = Accumulate<T>;
-  const auto g = Global<const T>(op.grad).template load_pack<N>(grad);
-  const auto value = Global<const T>(op.x).template load_pack<N>(x);
-  const auto logit = Global<const T>(op.logits).template load_pack<N>(logits);
-  Pack<T, N> to_x, to_logits;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const Sigmoid<A> s = sigmoid(to_accumulate(logit[i]) + bias[i]);
-    const A gradient = to_accumulate(g[i]);
-    const A logit_gradient = gradient * to_accumulate(value[i]) * s.slope;
-    to_x[i] = from_accumulate<T>(gradient * s.gate);
-    to_logits[i] = from_accumulate<T>(logit_gradient);
-    sum[i] += logit_gradient;
-  }
-  Global<T>(op.grad_x).template store_pack<N>(grad_x, to_x);
-  Global<T>(op.grad_logits).template store_pack<N>(grad_logits, to_logits);
-}
-
-// A plane as `count` runs of `packs` packs, one where every map's rows follow each other.
+// A plane as `count` runs of `packs` packs, one where every map's rows follow each other, and what
+// of it one team owns.
 struct Runs {
-  int64_t count, packs;
+  int64_t count = 1, packs = 0, owned_runs = 1, owned_packs = 0;
+
+  int64_t pieces() const {
+    return count == 1 ? ceil_div(packs, owned_packs) : ceil_div(count, owned_runs);
+  }
 };
 
-__device__ inline int64_t run_offset(const View& view, int64_t n, int64_t c, int64_t run) {
-  return n * view.stride[0] + c * view.stride[1] + run * view.stride[2];
-}
+// The maps from one place on, and how far apart in each the packs are that follow it.
+template <class T>
+struct GateRun {
+  Global<const T> grad, x, logits;
+  Global<T> out, grad_logits;
+  int grad_pitch, x_pitch, logits_pitch, out_pitch, grad_logits_pitch;
+};
 
-// Calls each(run, element in the run) for the packs that this thread owns: block y owns
-// kPacksABlock of them, a thread every blockDim.x-th.
-template <int N, class Each>
-__device__ void for_packs(const Runs& runs, Each&& each) {
-  const int64_t packs = runs.count * runs.packs;
-  const int64_t first = blockIdx.y * kPacksABlock, end = min(first + kPacksABlock, packs);
-  for (int64_t k = first + threadIdx.x; k < end; k += blockDim.x) {
-    const int64_t run = runs.count == 1 ? 0 : k / runs.packs;
-    each(run, (k - run * runs.packs) * N);
-  }
-}
-
-// The bias of a block's one channel, read once.
-template <class T, int N>
-__device__ void block_bias(const View& bias, int64_t c, Accumulate<T> (&values)[N],
-                           const Shared<Accumulate<T>>& scratch) {
-  if (threadIdx.x == 0) {
-    scratch[0] = to_accumulate(Global<const T>(bias).load(c * bias.stride[1]));
-  }
-  __syncthreads();
-  for (int i = 0; i < N; ++i) values[i] = scratch[0];
-}
-
-// Grid: (planes, pieces of a plane). Block: kBlockThreads threads.
-template <class T, int N>
-__global__ void gate_planes(SigmoidGate op, Runs runs) {
+// Gates packs first, first + step, ... below `end` of a run, some loaded at once. Backward it adds
+// the logits' gradients to `sums`.
+template <class T, int N, bool kBackward>
+__device__ void gate_run(const GateRun<T>& run, int first, int end, int step,
+                         const Accumulate<T> (&bias)[N], Accumulate<T> (&sums)[N]) {
   using A = Accumulate<T>;
-  const int64_t n = blockIdx.x / op.x.size[1], c = blockIdx.x % op.x.size[1];
-  SharedMemory memory;
-  A bias[N];
-  block_bias<T, N>(op.bias, c, bias, memory.take<A>(1));
-  for_packs<N>(runs, [&](int64_t run, int64_t i) {
-    gate_pack<T, N>(op, run_offset(op.x, n, c, run) + i, run_offset(op.logits, n, c, run) + i,
-                    run_offset(op.out, n, c, run) + i, bias);
-  });
-}
-
-template <class T, int N>
-__global__ void gate_backward_planes(SigmoidGateBackward op, Runs runs) {
-  using A = Accumulate<T>;
-  const int64_t n = blockIdx.x / op.x.size[1], c = blockIdx.x % op.x.size[1];
-  SharedMemory memory;
-  const auto scratch = memory.take<A>(kWarpSize);
-  A bias[N], sums[N] = {};
-  block_bias<T, N>(op.bias, c, bias, scratch);
-  for_packs<N>(runs, [&](int64_t run, int64_t i) {
-    gate_backward_pack<T, N>(op, run_offset(op.grad, n, c, run) + i,
-                             run_offset(op.x, n, c, run) + i, run_offset(op.logits, n, c, run) + i,
-                             run_offset(op.grad_x, n, c, run) + i,
-                             run_offset(op.grad_logits, n, c, run) + i, bias, sums);
-  });
-  A sum = 0;
-  for (int i = 0; i < N; ++i) sum += sums[i];
-  sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) {
-    const Global<A> partials(static_cast<A*>(op.partials.data), op.partials.numel());
-    partials.store((n * gridDim.y + blockIdx.y) * op.x.size[1] + c, sum);
+  constexpr int kInFlight = 2;
+  const auto walk = [&]<int kCount>(int k) {
+    Pack<T, N> x[kCount], logits[kCount], grad[kCount];
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      const int64_t at = k + m * step;
+      x[m] = run.x.template load_pack<N>(at * run.x_pitch);
+      logits[m] = run.logits.template load_pack<N>(at * run.logits_pitch);
+      if constexpr (kBackward) grad[m] = run.grad.template load_pack<N>(at * run.grad_pitch);
+    }
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      const int64_t at = k + m * step;
+      A results[N], gradients[N], values[N], wide_logits[N], wide_grad[N];
+      widen(x[m], values);
+      widen(logits[m], wide_logits);
+      if constexpr (kBackward) widen(grad[m], wide_grad);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const Sigmoid<A> s = sigmoid(wide_logits[i] + bias[i]);
+        if constexpr (kBackward) {
+          results[i] = wide_grad[i] * s.gate;
+          gradients[i] = wide_grad[i] * values[i] * s.slope;
+          sums[i] += gradients[i];
+        } else {
+          results[i] = values[i] * s.gate;
+        }
+      }
+      run.out.template store_pack<N>(at * run.out_pitch, pack_from_accumulate<T>(results));
+      if constexpr (kBackward) {
+        run.grad_logits.template store_pack<N>(at * run.grad_logits_pitch,
+                                               pack_from_accumulate<T>(gradients));
+      }
+    }
+  };
+  int k = first;
+  for (; k + (kInFlight - 1) * step < end; k += kInFlight * step) {
+    walk.template operator()<kInFlight>(k);
   }
+  for (; k < end; k += step) walk.template operator()<1>(k);
 }
 
-__device__ inline int64_t pixel_offset(const View& view, int64_t n, int64_t h, int64_t w) {
-  return n * view.stride[0] + h * view.stride[2] + w * view.stride[3];
-}
-
-// Calls each(n, h, w) for the pixels that this thread owns: block x owns `rows` rows of all images'
-// rows, slot y every blockDim.y-th of their pixels.
-template <class Each>
-__device__ void for_pixels(const View& map, int64_t rows, Each&& each) {
-  const int64_t H = map.size[2], all = map.size[0] * H;
-  const int64_t first = blockIdx.x * rows, end = min(first + rows, all);
-  for (int64_t row = first; row < end; ++row) {
-    const int64_t n = row / H, h = row - n * H;
-    for (int64_t w = threadIdx.y; w < map.size[3]; w += blockDim.y) each(n, h, w);
-  }
-}
-
-template <class T, int N>
-__device__ void lane_bias(const View& bias, int64_t c, Accumulate<T> (&values)[N]) {
-  const auto pack = Global<const T>(bias).template load_pack<N>(c * bias.stride[1]);
-  for (int i = 0; i < N; ++i) values[i] = to_accumulate(pack[i]);
-}
-
-// Grid: (row blocks, channel tiles). Block: (lanes, slots); lane x owns a pack of channels.
-template <class T, int N>
-__global__ void gate_pixels(SigmoidGate op, int64_t rows) {
-  const int64_t c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
-  if (c >= op.x.size[1]) return;
-  Accumulate<T> bias[N];
-  lane_bias<T, N>(op.bias, c, bias);
-  for_pixels(op.x, rows, [&](int64_t n, int64_t h, int64_t w) {
-    gate_pack<T, N>(op, pixel_offset(op.x, n, h, w) + c, pixel_offset(op.logits, n, h, w) + c,
-                    pixel_offset(op.out, n, h, w) + c, bias);
-  });
-}
-
-template <class T, int N>
-__global__ void gate_backward_pixels(SigmoidGateBackward op, int64_t rows) {
+// Block: (threads, 1, planes). Grid: (groups of planes, pieces of a plane). A plane's team is
+// `threads` threads: one warp where a block has several planes.
+template <class T, int N, bool kBackward>
+__global__ void gate_planes(Gating op, Runs runs) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1];
+  const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
+  if (plane >= op.x.size[0] * C) return;  // its warp's own
+  const int64_t n = static_cast<unsigned>(plane) / static_cast<unsigned>(C), c = plane - n * C;
+  const int64_t first_run = runs.count == 1 ? 0 : blockIdx.y * runs.owned_runs;
+  const int64_t first_pack = runs.count == 1 ? blockIdx.y * runs.owned_packs : 0;
+  const int64_t end_run = min(first_run + runs.owned_runs, runs.count);
+  const int packs = static_cast<int>(min(runs.owned_packs, runs.packs - first_pack));
+  A bias[N], sums[N] = {};
+  const A channel_bias = to_accumulate(Global<const T>(op.bias).load(c * op.bias.stride[1]));
+#pragma unroll
+  for (int i = 0; i < N; ++i) bias[i] = channel_bias;
+
+  for (int64_t r = first_run; r < end_run; ++r) {
+    const auto at = [&](const View& view) {
+      return n * view.stride[0] + c * view.stride[1] + r * view.stride[2] + first_pack * N;
+    };
+    const GateRun<T> run{Global<const T>(op.grad).from(at(op.grad)),
+                         Global<const T>(op.x).from(at(op.x)),
+                         Global<const T>(op.logits).from(at(op.logits)),
+                         Global<T>(op.out).from(at(op.out)),
+                         Global<T>(op.grad_logits).from(at(op.grad_logits)),
+                         N,
+                         N,
+                         N,
+                         N,
+                         N};
+    gate_run<T, N, kBackward>(run, static_cast<int>(threadIdx.x), packs,
+                              static_cast<int>(blockDim.x), bias, sums);
+  }
+  if constexpr (kBackward) {
+    A sum = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += sums[i];
+    if (blockDim.x == kWarpSize) {
+      sum = warp_sum(sum);
+    } else {
+      SharedMemory memory;
+      sum = block_sum(sum, memory.take<A>(kWarpSize));
+    }
+    if (threadIdx.x != 0) return;
+    const Global<A> partials(static_cast<A*>(op.partials.data), op.partials.numel());
+    partials.store((n * gridDim.y + blockIdx.y) * C + c, sum);
+  }
+}
+
+// Grid: (row blocks, channel tiles). Block: (lanes, slots); lane x owns a pack of channels, block x
+// `rows` rows of all images' rows, slot y every blockDim.y-th of their pixels.
+template <class T, int N, bool kBackward>
+__global__ void gate_pixels(Gating op, int64_t rows) {
+  using A = Accumulate<T>;
+  const int64_t C = op.x.size[1], H = op.x.size[2], all = op.x.size[0] * H;
   const int64_t c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  const int64_t first = blockIdx.x * rows, end = min(first + rows, all);
   A sums[N] = {};
   if (c < C) {
     A bias[N];
-    lane_bias<T, N>(op.bias, c, bias);
-    for_pixels(op.x, rows, [&](int64_t n, int64_t h, int64_t w) {
-      gate_backward_pack<T, N>(
-          op, pixel_offset(op.grad, n, h, w) + c, pixel_offset(op.x, n, h, w) + c,
-          pixel_offset(op.logits, n, h, w) + c, pixel_offset(op.grad_x, n, h, w) + c,
-          pixel_offset(op.grad_logits, n, h, w) + c, bias, sums);
+    const auto pack = Global<const T>(op.bias).template load_pack<N>(c * op.bias.stride[1]);
+    widen(pack, bias);
+    int64_t n = first / H, h = first - n * H;
+    for (int64_t row = first; row < end; ++row) {
+      const auto at = [&](const View& view) { return n * view.stride[0] + h * view.stride[2] + c; };
+      const auto pitch = [](const View& view) { return static_cast<int>(view.stride[3]); };
+      const GateRun<T> run{Global<const T>(op.grad).from(at(op.grad)),
+                           Global<const T>(op.x).from(at(op.x)),
+                           Global<const T>(op.logits).from(at(op.logits)),
+                           Global<T>(op.out).from(at(op.out)),
+                           Global<T>(op.grad_logits).from(at(op.grad_logits)),
+                           pitch(op.grad),
+                           pitch(op.x),
+                           pitch(op.logits),
+                           pitch(op.out),
+                           pitch(op.grad_logits)};
+      gate_run<T, N, kBackward>(run, static_cast<int>(threadIdx.y), static_cast<int>(op.x.size[3]),
+                                static_cast<int>(blockDim.y), bias, sums);
+      if (++h == H) {
+        h = 0;
+        ++n;
+      }
+    }
+  }
+  if constexpr (kBackward) {
+    SharedMemory memory;
+    const int64_t channels = int64_t(blockDim.x) * N;
+    const Global<A> partials(op.partials);
+    for_slot_sums<N>(sums, memory.take<A>(blockDim.y * channels), [&](int k, A sum) {
+      const int64_t channel = blockIdx.y * channels + k;
+      if (channel < C) partials.store(blockIdx.x * C + channel, sum);
     });
   }
-  SharedMemory memory;
-  const int64_t channels = int64_t(blockDim.x) * N;
-  const Global<A> partials(op.partials);
-  for_slot_sums<N>(sums, memory.take<A>(blockDim.y * channels), [&](int k, A sum) {
-    const int64_t channel = blockIdx.y * channels + k;
-    if (channel < C) partials.store(blockIdx.x * C + channel, sum);
-  });
 }
 
 // Rows of pixels that one block owns: more where there are many, so that partial sums stay few.
@@ -198,102 +188,87 @@ int64_t rows_a_block(const View& map) {
   return std::clamp<int64_t>(map.size[0] * map.size[2] / 1024, 1, 16);
 }
 
-// Calls run<T, N, channels last>() with the widest pack that all maps of a gate allow and, on
-// channels_last maps, of the bias.
-template <class F, class... Views>
-void with_maps(F&& run, const View& bias, const View& first, const Views&... rest) {
-  dispatch<Types>(first.dtype, [&]<class T>() {
-    const bool pixels = first.channels_last() && (rest.channels_last() && ...);
-    if (pixels) {
-      return with_pack<T>({&bias, &first, &rest...}, 1, first.size[1],
+// Calls run<T, N, channels last>(runs) with the widest pack that all maps of a gate allow and, on
+// channels_last maps, the bias.
+template <bool kBackward, class F>
+void with_maps(const Gating& op, F&& run) {
+  const View &grad = kBackward ? op.grad : op.x, &grad_logits = kBackward ? op.grad_logits : op.x;
+  const View* maps[] = {&op.x, &op.logits, &op.out, &grad, &grad_logits};
+  const auto all = [&](auto&& holds) {
+    return std::all_of(std::begin(maps), std::end(maps),
+                       [&](const View* map) { return holds(*map); });
+  };
+  const int64_t H = op.x.size[2], W = op.x.size[3];
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    if (all([](const View& map) { return map.channels_last(); })) {
+      return with_pack<T>({&op.bias, &op.x, &op.logits, &op.out, &grad, &grad_logits}, 1,
+                          op.x.size[1],
                           [&]<int N>() { run.template operator()<T, N, true>(Runs{}); });
     }
-    const int64_t H = first.size[2], W = first.size[3];
-    const auto dense = [&](const View& view) { return H == 1 || view.stride[2] == W; };
-    const Runs runs = dense(first) && (dense(rest) && ...) ? Runs{1, H * W} : Runs{H, W};
-    const auto flat = [&](View view) {  // rows that follow each other are one long row
-      if (runs.count == 1) view.size[2] = 1;
-      return view;
-    };
-    const View views[] = {flat(first), flat(rest)...};
-    const auto with = [&](auto... view) {
-      with_pack<T>({view...}, 3, runs.packs, [&]<int N>() {
-        run.template operator()<T, N, false>(Runs{runs.count, runs.packs / N});
-      });
-    };
-    if constexpr (sizeof...(Views) == 2) {
-      with(&views[0], &views[1], &views[2]);
+    const bool dense = all([&](const View& map) { return H == 1 || map.stride[2] == W; });
+    View flat[5];  // rows that follow each other are one long row
+    for (int i = 0; i < 5; ++i) {
+      flat[i] = *maps[i];
+      if (dense) flat[i].size[2] = 1;
+    }
+    const int64_t length = dense ? H * W : W;
+    with_pack<T>({&flat[0], &flat[1], &flat[2], &flat[3], &flat[4]}, 3, length, [&]<int N>() {
+      Runs runs{dense ? 1 : H, length / N};
+      runs.owned_packs = dense ? kPacksATeam : std::max<int64_t>(1, runs.packs);
+      if (!dense) runs.owned_runs = std::max<int64_t>(1, kPacksATeam / runs.owned_packs);
+      run.template operator()<T, N, false>(runs);
+    });
+  });
+}
+
+template <bool kBackward>
+void launch_gate(const Gating& op, Stream stream) {
+  with_maps<kBackward>(op, [&]<class T, int N, bool kPixels>(const Runs& runs) {
+    using A = Accumulate<T>;
+    const int64_t C = op.x.size[1], planes = op.x.size[0] * C;
+    if constexpr (kPixels) {
+      const int64_t lanes = power_of_two(ceil_div(C, N), 32), rows = rows_a_block(op.x);
+      const int64_t slots = slots_for(lanes, op.x.size[3]);
+      launch({.kernel = kBackward ? "sigmoid_gate_backward_pixels" : "sigmoid_gate_pixels",
+              .grid = {ceil_div(op.x.size[0] * op.x.size[2], rows), ceil_div(C, lanes * N)},
+              .block = {lanes, slots},
+              .shared_bytes = kBackward ? shared_bytes<A>(slots * lanes * N) : 0,
+              .stream = stream},
+             gate_pixels<T, N, kBackward>, op, rows);
     } else {
-      with(&views[0], &views[1], &views[2], &views[3], &views[4]);
+      const int64_t threads = team_threads(planes * runs.pieces());
+      const int64_t together = planes_a_block(planes, threads);
+      launch({.kernel = kBackward ? "sigmoid_gate_backward_planes" : "sigmoid_gate_planes",
+              .grid = {ceil_div(planes, together), runs.pieces()},
+              .block = {threads, 1, together},
+              .shared_bytes = kBackward && together == 1 ? shared_bytes<A>(kWarpSize) : 0,
+              .stream = stream},
+             gate_planes<T, N, kBackward>, op, runs);
     }
   });
 }
 
-int64_t pieces(const Runs& runs) {
-  return ceil_div(runs.count * runs.packs, kPacksABlock);
+Gating gating(const SigmoidGateBackward& op) {
+  return {op.grad, op.x, op.logits, op.bias, op.grad_x, op.grad_logits, op.partials};
 }
 
 }  // namespace
 
 int64_t partials(const SigmoidGateBackward& op) {
   int64_t count = 0;
-  with_maps(
-      [&]<class T, int N, bool kPixels>(const Runs& runs) {
-        count = kPixels ? ceil_div(op.x.size[0] * op.x.size[2], rows_a_block(op.x))
-                        : op.x.size[0] * pieces(runs);
-      },
-      op.bias, op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
+  with_maps<true>(gating(op), [&]<class T, int N, bool kPixels>(const Runs& runs) {
+    count = kPixels ? ceil_div(op.x.size[0] * op.x.size[2], rows_a_block(op.x))
+                    : op.x.size[0] * runs.pieces();
+  });
   return count;
 }
 
 void launch(const SigmoidGate& op, Stream stream) {
-  with_maps(
-      [&]<class T, int N, bool kPixels>(const Runs& runs) {
-        if constexpr (kPixels) {
-          const int64_t lanes = power_of_two(ceil_div(op.x.size[1], N), 32);
-          const int64_t rows = rows_a_block(op.x);
-          launch({.kernel = "sigmoid_gate_pixels",
-                  .grid = {ceil_div(op.x.size[0] * op.x.size[2], rows),
-                           ceil_div(op.x.size[1], lanes * N)},
-                  .block = {lanes, slots_for(lanes, op.x.size[3])},
-                  .stream = stream},
-                 gate_pixels<T, N>, op, rows);
-        } else {
-          launch({.kernel = "sigmoid_gate_planes",
-                  .grid = {op.x.size[0] * op.x.size[1], pieces(runs)},
-                  .block = {kBlockThreads},
-                  .shared_bytes = shared_bytes<Accumulate<T>>(1),
-                  .stream = stream},
-                 gate_planes<T, N>, op, runs);
-        }
-      },
-      op.bias, op.x, op.logits, op.out);
+  launch_gate<false>({{}, op.x, op.logits, op.bias, op.out, {}, {}}, stream);
 }
 
 void launch(const SigmoidGateBackward& op, Stream stream) {
-  with_maps(
-      [&]<class T, int N, bool kPixels>(const Runs& runs) {
-        using A = Accumulate<T>;
-        if constexpr (kPixels) {
-          const int64_t lanes = power_of_two(ceil_div(op.x.size[1], N), 32);
-          const int64_t slots = slots_for(lanes, op.x.size[3]), rows = rows_a_block(op.x);
-          launch({.kernel = "sigmoid_gate_backward_pixels",
-                  .grid = {ceil_div(op.x.size[0] * op.x.size[2], rows),
-                           ceil_div(op.x.size[1], lanes * N)},
-                  .block = {lanes, slots},
-                  .shared_bytes = shared_bytes<A>(slots * lanes * N),
-                  .stream = stream},
-                 gate_backward_pixels<T, N>, op, rows);
-        } else {
-          launch({.kernel = "sigmoid_gate_backward_planes",
-                  .grid = {op.x.size[0] * op.x.size[1], pieces(runs)},
-                  .block = {kBlockThreads},
-                  .shared_bytes = shared_bytes<A>(kWarpSize),
-                  .stream = stream},
-                 gate_backward_planes<T, N>, op, runs);
-        }
-      },
-      op.bias, op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
+  launch_gate<true>(gating(op), stream);
 }
 
 }  // namespace stripctx::cuda
