@@ -151,7 +151,7 @@ __global__ void pool_backward_planes(PoolingBackward op) {
     for (int r = 0; r < count; ++r) {
       const int top = tables.row(first + r), bottom = tables.row(first + r + 1);
       const auto out = column.from(int64_t{top} * pitch);
-      A sums[N];
+      A sums[N] = {};
       if constexpr (Give::kConstantOnCells) {
 #pragma unroll
         for (int i = 0; i < N; ++i) sums[i] = cells[cell_base + r * columns + cell[i]];

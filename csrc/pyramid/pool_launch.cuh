@@ -28,24 +28,27 @@ PoolingPlan plan_planes(Pooling& op) {
   plan.tabled = make_table(op.levels, H, W, longest_row, widest, op.table) ||
                 make_table(op.levels, H, W, longest_walk(H), W, op.table);
   if (!plan.tabled) return plan;
-  const int64_t warps = std::min<int64_t>(team_threads(planes) / kWarpSize, op.table.rows);
-  op.chunk_rows = rows_a_chunk(op, planes, warps, sizeof(State), sizeof(T));
-  plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
-  plan.slots = std::min<int64_t>(warps, op.chunk_rows) * kWarpSize / plan.lanes;
-  op.gather_lanes = power_of_two(ceil_div(longest_column(op.table), kLongest), 32);
-  op.bin_lanes = power_of_two(ceil_div(op.chunk_rows * op.table.columns, 64), 32);
   op.column_pitch = ceil_div(W, 4) * 4 + (ceil_div(W, 4) % 8 == 0 ? 4 : 0);
-  const int64_t band = kBandBytes / (op.column_pitch * int64_t{sizeof(State)});
-  op.band_rows = std::clamp<int64_t>(band, warps, op.chunk_rows);
-  const auto bytes = [&](int64_t together) {
-    return table_bytes(op.table) + shared_bytes<State>(together * op.band_rows * op.column_pitch) +
-           shared_bytes<State>(together * op.chunk_rows * op.table.columns);
-  };
-  plan.planes = planes_a_block(planes, plan.lanes * plan.slots);
-  if (bytes(plan.planes) > kPoolSharedBytes / 2) plan.planes = 1;
-  plan.shared_bytes = bytes(plan.planes);
-  plan.blocks = ceil_div(planes, plan.planes);
-  return plan;
+  op.gather_lanes = power_of_two(ceil_div(longest_column(op.table), kLongest), 32);
+  const int64_t most = std::min<int64_t>(team_threads(planes) / kWarpSize, op.table.rows);
+  for (int64_t warps = most;; warps = (warps + 1) / 2) {  // until their columns fit
+    op.chunk_rows = rows_a_chunk(op, planes, warps, sizeof(State), sizeof(T));
+    plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
+    plan.slots = warps * kWarpSize / plan.lanes;
+    op.bin_lanes = power_of_two(ceil_div(op.chunk_rows * op.table.columns, 64), 32);
+    const int64_t band = kBandBytes / (op.column_pitch * int64_t{sizeof(State)});
+    op.band_rows = std::clamp<int64_t>(band, warps, op.chunk_rows);
+    const auto bytes = [&](int64_t together) {
+      return table_bytes(op.table) +
+             shared_bytes<State>(together * op.band_rows * op.column_pitch) +
+             shared_bytes<State>(together * op.chunk_rows * op.table.columns);
+    };
+    plan.planes = planes_a_block(planes, plan.lanes * plan.slots);
+    if (bytes(plan.planes) > kPoolSharedBytes / 2) plan.planes = 1;
+    plan.shared_bytes = bytes(plan.planes);
+    plan.blocks = ceil_div(planes, plan.planes);
+    if (warps == 1 || plan.shared_bytes <= kPoolSharedBytes) return plan;
+  }
 }
 
 template <class T, class State, int N>

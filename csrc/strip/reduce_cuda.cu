@@ -196,8 +196,9 @@ ReductionTiles cut_pixels(const StripReduction& op) {
   cut.slots = std::clamp<int64_t>(H, 1, kPixelWarps);
   // Parts of rows cost less than parts of columns: a tile has more columns than a warp has rows.
   constexpr int64_t kWanted = 256;
-  cut.tiles = std::clamp<int64_t>(kWanted / blocks, 1, ceil_div(W, kTileColumns<T>));
-  cut.tile_columns = ceil_div(ceil_div(W, cut.tiles), kTileColumns<T>) * kTileColumns<T>;
+  const int64_t all_tiles = std::max<int64_t>(1, ceil_div(W, kTileColumns<T>));
+  cut.tiles = std::clamp<int64_t>(kWanted / blocks, 1, all_tiles);
+  cut.tile_columns = ceil_div(all_tiles, cut.tiles) * kTileColumns<T>;
   cut.tiles = std::max<int64_t>(1, ceil_div(W, cut.tile_columns));
   const int64_t most = std::max<int64_t>(1, H / (2 * cut.slots));
   cut.chunks = std::clamp<int64_t>(kWanted / (blocks * cut.tiles), 1, most);
@@ -206,8 +207,7 @@ ReductionTiles cut_pixels(const StripReduction& op) {
   const int64_t rows_held = cut.tile_columns > kTileColumns<T>
                                 ? kOpenBytes / int64_t{kTileChannels * sizeof(Accumulate<T>)}
                                 : H;
-  cut.chunk_rows =
-      std::max<int64_t>(1, std::min({ceil_div(H, cut.chunks), rows_held, INT32_MAX / (pitch + 1)}));
+  cut.chunk_rows = std::max<int64_t>(1, std::min(ceil_div(H, cut.chunks), rows_held));
   cut.chunks = std::max<int64_t>(1, ceil_div(H, cut.chunk_rows));
   return cut;
 }

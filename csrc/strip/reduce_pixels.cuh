@@ -14,7 +14,7 @@
 namespace stripctx::cuda {
 
 constexpr int kTileChannels = 32;
-constexpr int kPixelWarps = 6;  // of 168 registers a thread, two blocks a multiprocessor
+constexpr int kPixelWarps = 6;  // of 168 registers a thread where two blocks share a multiprocessor
 constexpr int kPositions = 2;   // rows or columns of one warp, where maps are small
 constexpr int kExchanged = 16;  // columns whose sums the warps of a block exchange at once
 constexpr int kExchangePitch = kTileChannels + 4;  // slots' packs in banks of their own
@@ -60,11 +60,11 @@ struct SlotSum {
 // cut.tile_columns columns, kTileColumns at a time; warp y owns rows y, y + warps, ... of the
 // chunk.
 template <class T, bool kMasked, int N>
-__global__ void __launch_bounds__(kPixelWarps* kWarpSize, 2)
+__global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
     reduce_pixels(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
   constexpr int kLanes = kWarpSize / N, kColumns = kTileColumns<T>, kHeld = kColumns / N;
-  constexpr int kInFlight = 4;
+  constexpr int kInFlight = kMasked ? 8 : 4;
   constexpr int kHeldARound = kExchanged / N;
   constexpr int kPart = sizeof(A) * N > 16 ? 16 / sizeof(A) : N;  // of a pack of sums, one access
   const int64_t C = op.map.size[1];
