@@ -1,5 +1,5 @@
-"""Decides at import which kernels run: a prebuilt library, a cached one, a new build, or the
-reference kernels. Needs the operators' schemas, so stripctx.ops is imported before `load()`."""
+"""Selects the kernels at import: a prebuilt library, a cached one, a new build, or the reference
+kernels. Needs the operators' schemas, so stripctx.ops is imported before `load()`."""
 
 from __future__ import annotations
 
