@@ -189,7 +189,7 @@ def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
 def check_agreement(
     name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor], *, module: bool = False
 ) -> None:
-    """Raises AssertionError where a candidate computes something else. Of a module all results are
+    """Raises AssertionError if the results of a candidate differ. For a module all results are
     compared together: some gradients are nothing but rounding, such as that of a bias before a
     norm."""
     if module:
@@ -210,7 +210,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 def _but_a_few(value: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Both without the elements that FEW and FAR allow."""
+    """Both without the outliers permitted by FEW and FAR."""
     far = (value - expected).detach().abs() > FAR * expected.detach().abs().double().mean()
     if 0 < far.sum() <= FEW * far.numel():
         return value[~far], expected[~far]
@@ -222,7 +222,7 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error that says something."""
+    """The first informative line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

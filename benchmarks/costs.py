@@ -40,7 +40,7 @@ BLOCK = re.compile(
     re.DOTALL,
 )
 
-# Where the papers use each operator: N, C, H, W of the map that is the unit of its line.
+# Sizes used in the papers: N, C, H, W of the map that is the unit of the row.
 STRIP_MAP = (4, 512, 60, 60)
 PYRAMID_MAP = (2, 2048, 60, 60)
 HEIGHT_MAP = (4, 2048, 96, 96)
@@ -61,7 +61,8 @@ MAPS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A layer at its paper's sizes: its arguments, the maps it takes, what the last is called."""
+    """A layer at the sizes of its paper: its arguments, its input maps, the name of the last
+    one."""
 
     arguments: tuple[int, ...]
     sizes: tuple[tuple[int, int, int, int], ...]
@@ -81,7 +82,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a layer at its paper's sizes. `unit` is the bytes of the last map that it takes."""
+    """The costs of a layer at the sizes of its paper. `unit` is the bytes of its last input map."""
 
     written: str
     parameters: int
@@ -106,7 +107,7 @@ def cost(name: str) -> Cost:
 
 
 def layer_table(name: str) -> str:
-    """One line a kind of operator, all together, and all together in plain PyTorch."""
+    """One row per kind of operator, the total, and the total in plain PyTorch."""
     case, of = CASES[name], cost(name)
     kinds = dict.fromkeys([*of.forward.bytes, *of.backward.bytes])
     rows = [
@@ -135,7 +136,7 @@ def layer_table(name: str) -> str:
 
 
 def all_table() -> str:
-    """One line a layer, forward and backward together."""
+    """One row per layer, forward and backward together."""
     rows = []
     for name, case in CASES.items():
         of = cost(name)
@@ -206,7 +207,7 @@ def magnitude(count: int) -> str:
 
 
 def update(text: str) -> str:
-    """`text` with every block made anew."""
+    """`text` with all blocks updated."""
     tables: dict[str, Callable[[str], str]] = {
         "floors": lambda names: floors_table(names.split(",")),
         "cost": lambda name: all_table() if name == "all" else layer_table(name),

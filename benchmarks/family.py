@@ -52,8 +52,8 @@ class Measurable(Protocol):
 
 @dataclass(frozen=True)
 class Limit:
-    """What a case at least needs, and what takes as long: "copy", of as many bytes, or "product",
-    of as many operations. `make` allocates the buffers of one."""
+    """The lower bound of a case, and an operation that takes as long: "copy", of as many bytes, or
+    "product", of as many operations. `make` allocates its buffers."""
 
     least: Floor
     by: str
@@ -101,7 +101,7 @@ def _by_copy(least: Floor, device: str) -> Limit:
 
 
 def _by_product(least: Floor, sizes: Product, dtype: torch.dtype, device: str) -> Limit:
-    """As many products of this size as make up the operations."""
+    """As many products of this size as are needed for the operations."""
     times = max(1, round(least.operations / multiply_adds(sizes)))
 
     def make() -> measuring.Run:
@@ -149,7 +149,7 @@ class Case:
 
 
 def entry(case: Any, found: Comparison, limit: Limit | None = None) -> Entry:
-    """One line of a result file."""
+    """One entry of a result file."""
     line = facts_of(case)
     if limit is not None and found.floor is not None:
         line["floor"] = {
@@ -172,13 +172,13 @@ def entry(case: Any, found: Comparison, limit: Limit | None = None) -> Entry:
 
 
 def facts_of(case: Any) -> Entry:
-    """What tells a case from others."""
+    """The attributes that identify a case."""
     names = ("operator", "shape", "dtype", "layout", "mode")
     return {name: getattr(case, name) for name in names}
 
 
 def milliseconds(seconds: Sequence[float]) -> list[float]:
-    """To a tenth of a microsecond."""
+    """Rounded to a tenth of a microsecond."""
     return [round(each * 1e3, 4) for each in seconds]
 
 
@@ -198,7 +198,7 @@ class Family:
     compile_all: bool = False
 
     def cases(self, *, quick: bool = False, batch: int = 1) -> Iterator[Measurable]:
-        """`batch` multiplies N. Quick ones have tiny maps, in the first and the last format."""
+        """`batch` multiplies N. Quick cases have tiny maps, in the first and the last format."""
         for operator, shapes in self.shapes.items():
             modes = MODES[:1] if operator in LABEL_MAPS else MODES
             if quick:
@@ -252,7 +252,7 @@ def attempt(case: Any, device: str, with_compile: bool, quick: bool) -> Entry:
 
 
 def summary(entry: Entry) -> str:
-    """One line for whoever waits."""
+    """One line of progress."""
     what = f"{entry['operator']} {entry['dtype']} {entry['layout']} {entry['mode']}"
     what += " " + "x".join(map(str, entry["shape"]))
     if "error" in entry:

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """The facts that a reader needs to judge a number measured now on `device`."""
+    """The description of the machine, for measurements on `device`."""
     facts: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -80,14 +80,14 @@ def processor() -> str:
 
 
 def compiler() -> str | None:
-    """The compiler that extensions and torch.compile use, by its own words."""
+    """The compiler used by extensions and torch.compile, as it identifies itself."""
     name = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     first_line = _output(name, "--version").partition("\n")[0] if name else ""
     return first_line or None
 
 
 def commit() -> str | None:
-    """The commit, with a + where the working tree differs from it."""
+    """The commit, with a + if the working tree differs from it."""
     revision = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
     if not revision:
         return None

@@ -38,7 +38,7 @@ def interleave(
     budget: float = 2.0,
     calls_a_run: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds a call of each candidate, every sample.
+    """All samples of each candidate, in seconds per call.
 
     Args:
         candidates: names to callables without arguments, warm.
@@ -97,7 +97,7 @@ def _cuda_seconds(run: Run, calls: int) -> float:
 
 
 def warm(run: Run, calls: int = 3, budget: float = 1.0) -> Run:
-    """Calls it until nothing is left to compile or to allocate for the first time: once more at
+    """Calls it until compilation and first allocations are done: once more at
     least, and no more once `budget` seconds are over."""
     started = time.perf_counter()
     for _ in range(calls):
@@ -108,7 +108,7 @@ def warm(run: Run, calls: int = 3, budget: float = 1.0) -> Run:
 
 
 def copy_of(size: int, device: str = "cpu") -> Run:
-    """A copy that reads and writes `size` bytes together."""
+    """A copy that reads and writes `size` bytes in total."""
     source = torch.ones(max(1, size // 2), dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)

@@ -47,7 +47,7 @@ Entry = dict[str, Any]
 
 
 class Inference(nn.Module):
-    """The logits, whatever the network wraps them in, at its own size."""
+    """The logits at the network's own size, unwrapped from its output."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Inference(nn.Module):
 
 
 class Loss(nn.Module):
-    """Cross-entropy of the logits at the image's size."""
+    """Cross-entropy of the logits at image size."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def measured(
     prepare: bool = False,
     budget: float = BUDGET,
 ) -> Entry:
-    """The entry of one network in one mode; with `prepare` nothing is measured."""
+    """The entry of one network and mode; with `prepare`, only compiles."""
     torch.manual_seed(0)
     memory.warm_blocks()
     shape, training = TINY if tiny else MODES[mode], mode == "training"
@@ -141,7 +141,7 @@ def measured(
 
 
 def without_chance(network: nn.Module) -> None:
-    """The same results from every call: no dropout of elements, nor of residual branches."""
+    """Disables dropout of elements and of residual branches, so that all calls agree."""
     module: Any
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -151,7 +151,7 @@ def without_chance(network: nn.Module) -> None:
 
 
 def bound(module: Any, arguments: Sequence[Tensor], training: bool) -> Run:
-    """One call: logits, or the loss before a step of SGD. No gradients are left by it."""
+    """One call: logits, or the loss before an SGD step. Leaves no gradients behind."""
     if not training:
 
         def infer() -> Tensor:
@@ -173,7 +173,7 @@ def bound(module: Any, arguments: Sequence[Tensor], training: bool) -> Run:
 
 
 def attempt(name: str, mode: str, options: argparse.Namespace) -> Entry:
-    """The entry, or one with the error, of a process of its own."""
+    """The entry from a separate process, or an entry with its error."""
     command = [sys.executable, "-m", "benchmarks.networks", "--one", name, mode]
     command += ["--budget", str(options.budget)]
     command += [f"--{flag}" for flag in ("tiny", "prepare") if getattr(options, flag)]
@@ -203,7 +203,7 @@ def one(name: str, mode: str, options: argparse.Namespace) -> Entry:
 
 
 def summary(entry: Entry) -> str:
-    """One line for whoever waits."""
+    """One line of progress."""
     what = f"{entry['network']}, {entry['mode']}"
     if "error" in entry:
         return f"{what}: {entry['error']}"

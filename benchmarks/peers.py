@@ -53,7 +53,7 @@ def strip_gate(
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-    """Products of matrices only: no residual is formed."""
+    """Matrix products only: no residuals are formed."""
     positions = x.flatten(2).mT.to(codewords.dtype)
     norms = positions.square().sum(-1, keepdim=True) + codewords.square().sum(-1)
     distances = norms - 2 * (positions @ codewords.mT)
@@ -69,8 +69,8 @@ def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
 def pyramid_pool(
     x: Tensor, bins: Sequence[int | tuple[int, int]], mode: str = "mean"
 ) -> list[Tensor]:
-    """Means of coarse bins from those of the finest, where all divide the map evenly: then x is
-    read once. Maxima not: the gradient goes to the first of equals in the whole window."""
+    """Computes means of coarse bins from those of the finest if all divide the map evenly, so that
+    x is read once. Not for maxima: the gradient goes to the first maximum of the whole window."""
     sizes = [b if isinstance(b, tuple) else (b, b) for b in bins]
     if mode == "max":
         return [F.adaptive_max_pool2d(x, size) for size in sizes]

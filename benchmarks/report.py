@@ -57,14 +57,14 @@ Entry = dict[str, Any]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file. Cases that failed are no lines of a table."""
+    """The entries of a result file, without failed cases."""
     result: dict[str, Any] = json.loads(path.read_text())
     result["entries"] = [entry for entry in result["entries"] if "error" not in entry]
     return result
 
 
 def headline(entries: Sequence[Entry]) -> list[Entry]:
-    """Each operator's first entry in each mode: its first shape, dtype and layout there."""
+    """The first entry of each operator and mode: first shape, dtype and layout."""
     first: dict[tuple[str, str], Entry] = {}
     for entry in entries:
         first.setdefault((entry["operator"], entry["mode"]), entry)
@@ -72,7 +72,7 @@ def headline(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def lines(name: str, entries: Sequence[Entry]) -> list[Entry]:
-    """What stands in a family's table: of labels, every shape."""
+    """The entries of a family's table: for labels, all shapes."""
     if not name.startswith("labels"):
         return headline(entries)
     first = entries[0]
@@ -83,14 +83,14 @@ def lines(name: str, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def is_short(entry: Entry) -> bool:
-    """Of the labels family, what the README shows."""
+    """The entries of the labels family shown in the README."""
     shown = {("upsample_cross_entropy", "fwd+bwd"), ("upsample_argmax", "fwd")}
     return (entry["operator"], entry["mode"]) in shown
 
 
 def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
-    """Times and peaks of all candidates, the shortest time in bold. Columns of what nobody measured
-    are left out. `every` names dtype and layout, too."""
+    """Times and peaks of all candidates, the shortest time in bold. Columns without measurements
+    are omitted. `every` names dtype and layout, too."""
     headers = ["", "shape", *(["dtype", "layout"] if every else []), "pass", *CANDIDATES]
     headers += ["of the floor", "peak memory: fused", *CANDIDATES[1:]]
     rows = []
@@ -113,7 +113,7 @@ def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
 
 
 def operators_table(entries: Sequence[Entry]) -> str:
-    """Forward and backward of every function, and how many times the faster peer it is."""
+    """Forward and backward of every function, and the speed-up over the faster peer."""
     rows = []
     for entry in headline(entries):
         if entry["mode"] != "fwd+bwd" or not entry["operator"].islower():
@@ -166,7 +166,7 @@ def networks_table(entries: Sequence[Entry], *, short: bool = False) -> str:
 
 
 def tricks_table(entries: Sequence[Entry]) -> str:
-    """How many times as long an operator takes without a trick, over the layouts that meet it."""
+    """The slowdown of an operator without an optimisation, over the layouts that use it."""
     cases: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for entry in entries:
         operator = f"`{entry['operator']}`"
@@ -189,7 +189,7 @@ def mean_text(ratios: Sequence[float] | None) -> str:
 
 
 def present(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table without the columns of what nobody measured."""
+    """A table without the columns that have no measurements."""
     columns = [column for column in zip(headers, *rows, strict=True) if any(column[1:])]
     named, *lines = (list(row) for row in zip(*columns, strict=True))
     return markdown(named, lines, left)
@@ -200,7 +200,7 @@ def factor_text(before: dict[str, Any] | None, after: dict[str, Any] | None) -> 
 
 
 def update(text: str, folder: Path = RESULTS) -> str:
-    """`text` with every block made anew; what was not measured yet is left empty."""
+    """`text` with all blocks updated; blocks without measurements are left empty."""
 
     def render(match: re.Match[str]) -> str:
         if match["name"] == "operators":
@@ -263,7 +263,7 @@ def existing(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def footnote(result: dict[str, Any]) -> str:
-    """What was measured and on what."""
+    """The conditions and the machine of the measurement."""
     first = {"dtype": "float32", "layout": "contiguous", **result["entries"][0]}
     return (
         f"{first['dtype']}, {first['layout']}. Medians of interleaved samples; "
@@ -284,7 +284,7 @@ def median(measured: dict[str, Any]) -> float:
 
 
 def time_text(measured: dict[str, Any] | None) -> str:
-    """Three digits at least, and never an exponent."""
+    """At least three digits, without an exponent."""
     if measured is None:
         return ""
     value = median(measured)
@@ -298,7 +298,7 @@ def peak_text(measured: dict[str, Any] | None) -> str:
 
 
 def share_text(entry: Entry) -> str:
-    """How near the fused time comes to that of the floor's copy or product."""
+    """The time of the floor's copy or product, as a percentage of the fused time."""
     if "floor" not in entry:
         return ""
     return f"{median(entry['floor']) / median(entry['candidates']['fused']):.0%}"

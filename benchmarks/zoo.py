@@ -75,8 +75,8 @@ def upernet(tiny: bool) -> nn.Module:
 
 
 class HRNet(nn.Module):
-    """HRNet's backbone in timm, and the head of its authors: all maps at the size of the finest,
-    side by side, and two 1x1 convolutions (Wang et al., TPAMI 2020)."""
+    """timm's HRNet backbone with the head of its authors: all maps interpolated to the finest,
+    concatenated, and two 1x1 convolutions (Wang et al., TPAMI 2020)."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Pyramid(nn.Module):
 
 
 def pspnet(tiny: bool) -> nn.Module:
-    """Ours, but for its head, which is written as others write it."""
+    """Our PSPNet with its head in plain PyTorch."""
     network = models.pspnet(CLASSES, "resnet18" if tiny else "resnet50", aux=False)
     head = cast(nn.Sequential, network.head)
     head[0] = Pyramid(cast(PyramidPoolingConv, head[0]))

@@ -1,4 +1,5 @@
-"""`python -m stripctx`: what is installed, which kernels run and why. `build`: make them ahead."""
+"""`python -m stripctx` reports what is installed, which kernels run and why; `build` compiles
+them."""
 
 from __future__ import annotations
 

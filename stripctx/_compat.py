@@ -1,5 +1,5 @@
-"""The private functions of torch that this package stands on, in one place. Each is tested for
-being there (tests/test_compat.py): a release of torch that moves one shows here first.
+"""The private functions of torch used by this package, in one place. tests/test_compat.py checks
+that they exist, to detect changes in new releases of torch.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The key layouts of published checkpoints, so that load_state_dict takes them as they are.
+"""The key layouts of published checkpoints, so that load_state_dict accepts them unchanged.
 
 A module calls `accept(self, *layouts)` in its constructor. When a state_dict is loaded, the first
-layout that recognises one of its own keys renames the entries by its table; every table speaks of
-keys relative to that module. A network renames down to its children (`pretrained.` to `backbone.`)
-and each child does the rest, so a layout is written once for every network that has such a child.
-Our own layout passes unchanged, and `strict=True` holds: what no rule names is still reported.
+layout that recognises one of its keys renames the entries by its table, whose keys are relative to
+the module. A network renames the prefixes of its children (`pretrained.` to `backbone.`) and each
+child renames the rest, so a layout is written once for all networks with such a child. Our own
+layout is accepted unchanged, and `strict=True` is respected: entries that no rule matches are
+reported.
 
-Wrappers are taken off first: {'state_dict': ...} and {'model': ...} around the entries, and
-`module.` or `_orig_mod.` in front of every key, as data-parallel and compiled networks write them.
+Wrappers are removed first: {'state_dict': ...} and {'model': ...} around the entries, and `module.`
+or `_orig_mod.` in front of every key, as written by data-parallel and compiled networks.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Layout:
-    """How one project names a module's entries. `mark` matches the start of a key that this layout
-    has and ours has not; of several rules that match a key, the first counts."""
+    """The key names of one project. `mark` matches the start of a key that exists in this layout
+    but not in ours; the first rule that matches a key applies."""
 
     name: str
     mark: str

@@ -1,6 +1,5 @@
-"""The benchmarks themselves: floors against hand counts, peers against what they stand for,
-the clocks and the memory meter against known amounts.
-"""
+"""The benchmarks: floors against manual counts, peers against stripctx's functions, timers and the
+memory meter against known amounts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What the pages of docs/layers say to write instead of upstream's lines computes what those do:
-both columns are executed, on upstream's parameters. mmseg and smp run where they are installed;
-for the others stand the modules of tests/upstream_models.py."""
+"""The replacements for upstream's code on the pages in docs/layers compute the same: both columns
+are executed with upstream's parameters. mmseg and smp run if installed; other upstreams are
+represented by the modules of tests/upstream_models.py.
+"""
 
 from __future__ import annotations
 

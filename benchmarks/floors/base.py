@@ -31,7 +31,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the map that an operator works on and bytes an element.
+    """Sizes of the map that an operator works on, and bytes per element.
 
     `hidden` is M, the channels between the strips and the gate's 1x1 convolution (0: as many as C).
     """
@@ -70,7 +70,7 @@ class Shape:
 
     @property
     def accumulate_size(self) -> int:
-        """Bytes of a sum: float32's, or float64's for float64."""
+        """Bytes of an accumulated value: float32, or float64 for float64."""
         return max(4, self.element_size)
 
     @property
@@ -118,11 +118,11 @@ def launch_of(launches: Launches, family: str) -> tuple[str, Launch]:
 
 
 def partial_sums(shape: Shape, results: int, parts: int) -> Floor:
-    """`parts` sums of each of `results`, written by one stage and read by the next."""
+    """`parts` partial sums of each of `results`, written by one stage and read by the next."""
     size = results * parts * shape.accumulate_size
     return Floor(read=size, written=size, operations=results * max(0, parts - 1))
 
 
 def visits(shape: Shape, elements: int, times: int) -> Floor:
-    """An operand that is read `times` times: all but the first are extra."""
+    """The extra bytes of an operand that is read `times` times."""
     return Floor(read=elements * (times - 1) * shape.element_size)

@@ -33,7 +33,7 @@ def encode_product(shape: Shape) -> Product:
 
 
 def encode(shape: Shape) -> Floor:
-    """Two products of matrices, x.c and a.x, and a softmax of 5 operations an assignment."""
+    """Two matrix products, x.c and a.x, and a softmax with 5 operations per assignment."""
     return shape.floor(
         read=shape.map + parameters(shape),
         written=encoded(shape),
@@ -51,7 +51,7 @@ def encode_backward(shape: Shape) -> Floor:
 
 
 def channel_gate(shape: Shape) -> Floor:
-    """Multiplies, adds, rectifies."""
+    """A multiplication, an addition and a ReLU."""
     return shape.floor(
         read=shape.map + shape.batch * shape.channels,
         written=shape.map,

@@ -13,13 +13,14 @@ def gate_rows(shape: Shape) -> int:
 
 
 def row_pool(shape: Shape) -> Floor:
-    """An addition an element and a division a result. Bands that do not divide H share rows."""
+    """An addition per element and a division per result. Bands share rows if they do not divide
+    H."""
     rows = gate_rows(shape)
     return shape.floor(read=shape.map, written=rows, operations=shape.map + rows)
 
 
 def row_pool_backward(shape: Shape) -> Floor:
-    """A division and an addition a band."""
+    """A division and an addition per band."""
     rows = gate_rows(shape)
     return shape.floor(read=rows, written=shape.map, operations=2 * rows)
 
@@ -34,7 +35,7 @@ def row_gate(shape: Shape) -> Floor:
 
 
 def row_gate_backward(shape: Shape) -> Floor:
-    """Toward x a product, toward the gates a product and a sum."""
+    """A product for the gradient of x, a product and a sum for that of the gates."""
     logits = gate_rows(shape)
     return shape.floor(
         read=2 * shape.map + logits,

@@ -19,13 +19,13 @@ def level_cells(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
 
 
 def pyramid_pool(shape: Shape) -> Floor:
-    """Each element enters one cell's sum, however many levels there are; a division a bin."""
+    """One addition per element for any number of levels, and one division per bin."""
     bins = level_cells(shape, PSP_BINS, shape.channels)
     return shape.floor(read=shape.map, written=bins, operations=shape.map + bins)
 
 
 def pyramid_pool_backward(shape: Shape) -> Floor:
-    """A division and an addition a bin: the gradient is the same all over a cell."""
+    """A division and an addition per bin: the gradient is constant on a cell."""
     bins = level_cells(shape, PSP_BINS, shape.channels)
     return shape.floor(read=bins, written=shape.map, operations=2 * bins)
 

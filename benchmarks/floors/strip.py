@@ -32,7 +32,7 @@ def strip_add_relu(shape: Shape) -> Floor:
 
 
 def strip_add_relu_backward(shape: Shape) -> Floor:
-    """Recomputes the sum's sign (an addition, a comparison), then adds up each row and column."""
+    """Recomputes the sign of the sum (an addition, a comparison), then sums each row and column."""
     return shape.floor(
         read=shape.map + shape.strips,
         written=shape.strips,
@@ -64,7 +64,7 @@ def strip_gate_product(shape: Shape) -> Product:
 
 
 def strip_conv(shape: Shape) -> Floor:
-    """One convolution whose operand is made without reaching memory."""
+    """One convolution whose input never reaches memory."""
     middle, weight = shape.middle, shape.channels * shape.middle.channels
     return Floor(operations=multiply_adds(strip_gate_product(shape))) + shape.floor(
         read=middle.strips + weight,
@@ -74,7 +74,7 @@ def strip_conv(shape: Shape) -> Floor:
 
 
 def strip_gate(shape: Shape) -> Floor:
-    """One convolution whose operand is made and whose result is used without reaching memory."""
+    """One convolution whose input and output never reach memory."""
     middle, weight = shape.middle, shape.channels * shape.middle.channels
     return Floor(operations=multiply_adds(strip_gate_product(shape))) + shape.floor(
         read=shape.map + middle.strips + weight + shape.channels,
@@ -84,7 +84,7 @@ def strip_gate(shape: Shape) -> Floor:
 
 
 def strip_gate_backward(shape: Shape) -> Floor:
-    """Two convolutions' worth of products, given the logits: toward the strips and the weight."""
+    """Two convolutions, given the logits: for the gradients of the strips and of the weight."""
     middle, weight = shape.middle, shape.channels * shape.middle.channels
     pointwise = strip_add_relu_backward(middle) + sigmoid_gate_backward(shape)
     return Floor(operations=2 * multiply_adds(strip_gate_product(shape))) + shape.floor(

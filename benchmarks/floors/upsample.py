@@ -41,7 +41,7 @@ def pyramid_concat(shape: Shape) -> Floor:
 
 
 def pyramid_concat_backward(shape: Shape) -> Floor:
-    """Of the levels: the gradient of x is a view."""
+    """For the levels only: the gradient of x is a view."""
     quarter = shape.channels // 4
     maps = len(PSP_BINS) * quarter * shape.pixels
     return shape.floor(
@@ -65,7 +65,7 @@ def pyramid_add(shape: Shape) -> Floor:
 
 
 def pyramid_add_backward(shape: Shape) -> Floor:
-    """Of the level: the gradient of x is that of the result."""
+    """For the level only: the gradient of x is that of the result."""
     level = half(shape)
     lines = level.batch * level.channels * level.height * shape.width
     return shape.floor(read=shape.map, written=level.map, operations=4 * (shape.map + lines))
@@ -81,7 +81,7 @@ def pyramid_add_relu(shape: Shape) -> Floor:
 
 
 def pyramid_add_relu_backward(shape: Shape) -> Floor:
-    """Reads the gradient and the output that it is masked by."""
+    """Reads the gradient and the output, which masks it."""
     lines = level_lines(shape, MPM_BINS, shape.channels)
     return shape.floor(
         read=2 * shape.map,
@@ -131,7 +131,8 @@ def pyramid_conv(shape: Shape) -> Floor:
 
 
 def pyramid_conv_backward(shape: Shape) -> Floor:
-    """Twice the products, toward x and the levels and toward the weight; the bias is not read."""
+    """Twice the products, for the gradients of x and levels and of the weight; the bias is not
+    read."""
     quarter = replace(shape, channels=shape.channels // 4)
     forward = pyramid_conv(shape)
     products = forward.operations - pyramid_taps_add(quarter).operations
@@ -224,7 +225,7 @@ def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def pyramid_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """What is read again is the masked gradient, of which the floor knows nothing."""
+    """Repeated reads of the masked gradient, which is not in the floor."""
     return pyramid_add_backward_extra(shape, launches, MPM_BINS, shape.channels, taps=1, first=0)
 
 

@@ -1,7 +1,7 @@
 """Finds or builds the native kernels and loads them.
 
-`load()` runs once, at import; `status()` tells what it did; `backend()` is the value of
-STRIPCTX_BACKEND that it went by: auto, native, reference or emulated.
+`load()` runs once, at import; `status()` reports the result; `backend()` is the value of
+STRIPCTX_BACKEND: auto, native, reference or emulated.
 """
 
 from __future__ import annotations

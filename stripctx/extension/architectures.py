@@ -1,4 +1,4 @@
-"""For which GPUs to compile: $TORCH_CUDA_ARCH_LIST, else this machine's, else a stated default.
+"""The GPU architectures to compile for: $TORCH_CUDA_ARCH_LIST, this machine's GPUs, or a default.
 
 An architecture is written as torch writes it: "8.6", "9.0a", "12.0+PTX".
 """

@@ -1,12 +1,12 @@
-"""What the three libraries are made of, and how one is compiled. setup.py uses this file too, so it
-imports neither torch nor the stripctx package at its top.
+"""The sources of the three libraries, and their compilation. Also used by setup.py, so this file
+does not import torch or the stripctx package at the top.
 
     cpu        csrc/<family>/*cpu.cpp by the C++ compiler
     cuda       csrc/<family>/*cuda.cu by nvcc
     emulated   the same *.cu by the C++ compiler, run by tests/simt on a CPU: for tests
 
-Each holds csrc/<family>/bind.cpp too, compiled against the `device.hpp` that its include folders
-hold, and what families share: csrc/cpu or csrc/cuda.
+Each also contains csrc/<family>/bind.cpp, compiled against the `device.hpp` in its include folders,
+and the shared code in csrc/cpu or csrc/cuda.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Libraries that were built before, one folder a key, and the making of new ones.
+"""The cache of built libraries, one folder per key, and new builds.
 
 <root>/stripctx_cpu-<hash>/          stripctx_cpu.so, checksum, build.log, build.ninja
 <root>/stripctx_cpu-<hash>.lock      held while building; the kernel frees it when its holder dies
@@ -6,9 +6,9 @@
 <root>/stripctx_cpu-<hash>.corrupt/  a library that could not be loaded
 <root>/.stripctx_cpu-<hash>.<host>.<pid>  a build under way, or abandoned
 
-Whoever loads a library touches its folder; whoever has built one removes the folders that nobody
-used for ninety days. A process that was about to load what is gone builds it again; one that has
-loaded it keeps it, over NFS unless it has itself been running for ninety days.
+Loading a library touches its folder; a new build removes the folders that have not been used for
+ninety days. A process about to load a removed library builds it again; one that has loaded it keeps
+it, except on NFS after running for ninety days itself.
 """
 
 from __future__ import annotations

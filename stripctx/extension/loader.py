@@ -1,6 +1,6 @@
-"""Decides at import which kernels run: a prebuilt library, a cached one, a new build, or the
-reference kernels. `load()` runs before stripctx.ops is imported, which defines the operators that
-no library has."""
+"""Selects the kernels at import: a prebuilt library, a cached one, a new build, or the reference
+kernels. `load()` runs before stripctx.ops is imported, which defines the operators that no library
+has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things are: the sources, the prebuilt libraries, the cache. Starts no process."""
+"""Locates the sources, the prebuilt libraries and the cache. Starts no process."""
 
 from __future__ import annotations
 

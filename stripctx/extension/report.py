@@ -1,4 +1,4 @@
-"""What the extension says: why a library is missing, what was loaded, how far a build has come."""
+"""Messages of the extension: missing libraries, loaded libraries, progress of a build."""
 
 from __future__ import annotations
 

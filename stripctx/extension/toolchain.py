@@ -1,4 +1,4 @@
-"""The compilers: c++ and nvcc, where they are, which they are, and how many may run at once."""
+"""The compilers c++ and nvcc: location, identity, and the number of parallel processes."""
 
 from __future__ import annotations
 

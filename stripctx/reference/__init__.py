@@ -1,1 +1,2 @@
-"""Plain PyTorch definitions of every operator: the oracle, and the kernels of other devices."""
+"""Definitions of all operators in plain PyTorch, used as test oracle and as kernels of other
+devices."""

@@ -1,4 +1,4 @@
-"""What every family's reference shares."""
+"""Code shared by the references of all families."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """The encoding family in plain PyTorch (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4, and Context
-Encoding, CVPR 2018), forward and explicit backward: the definition that the native kernels are held
-to, and what every other device runs.
+Encoding, CVPR 2018), forward and explicit backward: the definition against which the native kernels
+are tested, and the implementation on other devices.
 
 With d_ik = |x_i - c_k|^2 and a = softmax over k of s_k d_ik: E_k = sum_i a_ik (x_i - c_k).
 
 Shapes: x (N, D, H, W), L = H*W positions; codewords (K, D); scale (K); encoded, grad (N, K, D);
 assignments (N, L, K); gate (N, C). Half types are computed in float32 and rounded once.
 
-Residuals x - c are formed one codeword at a time, so features that lie close to a codeword far from
-the others lose no digits, and no tensor of N*L*K*D elements exists.
+Residuals x - c are formed one codeword at a time, so features close to a codeword that is far from
+the others lose no precision, and no tensor of N*L*K*D elements is allocated.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ interpolated bilinearly, then reduced over the classes. Forward and explicit bac
 Shapes: logits (N, K, h, w); target, labels, losses and log_sums (N, H, W); weight (K,). Half types
 are computed in float32; losses, sums and probabilities are float32, or float64 for float64.
 
-A label outside [0, K), or equal to ignore_index, marks a pixel that counts nowhere.
+Pixels with a label outside [0, K) or equal to ignore_index are ignored.
 """
 
 from __future__ import annotations

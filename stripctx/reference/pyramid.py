@@ -1,11 +1,11 @@
 """Pyramid pooling in plain PyTorch (PSPNet, Zhao et al., CVPR 2017, section 3.2), forward and
-explicit backward: the definition that the native kernels are held to, and what every other device
-runs.
+explicit backward: the definition against which the native kernels are tested, and the
+implementation on other devices.
 
-Shapes: x, grad_x (N, C, H, W); level k (N, C, h, w), one element a bin; bins are (h, w) pairs laid
-flat. Bin i of b over n positions is the window [floor(i n / b), ceil((i + 1) n / b)); so the bins
-that hold position p are the window [floor(p b / n), ceil((p + 1) b / n)).
-Half types are computed in float32 and rounded once.
+Shapes: x, grad_x (N, C, H, W); level k (N, C, h, w), one element per bin; bins are a flat list of
+(h, w) pairs. Bin i of b over n positions is the window [floor(i n / b), ceil((i + 1) n / b)); so
+the bins that hold position p are the window [floor(p b / n), ceil((p + 1) b / n)). Half types are
+computed in float32 and rounded once.
 """
 
 from __future__ import annotations

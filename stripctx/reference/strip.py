@@ -1,6 +1,6 @@
 """The strip family in plain PyTorch (SPNet, Hou et al., CVPR 2020, eq. 1 to 4), forward and
-explicit backward: the definition that the native kernels are held to, and what every other device
-runs.
+explicit backward: the definition against which the native kernels are tested, and the
+implementation on other devices.
 
 Shapes: x, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
 Half types are computed in float32 and rounded once.
