@@ -77,7 +77,7 @@ def test_floor_of_pyramid_conv_by_hand() -> None:
 @pytest.mark.parametrize("path", FAMILY_FILES, ids=lambda path: path.stem)
 def test_every_operator_of_a_measured_family_has_a_floor(path: Path) -> None:
     registrations = (REPOSITORY / "stripctx" / "ops" / path.name).read_text()
-    operators = re.findall(r'^define\(\s*"(\w+)\(', registrations, re.MULTILINE)
+    operators = re.findall(r'^define\(\s*"(\w+)"', registrations, re.MULTILINE)
     assert operators
     assert set(operators) <= set(floors.FLOORS)
 

@@ -76,16 +76,22 @@ void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
   A* partials = static_cast<A*>(op.partials.data);
   if (channels_last(op)) {
     const int64_t each = ceil_div(rows, op.partials.size[0]);
+    Buffer<A> row_buffer(C);
+    A* row_sums = row_buffer.data();
+    const auto add = [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
+      store_some(row_sums + c, load_some(row_sums + c) + values);
+    };
     for (int64_t p = begin; p < end; ++p) {
       A* sums = partials + p * C;
       std::fill(sums, sums + C, A(0));
-      const auto add = [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
-        store_some(sums + c, load_some(sums + c) + values);
-      };
       const int64_t first = std::min(rows, p * each), last = std::min(rows, first + each);
-      for_pixels(op.x, first * W, last * W, [&](const Run& pixel) {
-        gate_run(pixel, [&](int64_t c) { return load(bias.data() + c); }, add);
-      });
+      for (int64_t row = first; row < last; ++row) {  // short sums round less
+        std::fill(row_sums, row_sums + C, A(0));
+        for_pixels(op.x, row * W, (row + 1) * W, [&](const Run& pixel) {
+          gate_run(pixel, [&](int64_t c) { return load(bias.data() + c); }, add);
+        });
+        for (int64_t c = 0; c < C; ++c) sums[c] += row_sums[c];
+      }
     }
     return;
   }
