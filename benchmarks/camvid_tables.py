@@ -40,7 +40,7 @@ def scores(entries: Sequence[Entry]) -> Table:
     seeds = sorted({entry["seed"] for entry in entries})
     several = any(len(runs) > 1 for runs in compared.values())
     headers = ["", "parameters", *(f"mIoU, seed {seed}" for seed in seeds)]
-    headers += [*(["mean"] if several else []), "above the FCN", "pixel accuracy", "seconds"]
+    headers += [*(["mean"] if several else []), "above the FCN", "pixel accuracy"]
     rows = []
     for name, runs in compared.items():
         alone = networks[name]
@@ -53,7 +53,6 @@ def scores(entries: Sequence[Entry]) -> Table:
                 *([f"{mean:.1%}"] if several else []),
                 _above(mean, compared.get("fcn", {})) if name != "fcn" else "",
                 f"{_mean(runs, lambda run: run['pixel_accuracy']):.1%}",
-                f"{_mean(runs, lambda run: run['seconds']):.0f}",
             ]
         )
     return headers, rows

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from docs.draw import codes, labels, layers, networks, operators, style, taps
+from docs.draw import camvid, codes, labels, layers, networks, operators, style, taps
 
 FIGURES: dict[str, Callable[[], style.Page]] = {
     "overview": layers.overview,
@@ -28,6 +28,7 @@ FIGURES: dict[str, Callable[[], style.Page]] = {
     "encoding": codes.encode,
     "labels": labels.labels,
     "networks": networks.networks,
+    "camvid": camvid.camvid,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 

@@ -34,6 +34,7 @@ def camvid() -> Page:
         draw(right, COLOURS[name], [run["validation"] for run in runs.values()], "miou")
     left.set(title="Cross-entropy, training", xlabel="step")
     right.set(title="mIoU, validation", xlabel="step")
+    right.yaxis.set_major_locator(mpl.ticker.MultipleLocator(0.05))
     right.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     names = [(COLOURS[name], NETWORKS[name]) for name in networks]
     style.legend(left, names, loc="upper left", bbox_to_anchor=(0, -0.24), ncols=6)

@@ -30,8 +30,13 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
         try:
             return third_party.build(settings, num_classes, pretrained=pretrained)
         except (
-            *(TypeError, ValueError, OSError, KeyError, AttributeError),
-            *(RuntimeError, ImportError),  # weights of another size; a package of theirs
+            TypeError,
+            ValueError,
+            OSError,
+            KeyError,
+            AttributeError,
+            RuntimeError,  # weights of another size
+            ImportError,  # a package of theirs
         ) as error:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"network: {settings.name}: {said}") from error
