@@ -39,6 +39,8 @@ class Instruction:
             return f"{'load' if name.startswith('LD') else 'store'} {width(suffixes)}", 1
         if name in ("LDS", "STS"):
             return "shared", max(1, width(suffixes) // 4)
+        if name == "LDSM":  # ldmatrix: 1, 2 or 4 matrices, a word of each lane's
+            return "shared", int(suffixes[-1]) if suffixes[-1] in ("2", "4") else 1
         simple = {"SHFL": "shuffle", "BAR": "barrier", "HMMA": "product"}
         return (simple[name], 1) if name in simple else None
 

@@ -19,6 +19,9 @@ PAPER = (1, 512, 60, 60)  # stage 4 of a crop of 480, all its channels
 # Kernels that ask for more shared memory than every chip gives without being asked, and why.
 MORE_SHARED: dict[str, int] = {
     "encode_backward_tiles": 54 * 1024,  # a tile of x with D = 512, two of assignments
+    # Codewords, and backward G, for as long as a block runs; tiles' kernels where they do not fit.
+    "encode_resident": 136 * 1024,
+    "encode_backward_resident": 225 * 1024,
 }
 USUAL_SHARED = 48 * 1024
 
@@ -31,8 +34,7 @@ USUAL_SHARED = 48 * 1024
 # first-level cache. Its gradient moves 2 that are the floor, 2 of sums and 13.8 of codewords and
 # their gradients. Sums and codewords are float32 whatever x is: twice as many maps in bfloat16.
 # Labels are bound by exponentials, not by bytes: tiles of 8 rows of pixels read two rows of logits
-# of their own and two that neighbours read, from the second-level cache. Gradients of Dice's
-# sums are read by every thread, a class at a time, from the first-level cache.
+# of their own and two that neighbours read, from the second-level cache.
 # Nine taps of 50 cells a plane are an eighth of a map of 60 x 60, and every chunk of rows of one
 # image alone reads those it needs, from the second-level cache.
 # The levels of a channels_last pyramid in half types do not fit a block together: each reads the

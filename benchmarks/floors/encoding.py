@@ -79,20 +79,25 @@ def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int
 
 
 def encode_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords, once or twice a tile; a part of every result from each block."""
-    _, launch = launch_of(launches, "encode_tiles")
-    blocks, a_tile = launch.grid[0], 2 if shape.channels <= 128 else 1
-    extra = encode_parameters_extra(shape, blocks, a_tile, 3)
+    """The codewords, once or twice a tile, or where they stay in shared memory four times a block;
+    a part of every result from each block."""
+    kind, launch = launch_of(launches, "encode_")
+    blocks, a_tile, a_block = launch.grid[0], 2 if shape.channels <= 128 else 1, 3
+    if kind == "resident":
+        a_tile, a_block = 0, 4
+    extra = encode_parameters_extra(shape, blocks, a_tile, a_block)
     parts = partial_sums(shape, encoded(shape), blocks // shape.batch)
     return extra + parts + shape.floor(read=-parameters(shape), written=0, operations=0)
 
 
 def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords and G, for the assignments and again toward x; a part of the parameters'
-    gradients from each block."""
-    _, launch = launch_of(launches, "encode_backward_tiles")
-    blocks, a_tile = launch.grid[0], 6 if shape.channels <= 128 else 4
-    extra = encode_parameters_extra(shape, blocks, a_tile, 6)
+    """The codewords and G, for the assignments and again toward x, or where they stay in shared
+    memory five times and twice a block; a part of the parameters' gradients from each block."""
+    kind, launch = launch_of(launches, "encode_backward_")
+    blocks, a_tile, a_block = launch.grid[0], 6 if shape.channels <= 128 else 4, 6
+    if kind == "resident":
+        a_tile, a_block = 0, 7
+    extra = encode_parameters_extra(shape, blocks, a_tile, a_block)
     parts = partial_sums(shape, parameters(shape), blocks)
     once = parameters(shape) + encoded(shape)
     return extra + parts + shape.floor(read=-once, written=0, operations=0)

@@ -157,12 +157,9 @@ def dice_extra(shape: Shape, launches: Launches) -> Floor:
     return again + partial_sums(shape, 3 * shape.batch * shape.channels, parts)
 
 
-def _gradient(
-    shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0, chunk_bytes: int = 0
-) -> Floor:
+def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor:
     """What blocks of cells read: the cells under their pixels, two rows a chunk of rows of pixels;
-    `pixel_bytes` of each pixel once a block of classes, `class_bytes` of each pixel and class,
-    `chunk_bytes` of each chunk's column and class."""
+    `pixel_bytes` of each pixel once a block of classes, `class_bytes` of each pixel and class."""
     rows, columns = cells(shape)
     fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
     tile = min(columns, max(1, fit))
@@ -190,11 +187,9 @@ def _gradient(
         ]
         pixel_columns += len(reading)
     pixels = shape.batch * pixel_rows * pixel_columns
-    chunks = staged_rows // 2  # of rows of pixels
     return Floor(
         read=shape.batch * shape.channels * staged_rows * staged_columns * shape.element_size
         + pixels * (blocks * pixel_bytes + shape.channels * class_bytes)
-        + shape.batch * chunks * pixel_columns * shape.channels * chunk_bytes
     )
 
 
@@ -211,12 +206,16 @@ def binary_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 def dice_backward_extra(shape: Shape, launches: Launches) -> Floor:
     """A map of dots, from another pass over logits, target and log-sum-exps; the gradients of the
-    sums, which every thread reads for every class, from the first-level cache."""
+    sums, once a block of either kernel."""
     size = shape.accumulate_size
-    threads = launches["upsample_dice_dots"].grid[0] * TILE_COLUMNS
     dots = _staged(shape) * shape.element_size + shape.pixels * (TARGET_BYTES + size)
-    dots += threads * 2 * shape.channels * size
-    slopes = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * size, chunk_bytes=2 * size)
+    dots += launches["upsample_dice_dots"].grid[0] * 2 * shape.channels * size
+    slopes = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * size)
+    columns = cells(shape)[1]
+    fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
+    classes = max(CLASSES_AT_ONCE, HELD_SUMS // min(columns, max(1, fit)))  # of a block
+    blocks = launches["upsample_dice_backward"].grid[0] // -(-shape.channels // classes)
+    dots += blocks * 2 * shape.channels * size
     return Floor(
         read=dots + slopes.read - upsample_dice_backward(shape).read,
         written=shape.pixels * size,

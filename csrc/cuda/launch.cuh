@@ -38,6 +38,14 @@ inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   bytes = launch.shared_bytes;
 }
 
+// What the current device lets one block have.
+inline int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  const auto attribute = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+  return cudaDeviceGetAttribute(&bytes, attribute, device) == cudaSuccess ? bytes : 0;
+}
+
 template <class... Params>
 void launch(const Launch& how, void (*kernel)(Params...),
             const std::type_identity_t<Params>&... params) {

@@ -142,4 +142,30 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const Pack<T, 2> (&a)[4],
 #endif
 }
 
+// Four 8 x 8 matrices of half-type elements from shared memory: lane 8 j + r says where row r of
+// matrix j begins, aligned to 16 bytes, and to[j] = M_j[g][2 t + {0, 1}]; of the matrices turned
+// over, M_j[2 t + {0, 1}][g].
+template <bool kTurned, class T>
+__device__ inline void load_matrices(Pack<T, 2> (&to)[4], const Shared<T>& from, int row) {
+  static_assert(sizeof(T) == 2);
+#if !defined(__CUDACC__)
+  simt::load_matrices<kTurned>(to, from, row);
+#else
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(&from[row]));
+  unsigned word[4];
+  if constexpr (kTurned) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "r"(address)
+                 : "memory");
+  }
+  memcpy(&to, &word, sizeof(word));
+#endif
+}
+
 }  // namespace stripctx::cuda

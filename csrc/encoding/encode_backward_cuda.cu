@@ -1,6 +1,7 @@
 // The gradients of the encoding layer on CUDA (encoding/params.hpp has the formulas), on tensor
 // cores: reads x and writes its gradient once, in tiles (tile.cuh). Each block writes one part
-// of the gradients of the codewords and of the scale.
+// of the gradients of the codewords and of the scale. bfloat16 maps, where the device has the
+// shared memory: encode_backward_resident_cuda.cu.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {
@@ -225,6 +226,7 @@ int64_t scratch(const EncodeBackward& op) {
 void launch(const EncodeBackward& op, Stream stream) {
   if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
   const EncodeChunks chunks = encode_chunks(op);
+  if (launch_resident(op, chunks, stream)) return;
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_backward_tiles",
             .grid = {op.x.size[0] * chunks.count},

@@ -1,5 +1,6 @@
 // The encoding layer on CUDA (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4), on tensor cores:
-// reads x once, in tiles (tile.cuh), and writes one part of E for each block.
+// reads x once, in tiles (tile.cuh), and writes one part of E for each block. bfloat16 maps, where
+// the device has the shared memory: encode_resident_cuda.cu.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {
@@ -68,6 +69,7 @@ int64_t scratch(const Encode& op) {
 void launch(const Encode& op, Stream stream) {
   if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
   const EncodeChunks chunks = encode_chunks(op);
+  if (launch_resident(op, chunks, stream)) return;
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_tiles",
             .grid = {op.x.size[0] * chunks.count},

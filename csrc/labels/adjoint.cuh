@@ -51,8 +51,20 @@ struct PixelColumn {
   int rows;  // 0 where there is no pixel
 };
 
+// How many numbers of a class a loss reads, which a block keeps in shared memory.
+template <class Slopes>
+STRIPCTX_HOST_DEVICE constexpr int numbers_of() {
+  if constexpr (requires { Slopes::kNumbers; }) {
+    return Slopes::kNumbers;
+  } else {
+    return 0;
+  }
+}
+
 // `Slopes` is made by each thread from the operator; prepare(column) reads what a column's pixels
 // need, of_class(k) what a class does, and slope(r, z) is that at row r, where the logit is z.
+// Where there are kNumbers, number(n, k, i) reads one, and of_class(k, numbers, at) finds
+// those of its class from `at` on.
 template <class T, class Slopes, class Op>
 __global__ void logit_gradients(Op op, CellTiles cut) {
   using A = Accumulate<T>;
@@ -68,6 +80,8 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
       memory.take<int>(int64_t{2} * cut.columns);            // of pixels, counted from the first
   const auto cell_of = memory.take<int>(threads);            // each pixel's first cell
   const auto weight = memory.take<A>(int64_t{2} * threads);  // of its first and its next cell
+  constexpr int kEach = numbers_of<Slopes>();
+  const auto numbers = memory.take<A>(int64_t{kEach} * cut.classes);
 
   int64_t block = blockIdx.x;
   const int64_t class_block = block % cut.class_blocks;
@@ -92,6 +106,11 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
     span[2 * e + 1] = static_cast<int>(along.end(j + e) - first_pixel);
   }
   Slopes slopes(op);
+  if constexpr (kEach > 0) {
+    for (int e = thread; e < kEach * classes; e += threads) {
+      numbers[e] = slopes.number(n, k + e / kEach, e % kEach);
+    }
+  }
   for (int64_t row = first > 0 ? first - 1 : 0; row < last; ++row) {
     const int64_t begin = row > 0 ? down.end(row - 1) : 0, end = down.end(row);
     const int64_t above = min(row + 1, logits.size[2] - 1);
@@ -128,7 +147,11 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
             const A over = sample.first_weight * cells[at + most + left] +
                            sample.second_weight * cells[at + most + right];
             A to_first = 0, to_second = 0;
-            if (inside) slopes.of_class(k + c + i);
+            if constexpr (kEach > 0) {
+              slopes.of_class(k + c + i, numbers, kEach * (c + i));
+            } else {
+              if (inside) slopes.of_class(k + c + i);
+            }
             for (int r = 0; r < kTileRows; ++r) {
               const A z = low[r] * below + (high[r] == 0 ? A(0) : high[r] * over);
               const A slope = r < rows && inside ? slopes.slope(r, z) : A(0);
@@ -185,7 +208,8 @@ void launch_gradients(const char* kernel, const Op& op, Stream stream) {
                           shared_bytes<A>(int64_t{kClassesAtOnce} * 2 * (cut.columns + 2)) +
                           shared_bytes<A>(int64_t{2} * kClassesAtOnce * kTileColumns) +
                           shared_bytes<int>(int64_t{2} * cut.columns) +
-                          shared_bytes<int>(kTileColumns) + shared_bytes<A>(2 * kTileColumns),
+                          shared_bytes<int>(kTileColumns) + shared_bytes<A>(2 * kTileColumns) +
+                          shared_bytes<A>(int64_t{numbers_of<Slopes>()} * cut.classes),
           .stream = stream},
          logit_gradients<T, Slopes, Op>, op, cut);
 }

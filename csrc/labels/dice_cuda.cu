@@ -57,6 +57,7 @@ __global__ void upsample_dice_dots(UpsampleDiceDots op, PixelTiles cut) {
   using A = Accumulate<T>;
   SharedMemory memory;
   const WideTile<T> tile(op.logits, cut, memory);
+  const auto grads = memory.take<A>(int64_t{2} * cut.classes);
   const int64_t K = op.logits.classes();
   int64_t label[kTileRows];
   A log_sum[kTileRows], dot[kTileRows] = {};
@@ -64,8 +65,14 @@ __global__ void upsample_dice_dots(UpsampleDiceDots op, PixelTiles cut) {
     label[r] = tile.label(op.target, r);
     log_sum[r] = tile.load(op.log_sums, r);
   }
-  tile.for_classes([&](int64_t k, const A(&z)[kTileRows]) {
-    const A overlap = gradient<A>(op.grad, tile.n, k), mass = gradient<A>(op.grad, tile.n, K + k);
+  const auto begin = [&](int64_t k, int count) {
+    for (int e = static_cast<int>(threadIdx.x); e < 2 * count; e += kTileColumns) {
+      grads[e] = gradient<A>(op.grad, tile.n, k + e / 2 + (e % 2 == 0 ? 0 : K));
+    }
+  };
+  tile.for_classes(begin, [&](int64_t k, const A(&z)[kTileRows]) {
+    const int at = 2 * static_cast<int>(k % cut.classes);
+    const A overlap = grads[at], mass = grads[at + 1];
     for (int r = 0; r < kTileRows; ++r) {
       dot[r] += exp(z[r] - log_sum[r]) * (label[r] == k ? mass + overlap : mass);
     }
@@ -78,25 +85,29 @@ class DiceSlopes {
   using A = Accumulate<T>;
 
  public:
+  static constexpr int kNumbers = 2;  // the gradients of overlap and mass
+
   __device__ explicit DiceSlopes(const UpsampleDiceBackward& op) : op_(op) {}
 
   __device__ void prepare(const PixelColumn& pixels) {
-    n_ = pixels.n;
     for (int r = 0; r < kTileRows; ++r) {
       label_[r] = -1;
       log_sum_[r] = dot_[r] = 0;
       if (r >= pixels.rows) continue;
-      const int64_t h = pixels.first_row + r, w = pixels.column;
-      label_[r] = load_label(op_.target, n_, h, w, op_.logits.classes());
-      log_sum_[r] = Global<const A>(op_.log_sums).load(offset(op_.log_sums, n_, h, w, 0));
-      dot_[r] = Global<const A>(op_.dots).load(offset(op_.dots, n_, h, w, 0));
+      const int64_t n = pixels.n, h = pixels.first_row + r, w = pixels.column;
+      label_[r] = load_label(op_.target, n, h, w, op_.logits.classes());
+      log_sum_[r] = Global<const A>(op_.log_sums).load(offset(op_.log_sums, n, h, w, 0));
+      dot_[r] = Global<const A>(op_.dots).load(offset(op_.dots, n, h, w, 0));
     }
   }
 
-  __device__ void of_class(int64_t k) {
+  __device__ A number(int64_t n, int64_t k, int i) const {
+    return gradient<A>(op_.grad, n, i == 0 ? k : op_.logits.classes() + k);
+  }
+  __device__ void of_class(int64_t k, const Shared<A>& numbers, int at) {
     k_ = k;
-    mass_ = gradient<A>(op_.grad, n_, op_.logits.classes() + k);
-    overlap_ = gradient<A>(op_.grad, n_, k);
+    overlap_ = numbers[at];
+    mass_ = numbers[at + 1];
   }
 
   __device__ A slope(int r, A z) const {
@@ -107,7 +118,7 @@ class DiceSlopes {
 
  private:
   const UpsampleDiceBackward& op_;
-  int64_t n_ = 0, k_ = 0, label_[kTileRows];
+  int64_t k_ = 0, label_[kTileRows];
   A mass_ = 0, overlap_ = 0, log_sum_[kTileRows], dot_[kTileRows];
 };
 
@@ -129,8 +140,9 @@ void launch(const UpsampleDiceDots& op, Stream stream) {
   dispatch<Types>(op.logits.dtype, [&]<class T>() {
     using A = Accumulate<T>;
     const PixelTiles cut = cut_pixels<A>(op.logits);
-    launch(pixel_launch<A>("upsample_dice_dots", op.logits, cut, stream), upsample_dice_dots<T>, op,
-           cut);
+    Launch how = pixel_launch<A>("upsample_dice_dots", op.logits, cut, stream);
+    how.shared_bytes += shared_bytes<A>(int64_t{2} * cut.classes) - shared_bytes<A>(kSumScratch);
+    launch(how, upsample_dice_dots<T>, op, cut);
   });
 }
 

@@ -134,6 +134,11 @@ class WideTile {
   // threads call it; `each` may use barriers.
   template <class Each>
   __device__ void for_classes(Each&& each) const {
+    for_classes([](int64_t, int) {}, each);
+  }
+  // The same; begin(k, count) brings to shared memory what the next classes need.
+  template <class Begin, class Each>
+  __device__ void for_classes(Begin&& begin, Each&& each) const {
     const int64_t K = logits_.classes();
     const int pitch = cell_rows_ * cell_columns_;
     for (int64_t chunk = 0; chunk < K; chunk += cut_.classes) {
@@ -141,6 +146,7 @@ class WideTile {
       __syncthreads();
       stage<T>(logits_, n, chunk, count, base_row_, cell_rows_, base_column_, cell_columns_, pitch,
                cells_);
+      begin(chunk, count);
       __syncthreads();
       for (int c = 0; c < count; ++c) {
         A z[kTileRows], below = 0, above = 0;

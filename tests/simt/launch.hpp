@@ -2,6 +2,7 @@
 // thread; what a kernel's thread throws comes out of here and leaves the emulator as it was.
 #pragma once
 
+#include <cstdlib>
 #include <type_traits>
 
 #include "cuda/launch.hpp"
@@ -11,6 +12,12 @@ namespace stripctx::cuda {
 
 // What an H100 or H200 lets one block have; the counters show what a kernel asks for.
 constexpr int64_t kMostSharedBytes = 227 * 1024;
+
+// What this device lets one block have; tests set less, as older chips have.
+inline int64_t most_shared_bytes() {
+  const char* text = std::getenv("STRIPCTX_SIMT_SHARED_BYTES");
+  return text ? std::strtoll(text, nullptr, 10) : kMostSharedBytes;
+}
 
 template <class... Params>
 void launch(const Launch& how, void (*kernel)(Params...),

@@ -10,6 +10,7 @@
 #include <source_location>
 
 #include "core/pack.hpp"
+#include "memory.hpp"
 #include "warp.hpp"
 
 namespace stripctx::simt {
@@ -83,6 +84,24 @@ void mma_m16n8k16(float (&d)[4], const Pack<T, 2> (&a)[4], const Pack<T, 2> (&b)
                   std::source_location where = std::source_location::current()) {
   mma({"mma_m16n8k16", where}, d, a, b, 16,
       [](const Pack<T, 2>& pair, int element) { return static_cast<float>(pair[element]); });
+}
+
+// ldmatrix: every lane reads the row that it names, and takes its elements from all of them.
+template <bool kTurned, class T>
+void load_matrices(Pack<T, 2> (&to)[4], const cuda::Shared<T>& from, int row,
+                   std::source_location where = std::source_location::current()) {
+  const Pack<T, 8> mine = from.template load_pack<8>(row);
+  const Gathered gathered = running->exchange({"ldmatrix", where}, &mine, sizeof(mine));
+  if (gathered.lanes != 0xffffffffu) running->fault("ldmatrix needs 32 lanes");
+  const int g = running->lane() / 4, t = running->lane() % 4;
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 2; ++i) {
+      Pack<T, 8> source;
+      const int lane = 8 * j + (kTurned ? 2 * t + i : g);
+      memcpy(static_cast<void*>(&source), gathered.slots[lane].bytes, sizeof(source));
+      to[j][i] = source[kTurned ? g : 2 * t + i];
+    }
+  }
 }
 
 }  // namespace stripctx::simt

@@ -1,0 +1,618 @@
+// What the encoding layer's kernels for bfloat16 maps share, forward and backward. A block of 16
+// warps owns one chunk of one image. Shared memory holds the codewords about their mean m, and
+// backward the gradient G, for as long as the block runs, split into high and low bfloat16; of x a
+// tile of kPositions at a time, as it is, while the next tile is on its way to registers. Every
+// product reads its operands by ldmatrix, in whichever direction they lie.
+//
+// x itself is exact in bfloat16, and c' = c - m stands for its two parts together, r. So in
+// |x - m|^2 - 2 (x.r - m.r) + |c'|^2 nothing cancels that was not exact, however far x lies from 0;
+// likewise weights stand for their two parts in every sum over them. Near positions: see tile.cuh.
+#pragma once
+
+#include "encoding/tile.cuh"
+
+namespace stripctx::cuda {
+
+// 16 x 16 elements, spread over a warp.
+using Operand = Pack<__nv_bfloat16, 2>[4];
+
+// 8 elements on their way: as words, lest each become a register.
+struct Words {
+  unsigned word[4];
+
+  __device__ static Words of(const Pack<__nv_bfloat16, 8>& pack) {
+    Words words;
+    memcpy(&words, &pack, sizeof(words));
+    return words;
+  }
+  __device__ Pack<__nv_bfloat16, 8> pack() const {
+    Pack<__nv_bfloat16, 8> pack;
+    memcpy(static_cast<void*>(&pack), this, sizeof(pack));
+    return pack;
+  }
+};
+
+constexpr int kResidentThreads = 512, kResidentWarps = kResidentThreads / 32;
+
+// Lane and warp, and where element i of a product stands (split.cuh), for a block of one row of
+// threads: nothing worth a register.
+__device__ inline int own_lane() {
+  return static_cast<int>(threadIdx.x % kWarpSize);
+}
+__device__ inline int own_warp() {
+  return static_cast<int>(threadIdx.x / kWarpSize);
+}
+__device__ inline int own_row(int i) {
+  return own_lane() / 4 + 8 * (i / 2);
+}
+__device__ inline int own_column(int i) {
+  return 2 * (own_lane() % 4) + i % 2;
+}
+
+// A matrix in shared memory. Rows begin kPitch elements apart, 8 more than they have, so that the
+// same 16 bytes of 8 neighbouring rows lie in different banks.
+template <int kPitch>
+struct Matrix {
+  Shared<__nv_bfloat16> data;
+
+  __device__ static int at(int row, int column) { return row * kPitch + column; }
+
+  // The left operand whose first row and k stand at (row, column); kTurned: whose first k and row
+  // do.
+  template <bool kTurned>
+  __device__ void left(Operand& to, int row, int column) const {
+    load<kTurned, !kTurned>(to, row, column);
+  }
+  // Two right operands, side by side, whose first k and column stand at (row, column); kTurned:
+  // whose first column and k do.
+  template <bool kTurned>
+  __device__ void right(Operand& to, int row, int column) const {
+    load<!kTurned, !kTurned>(to, row, column);
+  }
+
+ private:
+  // The first two of four blocks of 8 x 8 lie one below the other, or side by side.
+  template <bool kTurned, bool kBelow>
+  __device__ void load(Operand& to, int row, int column) const {
+    const int which = own_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
+    const int lane = at((kBelow ? first : second) + own_lane() % 8, kBelow ? second : first);
+    load_matrices<kTurned>(to, data, lane + at(row, column));
+  }
+};
+
+// d[n] += a b_n for the two operands of b.
+__device__ inline void multiply_pair(float (&d)[2][4], const Operand& a, const Operand& b) {
+  mma_m16n8k16(d[0], a, {b[0], b[1]});
+  mma_m16n8k16(d[1], a, {b[2], b[3]});
+}
+
+// kMatrices: 1 for codewords, 2 for codewords and G. kMostDepth: 128 or 512.
+template <int kMatrices, bool kDepthFastest, int kMostDepth>
+struct ResidentTile {
+  using T = __nv_bfloat16;
+
+  static constexpr int kPositions = 32;
+  static constexpr int kRows = kMatrices * kFastCodes;     // codewords over G
+  static constexpr int kParts = 4;                         // of the depth, a warp each
+  static constexpr int kGroup = kMatrices == 1 ? 16 : 32;  // positions of a warp's product
+  static constexpr int kPartPitch = kRows + 4;
+  static constexpr int kTotals = kMatrices == 1 ? 1 : 3;
+  static constexpr int kLanes = kResidentThreads / kPositions;  // that share a position's softmax
+  static constexpr int kEach = kFastCodes / kLanes;             // codewords of each
+  static constexpr int kPairs = kMostDepth > 256 ? 2 : 1;       // runs of 16 dimensions of a warp
+  static constexpr int kNormParts = kDepthFastest ? 1 : kResidentWarps;
+  // What a thread loads of a tile: packs of 8.
+  static constexpr int kLoads = kDepthFastest ? kPositions / kResidentWarps * kPairs
+                                              : kPositions * kMostDepth / 8 / kResidentThreads;
+  static constexpr int kDepthPitch = kMostDepth + 8, kWeightPitch = kRows + 8;
+  static constexpr int kXPitch = kDepthFastest ? kDepthPitch : kPositions + 8;
+  static constexpr int kXRows = kDepthFastest ? kPositions : kMostDepth;
+  static_assert(kRows / 16 * (kPositions / kGroup) * kParts == kResidentWarps);
+
+  const View x;
+  const Global<const T> source;
+  const Global<const float> codewords;
+  const int depth, rows, codes;  // rows: depth in whole steps of every warp
+  const int64_t image;
+  const bool packed;
+  Matrix<kDepthPitch> high, low;                 // -c' and G, rows of codewords
+  Matrix<kXPitch> tile;                          // (D, kPositions), or turned over
+  Matrix<kWeightPitch> weight_high, weight_low;  // (kPositions, kRows)
+  Shared<float> parts;                           // of products, (kParts, kPositions, kPartPitch)
+  Shared<float> totals;  // over positions, of each codeword: (kTotals, warps, codewords)
+  Shared<float> mean, norms;
+  Shared<float> code_norms, offsets, scale;  // offsets: |c'|^2 + 2 m.r
+  Shared<unsigned> near_positions;           // of each warp, a bit each
+
+  static int64_t bytes() {
+    return 2 * shared_bytes<T>(kRows * kDepthPitch) + shared_bytes<T>(kXRows * kXPitch) +
+           2 * shared_bytes<T>(kPositions * kWeightPitch) +
+           shared_bytes<float>(kParts * kPositions * kPartPitch) +
+           shared_bytes<float>(kTotals * kResidentWarps * kFastCodes) +
+           shared_bytes<float>(kMostDepth) + shared_bytes<float>(kResidentWarps * kPositions) +
+           3 * shared_bytes<float>(kFastCodes) + shared_bytes<unsigned>(kResidentWarps);
+  }
+
+  template <class Op>
+  __device__ ResidentTile(const Op& op, int64_t n, bool packs, SharedMemory& memory)
+      : x(op.x),
+        source(op.x),
+        codewords(op.codewords),
+        depth(static_cast<int>(op.depth())),
+        rows((depth + 63) / 64 * 64),
+        codes(static_cast<int>(op.codes())),
+        image(n),
+        packed(packs),
+        high{memory.take<T>(kRows * kDepthPitch)},
+        low{memory.take<T>(kRows * kDepthPitch)},
+        tile{memory.take<T>(kXRows * kXPitch)},
+        weight_high{memory.take<T>(kPositions * kWeightPitch)},
+        weight_low{memory.take<T>(kPositions * kWeightPitch)},
+        parts(memory.take<float>(kParts * kPositions * kPartPitch)),
+        totals(memory.take<float>(kTotals * kResidentWarps * kFastCodes)),
+        mean(memory.take<float>(kMostDepth)),
+        norms(memory.take<float>(kResidentWarps * kPositions)),
+        code_norms(memory.take<float>(kFastCodes)),
+        offsets(memory.take<float>(kFastCodes)),
+        scale(memory.take<float>(kFastCodes)),
+        near_positions(memory.take<unsigned>(kResidentWarps)) {
+    for (int j = threadIdx.x; j < kTotals * kResidentWarps * kFastCodes; j += kResidentThreads) {
+      totals[j] = 0;
+    }
+    for (int d = threadIdx.x; d < rows; d += kResidentThreads) {
+      float sum = 0;
+#pragma unroll 8
+      for (int k = 0; k < codes; ++k) sum += d < depth ? codewords.load(k * depth + d) : 0;
+      const float centre = sum / codes;
+      mean[d] = fabsf(centre) <= FLT_MAX ? centre : 0;
+    }
+    __syncthreads();
+    keep(0, [&](int k, int d) { return mean[d] - codewords.load(k * depth + d); });
+    __syncthreads();
+    for (int k = own_warp(); k < kFastCodes; k += kResidentWarps) {
+      float norm = 0, along = 0;
+      for (int d = own_lane(); k < codes && d < depth; d += 32) {
+        const float centred = codewords.load(k * depth + d) - mean[d];
+        norm += centred * centred;
+        along -= mean[d] * kept(k, d);
+      }
+      norm = warp_sum(norm);
+      along = warp_sum(along);
+      if (own_lane() != 0) continue;
+      code_norms[k] = norm;
+      offsets[k] = norm + 2 * along;
+      scale[k] = k < codes ? Global<const float>(op.scale).load(k) : 0;
+    }
+  }
+
+  // Splits a matrix (K, D), whose elements `at` gives, into the rows from `first` on; 0 beyond K
+  // and D.
+  template <class At>
+  __device__ void keep(int first, const At& at) const {
+    const int pairs = rows / 2;
+#pragma unroll 4
+    for (int j = threadIdx.x; j < kFastCodes * pairs; j += kResidentThreads) {
+      const int k = j / pairs, d = j % pairs * 2;
+      const float left = k < codes && d < depth ? at(k, d) : 0;
+      const float right = k < codes && d + 1 < depth ? at(k, d + 1) : 0;
+      const auto [upper, lower] = split_pair(left, right);
+      high.data.template store_pack<2>(high.at(first + k, d), upper);
+      low.data.template store_pack<2>(low.at(first + k, d), lower);
+    }
+  }
+  struct SplitPair {
+    Pack<T, 2> high, low;
+  };
+  __device__ static SplitPair split_pair(float first, float second) {
+    const auto high = pair_from_accumulate<T>(first, second);
+    return {high, pair_from_accumulate<T>(first - __bfloat162float(high[0]),
+                                          second - __bfloat162float(high[1]))};
+  }
+  // A kept element, as the products see it.
+  __device__ float kept(int row, int d) const {
+    const int at = high.at(row, d);
+    return __bfloat162float(high.data[at]) + __bfloat162float(low.data[at]);
+  }
+
+  // Where this thread's j-th pack stands. Packs whose d is not below `rows` have no place.
+  struct Place {
+    int d, i;
+  };
+  __device__ static Place place(int j) {
+    if constexpr (kDepthFastest) {
+      return {(j % kPairs * 32 + own_lane()) * 8, j / kPairs * kResidentWarps + own_warp()};
+    } else {
+      constexpr int kRuns = kPositions / 8;
+      return {static_cast<int>(threadIdx.x) / kRuns + j * (kResidentThreads / kRuns),
+              static_cast<int>(threadIdx.x) % kRuns * 8};
+    }
+  }
+  __device__ int tile_at(int d, int i) const {
+    return kDepthFastest ? tile.at(i, d) : tile.at(d, i);
+  }
+
+  // Asks for the positions [first, first + kPositions), zeros from `end` on: a tile ahead, or,
+  // where elements have to come one by one, when they are needed.
+  __device__ void prefetch(Words (&next)[kLoads], int64_t first, int64_t end) const {
+    if (packed) {
+      for_packs(first, end, [&](int j, int64_t from, int d_left, int i_left) {
+        next[j] = {};
+        if (d_left > 0 && i_left > 0) next[j] = Words::of(source.template load_pack<8>(from));
+      });
+    }
+  }
+  __device__ void fetch(Words (&next)[kLoads], int64_t first, int64_t end) const {
+    if (packed) return;
+    for_packs(first, end, [&](int j, int64_t from, int d_left, int i_left) {
+      Pack<T, 8> pack;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const bool inside = d_left > (kDepthFastest ? e : 0) && i_left > (kDepthFastest ? 0 : e);
+        pack[e] = inside ? source.load(from + e * x.stride[kDepthFastest ? 1 : 3]) : T{};
+      }
+      next[j] = Words::of(pack);
+    });
+  }
+
+  // Calls each(j, where it stands in x, dimensions and positions from there on) for this thread's
+  // packs of a tile.
+  template <class Each>
+  __device__ void for_packs(int64_t first, int64_t end, Each&& each) const {
+    const int count = static_cast<int>(min(end - first, int64_t{kPositions}));
+    int64_t from = image * x.stride[0] + first * x.stride[3] + origin(x);
+#pragma unroll
+    for (int j = 0; j < kLoads; from += step(x, j), ++j) {
+      const Place at = place(j);
+      each(j, from, depth - at.d, count - at.i);
+    }
+  }
+
+  // Where this thread's first pack stands in a map, and how far the one after its j-th is.
+  __device__ static int64_t origin(const View& map) {
+    const Place at = place(0);
+    return at.d * map.stride[1] + at.i * map.stride[3];
+  }
+  __device__ static int64_t step(const View& map, int j) {
+    const Place here = place(j), next = place(j + 1);
+    return (next.d - here.d) * map.stride[1] + (next.i - here.i) * map.stride[3];
+  }
+
+  // Stores what prefetch brought, and |x - m|^2 in parts.
+  __device__ void store(const Words (&next)[kLoads]) const {
+    float norm[8] = {};
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const Place at = place(j);
+      const auto pack = next[j].pack();
+      const bool exists = at.d < rows;
+      if (exists) tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
+      if constexpr (kDepthFastest) {
+        if (j % kPairs == 0) norm[0] = 0;
+#pragma unroll
+        for (int e = 0; exists && e < 8; ++e) {
+          const float centred = __bfloat162float(pack[e]) - mean[at.d + e];
+          norm[0] += centred * centred;
+        }
+        if (j % kPairs != kPairs - 1) continue;
+        norm[0] = warp_sum(norm[0]);
+        if (own_lane() == 0) norms[at.i] = norm[0];
+      } else {
+        const float centre = exists ? mean[at.d] : 0;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const float centred = __bfloat162float(pack[e]) - centre;
+          norm[e] += centred * centred;
+        }
+      }
+    }
+    if constexpr (!kDepthFastest) {
+      constexpr int kRuns = kPositions / 8;
+#pragma unroll
+      for (int distance = 16; distance >= kRuns; distance /= 2) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) norm[e] += __shfl_xor_sync(kFullMask, norm[e], distance);
+      }
+      if (own_lane() < kRuns) {
+        const int to = own_warp() * kPositions + own_lane() * 8;
+        norms.template store_pack<4>(to, {{norm[0], norm[1], norm[2], norm[3]}});
+        norms.template store_pack<4>(to + 4, {{norm[4], norm[5], norm[6], norm[7]}});
+      }
+    }
+  }
+
+  // This warp's part of the products of x with -c' and G, into `parts`.
+  __device__ void multiply_codes() const {
+    constexpr int kTall = kRows / 16, kWide = kGroup / 16;
+    const int row = own_warp() % kTall * 16, part = own_warp() / kTall % kParts;
+    const int position = own_warp() / kTall / kParts * kGroup;
+    const int begin = part * rows / kParts, end = begin + rows / kParts;
+    float sum[kWide][2][4] = {};
+#pragma unroll 1
+    for (int start = begin; start < end; start += 64) {
+      float some[kWide][2][4] = {};
+#pragma unroll
+      for (int step = 0; step < 64; step += 16) {
+        const int d = start + step;
+        if (d >= end) break;
+        Operand upper, lower;
+        high.template left<false>(upper, row, d);
+        low.template left<false>(lower, row, d);
+#pragma unroll
+        for (int wide = 0; wide < kWide; ++wide) {
+          Operand right;
+          if constexpr (kDepthFastest) {
+            tile.template right<true>(right, position + wide * 16, d);
+          } else {
+            tile.template right<false>(right, d, position + wide * 16);
+          }
+          multiply_pair(some[wide], lower, right);
+          multiply_pair(some[wide], upper, right);
+        }
+      }
+#pragma unroll
+      for (int wide = 0; wide < kWide; ++wide) add(sum[wide], some[wide]);
+    }
+#pragma unroll
+    for (int wide = 0; wide < kWide; ++wide) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int at = part * kPositions + position + wide * 16 + n * 8 + own_column(i);
+          parts[at * kPartPitch + row + own_row(i)] = sum[wide][n][i];
+        }
+      }
+    }
+  }
+
+  // Tensor cores cut where they add: sums that live long grow by additions that round.
+  __device__ static void add(float (&sum)[2][4], const float (&some)[2][4]) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] += some[n][i];
+    }
+  }
+
+  // A position's softmax has kLanes neighbouring lanes, each kEach codewords from first_code() on.
+  __device__ static int own_position() { return static_cast<int>(threadIdx.x) / kLanes; }
+  __device__ static int first_code() { return static_cast<int>(threadIdx.x) % kLanes * kEach; }
+
+  // Products with this thread's rows from `row` on.
+  __device__ Pack<float, kEach> products(int row) const {
+    Pack<float, kEach> sum{};
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const auto one =
+          parts.template load_pack<kEach>((part * kPositions + own_position()) * kPartPitch + row);
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) sum[e] += one[e];
+    }
+    return sum;
+  }
+
+  __device__ float near_distance(int64_t position, int k) const {
+    float sum = 0;
+#pragma unroll 1
+    for (int d = 0; k < codes && d < depth; ++d) {
+      const float rest = residual(position, k, d);
+      sum += rest * rest;
+    }
+    return sum;
+  }
+
+  // |x - c|^2 for this thread's codewords, and whether its position is near, whose distances are
+  // then those of its residuals. All threads call it.
+  struct Distances {
+    float value[kEach];
+    bool near;
+  };
+  __device__ Distances distances(int64_t position, bool inside) const {
+    float norm = 0;
+#pragma unroll
+    for (int part = first_code() / kEach; part < kNormParts; part += kLanes) {
+      norm += norms[part * kPositions + own_position()];
+    }
+    norm = warp_sum<kLanes>(norm);
+    const auto product = products(first_code());
+    Distances result;
+    bool cancels = false;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int k = first_code() + e;
+      result.value[e] = norm + 2 * product[e] + offsets[k];
+      const float squares = norm + code_norms[k];
+      cancels |= k < codes && !(result.value[e] * 16 >= squares && squares <= FLT_MAX);
+    }
+    const unsigned own = kFullMask >> (32 - kLanes) << own_lane() / kLanes * kLanes;
+    const unsigned near = __ballot_sync(kFullMask, cancels && inside);
+    result.near = (near & own) != 0;
+    if (result.near) {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        result.value[e] = near_distance(position, first_code() + e);
+      }
+    }
+    // Bit i: the i-th position of this warp.
+    unsigned positions = 0;
+#pragma unroll
+    for (int i = 0; i < 32 / kLanes; ++i) {
+      const unsigned lanes = kFullMask >> (32 - kLanes) << i * kLanes;
+      positions |= (near & lanes) != 0 ? 1u << i : 0;
+    }
+    if (own_lane() == 0) near_positions[own_warp()] = positions;
+    return result;
+  }
+
+  // Softmax over the codewords, 0 beyond K.
+  __device__ void assign(const float (&distance)[kEach], float (&a)[kEach]) const {
+    float largest = -INFINITY, total = 0;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int k = first_code() + e;
+      a[e] = k < codes ? rounded_product(distance[e], scale[k]) : -INFINITY;
+      largest = fmaxf(largest, a[e]);
+    }
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, step));
+    }
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      a[e] = first_code() + e < codes ? expf(a[e] - largest) : 0;
+      total += a[e];
+    }
+    const float inverse = 1 / warp_sum<kLanes>(total);
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) a[e] *= inverse;
+  }
+
+  // Stores weights of this thread's position for the rows from `row` on, in two parts, and makes
+  // them what the parts amount to.
+  __device__ void store_weights(int row, float (&weight)[kEach]) const {
+    Pack<T, kEach> upper, lower;
+#pragma unroll
+    for (int e = 0; e < kEach; e += 2) {
+      const auto [first, second] = split_pair(weight[e], weight[e + 1]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        upper[e + i] = first[i];
+        lower[e + i] = second[i];
+        weight[e + i] = __bfloat162float(first[i]) + __bfloat162float(second[i]);
+      }
+    }
+    const int at = weight_high.at(own_position(), row);
+    weight_high.data.template store_pack<kEach>(at, upper);
+    weight_low.data.template store_pack<kEach>(at, lower);
+  }
+  // Weights of a near position stand where its products did.
+  __device__ void store_near(int row, const float (&weight)[kEach]) const {
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) parts[own_position() * kPartPitch + row + e] = weight[e];
+  }
+  __device__ float near_weight(int i, int row) const { return parts[i * kPartPitch + row]; }
+
+  // Calls each(i) for the near positions of the tile.
+  template <class Each>
+  __device__ void for_near(Each&& each) const {
+    unsigned any = 0;
+#pragma unroll
+    for (int warp = 0; warp < kResidentWarps; warp += 4) {
+      const auto some = near_positions.template load_pack<4>(warp);
+      any |= some[0] | some[1] | some[2] | some[3];
+    }
+    if (any == 0) return;
+#pragma unroll 1
+    for (int i = 0; i < kPositions; ++i) {
+      constexpr int kOfWarp = 32 / kLanes;
+      if (near_positions[i / kOfWarp] >> i % kOfWarp & 1) each(i);
+    }
+  }
+
+  // x_d - c_kd.
+  __device__ float residual(int64_t position, int k, int d) const {
+    const int64_t at = image * x.stride[0] + d * x.stride[1] + position * x.stride[3];
+    return to_accumulate(source.load(at)) - codewords.load(k * depth + d);
+  }
+
+  // The 16 dimensions of a warp's pair start here.
+  __device__ static int first_dimension(int pair) {
+    return (pair * kResidentWarps + own_warp()) * 16;
+  }
+
+  // sums[2 pair + half of the codewords] += the weights of the rows from `row` on, times x.
+  __device__ void accumulate(float (&sums)[kPairs * 2][2][4], int row) const {
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int d = first_dimension(pair);
+      if (d >= rows) continue;
+      float some[2][2][4] = {};
+#pragma unroll
+      for (int i = 0; i < kPositions; i += 16) {
+        Operand right;
+        if constexpr (kDepthFastest) {
+          tile.template right<false>(right, i, d);
+        } else {
+          tile.template right<true>(right, d, i);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          Operand left;
+          weight_low.template left<true>(left, i, row + half * 16);
+          multiply_pair(some[half], left, right);
+          weight_high.template left<true>(left, i, row + half * 16);
+          multiply_pair(some[half], left, right);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) add(sums[2 * pair + half], some[half]);
+    }
+  }
+
+  // Calls each(sum, code, d) for this thread's sums, as `accumulate` leaves them.
+  template <class Each>
+  __device__ void for_sums(float (&sums)[kPairs * 2][2][4], Each&& each) const {
+#pragma unroll
+    for (int j = 0; j < kPairs * 2; ++j) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int code = j % 2 * 16 + own_row(i);
+          const int d = first_dimension(j / 2) + n * 8 + own_column(i);
+          if (code < codes && d < depth) each(sums[j][n][i], code, d);
+        }
+      }
+    }
+  }
+
+  // Adds what each thread holds for its codewords to a total: in shared memory, since registers are
+  // few. All lanes call it.
+  __device__ void add_total(int which, const float (&value)[kEach]) const {
+    const int at = (which * kResidentWarps + own_warp()) * kFastCodes + first_code();
+    Pack<float, kEach> sum;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      sum[e] = value[e];
+#pragma unroll
+      for (int step = 16; step >= kLanes; step /= 2) {
+        sum[e] += __shfl_xor_sync(kFullMask, sum[e], step);
+      }
+    }
+    if (own_lane() >= kLanes) return;
+    const auto before = totals.template load_pack<kEach>(at);
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) sum[e] += before[e];
+    totals.template store_pack<kEach>(at, sum);
+  }
+  // Every thread calls it once, before total().
+  __device__ void close_totals() const {
+    __syncthreads();
+    if (threadIdx.x < kTotals * kFastCodes) {
+      const int first =
+          static_cast<int>(threadIdx.x) / kFastCodes * kResidentWarps * kFastCodes + own_lane();
+      float sum = 0;
+      for (int warp = 0; warp < kResidentWarps; ++warp) sum += totals[first + warp * kFastCodes];
+      totals[first] = sum;
+    }
+    __syncthreads();
+  }
+  __device__ float total(int which, int k) const {
+    return totals[which * kResidentWarps * kFastCodes + k];
+  }
+};
+
+// Calls run<kDepthFastest, kMostDepth>(packed).
+template <class Op, class F>
+void with_resident(const Op& op, std::initializer_list<const View*> maps, F&& run) {
+  const bool along_depth = op.x.stride[3] != 1 && op.x.size[3] > 1;
+  const int fastest = along_depth ? 1 : 3;
+  const bool packed = packs(maps, 2, fastest, op.x.size[fastest], 8);
+  const auto deep = [&]<bool kDepthFastest>() {
+    op.depth() <= 128 ? run.template operator()<kDepthFastest, 128>(packed)
+                      : run.template operator()<kDepthFastest, 512>(packed);
+  };
+  along_depth ? deep.template operator()<true>() : deep.template operator()<false>();
+}
+
+}  // namespace stripctx::cuda
