@@ -15,6 +15,8 @@ A pair of comments marks a table in a document; everything between them is repla
     <!-- /benchmarks:networks -->   times and products
     <!-- benchmarks:exported -->   third-party networks before and after fuse, exported to ONNX
     <!-- /benchmarks:exported -->
+    <!-- benchmarks:decoders -->    convolutions over interpolated maps, each dtype and layout
+    <!-- /benchmarks:decoders -->
     <!-- benchmarks:tricks -->      the optimisations of the CPU kernels and their gains
     <!-- /benchmarks:tricks -->
     <!-- benchmarks:model -->       the estimates of tests/speed_model.py for the CUDA kernels
@@ -165,6 +167,22 @@ def networks_table(entries: Sequence[Entry], *, short: bool = False) -> str:
     return present(headers, rows, left=3)
 
 
+def decoders_table(entries: Sequence[Entry]) -> str:
+    """Milliseconds of each way, without and with the backward pass; the usual dtype first."""
+    first = ("float32", "contiguous")
+    rows = []
+    for entry in sorted(entries, key=lambda entry: (entry["dtype"], entry["layout"]) != first):
+        row = [entry["decoder"], entry["dtype"], entry["layout"]]
+        for mode in ("forward", "forward and backward"):
+            ms = {name: statistics.median(taken) for name, taken in entry["ms"][mode].items()}
+            row += [f"{ms[name]:.1f}" if name in ms else "" for name in CANDIDATES]
+            row.append(f"{ms['eager'] / ms['fused']:.2f}x")
+        rows.append(row)
+    ways = [*CANDIDATES[1:], "times eager"]
+    headers = ["", "dtype", "layout", "forward: fused", *ways, "with backward: fused", *ways]
+    return present(headers, rows, left=3)
+
+
 def tricks_table(entries: Sequence[Entry]) -> str:
     """The slowdown of an operator without an optimisation, over the layouts that use it."""
     cases: dict[tuple[str, str, str], dict[str, list[float]]] = {}
@@ -223,10 +241,11 @@ def update(text: str, folder: Path = RESULTS) -> str:
         elif match["name"] in ("camvid", "camvid-classes"):
             found = [read(path) for path in existing(folder, ["camvid"])]
             blocks = [camvid_table(result, match["name"]) for result in found]
-        elif match["name"] == "tricks":
-            found = [read(path) for path in existing(folder, ["tricks"])]
+        elif match["name"] in ("decoders", "tricks"):
+            table = decoders_table if match["name"] == "decoders" else tricks_table
+            found = [read(path) for path in existing(folder, [match["name"]])]
             blocks = [
-                f"{tricks_table(result['entries'])}\n\n{machine_text(result['machine'])}.\n"
+                f"{table(result['entries'])}\n\n{machine_text(result['machine'])}.\n"
                 for result in found
             ]
         else:

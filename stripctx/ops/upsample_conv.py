@@ -25,6 +25,7 @@ from stripctx.layout import is_channels_last, memory_format
 from stripctx.ops import checks
 from stripctx.ops.upsample_products import (
     as_matrix,
+    as_pixels,
     convolution_backward,
     joined,
     of_each_tap,
@@ -233,7 +234,7 @@ def _backward_of_whole(
     needs_maps = any(needs[k] for k in plan.whole)
     of_maps, of_part = plan.together(maps), plan.together(parts)
     to_maps = to_part = to_bias = None
-    if plan.pointwise and as_matrix(of_maps):
+    if plan.pointwise and (as_matrix(of_maps) or as_pixels(of_maps)):
         if needs_maps:
             to_maps = product(grad, of_part.flatten(1).T)
         if needs_weight:

@@ -22,10 +22,10 @@ LARGE = 2**20  # bytes: below, malloc has the memory at hand
 
 def as_matrix(map: Tensor) -> bool:
     """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
-    products take it as it is."""
+    products take it as it is. Those of float16 take many times as long as a convolution."""
     if torch.onnx.is_in_onnx_export():
         return False
-    return map.device.type == "cpu" and map.is_contiguous()
+    return map.device.type == "cpu" and map.is_contiguous() and map.dtype is not torch.float16
 
 
 def memory(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -36,25 +36,43 @@ def memory(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(size)
 
 
+def as_pixels(map: Tensor) -> bool:
+    """Whether a channels_last map is taken as one matrix, a row a pixel."""
+    last = map.is_contiguous(memory_format=torch.channels_last)
+    return map.device.type == "cpu" and last and map.dtype is not torch.float16
+
+
+def by_pixel(map: Tensor) -> Tensor:
+    """(N*H*W, C), a view."""
+    return map.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1x1 convolution by `matrix` (O, C), below autograd."""
-    if not as_matrix(map):
-        return F.conv2d(map, matrix[:, :, None, None], bias)
     images, size = map.size(0), map.shape[2:]
-    out = memory((images, matrix.size(0), size.numel()), map)
-    matrices, columns = matrix.expand(images, -1, -1), map.flatten(2)
-    if bias is None:
-        torch.bmm(matrices, columns, out=out)
-    else:
-        torch.baddbmm(bias[:, None], matrices, columns, out=out)
-    return out.unflatten(2, size)
+    if as_matrix(map):
+        out = memory((images, matrix.size(0), size.numel()), map)
+        matrices, columns = matrix.expand(images, -1, -1), map.flatten(2)
+        if bias is None:
+            torch.bmm(matrices, columns, out=out)
+        else:
+            torch.baddbmm(bias[:, None], matrices, columns, out=out)
+        return out.unflatten(2, size)
+    if as_pixels(map):
+        pixels = memory((images * size.numel(), matrix.size(0)), map)
+        if bias is None:
+            torch.mm(by_pixel(map), matrix.T, out=pixels)
+        else:
+            torch.addmm(bias, by_pixel(map), matrix.T, out=pixels)
+        return pixels.unflatten(0, (images, *size)).permute(0, 3, 1, 2)
+    return F.conv2d(map, matrix[:, :, None, None], bias)
 
 
 def product_backward(
     grad: Tensor, map: Tensor, matrix: Tensor, needs_map: bool, needs_matrix: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `product`'s map and matrix."""
-    if not as_matrix(map):
+    """The gradients of `product`'s map and matrix; grad in the layout of the map."""
+    if not as_matrix(map) and not as_pixels(map):
         needs = [needs_map, needs_matrix, False]
         kernel = matrix[:, :, None, None]
         of_map, of_kernel, _ = convolution_backward(grad, map, kernel, [0, 0], [1, 1], needs)
@@ -64,6 +82,8 @@ def product_backward(
 
 
 def product_of_weights(grad: Tensor, map: Tensor) -> Tensor:
+    if not as_matrix(map):
+        return torch.mm(by_pixel(grad).T, by_pixel(map))
     products = torch.bmm(grad.flatten(2), map.flatten(2).transpose(1, 2))
     return products.sum(0) if map.size(0) > 1 else products.flatten(0, 1)
 

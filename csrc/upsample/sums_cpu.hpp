@@ -1,0 +1,149 @@
+// The adjoint of interpolation on the CPU, one axis after the other: sums of rows along H, then
+// sums of their elements along W, a cell at a time.
+#pragma once
+
+#include "upsample/weights_cpu.hpp"
+
+namespace stripctx::cpu {
+
+// Rows as they lie in memory: `runs` runs of `length` elements each, `run_stride` apart. A row of a
+// plane is one run; one of a channels_last map has a run of channels for every pixel.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t row_stride, runs, run_stride, length;
+};
+
+// Sums of one level's rows under one row of taps: a ring of rows, of which two are open at a time.
+// They are finished `together` at a time.
+template <class T>
+class RowSums {
+  using A = Accumulate<T>;
+
+ public:
+  RowSums(const Samples<A>& rows, int64_t together, int64_t runs, int64_t length)
+      : rows_(&rows),
+        together_(together),
+        run_(padded<A>(length)),
+        row_(runs * run_),
+        buffer_(2 * together * row_) {}
+
+  // Of the next map.
+  void start() { next_ = rows_->begin, done_ = open_ = 0; }
+
+  // Adds those of the rows below `end` that are not added yet. Calls finished(i, count, sums,
+  // stride) for all rows of the level as soon as no row to come is added to them.
+  template <class Finished>
+  void advance(const Rows<T>& map, int64_t end, Finished&& finished) {
+    const auto finish = [&](int64_t end) {
+      for (int64_t next; done_ < end; done_ = next) {
+        next = std::min(end, (done_ / together_ + 1) * together_);
+        finished(done_, next - done_, row(done_), row_);
+      }
+    };
+    const auto open = [&](int64_t i) {
+      if (i < open_) return false;
+      for (; open_ <= i; ++open_) {
+        if (open_ % together_ == 0) finish(open_ - together_);
+        if (open_ < i) std::fill(row(open_), row(open_) + row_, A(0));
+      }
+      return true;
+    };
+    const Samples<A>& rows = *rows_;
+    while (next_ < std::min(end, rows.end)) {
+      const Sample<A>& between = rows[next_];
+      int64_t last = next_ + 1;
+      while (last < std::min(end, rows.end) && rows[last].first == between.first) ++last;
+      const bool low_is_new = open(between.first);
+      if (between.first == between.second) {
+        add<true>(map, last, low_is_new, false);
+      } else {
+        add<false>(map, last, low_is_new, open(between.second));
+      }
+      next_ = last;
+    }
+    if (next_ < rows.end) return;
+    if (open_ < rows.cells && open(rows.cells - 1)) {
+      std::fill(row(rows.cells - 1), row(rows.cells - 1) + row_, A(0));
+    }
+    finish(rows.cells);
+  }
+
+ private:
+  A* row(int64_t i) { return buffer_.data() + i % (2 * together_) * row_; }
+
+  // Rows [next_, end), which lie between the same two cells, or all at one.
+  template <bool kOne>
+  void add(const Rows<T>& map, int64_t end, bool low_is_new, bool high_is_new) {
+    const Samples<A>& rows = *rows_;
+    A* low = row(rows[next_].first);
+    A* high = row(rows[next_].second);
+    for (int64_t run = 0; run < map.runs; ++run, low += run_, high += run_) {
+      const T* source = map.data + next_ * map.row_stride + run * map.run_stride;
+      for_four_vectors<A>(map.length, [&]<int kVectors>(int64_t k, int count) {
+        constexpr int whole = kLanes<A>;
+        Vec<A> low_sum[kVectors]{}, high_sum[kVectors]{}, gradient[kVectors];
+        if (!low_is_new) load_vectors(low + k, whole, low_sum);
+        if (!kOne && !high_is_new) load_vectors(high + k, whole, high_sum);
+        const T* value = source + k;
+        for (int64_t i = next_; i < end; ++i, value += map.row_stride) {
+          const A first = rows[i].first_weight, second = rows[i].second_weight;
+          load_vectors(value, count, gradient);
+          for (int v = 0; v < kVectors; ++v) {
+            low_sum[v] += (kOne ? first + second : first) * gradient[v];
+            if constexpr (!kOne) high_sum[v] += second * gradient[v];
+          }
+        }
+        store_vectors(low + k, whole, low_sum);
+        if constexpr (!kOne) store_vectors(high + k, whole, high_sum);
+      });
+    }
+  }
+
+  const Samples<A>* rows_;
+  int64_t together_, run_, row_;
+  Buffer<A> buffer_;
+  int64_t next_ = 0, done_ = 0, open_ = 0;  // rows below are added; finished; rows that have sums
+};
+
+// The positions that read each cell of an axis, and their weights.
+template <class A>
+class Readers {
+ public:
+  explicit Readers(const Samples<A>& samples) {
+    int64_t begin = samples.begin;
+    for (int64_t cell = 0; cell < samples.cells; ++cell) {
+      while (begin < samples.end && samples[begin].second < cell) ++begin;
+      begin_.push_back(begin);
+      first_.push_back(weights_.size());
+      for (int64_t i = begin; i < samples.end && samples[i].first <= cell; ++i) {
+        const Sample<A>& sample = samples[i];
+        weights_.push_back((sample.first == cell ? sample.first_weight : 0) +
+                           (sample.second == cell ? sample.second_weight : 0));
+      }
+    }
+    first_.push_back(weights_.size());
+  }
+
+  int64_t cells() const { return begin_.size(); }
+
+  // sum = what the readers of `cell` have, each as many vectors, `stride` apart.
+  template <int kVectors>
+  [[gnu::always_inline]] void add(int64_t cell, const A* values, int64_t stride,
+                                  Vec<A> (&sum)[kVectors]) const {
+    for (Vec<A>& each : sum) each = Vec<A>{};
+    const A* value = values + begin_[cell] * stride;
+    const A* end = weights_.data() + first_[cell + 1];
+    for (const A* weight = weights_.data() + first_[cell]; weight < end; ++weight) {
+      for (int v = 0; v < kVectors; ++v) sum[v] += *weight * load(value + v * kLanes<A>);
+      value += stride;
+    }
+  }
+
+ private:
+  std::vector<int64_t> begin_;
+  std::vector<size_t> first_;
+  std::vector<A> weights_;
+};
+
+}  // namespace stripctx::cpu
