@@ -1,12 +1,12 @@
-"""The layers as decode heads of mmseg, in its registry by one call:
+"""Decode heads for mmseg, registered by one call:
 
     import stripctx.mmseg
     stripctx.mmseg.register()
 
-after which a configuration may say `decode_head=dict(type="StripPoolingHead", ...)`, with whatever
-mmseg's own heads take: in_channels, in_index, channels, num_classes, norm_cfg, dropout_ratio,
-align_corners, loss_decode. What mmseg has itself, `fuse` replaces: PSPHead's and EncHead's insides,
-the convolutions of UPerHead and SegformerHead.
+Configurations can then use `decode_head=dict(type="StripPoolingHead", ...)` with the options of
+mmseg's own heads: in_channels, in_index, channels, num_classes, norm_cfg, dropout_ratio,
+align_corners, loss_decode. mmseg's own heads are replaced by `fuse`: the context modules of PSPHead
+and EncHead, and the convolutions of UPerHead and SegformerHead.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ HEADS = ("StripPoolingHead", "PyramidPoolingHead", "ContextEncodingHead")
 
 
 def norm_layer(norm_cfg: Mapping[str, Any]) -> NormLayer:
-    """mmseg's `norm_cfg` as the `norm_layer` of a layer or a network.
+    """Converts mmseg's `norm_cfg` to the `norm_layer` of a layer or a network.
 
     Args:
-        norm_cfg: the type, "BN", "SyncBN", "GN" and others of mmcv, and its options.
+        norm_cfg: the type ("BN", "SyncBN", "GN" or another of mmcv's) and its options.
     """
     cnn: Any = importlib.import_module("mmcv.cnn")
     return lambda channels: cnn.build_norm_layer(dict(norm_cfg), channels)[1]
 
 
 def register() -> tuple[str, ...]:
-    """Adds the heads to mmseg's registry, once.
+    """Adds the heads to mmseg's registry; further calls have no effect.
 
-    StripPoolingHead(pool_sizes=(20, 12), modules=2): a 3x3 convolution and SPNet's mixed pooling.
-    PyramidPoolingHead(bins=(1, 2, 3, 6)): PSPNet's pyramid and the convolution over it, in one.
-    ContextEncodingHead(num_codes=32): a 3x3 convolution and EncNet's context encoding.
+    - `StripPoolingHead(pool_sizes=(20, 12), modules=2)`: a 3x3 convolution and SPNet's mixed
+      pooling.
+    - `PyramidPoolingHead(bins=(1, 2, 3, 6))`: PSPNet's pyramid and its convolution in one.
+    - `ContextEncodingHead(num_codes=32)`: a 3x3 convolution and EncNet's context encoding.
 
     Returns:
-        The names.
+        The names of the heads.
     """
     registry: Any = importlib.import_module("mmseg.registry")
     heads: Any = importlib.import_module("mmseg.models.decode_heads.decode_head")

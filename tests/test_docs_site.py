@@ -13,10 +13,10 @@ from types import ModuleType
 import pytest
 
 import stripctx
-from stripctx import export, functional, fusion, layers, losses, models
+from stripctx import export, functional, fusion, layers, losses, mmseg, models
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PUBLIC = (stripctx, export, functional, fusion, layers, losses, models)
+PUBLIC = (stripctx, export, functional, fusion, layers, losses, mmseg, models)
 
 
 @pytest.fixture(scope="module")
