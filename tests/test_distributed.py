@@ -16,6 +16,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stripctx import StripPooling, fuse
@@ -71,7 +72,8 @@ def train_half(rank: int, folder: str) -> None:
     fused = decoder()
     assert fuse(fused).replaced
     sharded = fully_shard(fused, mesh=init_device_mesh("cpu", (PROCESSES,)))
-    result += [each.full_tensor() for each in gradients(sharded, images, labels)]
+    shards = gradients(sharded, images, labels)
+    result += [shard.full_tensor() for shard in shards if isinstance(shard, DTensor)]
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

@@ -195,9 +195,12 @@ def test_offsets_past_two_to_the_31() -> None:
 @any_mode
 @pytest.mark.parametrize("layout", FORMATS)
 def test_extra_memory(mode: str, layout: str) -> None:
-    """Whatever a kernel allocates beside its results is at most 5 % of x."""
+    """Whatever a kernel allocates beside its results is at most 5 % of x and what keeps a GPU busy
+    with a small map: 128 KiB of partial sums."""
     x = operator_checks.make((1, 64, 60, 60), torch.float32, layout)
-    allowed = x.numel() * x.element_size() // 20
+    allowed = x.numel() * x.element_size() // 20 + (128 << 10) * (
+        DEVICE.type == "cuda" or operator_checks.EMULATED
+    )
     out = functional.pyramid_pool(x, PSP, mode)
     results = sum(o.numel() * o.element_size() * (3 if mode == "max" else 1) for o in out)
     if extension.backend() == "reference":
@@ -230,8 +233,8 @@ def emulator() -> ctypes.CDLL:
     ids=str,
 )
 def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
-    """One read of x, one write of grad_x; bins, and parts of them, within 5 %. Blocks of a
-    channels_last map with few channels share its rows, and each reads the bins over its own.
+    """One read of x, one write of grad_x; bins, and parts of them, within 5 % and 64 KiB: small
+    maps are divided among many blocks, and each writes partial sums or reads the bins over its own.
     """
     library = emulator()
 
@@ -248,14 +251,15 @@ def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
     levels = sum(r.nbytes for r in results)
     read, written = moved(lambda: forward(x, flat))
     assert x.nbytes <= read and levels <= written
-    assert read + written <= 1.05 * (x.nbytes + levels)
+    divided = 64 << 10
+    assert read + written <= 1.05 * (x.nbytes + levels) + divided
     grads, indices = results[: len(bins)], results[len(bins) :]
     lists = (grads, indices) if mode == "max" else (grads,)
     backward = OPS.pyramid_pool_backward if mode == "mean" else OPS.pyramid_max_pool_backward
     read, written = moved(lambda: backward(*lists, *shape[2:], layout == "channels_last"))
     assert written == x.nbytes
     extra = 0.15 if mode == "max" and layout == "channels_last" else 0.05
-    assert levels <= read <= levels + extra * x.nbytes
+    assert levels <= read <= levels + extra * x.nbytes + divided
 
 
 @emulated_only
