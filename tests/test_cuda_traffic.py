@@ -119,14 +119,15 @@ def test_extra_is_small(name: str, dtype: str, layout: str) -> None:
     assert share <= next((most for most in limits if most), MOST.get(name, 1.1))
 
 
-# Maps so many that the channels_last kernels of larger ones run, and sums are cut along H and W.
-MANY = (128, 8, 25, 66)
+# Maps so many that the channels_last kernels of larger ones run, and sums are cut along W or H.
+MANY = ((128, 8, 25, 66), (128, 8, 30, 33))
 
 
 @every_dtype
 @pytest.mark.parametrize("name", ["strip_pool", "strip_add_relu_backward"])
-def test_traffic_of_many_maps(name: str, dtype: str) -> None:
-    test_traffic(name, dtype, "channels_last", MANY)
+@pytest.mark.parametrize("size", MANY, ids=str)
+def test_traffic_of_many_maps(name: str, dtype: str, size: tuple[int, int, int, int]) -> None:
+    test_traffic(name, dtype, "channels_last", size)
 
 
 @every_dtype
@@ -134,7 +135,7 @@ def test_traffic_of_many_maps(name: str, dtype: str) -> None:
 def test_several_pieces_are_tested(dtype: str, layout: str) -> None:
     """SIZES and MANY cut rows and columns into pieces."""
     grids = []
-    for size in (*SIZES, MANY):
+    for size in (*SIZES, *MANY):
         launches = counted("strip_pool", Sample(size, DTYPES[dtype], layout))[2]
         found = [(k, x.grid) for k, x in launches.items() if k.startswith("strip_reduce")]
         grids += [grid for kernel, grid in found if "small" not in kernel]

@@ -143,10 +143,10 @@ def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """The bias, once a block that owns a piece of a plane or once a thread that owns channels."""
+    """The bias, once a thread: of the team that owns a piece of a plane, or of channels."""
     layout, launch = launch_of(launches, "sigmoid_gate")
     if layout.endswith("_planes"):
-        return visits(shape, shape.channels, shape.batch * launch.grid[1])
+        return visits(shape, shape.channels, shape.batch * launch.grid[1] * launch.block[0])
     return visits(shape, shape.channels, launch.grid[0] * launch.block[1])
 
 
