@@ -18,6 +18,13 @@ from operator_checks import EMULATED
 from stripctx import extension
 
 ORDERS = ("ascending", "descending", "random:1", "random:2")
+HEAVY = ("encode", "encode_backward")  # whose work a position is that of whole matrix products
+
+
+def skip_heavy(name: str, size: tuple[int, int, int, int]) -> None:
+    """Skips large maps of operators that take the emulator minutes."""
+    if name in HEAVY and size[2] * size[3] > 10_000:
+        pytest.skip("slow")
 
 
 def require() -> None:

@@ -69,7 +69,6 @@ MOST: dict[str | tuple[str, str], float] = {
 
 # The emulator gathers every product of tensor cores from 32 lanes: fewer positions, and one layout
 # at the paper's size.
-HEAVY = ("encode", "encode_backward")
 
 every_operator = pytest.mark.parametrize("name", COUNTED)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -94,8 +93,7 @@ def counted(name: str, sample: Sample) -> tuple[int, int, dict[str, Launch]]:
 @every_layout
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_traffic(name: str, dtype: str, layout: str, size: tuple[int, int, int, int]) -> None:
-    if name in HEAVY and size[2] * size[3] > 10_000:
-        pytest.skip("slow")
+    emulation.skip_heavy(name, size)
     sample = Sample(size, DTYPES[dtype], layout)
     read, written, launches = counted(name, sample)
     expected = cuda_traffic(name, sample.shape, launches)
@@ -108,7 +106,7 @@ def test_traffic(name: str, dtype: str, layout: str, size: tuple[int, int, int, 
 @every_layout
 def test_extra_is_small(name: str, dtype: str, layout: str) -> None:
     """What CUDA_EXTRA grants stays near the floor where it matters."""
-    if name in HEAVY and layout != "contiguous":
+    if name in emulation.HEAVY and layout != "contiguous":
         pytest.skip("slow")
     sample = Sample(PAPER, DTYPES[dtype], layout)
     read, written, launches = counted(name, sample)
