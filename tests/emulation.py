@@ -18,7 +18,7 @@ from operator_checks import EMULATED
 from stripctx import extension
 
 ORDERS = ("ascending", "descending", "random:1", "random:2")
-HEAVY = ("encode", "encode_backward")  # whose work a position is that of whole matrix products
+HEAVY = ("encode", "encode_backward")  # products of tensor cores, gathered from 32 lanes
 
 
 def skip_heavy(name: str, size: tuple[int, int, int, int]) -> None:

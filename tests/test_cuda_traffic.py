@@ -67,9 +67,6 @@ MOST: dict[str | tuple[str, str], float] = {
     ("upsample_dice_backward", "bfloat16"): 40.7,
 }
 
-# The emulator gathers every product of tensor cores from 32 lanes: fewer positions, and one layout
-# at the paper's size.
-
 every_operator = pytest.mark.parametrize("name", COUNTED)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
