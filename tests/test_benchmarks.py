@@ -88,7 +88,7 @@ def test_every_function_has_a_peer() -> None:
 
 
 def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
-    """By hand: 24 rows and 30 cols; 2 tiles of W, 3 chunks of H, 4 slots a block."""
+    """By hand: 24 rows and 30 cols; 2 tiles of W, 3 chunks of H, 8 lanes and 4 slots a block."""
     shape = Shape(2, 3, 4, 5, element_size=2)
     launch = floors.Launch(grid=(6, 2, 3), block=(8, 4, 1))
     sums = Floor(4 * (24 * 2 + 30 * 3), 4 * (24 * 2 + 30 * 3), 24 + 30 * 2)
@@ -105,7 +105,7 @@ def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
         ),
         ("strip_add_relu", "strip_expand_planes", Floor(2 * (24 + 30 * 11))),
         ("strip_pool_backward", "strip_expand_pixels", Floor(2 * (24 + 30 * 2))),
-        ("sigmoid_gate", "sigmoid_gate_planes", Floor(2 * 3 * 3)),
+        ("sigmoid_gate", "sigmoid_gate_planes", Floor(2 * 3 * 31)),
         ("sigmoid_gate", "sigmoid_gate_pixels", Floor(2 * 3 * 23)),
     ):
         traffic = floors.cuda_traffic(operator, shape, {"sum_partials": launch, kernel: launch})

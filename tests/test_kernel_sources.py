@@ -34,7 +34,7 @@ FORBIDDEN = {
     r"\batomic[A-Z]\w*": "",
     r"\breinterpret_cast\b": "memory.cuh launch.cuh",
     r"\b__ld[a-z]+\b|\b__st[a-z]+\b": "memory.cuh",
-    r"\bmem(cpy|move|set)\b": "memory.cuh mma.cuh widen.cuh",  # between registers there
+    r"\bmem(cpy|move|set)\b": "memory.cuh mma.cuh widen.cuh matrix.cuh",  # between registers there
     r"\basm\b": "mma.cuh memory.cuh sigmoid.cuh",
     r"\bstatic_cast<[^<>]*\*\s*>": "launch.cuh memory.cuh",  # but as a Global is made: see below
     r"\(\s*(const +)?\w+\s*\*\s*\)": "",
