@@ -29,6 +29,7 @@ FIGURES: dict[str, Callable[[], style.Page]] = {
     "labels": labels.labels,
     "networks": networks.networks,
     "camvid": camvid.camvid,
+    "camvid_maps": camvid.camvid_maps,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.ticker
+import numpy as np
+from PIL import Image
 
 from benchmarks import report
 from benchmarks.camvid_tables import NETWORKS, by_network, complete
@@ -38,6 +40,19 @@ def camvid() -> Page:
     right.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     names = [(COLOURS[name], NETWORKS[name]) for name in networks]
     style.legend(left, names, loc="upper left", bbox_to_anchor=(0, -0.24), ncols=6)
+    return page
+
+
+def camvid_maps() -> Page:
+    """The label maps of one scene by every network, as examples/predict.py wrote them."""
+    page = Page(3.9)
+    for place, (name, title) in enumerate(NETWORKS.items()):
+        row, column = divmod(place, 3)
+        axes = page.axes(0.1 + 2.6 * column, 0.25 + 1.9 * row, 2.4, 1.6)
+        with Image.open(report.RESULTS / "camvid_maps" / f"{name}.png") as labels:
+            axes.imshow(np.asarray(labels.convert("RGB")), aspect="auto")
+        axes.set_title(title)
+        axes.set_axis_off()
     return page
 
 
