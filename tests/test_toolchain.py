@@ -295,11 +295,11 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real CUDA library for the two architectures that matter most, compiled once; its
+    """The real CUDA library for one architecture (`make cuda-check` takes all), compiled once; its
     build.log lies beside it."""
     sandbox = Sandbox(tmp_path_factory.mktemp("cuda"), stand_in=False)
     output = sandbox.folder / "stripctx_cuda.so"
-    code = f"from stripctx.extension import build; build.cuda(['8.0', '9.0'], {str(output)!r})"
+    code = f"from stripctx.extension import build; build.cuda(['9.0'], {str(output)!r})"
     outcome = sandbox.run("-c", code, timeout=1100, STRIPCTX_BACKEND="reference")
     if "no nvcc was found" in outcome.stderr or "lacks" in outcome.stderr:
         pytest.skip(outcome.stderr.splitlines()[-1])
@@ -393,6 +393,6 @@ def test_no_kernel_of_the_real_cuda_library_spills(cuda_library: Path) -> None:
     usages = cuda_check.parse_resources(cuda_library.with_name("build.log").read_text())
     assert len(usages) > 100
     for symbol, usage in usages.items():
-        assert set(usage) == {80, 90}
+        assert set(usage) == {90}
         for chip, used in usage.items():
             assert used.fault() is None, f"{cuda_check.demangle(symbol)} on sm_{chip}"

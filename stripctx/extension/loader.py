@@ -169,7 +169,13 @@ def load_shared(path: str) -> None:
     import torch
 
     load: Callable[[str], None] = torch.ops.load_library
-    load(path)
+    try:
+        load(path)
+    except OSError as error:
+        reason = error.__cause__ or error.__context__  # the system's loader, in its own words
+        if reason is None:
+            raise
+        raise OSError(f"{error}: {reason}") from error
 
 
 def explain(backend: str, library: LibraryStatus) -> str:

@@ -81,7 +81,7 @@ struct Image {
   View map() { return sample.map_of(height, width); }
   View pixels() { return sample.pixels(height, width); }
   View pixels_result() { return sample.pixels_result(height, width); }
-  View class_weights() { return sample.matrix(1, 1, logits.classes()); }
+  View class_weights() { return sample.class_weights(); }
 };
 
 template <int kBytes>

@@ -70,6 +70,16 @@ class Sample {
     return fill(allocate(dense({batch, rows, columns, 1}), 0), factor);
   }
 
+  // A weight a class, none of them negative: sums do not cancel.
+  View class_weights() {
+    const View view = matrix(1, 1, channel_count());
+    dispatch<cpu::Types>(view.dtype, [&]<class T>() {
+      T* data = static_cast<T*>(view.data);
+      for (int64_t i = 0; i < view.extent(); ++i) data[i] = data[i] < T(0) ? -data[i] : data[i];
+    });
+    return view;
+  }
+
   // (N, C) and what a kernel writes of that shape.
   View gate() {
     const View view{nullptr,
