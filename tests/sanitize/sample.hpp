@@ -75,7 +75,9 @@ class Sample {
     const View view = matrix(1, 1, channel_count());
     dispatch<cpu::Types>(view.dtype, [&]<class T>() {
       T* data = static_cast<T*>(view.data);
-      for (int64_t i = 0; i < view.extent(); ++i) data[i] = data[i] < T(0) ? -data[i] : data[i];
+      for (int64_t i = 0; i < view.extent(); ++i) {
+        data[i] = static_cast<T>(std::fabs(static_cast<Accumulate<T>>(data[i])));
+      }
     });
     return view;
   }
