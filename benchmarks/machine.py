@@ -65,8 +65,9 @@ def gpu() -> dict[str, Any]:
 
 def kernels(device: str) -> str:
     """Whether the operators run natively on `device` or fall back on the reference."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    native = has_kernel("stripctx::strip_pool", {"cpu": "CPU", "cuda": "CUDA"}[device])
+    from stripctx import _compat  # here: gpu() works without the package
+
+    native = _compat.has_kernel("stripctx::strip_pool", {"cpu": "CPU", "cuda": "CUDA"}[device])
     return "native" if native else "reference"
 
 

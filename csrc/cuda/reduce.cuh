@@ -33,37 +33,51 @@ __device__ inline T block_sum(T value, Shared<T> scratch) {
   return warp_sum(lane_index() < warps ? scratch[lane_index()] : T(0));
 }
 
-// Sums of kRows rows over groups of `lanes` lanes, a power of two from kRows on: while a lane holds
-// several rows, it gives half of them away for the other half of those it keeps, so that kRows rows
-// cost little more shuffles than one.
+// The first steps of N sums over lanes `distance`, distance / 2, ... apart: while a lane holds
+// several, it gives half of them away for the other half of those it keeps. One stays, in
+// values[0]. All lanes of the warp must call it.
+template <int N, class A>
+__device__ inline void exchange_sums(A (&values)[N], int lane, int distance) {
+#pragma unroll
+  for (int half = N / 2; half > 0; half /= 2, distance >>= 1) {
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const A given = upper ? values[i] : values[i + half];
+      const A kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(kFullMask, given, distance);
+    }
+  }
+}
+
+// Which of the N stays in a lane.
+template <int N>
+__device__ inline int exchanged_to(int lane, int distance) {
+  int kept = 0;
+#pragma unroll
+  for (int half = N / 2; half > 0; half /= 2, distance >>= 1) {
+    if (lane & distance) kept += half;
+  }
+  return kept;
+}
+
+// Sums of kRows rows over groups of `lanes` lanes, a power of two from kRows on, at little more
+// shuffles than those of one row.
 template <int kRows>
 struct RowSum {
-  int lanes, lane, row = 0;  // the row whose sum ends in this lane
+  int lanes, lane, row;  // the row whose sum ends in this lane
   bool writes;
 
-  __device__ RowSum(int lanes, int lane) : lanes(lanes), lane(lane) {
-    int distance = lanes >> 1;
-#pragma unroll
-    for (int half = kRows / 2; half > 0; half /= 2, distance >>= 1) {
-      if (lane & distance) row += half;
-    }
-    writes = (lane & (lanes / kRows - 1)) == 0;
-  }
+  __device__ RowSum(int lanes, int lane)
+      : lanes(lanes),
+        lane(lane),
+        row(exchanged_to<kRows>(lane, lanes >> 1)),
+        writes((lane & (lanes / kRows - 1)) == 0) {}
 
   // All lanes of the warp call it.
   template <class A>
   __device__ A add_up(A (&values)[kRows]) const {
-    int distance = lanes >> 1;
-#pragma unroll
-    for (int half = kRows / 2; half > 0; half /= 2, distance >>= 1) {
-      const bool upper = (lane & distance) != 0;
-#pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const A given = upper ? values[i] : values[i + half];
-        const A kept = upper ? values[i + half] : values[i];
-        values[i] = kept + __shfl_xor_sync(kFullMask, given, distance);
-      }
-    }
+    exchange_sums(values, lane, lanes >> 1);
 #pragma unroll
     for (int step = kWarpSize / 2 / kRows; step > 0; step /= 2) {
       if (2 * step * kRows <= lanes) values[0] += __shfl_xor_sync(kFullMask, values[0], step);
@@ -73,9 +87,8 @@ struct RowSum {
 };
 
 // Adds what the slots of a block of (lanes, slots) threads hold for each channel, in the order of
-// the slots, and calls store(k, sum) for channel k of the block's: lane x holds N of them, k = x *
-// N
-// + i. Every thread of the block must call it; scratch holds a value a thread and channel.
+// the slots, and calls store(k, sum) for channel k = x * N + i of the block's, which lane x holds.
+// Every thread of the block must call it; scratch holds a value a thread and channel.
 template <int N, class T, class Store>
 __device__ inline void for_slot_sums(const T (&values)[N], Shared<T> scratch, Store&& store) {
   const int channels = static_cast<int>(blockDim.x) * N;
@@ -90,6 +103,18 @@ __device__ inline void for_slot_sums(const T (&values)[N], Shared<T> scratch, St
     for (int y = 0; y < static_cast<int>(blockDim.y); ++y) sum += scratch[y * channels + k];
     store(k, sum);
   }
+}
+
+// Those sums as row blockIdx.x of partials (P, channels), blockIdx.y numbering tiles of channels.
+template <int N, class T>
+__device__ inline void store_slot_sums(const T (&values)[N], const Global<T>& partials,
+                                       int64_t channels) {
+  SharedMemory memory;
+  const int64_t tile = int64_t(blockDim.x) * N;
+  for_slot_sums<N>(values, memory.take<T>(blockDim.y * tile), [&](int k, T sum) {
+    const int64_t channel = blockIdx.y * tile + k;
+    if (channel < channels) partials.store(blockIdx.x * channels + channel, sum);
+  });
 }
 
 }  // namespace stripctx::cuda

@@ -144,13 +144,7 @@ __global__ void channel_gate_backward_pixels(ChannelGateBackward op) {
                                offset(op.grad_x, n, c, i), gate, sums);
     });
   }
-  SharedMemory memory;
-  const int64_t channels = int64_t(blockDim.x) * N;
-  const Global<A> partials(op.partials);
-  for_slot_sums<N>(sums, memory.take<A>(blockDim.y * channels), [&](int k, A sum) {
-    const int64_t channel = blockIdx.y * channels + k;
-    if (channel < C) partials.store(blockIdx.x * C + channel, sum);
-  });
+  store_slot_sums(sums, Global<A>(op.partials), C);
 }
 
 // Calls run<T, N, channels last>() with the widest pack that all maps of a gate allow.

@@ -257,20 +257,13 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 }  // namespace
 
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
-  if (op.x.dtype != DType::kBFloat16) return false;
-  bool fits = false;
-  with_resident(op, {&op.x, &op.grad_x}, [&]<bool kDepthFastest, int kMostDepth>(bool packed) {
-    const int64_t bytes = ResidentGradient<kDepthFastest, kMostDepth>::bytes();
-    fits = bytes <= most_shared_bytes();
-    if (!fits) return;
-    launch({.kernel = "encode_backward_resident",
-            .grid = {op.x.size[0] * chunks.count},
-            .block = {kResidentThreads},
-            .shared_bytes = bytes,
-            .stream = stream},
-           encode_backward_resident<kDepthFastest, kMostDepth>, op, chunks, packed);
-  });
-  return fits;
+  const auto kernel_of =
+      []<bool kDepthFastest, int kMostDepth>() -> ResidentKernel<EncodeBackward> {
+    return {ResidentGradient<kDepthFastest, kMostDepth>::bytes(),
+            encode_backward_resident<kDepthFastest, kMostDepth>};
+  };
+  return launch_resident("encode_backward_resident", op, {&op.x, &op.grad_x}, chunks, stream,
+                         kernel_of);
 }
 
 }  // namespace stripctx::cuda

@@ -530,17 +530,35 @@ struct ResidentTile {
   }
 };
 
-// Calls run<kDepthFastest, kMostDepth>(packed).
-template <class Op, class F>
-void with_resident(const Op& op, std::initializer_list<const View*> maps, F&& run) {
+// What kernel_of<kDepthFastest, kMostDepth>() returns.
+template <class Op>
+struct ResidentKernel {
+  int64_t shared_bytes;
+  void (*run)(Op, EncodeChunks, bool packed);
+};
+
+// Launches the kernel for these maps; false where the chip has too little shared memory for it.
+template <class Op, class KernelOf>
+bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
+                     const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
+  if (op.x.dtype != DType::kBFloat16) return false;
   const bool along_depth = op.x.stride[3] != 1 && op.x.size[3] > 1;
   const int fastest = along_depth ? 1 : 3;
   const bool packed = packs(maps, 2, fastest, op.x.size[fastest], 8);
-  const auto deep = [&]<bool kDepthFastest>() {
-    op.depth() <= 128 ? run.template operator()<kDepthFastest, 128>(packed)
-                      : run.template operator()<kDepthFastest, 512>(packed);
+  const auto of_depth = [&]<bool kDepthFastest>() -> ResidentKernel<Op> {
+    return op.depth() <= 128 ? kernel_of.template operator()<kDepthFastest, 128>()
+                             : kernel_of.template operator()<kDepthFastest, 512>();
   };
-  along_depth ? deep.template operator()<true>() : deep.template operator()<false>();
+  const ResidentKernel<Op> kernel =
+      along_depth ? of_depth.template operator()<true>() : of_depth.template operator()<false>();
+  if (kernel.shared_bytes > most_shared_bytes()) return false;
+  launch({.kernel = name,
+          .grid = {op.x.size[0] * chunks.count},
+          .block = {kResidentThreads},
+          .shared_bytes = kernel.shared_bytes,
+          .stream = stream},
+         kernel.run, op, chunks, packed);
+  return true;
 }
 
 }  // namespace stripctx::cuda

@@ -23,35 +23,17 @@ constexpr int kExchangePitch = kTileChannels + 4;  // slots' packs in banks of t
 template <class T>
 constexpr int kTileColumns = sizeof(T) == 8 ? 32 : 64;
 
-// Adds up N values a lane over the N slots of a warp. While a lane holds several, it gives half of
-// them away for the other half of those it keeps; one stays, value `held(rank)`.
+// Adds up N values a lane over the N slots of a warp; one stays in each, value `held()`.
 template <int N>
 struct SlotSum {
   int rank;
 
-  __device__ int held() const {
-    int value = 0, distance = kWarpSize / 2;
-#pragma unroll
-    for (int half = N / 2; half > 0; half /= 2, distance /= 2) {
-      if (rank & distance) value += half;
-    }
-    return value;
-  }
+  __device__ int held() const { return exchanged_to<N>(rank, kWarpSize / 2); }
 
   // All lanes of the warp call it.
   template <class A>
   __device__ A operator()(A (&values)[N]) const {
-    int distance = kWarpSize / 2;
-#pragma unroll
-    for (int half = N / 2; half > 0; half /= 2, distance /= 2) {
-      const bool upper = (rank & distance) != 0;
-#pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const A given = upper ? values[i] : values[i + half];
-        const A kept = upper ? values[i + half] : values[i];
-        values[i] = kept + __shfl_xor_sync(kFullMask, given, distance);
-      }
-    }
+    exchange_sums(values, rank, kWarpSize / 2);
     return values[0];
   }
 };

@@ -172,15 +172,7 @@ __global__ void gate_pixels(Gating op, int64_t rows) {
       }
     }
   }
-  if constexpr (kBackward) {
-    SharedMemory memory;
-    const int64_t channels = int64_t(blockDim.x) * N;
-    const Global<A> partials(op.partials);
-    for_slot_sums<N>(sums, memory.take<A>(blockDim.y * channels), [&](int k, A sum) {
-      const int64_t channel = blockIdx.y * channels + k;
-      if (channel < C) partials.store(blockIdx.x * C + channel, sum);
-    });
-  }
+  if constexpr (kBackward) store_slot_sums(sums, Global<A>(op.partials), C);
 }
 
 // Rows of pixels that one block owns: more where there are many, so that partial sums stay few.
