@@ -4,6 +4,7 @@ that they exist, to detect changes in new releases of torch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -167,3 +168,12 @@ def register_decomposition(
 
     decomposition_table[operator] = decomposition
     meta_table[operator] = fake
+
+
+def inductor_calls(operator: Any) -> None:
+    """Tells Inductor, where it is at work, to call the operator as it is: between a kernel and a
+    decomposition that torch.onnx.export needs, it refuses to choose if CI is set."""
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and operator not in lowering.lowerings:
+        exact_strides = lowering.constrain_to_fake_tensors
+        lowering.make_fallback(operator, layout_constraint=exact_strides, warn=False)

@@ -38,6 +38,10 @@ def test_private_functions_exist() -> None:
     assert isinstance(torch._decomp.decomposition_table, dict)
     assert isinstance(torch._decomp.meta_table, dict)
     assert isinstance(forward_ad._current_level, int)
+    from torch._inductor import lowering
+
+    assert isinstance(lowering.lowerings, dict)
+    assert callable(lowering.make_fallback) and callable(lowering.constrain_to_fake_tensors)
     from torch._functorch.autograd_function import custom_function_call_vmap_helper
     from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import operator_checks
@@ -34,9 +35,17 @@ def results(layer: nn.Module, call: Callable[..., Any], inputs: tuple[Tensor, ..
     return [y.detach() for y in outputs] + [leaf.grad, *grads]
 
 
+@pytest.fixture(scope="module")
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without one, a graph that an earlier run compiled is not compiled again."""
+    return tmp_path_factory.mktemp("inductor")
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 @pytest.mark.parametrize("name", LAYERS)
-def test_inductor(name: str) -> None:
+def test_inductor(name: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "1")  # where Inductor refuses what elsewhere it only logs
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(empty_cache))
     torch._dynamo.reset()
     layer, inputs = make(name), arguments(name)
     other = copy.deepcopy(layer)

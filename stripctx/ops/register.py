@@ -59,8 +59,12 @@ def define(
 
         return run
 
+    def traced(*args: Any) -> Any:
+        _compat.inductor_calls(operator)
+        return checked(fake)(*args)
+
     LIBRARY.impl(name, checked(reference), "CompositeExplicitAutograd")
-    FAKES[operator] = checked(fake)
+    FAKES[operator] = traced
     torch.library.register_fake(f"stripctx::{name}", FAKES[operator], lib=LIBRARY)
     autograd = _autograd_kernel(name, operator, check, setup_context, backward)
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
