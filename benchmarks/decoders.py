@@ -2,8 +2,9 @@
 
 One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
 `functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
-benchmarks.measuring). `products` are the multiply-adds of either form. Writes
-benchmarks/results/decoders.json. `--fit` measures nothing: it prints those constants of the cost
+benchmarks.measuring). `products` are the multiply-adds of either form. `floor` is what no way that
+convolves levels where they are can avoid: the library's products that remain, and one copy of the
+result. Writes benchmarks/results/decoders.json. `--fit` measures nothing: it prints those constants of the cost
 model in stripctx/fusion/cost.py that explain the file best.
 """
 
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import machine, measuring
+from benchmarks import machine, measuring, memory
 from benchmarks.report import RESULTS
 from stripctx import functional
 
@@ -68,6 +69,38 @@ def fused(x: Tensor, weight: Tensor, *levels: Tensor) -> Tensor:
     return functional.pyramid_conv(x, levels, weight, padding=weight.size(2) // 2)
 
 
+class Floor:
+    """The products that remain, from weights that lie as each wants them, and a copy of the result.
+    Their sum, interpolated, would be the convolution's result."""
+
+    def __init__(self, x: Tensor, weight: Tensor, *levels: Tensor) -> None:
+        self.tensors = [x, *levels]
+        self.padding = weight.size(2) // 2
+        channels = [tensor.size(1) for tensor in self.tensors]
+        own, *others = weight.detach().split(channels, 1)
+        # Taps are products of a level's cells with the weights of every place in the kernel.
+        taps = [other.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None] for other in others]
+        self.weights = [one.clone().requires_grad_() for one in (own, *taps)]
+        with torch.no_grad():
+            self.grads = [torch.randn_like(product) for product in self.products()]
+        self.result = torch.empty_like(self.grads[0])
+
+    def products(self) -> list[Tensor]:
+        pairs = zip(self.tensors, self.weights, strict=True)
+        padding = (self.padding, *(0 for _ in self.tensors[1:]))
+        return [F.conv2d(*pair, padding=p) for pair, p in zip(pairs, padding, strict=True)]
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.result.copy_(self.products()[0])
+
+    def both(self) -> None:
+        products = self.products()
+        self.result.copy_(products[0].detach())
+        torch.autograd.grad(products, [*self.tensors, *self.weights], self.grads)
+        self.result.copy_(self.grads[0])
+
+
 def arguments(decoder: Decoder, dtype: str, layout: str) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     size, channels = decoder.size, [decoder.channels, *(c for c, _ in decoder.levels)]
@@ -106,9 +139,13 @@ def measured(
     def both(function: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(*tensors), tensors, grad)
 
+    floor = Floor(*tensors)
     found = {}
-    for mode, make in (("forward", forward), ("forward and backward", both)):
-        runs = {name: make(function) for name, function in functions.items()}
+    for mode, make, least in (
+        ("forward", forward, floor.forward),
+        ("forward and backward", both, floor.both),
+    ):
+        runs = {name: make(function) for name, function in functions.items()} | {"floor": least}
         for run in runs.values():
             run()
         samples = measuring.interleave(runs, budget=budget)
@@ -164,6 +201,7 @@ def main() -> None:
         for mode in ("forward", "forward and backward"):
             print(f"{mode}: TAP {{}}, MAP {{}}".format(*fit(usual, mode)))
         return
+    memory.warm_blocks()
     for name in options.only:
         decoder = DECODERS[name]
         found = measured(
@@ -176,7 +214,8 @@ def main() -> None:
             medians = {n: sorted(taken)[len(taken) // 2] for n, taken in by_name.items()}
             text = ", ".join(f"{n} {median:.2f}" for n, median in medians.items())
             factor = medians["eager"] / medians["fused"]
-            print(f"{name}, {mode}: {text} ms, {factor:.2f} times eager", flush=True)
+            share = medians["floor"] / medians["fused"]
+            print(f"{name}, {mode}: {text} ms, {factor:.2f} times eager, {share:.0%} of the floor")
         lines = ",\n  ".join(map(json.dumps, entries))
         facts = json.dumps(machine.describe())
         path.write_text(f'{{"machine": {facts},\n "entries": [\n  {lines}]}}\n')

@@ -179,8 +179,9 @@ def decoders_table(entries: Sequence[Entry]) -> str:
             ms = {name: statistics.median(taken) for name, taken in entry["ms"][mode].items()}
             row += [f"{ms[name]:.1f}" if name in ms else "" for name in CANDIDATES]
             row.append(f"{ms['eager'] / ms['fused']:.2f}x")
+            row.append(f"{ms['floor'] / ms['fused']:.0%}" if "floor" in ms else "")
         rows.append(row)
-    ways = [*CANDIDATES[1:], "times eager"]
+    ways = [*CANDIDATES[1:], "times eager", "of the floor"]
     headers = ["", "dtype", "layout", "forward: fused", *ways, "with backward: fused", *ways]
     return present(headers, rows, left=3)
 

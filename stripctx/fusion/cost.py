@@ -20,7 +20,7 @@ from stripctx import _compat
 
 # Products that take as long as one output's share of a tap (two or four cells read, weighted and
 # added), and as long as writing, reading and copying one position of an interpolated map.
-# `python -m benchmarks.decoders --fit` finds 28 and 440 forward, 24 and 320 with the backward pass,
+# `python -m benchmarks.decoders --fit` finds 34 and 340 forward, 32 and 320 with the backward pass,
 # for a CPU with AVX-512 in float32. A map costs less where it stays in the caches: these err on the
 # side of leaving a network as it was. None for CUDA.
 TAP = 30.0

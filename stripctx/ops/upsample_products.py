@@ -18,6 +18,7 @@ from stripctx.reference import upsample as reference
 
 OPS = torch.ops.stripctx
 LARGE = 2**20  # bytes: below, malloc has the memory at hand
+MAPPED_AFRESH = 2**25  # bytes: above, malloc never has
 
 
 def as_matrix(map: Tensor) -> bool:
@@ -36,10 +37,14 @@ def memory(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(size)
 
 
-def as_pixels(map: Tensor) -> bool:
-    """Whether a channels_last map is taken as one matrix, a row a pixel."""
+def as_pixels(map: Tensor, matrix: Tensor) -> bool:
+    """Whether a channels_last map is taken as one matrix, a row a pixel. The library's convolution
+    is faster, except where malloc maps its result, or the map's gradient, afresh in small pages."""
     last = map.is_contiguous(memory_format=torch.channels_last)
-    return map.device.type == "cpu" and last and map.dtype is not torch.float16
+    if map.device.type != "cpu" or not last or map.dtype is torch.float16:
+        return False
+    positions = map.size(0) * map.size(2) * map.size(3)
+    return positions * max(matrix.shape) * map.element_size() > MAPPED_AFRESH
 
 
 def by_pixel(map: Tensor) -> Tensor:
@@ -58,7 +63,7 @@ def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         else:
             torch.baddbmm(bias[:, None], matrices, columns, out=out)
         return out.unflatten(2, size)
-    if as_pixels(map):
+    if as_pixels(map, matrix):
         pixels = memory((images * size.numel(), matrix.size(0)), map)
         if bias is None:
             torch.mm(by_pixel(map), matrix.T, out=pixels)
@@ -72,7 +77,7 @@ def product_backward(
     grad: Tensor, map: Tensor, matrix: Tensor, needs_map: bool, needs_matrix: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of `product`'s map and matrix; grad in the layout of the map."""
-    if not as_matrix(map) and not as_pixels(map):
+    if not as_matrix(map) and not as_pixels(map, matrix):
         needs = [needs_map, needs_matrix, False]
         kernel = matrix[:, :, None, None]
         of_map, of_kernel, _ = convolution_backward(grad, map, kernel, [0, 0], [1, 1], needs)
