@@ -4,8 +4,8 @@ One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch an
 `functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
 benchmarks.measuring). `products` are the multiply-adds of either form. `floor` is what no way that
 convolves levels where they are can avoid: the library's products that remain, and one copy of the
-result. Writes benchmarks/results/decoders.json. `--fit` measures nothing: it prints those constants of the cost
-model in stripctx/fusion/cost.py that explain the file best.
+result. Writes benchmarks/results/decoders.json. `--fit` measures nothing: it prints those constants
+of the cost model in stripctx/fusion/cost.py that explain the file best.
 """
 
 from __future__ import annotations
