@@ -232,7 +232,7 @@ def test_everything_stays(name: str) -> None:
     assert "fused by stripctx" in repr(network) or "EncHead" in name
     again = fuse(network)
     assert not again.replaced and len(again.left) >= 1
-    assert {one.why for one in again.left} == {"it is fused already"}
+    assert {one.why for one in again.left} == {"it is already fused"}
     assert sorted(unfuse(network)) == sorted(one.path for one in report.replaced)
     assert [type(module) for module in network.modules()] == classes
     assert inventory() == before and not unfuse(network)

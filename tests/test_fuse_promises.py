@@ -22,7 +22,7 @@ from benchmarks.report import RESULTS
 from stripctx import functional, fuse, fusing, fusion, unfuse
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import Lazy
-from stripctx.fusion.promises import Level, Pyramid, Sum
+from stripctx.fusion.lazy_maps import Level, Pyramid, Sum
 
 
 @pytest.fixture(autouse=True)
