@@ -1,5 +1,5 @@
-"""The operators' schemas, read from csrc/<family>/schemas.hpp. The library is compiled with the same
-text, for use without Python."""
+"""The operators' schemas, read from csrc/<family>/schemas.hpp. The library is compiled with the
+same text, for use without Python."""
 
 from __future__ import annotations
 
