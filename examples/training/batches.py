@@ -112,7 +112,7 @@ def loader(scenes: Augmented, batches: Batches, workers: int) -> DataLoader:
     return DataLoader(
         scenes,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=batches.processes.device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=_leave_group,
