@@ -57,6 +57,7 @@ DECODERS = {
     "DeepLabV3+": Decoder(1, 48, 128, ((256, 4),), 256, 3),
     "U-Net, 64": Decoder(1, 128, 64, ((256, 2),), 128, 3),
     "U-Net, 256": Decoder(1, 64, 256, ((64, 2),), 32, 3),
+    "U-Net, narrow": Decoder(1, 16, 256, ((24, 2),), 32, 3),  # just above the cost model's limit
 }
 
 

@@ -33,7 +33,7 @@ def require(name: str) -> None:
 def test_fuse_finds_the_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer products, in a tiny network too if calls cost nothing; samples of both."""
     require(name)
-    monkeypatch.setattr(cost, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(cost, "CALL", 0)
     monkeypatch.setattr(cost, "TAP", 0.0)
     entry = networks.measured(name, "training", tiny=True, compiled=False)
     assert 0 < entry["products"]["after"] < entry["products"]["before"]

@@ -18,14 +18,14 @@ from torch import nn
 
 from stripctx import _compat
 
-# In multiply-adds: one tap of one output (reading, weighting and adding two or four cells), and one
-# value of an interpolated map (writing, copying and reading it). `python -m benchmarks.decoders
+# In multiply-adds: one tap of one output (reading, weighting and adding two or four cells), one
+# value of an interpolated map (writing, copying and reading it), and the overhead of a level. `python -m benchmarks.decoders
 # --fit` finds 34 and 340 forward, 32 and 320 with the backward pass, for float32 on a CPU with
 # AVX-512. A map that stays in the caches costs less; these values err on the side of leaving a
 # network as it was. They have not been measured on CUDA.
 TAP = 30.0
 MAP = 180.0
-LEAST_PRODUCTS = 2**22  # of the level's convolution: below, call overhead dominates
+CALL = 2.0**25  # the calls that each level adds: 0.2 to 0.4 ms with the backward pass
 
 # In an exported network the runtime interpolates, by Resize or by a matrix product along each axis:
 # the cost of one resized value in multiply-adds of those matrix products, and the cost of one of
@@ -41,11 +41,9 @@ def pays(
     batch, channels, height, width = level
     if torch.onnx.is_in_onnx_export():
         return _exported_pays(channels, (height, width), size, out_channels, list(kernel))
-    positions, taps = size[0] * size[1], kernel[0] * kernel[1] * out_channels
-    shrinks = height > size[0] or width > size[1]
-    if shrinks or batch * positions * taps * channels < LEAST_PRODUCTS:
+    if height > size[0] or width > size[1]:
         return False
-    return saving(level, size, out_channels, kernel) > 0
+    return batch * size[0] * size[1] * saving(level, size, out_channels, kernel) > CALL
 
 
 def saving(
