@@ -19,10 +19,10 @@ from torch import nn
 from stripctx import _compat
 
 # In multiply-adds: one tap of one output (reading, weighting and adding two or four cells), one
-# value of an interpolated map (writing, copying and reading it), and the overhead of a level. `python -m benchmarks.decoders
-# --fit` finds 34 and 340 forward, 32 and 320 with the backward pass, for float32 on a CPU with
-# AVX-512. A map that stays in the caches costs less; these values err on the side of leaving a
-# network as it was. They have not been measured on CUDA.
+# value of an interpolated map (writing, copying and reading it), and the overhead of a level.
+# `python -m benchmarks.decoders --fit` finds 34 and 340 forward, 32 and 320 with the backward pass,
+# for float32 on a CPU with AVX-512. A map that stays in the caches costs less; these values err on
+# the side of leaving a network as it was. They have not been measured on CUDA.
 TAP = 30.0
 MAP = 180.0
 CALL = 2.0**25  # the calls that each level adds: 0.2 to 0.4 ms with the backward pass
