@@ -120,13 +120,9 @@ def is_tracing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
-def refuse_exporter_of_traces(name: str) -> None:
-    """Raises where torch.onnx.export traces by TorchScript: it knows no operator of ours."""
-    if is_tracing() and torch.onnx.is_in_onnx_export():
-        raise RuntimeError(
-            f"{name}: torch.onnx.export with dynamo=False knows no operator of stripctx; "
-            "call it with dynamo=True"
-        )
+def is_traced_for_onnx() -> bool:
+    """Whether torch.onnx.export traces by TorchScript what runs now."""
+    return is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
@@ -137,7 +133,10 @@ def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
 
 
 def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Whether two sizes are known to be equal for every input; adds no guard."""
+    """Whether two sizes are known to be equal for every input; adds no guard. Sizes recorded by
+    torch.jit.trace are not."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(a == b))
@@ -146,17 +145,31 @@ def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
 def same_sizes(a: Sequence[int | torch.SymInt], b: Sequence[int | torch.SymInt]) -> bool:
     """Whether two shapes are equal; in a trace, for every input, so that sizes which are equal only
     in the example add no guard."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not torch._C._is_tracing():
         return a == b
     return all(known_equal(one, other) for one, other in zip(a, b, strict=True))
 
 
-def hint(size: int | torch.SymInt) -> int | None:
+def hint(size: int | torch.SymInt | Tensor) -> int | None:
     """The value of a size in the exported example, without making it a constant."""
     if isinstance(size, int):
         return size
+    if isinstance(size, Tensor):  # recorded by torch.jit.trace
+        return int(size)
     value = size.node.hint
     return int(value) if isinstance(value, int) else None
+
+
+def at_least_one(size: Any) -> Any:
+    """max(size, 1) of a number, or of a size that a trace or an export records."""
+    return size.clamp(min=1) if isinstance(size, Tensor) else torch.sym_max(size, 1)
+
+
+def rows(matrix: Tensor, first: int, count: Any) -> Tensor:
+    """So many rows, a number that a trace or an export may record."""
+    if isinstance(count, Tensor):
+        return matrix[first : first + count]
+    return matrix.narrow(0, first, count)
 
 
 def register_decomposition(
