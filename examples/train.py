@@ -4,11 +4,11 @@
     python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.batch=8
     torchrun --nproc-per-node 8 examples/train.py examples/recipes/ade20k_pspnet50.yaml ...
 
-Writes checkpoints (last.pt, best.pt), log.csv and the complete recipe into the output folder. The
-same command once more goes on where the run ended, whatever ended it.
+Writes checkpoints (last.pt, best.pt), log.csv and the complete recipe into the output folder.
+Repeating the same command resumes an interrupted run.
 
-Exit status: 0; 1 where the loss is no longer finite; 2 for a recipe, data or a folder that cannot
-be; 3 where it was asked to stop early.
+Exit status: 0; 1 if the loss is no longer finite; 2 for an invalid recipe, dataset or folder; 3 if
+it was asked to stop early.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train: {failure}", file=sys.stderr)
         return 1
     except (ArgumentError, RecipeError, DataError, CheckpointError) as refusal:
-        # one of a reader's process comes with that process's traceback, the error at its end
+        # A worker's error includes the worker's traceback; its last line is the message.
         said = re.sub(r"^[\w.]+Error: ", "", str(refusal).splitlines()[-1])
         print(f"train: {said}", file=sys.stderr)
         return 2

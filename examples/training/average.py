@@ -45,7 +45,6 @@ class Average:
 
     @torch.no_grad()
     def _average(self, averages: Tensors, weights: Tensors, _: object) -> None:
-        """Counts steps on the CPU: reading the module's own counter would synchronize the
-        device."""
+        """Counts steps itself: reading the module's counter would synchronize the device."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(averages, weights, 1 - decay)
