@@ -36,20 +36,20 @@ def add(parser: argparse.ArgumentParser, *, inputs: bool = False) -> None:
     parser.add_argument(
         "network",
         type=Path,
-        help="a checkpoint of train.py, best.pt say; or a recipe, a YAML file, with --weights",
+        help="a checkpoint of train.py, such as best.pt, or a recipe (YAML) with --weights",
     )
     if inputs:
         parser.add_argument("input", type=Path, help="an image, a video, or a folder of them")
-    parser.add_argument("changes", nargs="*", help="settings to replace, like data.root=~/camvid")
+    parser.add_argument("changes", nargs="*", help="settings to override, as data.root=~/camvid")
     parser.add_argument("--weights", type=Path, help="a published checkpoint for the recipe")
-    look = parser.add_argument_group("protocol", "as the recipe says, unless given")
+    look = parser.add_argument_group("protocol", "by default the recipe's")
     look.add_argument("--protocol", choices=protocols.PROTOCOLS)
-    look.add_argument("--scales", type=positive, nargs="+", help="0.5 0.75 1 1.25 1.5 1.75, say")
-    look.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror images too")
+    look.add_argument("--scales", type=positive, nargs="+", help="such as 0.5 0.75 1 1.25 1.5 1.75")
+    look.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored images too")
     look.add_argument("--crop", type=count, help="the side of sliding windows, in pixels")
-    look.add_argument("--base-size", type=count, help="the long side at scale 1; else the image's")
-    parser.add_argument("--batch", type=count, default=4, help="windows at once")
-    parser.add_argument("--store", choices=("cpu",), help="keeps scores off the GPU: large images")
+    look.add_argument("--base-size", type=count, help="the long side at scale 1")
+    parser.add_argument("--batch", type=count, default=4, help="windows per batch")
+    parser.add_argument("--store", choices=("cpu",), help="keep the scores of large images here")
     parser.add_argument("--precision", choices=recipe.PRECISIONS, default="float32")
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
 

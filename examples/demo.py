@@ -120,14 +120,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser("demo", description="What stripctx does, in a picture.")
-    parser.add_argument("--image", type=Path, help="a picture; without one, a scene is drawn")
-    parser.add_argument("--seconds", type=positive, default=10.0, help="how long to fit")
+    parser.add_argument("--image", type=Path, help="an image file (default: a generated scene)")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="duration of the fit")
     parser.add_argument(
-        "--training", type=not_negative, default=110.0, help="seconds to train; 0: not"
+        "--training", type=not_negative, default=110.0, help="seconds of training, or 0"
     )
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="the PNG to write")
-    parser.add_argument("--seed", type=natural, default=35, help="of the scene and of the network")
-    parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--seed", type=natural, default=35, help="for scene and network")
+    parser.add_argument("--without-compile", action="store_true", help="skip torch.compile")
     return parser.parse_args(arguments)
 
 

@@ -92,10 +92,10 @@ def parse(given: list[str] | None) -> argparse.Namespace:
         type=Path,
         action="append",
         default=[],
-        help="another checkpoint, to score on the same scenes; may be given again",
+        help="another checkpoint, to score on the same scenes; may be repeated",
     )
     parser.add_argument("--split", default="val", choices=catalogue.SPLITS)
-    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder to write")
+    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="output folder")
     parser.add_argument("--readers", type=count, default=2, help="threads that read images ahead")
     return parser.parse_intermixed_args(given)
 

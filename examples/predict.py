@@ -65,12 +65,12 @@ def main(given: list[str] | None = None) -> int:
 def parse(given: list[str] | None) -> argparse.Namespace:
     parser = Parser("predict", description="Segments pictures and videos.")
     arguments.add(parser, inputs=True)
-    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder to write")
-    parser.add_argument("--share", type=float, default=0.55, help="of the colours in overlays")
+    parser.add_argument("--output", type=Path, default=Path("predicted"), help="output folder")
+    parser.add_argument("--share", type=float, default=0.55, help="opacity of overlays")
     parser.add_argument(
         "--dataset-values",
         action="store_true",
-        help="label maps hold the values of the dataset's files, as its server takes them",
+        help="write the values of the dataset's label files, as its test server expects",
     )
     options = parser.parse_intermixed_args(given)
     if not 0 <= options.share <= 1:

@@ -35,13 +35,13 @@ from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("train", description="Trains a segmentation network by a recipe.")
     parser.add_argument("recipe", type=Path, help="a YAML file, as in examples/recipes")
-    parser.add_argument("changes", nargs="*", help="settings to replace, like train.batch=8")
-    parser.add_argument("--output", type=Path, help="the run's folder; runs/ and the recipe's name")
+    parser.add_argument("changes", nargs="*", help="settings to override, such as train.batch=8")
+    parser.add_argument("--output", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
         "--log-to",
         action="append",
         default=[],
-        help="tensorboard, or module:function, besides log.csv; see examples/training/loggers.py",
+        help="an additional logger: tensorboard or module:function, see training/loggers.py",
     )
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
     options = parser.parse_intermixed_args(arguments)
