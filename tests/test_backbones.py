@@ -1,4 +1,4 @@
-"""Backbones: parameter counts, dilations, numbers against a plain ResNet, and their weights."""
+"""Backbones: parameter counts, dilations, results against a plain ResNet, and weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from stripctx.models.heads import FCNHead
 from stripctx.models.network import Backbone
 from stripctx.models.resnet import BLOCKS, ResNet, dilation_plan
 
-# torchvision's published counts less those of the classifier, 1001 * features.
+# torchvision's published counts without the classifier's 1001 * features.
 TORCHVISION_COUNTS = {
     18: 11_689_512 - 1000 * 513,
     34: 21_797_672 - 1000 * 513,

@@ -23,7 +23,7 @@ from examples.training.recipe import RecipeError  # noqa: E402
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, CamVid's images, and a file that is in the way."""
+    """A folder with a checkpoint, CamVid's images, and a file where a folder is expected."""
     folder = tmp_path_factory.mktemp("run")
     scene_files.write_camvid(folder / "camvid", list(range(12)))
     changes = ("data.name=camvid", f"data.root={folder / 'camvid'}", "train.steps=1")
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(main: object, given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command says, in its only line."""
+    """The single line that a command prints."""
     try:
         status = main(given)
     except SystemExit as stop:
@@ -119,7 +119,7 @@ def test_a_scene_a_process_with_batch_norms(
 
 
 def test_what_is_said_of_one_scene_is_true(tmp_path: Path) -> None:
-    """Of those that a CPU trains in a second."""
+    """Networks that pass the check train with a batch of one."""
     for name in ("fcn", "spnet"):
         settings = small(tmp_path, f"network.name={name}", "train.batch=1", "train.steps=1")
         train(settings, tmp_path / name)

@@ -22,7 +22,7 @@ from examples.demonstration.training import Study
 INK, FAINT, ROWS, COLUMNS = "#222222", "#8A8A8A", "#0072B2", "#D55E00"
 STYLE = figures.STYLE | {"text.color": INK, "axes.labelcolor": INK}
 
-# Inches.
+# sizes in inches
 WIDTH, MARGIN, GAP = 13.0, 0.4, 0.5
 TALLEST = 6.0
 TITLE, LEGEND, PROFILE, BARS = 0.62, 0.35, 0.55, 0.95
@@ -81,7 +81,7 @@ class Page:
 
 
 def compose(content: Content) -> Figure:
-    """Two pictures, two maps, four groups of bars."""
+    """Lays out two pictures, two maps and four groups of bars."""
     rows, columns = content.image.shape[:2]
     half = (WIDTH - 2 * MARGIN - GAP) / 2
     width = min(half, TALLEST * columns / rows)
@@ -120,7 +120,7 @@ def _picture(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def _prediction(axes: Axes, content: Content) -> None:
-    """With what was to be predicted in the corner, and a legend of the classes that occur."""
+    """The prediction with the ground truth in a corner, and a legend of the classes that occur."""
     colours = np.array([colour for _, colour in content.palette], np.uint8)
     _picture(axes, colours[content.prediction], content.prediction_title)
     inset = axes.inset_axes((0.685, 0.02, 0.305, 0.305))

@@ -1,4 +1,4 @@
-"""What can be known of a recipe before anything is computed."""
+"""Checks of a recipe before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examples.training.recipe import Recipe, RecipeError
 
 
 def check(settings: Recipe, num_classes: int, processes: Processes) -> None:
-    """Raises RecipeError, by the setting."""
+    """Raises RecipeError with the name of an invalid setting."""
     written = settings.evaluation
     try:
         protocols.create(written.protocol, **written.options)
@@ -27,8 +27,8 @@ def check(settings: Recipe, num_classes: int, processes: Processes) -> None:
 
 
 def _check_one(settings: Recipe, num_classes: int, size: int) -> None:
-    """That the network trains with a batch of one in each process: a norm of a pooled map of one
-    pixel would see a single value of each channel. Tried by shapes alone."""
+    """Checks that the network trains with a batch of one per process: batch norm over a map pooled
+    to one pixel would see a single value per channel. Runs on shapes only (meta device)."""
     with torch.device("meta"):
         height, width = settings.augmentation.crop
         inputs = [torch.empty(1, 3, height, width)]
@@ -45,4 +45,4 @@ def _check_one(settings: Recipe, num_classes: int, size: int) -> None:
                 f"{size} ({error}); train.norms=frozen trains with one"
             ) from None
         except (RuntimeError, NotImplementedError):
-            return  # what shapes alone do not tell
+            return  # not decidable from shapes alone
