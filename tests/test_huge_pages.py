@@ -1,5 +1,5 @@
-"""Large results of the native CPU kernels are in memory for which huge pages were requested: page
-faults of small pages would cost more than the arithmetic."""
+"""Large results of the native CPU kernels are in memory with huge pages requested: page faults of
+small pages would cost more than the arithmetic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_large_results_ask_for_huge_pages() -> None:
 
 
 def flags_of(address: int) -> list[str]:
-    """The system's flags of the mapping that holds this address."""
+    """The kernel's flags of the mapping that contains this address."""
     inside = False
     for line in SMAPS.read_text().splitlines():
         first, *others = line.split()

@@ -23,7 +23,7 @@ CLASSES, IGNORED = 5, 255
 
 
 def batches(count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Predictions and labels without class 3, of which some are ignored."""
+    """Predictions and labels without class 3; some labels are ignored."""
     random = torch.Generator().manual_seed(seed)
     classes = torch.tensor([0, 1, 2, 4])
     found = []
@@ -35,7 +35,7 @@ def batches(count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 def counted(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[int]]:
-    """The confusion matrix, one pixel after the other."""
+    """The confusion matrix, counted pixel by pixel."""
     confusion = [[0] * CLASSES for _ in range(CLASSES)]
     for prediction, target in pairs:
         for found, true in zip(

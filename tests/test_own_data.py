@@ -95,7 +95,7 @@ def test_settings_that_cannot_be(changes: list[str], words: str, tmp_path: Path)
 
 
 def test_another_dataset_has_labels_of_its_own(tmp_path: Path) -> None:
-    """A network that was trained on own data is scored on a published one by its name alone."""
+    """A network trained on custom data is scored on a published dataset by its name alone."""
     own = small(tmp_path, "data.name=folders", "data.values={0: soil, 255: plant}")
     other = recipe.from_dict(recipe.to_dict(own), ["data.name=voc"]).data
     assert (other.name, other.classes, other.values) == ("voc", [], {})
@@ -144,7 +144,7 @@ def test_table_of_colours(tmp_path: Path) -> None:
         "\ufeffname, r, g, b\nsoil,1,2,3\nplant,4,5,6\nsoil,7,8,9\n,0,0,0\n"
     )
     found = data(tmp_path, f"data.table={tmp_path}/t.csv")
-    assert (found.table, found.classes) == ("", ["soil", "plant"])  # nobody needs the file later
+    assert (found.table, found.classes) == ("", ["soil", "plant"])  # the file is no longer needed
     assert catalogue.labelling(found).colours == (
         ((1, 2, 3), 0), ((4, 5, 6), 1), ((7, 8, 9), 0), ((0, 0, 0), IGNORE)
     )  # fmt: skip
@@ -176,7 +176,7 @@ def test_names_that_stand_twice_keep_their_scores() -> None:
     assert Labelling(tuple(classes), (3, 5, 8)).names == ["bin", "car", "bin (8)"]
 
 
-# Names of files.
+# File names.
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_names_that_stand_twice_keep_their_scores() -> None:
 def test_label_files_of_other_names(
     files: list[tuple[str, str]], patterns: tuple[str, str], together: bool, tmp_path: Path
 ) -> None:
-    if together and files[0][0] == "a.jpg":  # nothing but the pattern tells b.jpg from a label
+    if together and files[0][0] == "a.jpg":  # only the pattern identifies label files
         files = [pair for pair in files if pair[0] != pair[1] and "*" not in patterns[1]]
     folders = (tmp_path / "a", tmp_path / "a") if together else (tmp_path / "a", tmp_path / "b")
     for folder in folders:

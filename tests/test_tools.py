@@ -39,7 +39,7 @@ def test_every_operator_has_a_formula() -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_flops(backward: bool) -> None:
-    """Two a multiply-add; a backward pass has a product for each operand."""
+    """Two per multiply-add; a backward pass has a product for each operand."""
     n, c, h, w, k = 2, 16, 12, 10, 8
     x, times = rand(n, c, h, w).requires_grad_(), 3 if backward else 1
     strips = 3 * c * c * (h + w) + c * c * h * w
@@ -75,7 +75,7 @@ def test_batches_of_gradients(name: str) -> None:
 
 @every_layer
 def test_torchscript_traces(name: str) -> None:
-    """For any size of map."""
+    """For any map size."""
     layer = test_layers.make(name).eval()
     traced = torch.jit.trace(layer, test_layers.arguments(name, 2, 9, 7), check_trace=False)
     for size in ((2, 9, 7), (1, 13, 18), (2, 3, 3)):
