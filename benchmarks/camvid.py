@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"camvid: {refusal}", file=sys.stderr)
         return 2
     except StoppedError as stop:
-        console.print(f"{stop}; the same command goes on", highlight=False)
+        console.print(f"{stop}; repeat the command to resume", highlight=False)
         return 3
     return 0
 

@@ -65,9 +65,7 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
         network = _published(settings, options.weights).to(device).eval()
     else:
         if options.network.suffix in (".yaml", ".yml"):
-            raise RecipeError(
-                f"--weights: must name the file of the weights for the recipe {options.network}"
-            )
+            raise RecipeError(f"--weights: is required for a recipe, {options.network}")
         trained = checkpoint.load_network(options.network, device)
         settings = recipe.from_dict(recipe.to_dict(trained.recipe), options.changes)
         _check(options.network, trained.recipe, settings)
@@ -114,7 +112,7 @@ def _first_other(names: list[str], theirs: list[str]) -> str:
 def _check(path: Path, trained: Recipe, settings: Recipe) -> None:
     """Raises if the changes alter the trained network or its classes."""
     if settings.network != trained.network:
-        raise RecipeError(f"network: is what {path} holds, and cannot be replaced")
+        raise RecipeError(f"network: is defined by {path} and cannot be changed")
     known, asked = (len(catalogue.labelling(each.data).classes) for each in (trained, settings))
     if known != asked:
         raise RecipeError(

@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             prediction=prediction,
             palette=subject.palette,
             labels_title="truth" if subject.drawn else "pseudo-labels",
-            prediction_title=f"After {steps} steps: {share:.1%} of the pixels as in the {target}",
+            prediction_title=f"After {steps} steps: {share:.1%} of the pixels match the {target}",
             feature=feature,
             gate=gate,
             channel=channel + 1,
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("demo", description="What stripctx does, in a picture.")
+    parser = Parser("demo", description="Demonstrates stripctx and draws the results.")
     parser.add_argument("--image", type=Path, help="an image file (default: a generated scene)")
     parser.add_argument("--seconds", type=positive, default=10.0, help="duration of the fit")
     parser.add_argument(
@@ -139,7 +139,7 @@ def tell_kernels(console: Console) -> None:
         state = f"native kernels, {library.origin}{built}" if library.loaded else library.reason
         console.print(f"[bold]{name}[/] {state}", highlight=False)
     if not status.libraries:
-        console.print(f"[bold]{status.backend}[/] kernels in PyTorch, by STRIPCTX_BACKEND")
+        console.print(f"[bold]{status.backend}[/] kernels in PyTorch, selected by STRIPCTX_BACKEND")
 
 
 def kernels() -> str:
@@ -153,8 +153,8 @@ def tell_study(console: Console, seconds: float) -> training.Study:
     """Trains the small networks and prints the results."""
     found = training.study(console, seconds)
     scores = ", ".join(f"{label} {score:.1%}" for label, score in found.scores.items())
-    console.print(f"mIoU on scenes not seen: {scores}", highlight=False)
-    verdict = "[green]lie on each other[/]" if found.agrees else "[bold red]DIFFER[/]"
+    console.print(f"mIoU on unseen scenes: {scores}", highlight=False)
+    verdict = "[green]agree[/]" if found.agrees else "[bold red]DIFFER[/]"
     console.print(
         f"The fused and the plain curve {verdict}: in the first step at most "
         f"{found.first_gap:.0e} apart (bound {training.FIRST_BOUND:.0e}), on average "
@@ -213,12 +213,12 @@ def fit(
     """Fits the network, showing progress; returns the number of steps."""
     labels = torch.from_numpy(subject.labels).long()[None]
     if not subject.drawn:
-        console.print("The picture has no labels: fitting to clusters of its colours and places.")
+        console.print("The image has no labels: fitting clusters of colour and position.")
     columns = (
         TextColumn("fitting"),
         BarColumn(),
         TimeElapsedColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[accuracy]:.1%} of the pixels right"),
+        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[accuracy]:.1%} correct pixels"),
     )
     count = 0
     with Progress(*columns, console=console) as progress:

@@ -60,7 +60,7 @@ class SegmentationScores:
             )
         if 0 <= ignore_index < num_classes:
             raise ValueError(
-                "SegmentationScores: ignore_index must be none of the classes "
+                "SegmentationScores: ignore_index must not be a class, "
                 f"0 to {num_classes - 1}, got {ignore_index}"
             )
         self.num_classes, self.ignore_index = num_classes, ignore_index

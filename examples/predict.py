@@ -86,7 +86,7 @@ def listed(path: Path) -> list[Path]:
         return [path]
     found = files.listed(path, SUFFIXES | videos.SUFFIXES)
     if not found:
-        raise DataError(f"{path}: holds no images and no videos")
+        raise DataError(f"{path}: contains no images or videos")
     return found
 
 

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except StoppedError as stop:
         if here.first:
-            console.print(f"{stop}; the same command goes on", highlight=False)
+            console.print(f"{stop}; repeat the command to resume", highlight=False)
         return 3
     finally:
         processes.leave()

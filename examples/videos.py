@@ -91,7 +91,7 @@ def write(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     pictures = (Image.fromarray(frame) for frame in frames)
     first = next(pictures, None)
     if first is None:
-        raise DataError(f"{path}: cannot be written without a frame")
+        raise DataError(f"{path}: needs at least one frame")
     milliseconds = round(1000 / rate)
     first.save(path, save_all=True, append_images=pictures, duration=milliseconds, loop=0)
 

@@ -180,7 +180,7 @@ def test_heights_and_normalise() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"crop": [0, 5]}, r"augmentation\.crop: must be 2 positives, got \[0, 5\]"),
+        ({"crop": [0, 5]}, r"augmentation\.crop: must be 2 positive numbers, got \[0, 5\]"),
         ({"flip_chance": 1.5}, r"augmentation\.flip_chance: must be 0 to 1, got 1\.5"),
         ({"padding": "white"}, r"augmentation\.padding: must be mean or black, got white"),
         ({"blur_kernel": 4}, r"augmentation\.blur_kernel: must be odd, got 4"),

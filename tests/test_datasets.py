@@ -198,7 +198,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train/images: there is no such folder"):
         read_all(tmp_path)
     (tmp_path / "train" / "images").mkdir(parents=True)
-    with pytest.raises(DataError, match=f"^{tmp_path}: holds no images"):
+    with pytest.raises(DataError, match=f"^{tmp_path}: contains no images"):
         read_all(tmp_path)
     with pytest.raises(DataError, match=r"data\.root: must be a folder of voc, got none"):
         catalogue.open_split(Data(name="voc"), "train")

@@ -61,13 +61,13 @@ def test_demo_draws_a_scene_and_trains(tmp_path: Path) -> None:
     compared = ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory")
     fused = ("conv2d fuse: pyramid_conv, ", " products in 1 convolutions", "logits agree")
     trained = (
-        "The fused and the plain curve lie on each other",
+        "The fused and the plain curve agree",
         "context module, forward and backward: stripctx",
     )
     for words in (*compared, *fused, *trained):
         assert words in said
     scores = re.search(
-        r"mIoU on scenes not seen: without context [\d.]+%, pyramid pooling, fused [\d.]+%", said
+        r"mIoU on unseen scenes: without context [\d.]+%, pyramid pooling, fused [\d.]+%", said
     )
     assert scores
 

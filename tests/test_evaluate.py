@@ -201,7 +201,7 @@ def test_evaluate_names_the_file(
         (["CHECKPOINT", "data.naem=x"], "naem"),
         (["CHECKPOINT", "--crop", "5"], "the protocol 'whole' takes flip, padding, scales"),
         (["CHECKPOINT", "data.name=voc"], "best.pt, but voc has 21"),
-        (["CHECKPOINT", "network.backbone=resnet18"], "best.pt holds, and cannot be replaced"),
+        (["CHECKPOINT", "network.backbone=resnet18"], "best.pt and cannot be changed"),
         (["RECIPE", "--weights", "nowhere.pth"], "nowhere.pth: there is no such file"),
         (["RECIPE", "--weights", "RECIPE"], "recipe.yaml: does not fit the recipe"),
     ],

@@ -60,7 +60,7 @@ def test_deeper_images_need_their_white(kind: type, tmp_path: Path) -> None:
 
 def test_pixels_that_are_no_numbers(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a\.tif: holds pixels that are no numbers"):
+    with pytest.raises(DataError, match=r"a\.tif: contains NaN or infinite pixels"):
         read_image(tmp_path / "a.tif", Reading(white=1.0))
 
 

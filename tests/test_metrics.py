@@ -183,5 +183,5 @@ def test_what_does_not_fit_is_refused() -> None:
         scores.update(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="at least 2, got 1"):
         SegmentationScores(1)
-    with pytest.raises(ValueError, match="none of the classes 0 to 4, got 4"):
+    with pytest.raises(ValueError, match="must not be a class, 0 to 4, got 4"):
         SegmentationScores(5, 4)

@@ -59,11 +59,11 @@ def test_options_are_replaced_or_changed_one_by_one(file: Path) -> None:
     [
         ("train.batch=x", "train.batch: Value 'x'"),
         ("train.bach=3", "train.bach: Key 'bach' not in 'Train'"),
-        ("train.batch", "train.batch: a change must read setting=value"),
+        ("train.batch", "train.batch: a change must have the form setting=value"),
         ("train.precision=int8", "train.precision: must be one of float32"),
         ("train.batch=0", "train.batch: must be positive, got 0"),
         ("train.norms=off", "train.norms: must be sync"),
-        ("augmentation.crop=[8]", "augmentation.crop: must be 2 positives, got [8]"),
+        ("augmentation.crop=[8]", "augmentation.crop: must be 2 positive numbers, got [8]"),
     ],
 )
 def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
@@ -153,7 +153,7 @@ def test_what_is_no_text_is_read_as_before(file: Path) -> None:
 def test_settings_that_stand_twice(file: Path) -> None:
     for text in ("train: {batch: 2, batch: 4}", "train: {batch: 2}\ntrain: {epochs: 2}"):
         file.write_text(text)
-        with pytest.raises(RecipeError, match=f"^{file}: .*(batch|train) stands twice"):
+        with pytest.raises(RecipeError, match=f"^{file}: .*(batch|train) occurs twice"):
             recipe.load(file)
 
 

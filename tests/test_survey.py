@@ -103,8 +103,8 @@ def test_masks_of_0_and_255_are_refused(root: Path) -> None:
     with pytest.raises(DataError) as refusal:
         started(root, "data.classes=[soil,plant]")
     assert str(refusal.value) == (
-        "data.classes: all pixels with a label are 'soil' in 2 training scenes (50.0% of the "
-        "pixels are ignored); data.values says which values are which class, like "
+        "data.classes: all labelled pixels are 'soil' in 2 training scenes (50.0% of the "
+        "pixels are ignored); data.values assigns values to classes, such as "
         "{0: soil, 255: plant}"
     )
     for number in (1, 2):

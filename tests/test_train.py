@@ -90,7 +90,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert run.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL), errors
         assert 2 <= checkpoint.read(tmp_path / folder / checkpoint.LAST)["step"] < 24
         if number == signal.SIGTERM:
-            assert "the same command goes on" in said.replace("\n", " ")
+            assert "repeat the command to resume" in said.replace("\n", " ")
     runs = [start(folder) for folder in ("killed", "stopped", "whole")]
     for run in runs:
         _, errors = run.communicate(timeout=300)
@@ -167,7 +167,7 @@ def test_file_that_is_no_checkpoint(content: bytes | None, tmp_path: Path) -> No
     with pytest.raises(checkpoint.CheckpointError, match=f"^{path}: "):
         checkpoint.read(path)
     torch.save({"weights": 1}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="is no checkpoint of"):
+    with pytest.raises(checkpoint.CheckpointError, match="is not a checkpoint of"):
         checkpoint.read(path)
 
 
@@ -373,7 +373,7 @@ def test_rates_follow_groups_and_schedule() -> None:
     assert rates == pytest.approx([10, 1, 1])
     network.hanet0.weight.requires_grad_(False)
     assert sum(len(g["params"]) for g in objective.optimizer(network, settings).param_groups) == 5
-    with pytest.raises(RecipeError, match="no parameter is called 'ppm'"):
+    with pytest.raises(RecipeError, match="no parameter matches 'ppm'"):
         objective.optimizer(network, recipe.Optimizer(groups=[recipe.Group("ppm")]))
 
 

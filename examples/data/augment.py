@@ -68,7 +68,9 @@ class Augmentation:
         for name, length in (("crop", 2), ("scale", 2), ("blur_sigma", 2), ("mean", 3), ("std", 3)):
             values = getattr(self, name)
             if len(values) != length or min(values) <= 0:
-                raise ValueError(f"augmentation.{name}: must be {length} positives, got {values}")
+                raise ValueError(
+                    f"augmentation.{name}: must be {length} positive numbers, got {values}"
+                )
         for name in ("scale", "blur_sigma"):
             if sorted(values := getattr(self, name)) != values:
                 raise ValueError(f"augmentation.{name}: must be a range, got {values}")

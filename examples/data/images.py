@@ -56,7 +56,7 @@ def read_values(path: Path, reading: Reading = PLAIN, *, colours: bool = False) 
         if values.ndim != 2 or values.dtype.kind not in "bui":
             raise DataError(
                 f"{path}: labels must have one channel, got an image of {file.mode}; "
-                "data.values says what colours mean"
+                "data.values maps colours to classes"
             )
     return values.astype(np.int64) if values.dtype != np.uint8 else values
 
@@ -79,7 +79,7 @@ def opened(path: Path, reading: Reading, *, decoded: bool = True) -> Image.Image
         if pixels > reading.max_pixels:
             raise DataError(
                 f"{path}: {file.height} x {file.width} are {pixels} pixels, more than "
-                f"data.max_pixels, {reading.max_pixels}; raise that where the file is to be trusted"
+                f"data.max_pixels, {reading.max_pixels}; raise it if you trust the file"
             )
         if reading.white and _is_deep_colour(file):
             raise DataError(f"{path}: has colours of 16 bits, and data.white is for grey images")
@@ -122,5 +122,5 @@ def _eight_bits(
             "data.white must be the value of its white pixels"
         )
     if not np.isfinite(values).all():
-        raise DataError(f"{path}: holds pixels that are no numbers")
+        raise DataError(f"{path}: contains NaN or infinite pixels")
     return np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)

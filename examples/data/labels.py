@@ -111,7 +111,7 @@ class Labelling:
         wrong = known[order][place] != asked
         if wrong.any():
             found = ", ".join(str(c.tolist()) for c in np.unique(colours[wrong], axis=0)[:5])
-            raise DataError(f"{path}: must be in the colours of data.values; got {found}")
+            raise DataError(f"{path}: colours must be among data.values; got {found}")
         return np.array([k for _, k in self.colours], np.uint8)[order][place]
 
     def _refuse(self, values: np.ndarray, wrong: np.ndarray, path: Path | str) -> None:

@@ -60,7 +60,7 @@ def read_table(path: Path) -> Table:
                 f"line {line} has {', '.join(f'{k}={v}' for k, v in row.items()) or 'none'}"
             )
         if key in values:
-            raise DataError(f"{path}: {key} stands twice, the second time in line {line}")
+            raise DataError(f"{path}: {key} occurs twice, again in line {line}")
         values[key] = name
         if name and name not in classes:
             classes.append(name)
@@ -99,8 +99,8 @@ def mapped(
     if isinstance(first[0], tuple):
         if list(ignored) not in ([], [IGNORE]):
             raise ValueError(
-                "data.ignored: is for numbers; a colour is ignored that has no name in "
-                f"data.values, got {list(ignored)}"
+                "data.ignored: must be empty if data.values has colours; give ignored colours "
+                f"an empty name, got {list(ignored)}"
             )
         own = tuple(range(len(names)))
         return Labelling(every, own, frozenset(), colours=tuple(meaning.items()))
@@ -118,7 +118,7 @@ def _meaning(names: Sequence[str], values: Mapping[str, str]) -> dict[Any, int]:
     """The class index or IGNORE by value or by colour; every class must have one."""
     for name in values.values():
         if name and name not in names:
-            raise ValueError(f"data.values: must be of {', '.join(names)}, got {name!r}")
+            raise ValueError(f"data.values: must name {', '.join(names)}, got {name!r}")
     found = {_key(key): names.index(name) if name else IGNORE for key, name in values.items()}
     if len({type(key) for key in found}) > 1 or len(found) < len(values):
         raise ValueError(
@@ -127,7 +127,9 @@ def _meaning(names: Sequence[str], values: Mapping[str, str]) -> dict[Any, int]:
         )
     for number, name in enumerate(names):
         if number not in found.values():
-            raise ValueError(f"data.values: must have a value of every class, got none of {name!r}")
+            raise ValueError(
+                f"data.values: must have a value for each class, got none for {name!r}"
+            )
     return found
 
 
@@ -135,7 +137,7 @@ def _shown(names: Sequence[str], colours: Mapping[str, str]) -> list[Colour]:
     """The classes' colours in figures."""
     for name in colours:
         if name not in names:
-            raise ValueError(f"data.colours: must be of {', '.join(names)}, got {name!r}")
+            raise ValueError(f"data.colours: must name {', '.join(names)}, got {name!r}")
     given = {name: _colour("data.colours", text) for name, text in colours.items()}
     return [given.get(name, pascal_colour(number)) for number, name in enumerate(names)]
 
@@ -145,8 +147,8 @@ def _free(ignored: Sequence[int], classes: Mapping[int, str]) -> frozenset[int]:
     for value in ignored:
         if value in classes and list(ignored) != [IGNORE]:
             raise ValueError(
-                f"data.ignored: must be values of no class, but {value} is {classes[value]!r}; "
-                "data.values says which values are classes"
+                f"data.ignored: must not contain values of classes, but {value} is "
+                f"{classes[value]!r} in data.values"
             )
     return frozenset(ignored) - classes.keys()
 

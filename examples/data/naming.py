@@ -58,7 +58,7 @@ def _labels(
     hint = ""
     if others:
         near = min(others, key=len)
-        hint = f"; {near} is there: data.label_name={near.replace(name, NAME, 1)}"
+        hint = f"; {near} exists: data.label_name={near.replace(name, NAME, 1)}"
     raise DataError(f"{missing}: missing, the labels of {image}{hint}")
 
 
@@ -76,5 +76,5 @@ def _named(folder: Path, pattern: str) -> dict[str, list[Path]]:
 
 def _only(paths: list[Path], kind: str) -> Path:
     if len(paths) > 1:
-        raise DataError(f"{paths[1]}: is a second {kind} beside {paths[0].name}, by its name")
+        raise DataError(f"{paths[1]}: is a second {kind} with the name of {paths[0].name}")
     return paths[0]

@@ -65,7 +65,7 @@ class PairedFiles:
         reading: Reading = PLAIN,
     ) -> None:
         if not pairs:
-            raise DataError(f"{where}: holds no images")
+            raise DataError(f"{where}: contains no images")
         for pair in pairs:
             if not pair.labels.is_file():
                 raise DataError(f"{pair.labels}: missing, the labels of {pair.image}")

@@ -94,7 +94,7 @@ def compose(content: Content) -> Figure:
     fused = bars + BARS + 0.5
     lower = fused + decoder.BARS + 0.45
     page = Page(lower + (training_figure.HEIGHT if content.study else 0) + 0.1)
-    page.text(MARGIN, 0.22, "One picture through strip pooling", fontsize=15, weight="bold")
+    page.text(MARGIN, 0.22, "Strip pooling on one image", fontsize=15, weight="bold")
 
     _picture(page.axes(MARGIN, TITLE + 0.3, width, height), content.image, "The picture")
     _prediction(page.axes(second, TITLE + 0.3, width, height), content)
@@ -174,7 +174,7 @@ def _gate(
     """The gate of the same channel."""
     axes = page.axes(left, top, width, height)
     drawn = axes.imshow(content.gate, cmap="magma", aspect="auto")
-    axes.set_title(f"The gate learnt for it, from the means of all {content.channels} features")
+    axes.set_title(f"Its learnt gate, from the means of all {content.channels} features")
     _bare(axes)
     bar = page.figure.colorbar(drawn, cax=page.axes(left + width + 0.08, top, 0.13, height))
     bar.outline.set_visible(False)

@@ -59,7 +59,7 @@ def read(path: Path | str) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is no checkpoint of examples/train.py")
+        raise CheckpointError(f"{path}: is not a checkpoint of examples/train.py")
     return state
 
 

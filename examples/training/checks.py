@@ -20,7 +20,7 @@ def check(settings: Recipe, num_classes: int, processes: Processes) -> None:
     objective.check(settings.loss, num_classes)
     size, batch = processes.size, settings.train.batch
     if batch % size:
-        raise RecipeError(f"train.batch: must divide among {size} processes, got {batch}")
+        raise RecipeError(f"train.batch: must be a multiple of {size} processes, got {batch}")
     synced = settings.train.norms == "sync" and processes.device.type == "cuda"
     if (batch if synced else batch // size) == 1:
         _check_one(settings, num_classes, size)
@@ -42,7 +42,7 @@ def _check_one(settings: Recipe, num_classes: int, size: int) -> None:
         except ValueError as error:
             raise RecipeError(
                 f"train.batch: must be 2 or more for each process, got {settings.train.batch} for "
-                f"{size} ({error}); train.norms=frozen trains with one"
+                f"{size} ({error}); train.norms=frozen allows one"
             ) from None
         except (RuntimeError, NotImplementedError):
             return  # not decidable from shapes alone

@@ -101,11 +101,11 @@ def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
         )
     if settings.class_weights and len(settings.class_weights) != num_classes:
         raise RecipeError(
-            f"loss.class_weights: must be {num_classes}, one a class, "
+            f"loss.class_weights: must be {num_classes}, one per class, "
             f"got {len(settings.class_weights)}"
         )
     if settings.class_weights and not any(settings.class_weights):
-        raise RecipeError("loss.class_weights: must have a positive one, got none")
+        raise RecipeError("loss.class_weights: must contain a positive weight, got none")
     try:
         labels = torch.zeros(1, 2, 2, dtype=torch.int64)
         criterion(torch.zeros(1, num_classes, 2, 2), labels, **settings.options)
@@ -121,7 +121,7 @@ def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
         patterns = [re.compile(group.match) for group in settings.groups]
     except re.error as error:
         raise RecipeError(
-            f"optimizer.groups: {error.pattern!r} is no regular expression ({error.msg})"
+            f"optimizer.groups: {error.pattern!r} is not a regular expression ({error.msg})"
         ) from None
     chosen: list[list[nn.Parameter]] = [[] for _ in range(len(patterns) + 1)]
     for name, parameter in network.named_parameters():
@@ -130,7 +130,7 @@ def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
             chosen[next(found, len(patterns))].append(parameter)
     for pattern, parameters in zip(patterns, chosen, strict=False):
         if not parameters:
-            raise RecipeError(f"optimizer.groups: no parameter is called {pattern.pattern!r}")
+            raise RecipeError(f"optimizer.groups: no parameter matches {pattern.pattern!r}")
     groups = []
     for i, parameters in enumerate(chosen):
         group = settings.groups[i] if i < len(patterns) else None

@@ -179,7 +179,7 @@ def _written(path: Path) -> DictConfig:
     except (YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: is not YAML ({_reason(error)})") from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: must hold sections like network and train")
+        raise RecipeError(f"{path}: must contain sections such as network and train")
     base = found.pop("base", None)
     own = OmegaConf.create(found)
     if base is None:
@@ -220,7 +220,7 @@ def _change(whole: DictConfig, change: str) -> None:
     """Applies one change, `setting=value`."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise RecipeError(f"{change}: a change must read setting=value")
+        raise RecipeError(f"{change}: a change must have the form setting=value")
     try:
         value = written.parse_change(text, written.declared(Recipe, key))
         # These settings are replaced; merging would keep entries with other keys.

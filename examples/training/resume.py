@@ -36,6 +36,6 @@ def kept(folder: Path, settings: Recipe, processes: Processes) -> dict[str, Any]
             if before != value and name not in _FREE.get(section, ()):
                 raise RecipeError(
                     f"{section}.{name}: is {value}, but {path} was trained with {before}; "
-                    "choose another folder to start anew"
+                    "choose another folder for a new run"
                 )
     return state

@@ -41,8 +41,8 @@ def load(network: nn.Module, path: Path, num_classes: int) -> list[str]:
     if result.unexpected_keys or len(missing) == len(own):
         listed = ", ".join(result.unexpected_keys[:4]) or "all"
         raise RecipeError(
-            f"network.start: {path} does not fit ({len(result.unexpected_keys)} entries are none "
-            f"of the network's: {listed})"
+            f"network.start: {path} does not fit ({len(result.unexpected_keys)} entries are not "
+            f"in the network: {listed})"
         )
     return sorted({key.rpartition(".")[0] for key in (*missing, *others)})
 

@@ -132,7 +132,7 @@ def class_weights(
     if console is not None:
         listed = zip(scenes.labelling.names, found, strict=True)
         said = ", ".join(f"{name} {weight:.3g}" for name, weight in listed)
-        console.print(f"weights of the classes: {said}", highlight=False, markup=False)
+        console.print(f"class weights: {said}", highlight=False, markup=False)
     return found
 
 
@@ -160,10 +160,10 @@ def judge(names: list[str], train: np.ndarray, val: np.ndarray | None) -> list[s
     found = [name for name, pixels in zip(names, seen, strict=True) if pixels]
     if len(found) < 2:
         unlabelled = train[:, -1].sum() / max(train.sum(), 1)
-        only = f"all pixels with a label are {found[0]!r}" if found else "no pixel has a label"
+        only = f"all labelled pixels are {found[0]!r}" if found else "no pixel has a label"
         raise DataError(
             f"data.classes: {only} in {scenes} training scenes ({unlabelled:.1%} of the pixels are "
-            "ignored); data.values says which values are which class, like "
+            "ignored); data.values assigns values to classes, such as "
             f"{{0: {names[0]}, 255: {names[1]}}}"
         )
     lines = []

@@ -84,7 +84,7 @@ def _mapping(loader: _Loader, node: MappingNode, kind: Any) -> dict[Any, Any]:
         name = key.value if as_text else loader.construct_object(key, deep=True)
         if name in found:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{name} stands twice", key.start_mark
+                None, None, f"{name} occurs twice", key.start_mark
             )
         found[name] = _value(loader, value, names.get(name, of_values))
     return found
