@@ -13,7 +13,7 @@ from stripctx import extension, functional
 SMAPS = Path("/proc/self/smaps")
 
 
-@pytest.mark.skipif(extension.backend() != "native", reason="of the native CPU kernels")
+@pytest.mark.skipif(extension.backend() != "native", reason="tests the native CPU kernels")
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").is_dir() or not SMAPS.is_file(),
     reason="this system has no huge pages",

@@ -445,8 +445,8 @@ def test_offsets_past_two_to_the_31() -> None:
     assert torch.equal(loss(beyond_two_to_the_31(logits), target), near[0])
 
 
-@pytest.mark.skipif(extension.backend() != "native", reason="of the native kernels")
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="counted on the CPU")
+@pytest.mark.skipif(extension.backend() != "native", reason="tests the native kernels")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="measured on the CPU")
 def test_memory() -> None:
     """For any number of classes: forward two maps (N, H, W) in addition to the results, backward
     two and the gradient. Logits at the image's size would take 1.2 GB."""

@@ -215,7 +215,7 @@ def test_extra_memory(mode: str, layout: str) -> None:
 
 # The CUDA kernels, with traffic counted and threads reordered by the emulator.
 
-emulated_only = pytest.mark.skipif(not operator_checks.EMULATED, reason="asks the emulator")
+emulated_only = pytest.mark.skipif(not operator_checks.EMULATED, reason="needs the emulator")
 
 
 def emulator() -> ctypes.CDLL:

@@ -86,7 +86,7 @@ def test_normalisations_are_folded(network: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.ao.quantization's deprecation
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels of CPUs")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels need a CPU")
 @pytest.mark.skipif(
     find_spec("torch.ao.quantization.quantize_fx") is None, reason="this torch has no quantize_fx"
 )

@@ -106,7 +106,7 @@ assert x.grad.sum() == 6
 
 
 @needs_library
-@pytest.mark.skipif(LIBRARY is None or LIBRARY.name != "cpu", reason="what a user would load")
+@pytest.mark.skipif(LIBRARY is None or LIBRARY.name != "cpu", reason="tests the CPU library")
 def test_a_library_loaded_before_or_after_the_package(tmp_path: Path) -> None:
     """It is not loaded again, and a copy at another path does not define operators twice."""
     path = f"import sys; sys.path.insert(0, {str(toolkit.REPOSITORY)!r})\n"
