@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.camvid", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("changes", nargs="*", help="settings to replace, like train.epochs=20")
+    parser.add_argument("changes", nargs="*", help="settings to override, such as train.epochs=20")
     parser.add_argument("--data", required=True, help="CamVid's folder, with SegNet's split")
     parser.add_argument("--weights", required=True, help="file of the backbone's weights")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(DECODERS), choices=list(DECODERS))
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--layout", default="contiguous", choices=list(LAYOUTS))
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds a line and mode")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds per row and mode")
     parser.add_argument("--fit", action="store_true", help="the cost model's constants")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()

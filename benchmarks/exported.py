@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="few channels, a small image")
     parser.add_argument("--files", type=Path, default=FILES, help="folder of the exported files")
     parser.add_argument("--results", type=Path, help="folder; else benchmarks/results")
-    parser.add_argument("--budget", type=float, default=5.0, help="seconds of samples a network")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds of samples per network")
     options = parser.parse_args(arguments)
     entries: list[Entry] = []
     for name in options.only:

@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--without-compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="few channels, small images")
     parser.add_argument("--results", type=Path, help="folder; else benchmarks/results")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of samples a line")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of samples per row")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "MODE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
