@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stripctx.ops.labels import accumulate_dtype
+from stripctx.ops.labels_checks import accumulate_dtype
 
 _OPS = torch.ops.stripctx
 _BYTES = {torch.uint8: 1, torch.int32: 4, torch.int64: 8}

@@ -111,7 +111,7 @@ def unfuse(network: nn.Module) -> list[str]:
 def _scopes(network: nn.Module) -> list[tuple[str, nn.Module, type[Scope]]]:
     """The modules that get a scope or become a boundary: those that interpolate, their callers, and
     those that take a fused gate. Inside a recipe's module nothing waits."""
-    found = find.places(network)
+    found = find.scopes(network)
     modules = dict(network.named_modules())
     for path, module in modules.items():
         if isinstance(module, SPBlockRecipe) and path:

@@ -103,12 +103,12 @@ class Recorder:
 
     convolutions: list[Convolution] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)  # of the modules that run, innermost last
-    places: set[str] = field(default_factory=set)  # where a promise was made, and where consumed
+    modules: set[str] = field(default_factory=set)  # where a promise was made, and where consumed
 
     def met(self, path: str) -> bool:
         """Whether a promise was made in the module at `path` and consumed anywhere, or consumed in
         it."""
-        return any(path == "" or f"{at}.".startswith(f"{path}.") for at in self.places)
+        return any(path == "" or f"{at}.".startswith(f"{path}.") for at in self.modules)
 
 
 _recorders: list[Recorder] = []
@@ -152,7 +152,7 @@ def note(promises: Sequence[Any]) -> None:
     """Promises are consumed, here and now."""
     place = here()
     if place is not None:
-        _recorders[-1].places.update((place, *(one.place for one in promises)))
+        _recorders[-1].modules.update((place, *(one.place for one in promises)))
 
 
 def record(pyramid: Any, weight: torch.Tensor, wait: Sequence[bool]) -> None:

@@ -25,7 +25,7 @@ _DEPTH = 6  # of functions that are followed
 _CALLERS = 2  # a branch interpolates, its pyramid concatenates, the head convolves
 
 
-def places(network: nn.Module) -> dict[str, bool]:
+def scopes(network: nn.Module) -> dict[str, bool]:
     """The paths of the modules that need a scope, True, or are a boundary only, False."""
     modules = dict(network.named_modules())
     found: dict[str, bool] = {}
