@@ -17,8 +17,8 @@ from .extension import UnavailableError, architectures, build, loader, locate, t
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m stripctx", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    ahead = commands.add_parser("build", help="compile the kernels now and load them")
-    ahead.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
+    command = commands.add_parser("build", help="compile the kernels now and load them")
+    command.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
     arguments = parser.parse_args()
     return build_ahead(arguments.device) if arguments.command == "build" else describe()
 

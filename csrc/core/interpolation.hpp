@@ -8,7 +8,7 @@
 
 namespace stripctx {
 
-// Codes as in stripctx/ops/upsample.py.
+// Codes as in stripctx/reference/upsample.py.
 enum class Mode : int64_t { kBilinear, kBilinearAligned, kNearest, kNearestExact };
 
 constexpr int64_t kModes = 4;

@@ -65,6 +65,16 @@ class Buffer {
   std::vector<Vec<A>> vectors_;
 };
 
+// Calls body.operator()<count>(), with a count from 1 to kMost as a constant.
+template <int kMost, class Body>
+[[gnu::always_inline]] inline void with_count(int64_t count, Body&& body) {
+  if constexpr (kMost == 1) {
+    body.template operator()<1>();
+  } else {
+    count == kMost ? body.template operator()<kMost>() : with_count<kMost - 1>(count, body);
+  }
+}
+
 // Calls body.operator()<kVectors>(i, count) for every four vectors of [0, length), or as many as
 // are left: kVectors of them from i on, the last one of `count` elements.
 template <class A, class Body>
@@ -73,19 +83,9 @@ inline void for_four_vectors(int64_t length, Body&& body) {
   for (int64_t i = 0; i < length; i += 4 * lanes) {
     const int64_t rest = std::min(length - i, 4 * lanes);
     const int count = static_cast<int>((rest - 1) % lanes + 1);
-    switch ((rest - 1) / lanes) {
-      case 0:
-        body.template operator()<1>(i, count);
-        break;
-      case 1:
-        body.template operator()<2>(i, count);
-        break;
-      case 2:
-        body.template operator()<3>(i, count);
-        break;
-      default:
-        body.template operator()<4>(i, count);
-    }
+    with_count<4>(ceil_div(rest, lanes), [&]<int kVectors>() __attribute__((always_inline)) {
+      body.template operator()<kVectors>(i, count);
+    });
   }
 }
 

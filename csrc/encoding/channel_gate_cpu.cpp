@@ -2,8 +2,8 @@
 // 2018, section 3.1). Forward reads one map and writes one; backward reads two, writes one and sums
 // the gradient of the gate on the way.
 //
-// A contiguous map is divided into its N*C planes, a channels_last one into pixels, or runs of
-// them where they leave sums behind.
+// A contiguous map is divided into its N*C planes, a channels_last one into pixels, or chunks
+// of them where they leave sums behind.
 #include "encoding/params.hpp"
 
 #include "core/dispatch.hpp"
@@ -13,8 +13,8 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kMostRuns = 64;      // of the channels_last path, in all images together
-constexpr int64_t kFewestPixels = 64;  // of one run
+constexpr int64_t kMostChunks = 64;    // of the channels_last path, in all images together
+constexpr int64_t kFewestPixels = 64;  // of one chunk
 
 bool channels_last(const ChannelGate& op) {
   return all_channels_last(op.x, op.out);
@@ -24,9 +24,9 @@ bool channels_last(const ChannelGateBackward& op) {
   return all_channels_last(op.grad, op.x, op.grad_x);
 }
 
-// Runs of pixels that each image is cut into, from shapes alone.
-int64_t pixel_runs(const View& x) {
-  const int64_t wanted = ceil_div(kMostRuns, std::max<int64_t>(1, x.size[0]));
+// Chunks of pixels that each image is cut into, from shapes alone.
+int64_t pixel_chunks(const View& x) {
+  const int64_t wanted = ceil_div(kMostChunks, std::max<int64_t>(1, x.size[0]));
   return std::clamp<int64_t>(x.size[3] / kFewestPixels, 1, wanted);
 }
 
@@ -74,9 +74,9 @@ void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
     });
   };
   if (channels_last(op)) {
-    const int64_t runs = pixel_runs(op.x);
+    const int64_t chunks = pixel_chunks(op.x);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item % N, run = item / N;
+      const int64_t n = item % N, chunk = item / N;
       const T* row = gates + n * C;
       A* sums = partials + item * C;
       std::fill(sums, sums + C, A(0));
@@ -84,7 +84,7 @@ void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
       const auto add = [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
         store_some(sums + c, load_some(sums + c) + values);
       };
-      for_pixels(op.x, n * L + run * L / runs, n * L + (run + 1) * L / runs,
+      for_pixels(op.x, n * L + chunk * L / chunks, n * L + (chunk + 1) * L / chunks,
                  [&](const Run& pixel) { gate_run(pixel, gate_of, add); });
     }
     return;
@@ -102,7 +102,7 @@ void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
 }  // namespace
 
 int64_t partials(const ChannelGateBackward& op) {
-  return channels_last(op) ? pixel_runs(op.x) : 1;
+  return channels_last(op) ? pixel_chunks(op.x) : 1;
 }
 
 Work work(const ChannelGate& op) {
@@ -110,7 +110,8 @@ Work work(const ChannelGate& op) {
 }
 
 Work work(const ChannelGateBackward& op) {
-  return share(op.x.size[0] * (channels_last(op) ? pixel_runs(op.x) : op.x.size[1]), op.x.numel());
+  return share(op.x.size[0] * (channels_last(op) ? pixel_chunks(op.x) : op.x.size[1]),
+               op.x.numel());
 }
 
 void run(const ChannelGate& op, int64_t begin, int64_t end) {

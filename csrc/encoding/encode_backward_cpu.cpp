@@ -24,10 +24,7 @@ void block_products(const A* panel, const A* codewords, const A* grad, int64_t s
   Vec<A> squares[kCodeBlock][kHalf]{}, along[kCodeBlock][kHalf]{};
   for (int64_t d = 0; d < depth; ++d) {
     Vec<A> x[kHalf];
-#pragma GCC unroll 8
-    for (int v = 0; v < kHalf; ++v) {
-      x[v] = load(panel + d * kTile<A> + v * lanes);
-    }
+    load_vectors(panel + d * kTile<A>, lanes, x);
 #pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {
       const A g = grad[d * stride + k];
@@ -83,18 +80,13 @@ void gradient_block(A* panel, const A* assignments, const A* weights, const A* c
   constexpr int lanes = kLanes<A>;
   Vec<A> x[kDepth][kGradientVectors], sum[kDepth][kGradientVectors]{};
 #pragma GCC unroll 8
-  for (int j = 0; j < kDepth; ++j) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kGradientVectors; ++v) x[j][v] = load(panel + j * kTile<A> + v * lanes);
-  }
+  for (int j = 0; j < kDepth; ++j) load_vectors(panel + j * kTile<A>, lanes, x[j]);
   for (int64_t k = 0; k < K; ++k) {
     Vec<A> a[kGradientVectors], weight[kGradientVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kGradientVectors; ++v) {
-      a[v] = load(assignments + k * kTile<A> + v * lanes);
-      weight[v] = load(weights + k * kTile<A> + v * lanes);
-      a[v] = opaque(a[v]);
-      weight[v] = opaque(weight[v]);
+      a[v] = opaque(load(assignments + k * kTile<A> + v * lanes));
+      weight[v] = opaque(load(weights + k * kTile<A> + v * lanes));
     }
 #pragma GCC unroll 8
     for (int j = 0; j < kDepth; ++j) {
@@ -111,10 +103,7 @@ void gradient_block(A* panel, const A* assignments, const A* weights, const A* c
     }
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kDepth; ++j) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kGradientVectors; ++v) store(panel + j * kTile<A> + v * lanes, sum[j][v]);
-  }
+  for (int j = 0; j < kDepth; ++j) store_vectors(panel + j * kTile<A>, lanes, sum[j]);
 }
 
 template <class T>

@@ -18,10 +18,7 @@ void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t
   Vec<A> sum[kCodeBlock][kTileVectors]{};
   for (int64_t d = 0; d < depth; ++d) {
     Vec<A> x[kTileVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) {
-      x[v] = load(panel + d * kTile<A> + v * lanes);
-    }
+    load_vectors(panel + d * kTile<A>, lanes, x);
 #pragma GCC unroll 8
     for (int k = 0; k < kCodeBlock; ++k) {
 #pragma GCC unroll 8
@@ -34,9 +31,7 @@ void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t
 #pragma GCC unroll 8
   for (int k = 0; k < kCodeBlock; ++k) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) {
-      add(distances + k * kTile<A> + v * lanes, sum[k][v]);
-    }
+    for (int v = 0; v < kTileVectors; ++v) add(distances + k * kTile<A> + v * lanes, sum[k][v]);
   }
 }
 

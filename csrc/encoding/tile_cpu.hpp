@@ -48,14 +48,14 @@ inline TileChunks tile_chunks(const View& x) {
   return {tiles, chunks};
 }
 
-// Calls run(first, count) for the tiles of a chunk.
-template <class A, class Run>
-void for_tiles(const View& x, int64_t chunk, Run&& run) {
+// Calls body(first, count) for the tiles of a chunk.
+template <class A, class Body>
+void for_tiles(const View& x, int64_t chunk, Body&& body) {
   static_assert(TileChunks::kPositions % kTile<A> == 0);
   const TileChunks cut = tile_chunks(x);
   const int64_t end = std::min(cut.first(chunk + 1), x.size[3]);
   for (int64_t first = cut.first(chunk); first < end; first += kTile<A>) {
-    run(first, std::min<int64_t>(kTile<A>, end - first));
+    body(first, std::min<int64_t>(kTile<A>, end - first));
   }
 }
 
@@ -114,32 +114,32 @@ struct Tile {
   T* at(int64_t d) const { return stripctx::at<T>(map, n, d, 0, first); }
 };
 
-// Calls run(d, depth) for the tile's panels, one after the other loaded into `panel`.
-template <class T, class Run>
-void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Run&& run) {
+// Calls body(d, depth) for the tile's panels, one after the other loaded into `panel`.
+template <class T, class Body>
+void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Body&& body) {
   const int64_t D = tile.map.size[1];
   for (int64_t d = 0; d < D; d += kPanel) {
     const int64_t depth = std::min(kPanel, D - d);
     tile.load(d, depth, panel);
-    run(d, depth);
+    body(d, depth);
   }
 }
 
-// Calls run(k, d, depth) for each panel and, with the panel in the first-level cache, blocks of
+// Calls body(k, d, depth) for each panel and, with the panel in the first-level cache, blocks of
 // codewords, and meanwhile asks for what comes next. Sums over a panel are added to those before
 // it: a single running sum over D = 512 would lose three bits more.
-template <class T, class Run>
-void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel, Run&& run) {
+template <class T, class Body>
+void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel, Body&& body) {
   const int64_t D = tile.map.size[1], blocks = ceil_div(K, kCodeBlock);
   const int64_t next = tile.first + tile.count;
   const int64_t left = std::min<int64_t>(kTile<Accumulate<T>>, tile.map.size[3] - next);
   for_panels(tile, panel, [&](int64_t d, int64_t depth) {
     const bool last = d + depth == D;
-    const Tile<T> ahead{tile.map, tile.n, last ? next : tile.first, last ? left : tile.count};
+    const Tile<T> next_tile{tile.map, tile.n, last ? next : tile.first, last ? left : tile.count};
     const int64_t from = last ? 0 : d + depth;
     for (int64_t block = 0; block < blocks; ++block) {
-      run(block * kCodeBlock, d, depth);
-      if (ahead.count > 0) ahead.prefetch(from, std::min(kPanel, D - from), block, blocks);
+      body(block * kCodeBlock, d, depth);
+      if (next_tile.count > 0) next_tile.prefetch(from, std::min(kPanel, D - from), block, blocks);
     }
   });
 }
@@ -226,10 +226,7 @@ inline void weigh_block(const A* panel, const A* codewords, const A* weights, in
   }
   for (int64_t i = 0; i < count; ++i) {
     Vec<A> weight[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      weight[v] = load(weights + i * stride + v * kLanes<A>);
-    }
+    load_vectors(weights + i * stride, kLanes<A>, weight);
 #pragma GCC unroll 8
     for (int j = 0; j < kDepth; ++j) {
       Vec<A> residual[kVectors];

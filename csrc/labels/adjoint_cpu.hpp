@@ -12,8 +12,8 @@
 
 namespace stripctx::cpu {
 
-constexpr int64_t kMostBands = 32;  // of rows of logits, together with images and classes
-constexpr int64_t kLeastBand = 8;   // rows of logits
+constexpr int64_t kMostRowBlocks = 32;  // of rows of logits, together with images and classes
+constexpr int64_t kFewestRows = 8;      // rows of logits
 
 // The adjoint of the interpolation along W. Rows of sums are collected until there is one for every
 // lane, turned over, and added cell by cell in registers.
@@ -33,7 +33,8 @@ class ColumnAdjoint {
 
   int64_t pitch() const { return pitch_; }
 
-  // Room for `count` rows, at most a lane each; the caller writes them and names their places.
+  // Room for `count` rows, at most a lane each; the caller writes them and says where their sums
+  // go.
   A* open(int64_t count) {
     if (held_ + count > lanes) flush();
     A* row = rows_.data() + held_ * pitch_;
@@ -99,20 +100,20 @@ class ColumnAdjoint {
   int64_t held_ = 0;
 };
 
-// How the gradient of logits is divided: bands of rows, blocks of classes, images; blocks fastest,
+// How the gradient of logits is divided: blocks of rows and of classes, images; blocks fastest,
 // so that items next to each other weigh the same.
 template <class A>
 struct LogitItems {
-  int64_t blocks, bands, rows, classes_each, items;
+  int64_t blocks, row_blocks, rows, classes_each, items;
 
   explicit LogitItems(const WideLogits& logits)
       : blocks(ceil_div(logits.classes(), kLanes<A>)),
         classes_each(ceil_div(logits.classes(), blocks)) {
     const int64_t wanted =
-        std::max<int64_t>(1, kMostBands / std::max<int64_t>(1, blocks * logits.size[0]));
-    rows = std::max(kLeastBand, ceil_div(logits.size[2], wanted));
-    bands = ceil_div(logits.size[2], rows);
-    items = logits.size[0] * bands * blocks;
+        std::max<int64_t>(1, kMostRowBlocks / std::max<int64_t>(1, blocks * logits.size[0]));
+    rows = std::max(kFewestRows, ceil_div(logits.size[2], wanted));
+    row_blocks = ceil_div(logits.size[2], rows);
+    items = logits.size[0] * row_blocks * blocks;
   }
 };
 
@@ -137,10 +138,11 @@ void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes
   const int64_t pitch = adjoint.pitch();
   Buffer<A> carry(cut.classes_each * pitch);  // what the groups before leave to the row after them
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t k = item % cut.blocks * cut.classes_each, band = item / cut.blocks % cut.bands;
-    const int64_t n = item / cut.blocks / cut.bands;
+    const int64_t k = item % cut.blocks * cut.classes_each,
+                  row_block = item / cut.blocks % cut.row_blocks;
+    const int64_t n = item / cut.blocks / cut.row_blocks;
     const int64_t count = std::min(cut.classes_each, logits.classes() - k);
-    const int64_t first = band * cut.rows, last = std::min(first + cut.rows, logits.size[2]);
+    const int64_t first = row_block * cut.rows, last = std::min(first + cut.rows, logits.size[2]);
     carry.clear();
     auto group = std::lower_bound(groups.begin(), groups.end(), first - 1,
                                   [](const auto& group, int64_t row) { return group.first < row; });
@@ -154,7 +156,7 @@ void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes
         for (int64_t tile = 0; tile < tiles.count(); ++tile) {
           const int64_t at = tiles.begin(tile), width = tiles.width(tile);
           tiles.read(n, *group, tile, k, count);
-          with_rows(group->count(), [&]<int kRows>() {
+          with_count<kMostRows>(group->count(), [&]<int kRows>() {
             slopes.template prepare<kRows>(n, *group, at, width, k);
             for (int64_t c = 0; c < count; ++c) {
               const A* low = tiles.low() + c * tiles.pitch();

@@ -44,39 +44,40 @@ void argmax_rows(const UpsampleArgmax& op, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / count;
     const RowGroup<A>& group = groups[item % count];
-    for_pixels(tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelRun run) {
-      Vec<A> largest[kRows], best[kRows]{}, poison{};
-      for (int r = 0; r < kRows; ++r) {
-        largest[r] = group.low[r] * load(low) + group.high[r] * load(high);
-      }
-      for (int64_t k = 0; k < K; ++k) {
-        const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
-        const Vec<A> number = splat(static_cast<A>(k));
-        poison += (below + above) * A(0);  // NaN where a logit may be
-        for (int r = 0; r < kRows; ++r) {
-          const Vec<A> z = group.low[r] * below + group.high[r] * above;
-          best[r] = z > largest[r] ? number : best[r];
-          largest[r] = z > largest[r] ? z : largest[r];
-        }
-      }
-      const bool spoiled = sum_lanes<A>(poison) != 0;
-      Vec<A> sums[kRows];
-      if (op.chance.data) log_sums<kRows>(low, high, pitch, K, group, sums);
-      for (int r = 0; r < kRows; ++r) {
-        Index<A> label[lanes];
-        const auto best_label = __builtin_convertvector(best[r], IndexVec<A>);
-        std::memcpy(label, &best_label, sizeof(label));
-        for (int i = 0; i < lanes && spoiled; ++i) {
-          const int64_t nan = first_nan(tiles, group, K, run.in_tile + i, r);
-          if (nan >= 0) label[i] = static_cast<Index<A>>(nan);
-        }
-        const int64_t h = group.begin + r;
-        store_labels(op.labels, n, h, run.place, run.count, label);
-        if (!op.chance.data) continue;
-        const Vec<A> below = largest[r] - sums[r];
-        store_pixels<A>(op.chance, n, h, run.place, run.count, exp_nonpositive(below));
-      }
-    });
+    for_pixels(
+        tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelVector vector) {
+          Vec<A> largest[kRows], best[kRows]{}, poison{};
+          for (int r = 0; r < kRows; ++r) {
+            largest[r] = group.low[r] * load(low) + group.high[r] * load(high);
+          }
+          for (int64_t k = 0; k < K; ++k) {
+            const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
+            const Vec<A> number = splat(static_cast<A>(k));
+            poison += (below + above) * A(0);  // NaN where a logit may be
+            for (int r = 0; r < kRows; ++r) {
+              const Vec<A> z = group.low[r] * below + group.high[r] * above;
+              best[r] = z > largest[r] ? number : best[r];
+              largest[r] = z > largest[r] ? z : largest[r];
+            }
+          }
+          const bool spoiled = sum_lanes<A>(poison) != 0;
+          Vec<A> sums[kRows];
+          if (op.chance.data) log_sums<kRows>(low, high, pitch, K, group, sums);
+          for (int r = 0; r < kRows; ++r) {
+            Index<A> label[lanes];
+            const auto best_label = __builtin_convertvector(best[r], IndexVec<A>);
+            std::memcpy(label, &best_label, sizeof(label));
+            for (int i = 0; i < lanes && spoiled; ++i) {
+              const int64_t nan = first_nan(tiles, group, K, vector.in_tile + i, r);
+              if (nan >= 0) label[i] = static_cast<Index<A>>(nan);
+            }
+            const int64_t h = group.begin + r;
+            store_labels(op.labels, n, h, vector.place, vector.count, label);
+            if (!op.chance.data) continue;
+            const Vec<A> below = largest[r] - sums[r];
+            store_pixels<A>(op.chance, n, h, vector.place, vector.count, exp_nonpositive(below));
+          }
+        });
   }
 }
 

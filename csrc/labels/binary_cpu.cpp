@@ -47,25 +47,26 @@ void binary_rows(const UpsampleBinary& op, int64_t begin, int64_t end) {
     const int64_t k = item / count % K, n = item / count / K;
     const RowGroup<A>& group = groups[item % count];
     Vec<A> row_loss[kMostRows]{};
-    for_pixels(tiles, n, group, k, 1, [&]<int kRows>(const A* low, const A* high, PixelRun run) {
-      const Vec<A> below = load(low), above = load(high);
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t h = group.begin + r;
-        const Terms<T> terms(op, n, k, h, run.place, run.count);
-        const Vec<A> z = group.low[r] * below + group.high[r] * above;
-        const Vec<A> softplus =
-            log1p_to_one(exp_nonpositive(z < 0 ? z : -z)) + (z < 0 ? -z : Vec<A>{});
-        const Vec<A> loss = terms.weight * ((1 - terms.target) * z + terms.positive * softplus);
-        if (op.per_pixel) {
-          A* to = at<A>(op.losses, n, k, h, run.place);
-          run.count == lanes ? store(to, loss) : store(to, loss, run.count);
-        } else {
-          A part[lanes]{};
-          store(part, loss, run.count);
-          row_loss[r] += load(part);
-        }
-      }
-    });
+    for_pixels(
+        tiles, n, group, k, 1, [&]<int kRows>(const A* low, const A* high, PixelVector vector) {
+          const Vec<A> below = load(low), above = load(high);
+          for (int r = 0; r < kRows; ++r) {
+            const int64_t h = group.begin + r;
+            const Terms<T> terms(op, n, k, h, vector.place, vector.count);
+            const Vec<A> z = group.low[r] * below + group.high[r] * above;
+            const Vec<A> softplus =
+                log1p_to_one(exp_nonpositive(z < 0 ? z : -z)) + (z < 0 ? -z : Vec<A>{});
+            const Vec<A> loss = terms.weight * ((1 - terms.target) * z + terms.positive * softplus);
+            if (op.per_pixel) {
+              A* to = at<A>(op.losses, n, k, h, vector.place);
+              vector.count == lanes ? store(to, loss) : store(to, loss, vector.count);
+            } else {
+              A part[lanes]{};
+              store(part, loss, vector.count);
+              row_loss[r] += load(part);
+            }
+          }
+        });
     if (op.per_pixel) continue;
     for (int r = 0; r < group.count(); ++r) {
       const int64_t row = (n * K + k) * op.logits.image[0] + group.begin + r;

@@ -32,33 +32,34 @@ void cross_entropy_rows(const UpsampleCrossEntropy& op, int64_t begin, int64_t e
     const int64_t n = item / count;
     const RowGroup<A>& group = groups[item % count];
     Vec<A> row_loss[kMostRows]{}, row_weight[kMostRows]{};
-    for_pixels(tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelRun run) {
-      Vec<A> sums[kRows], all[kRows]{};
-      log_sums<kRows>(low, high, pitch, K, group, sums);
-      for (int64_t k = 0; k < K && soft > 0; ++k) {
-        const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
-        const A weight = op.weight.data ? table<A>(op.weight)[k] : A(1);
-        for (int r = 0; r < kRows; ++r) {
-          all[r] += weight * (sums[r] - (group.low[r] * below + group.high[r] * above));
-        }
-      }
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t h = group.begin + r;
-        const Vec<A> labels = known_labels<A>(op.target, K, n, h, run.place, run.count);
-        const Vec<A> weight = weights_of<A>(op.weight, labels);
-        A picked[lanes];
-        for (int i = 0; i < lanes; ++i) {
-          const int64_t label = static_cast<int64_t>(labels[i]);
-          picked[i] = tiles.at(group, label < 0 ? 0 : label, run.in_tile + i, r);
-        }
-        Vec<A> loss = hard * weight * (sums[r] - load(picked)) + soft * all[r];
-        loss = labels >= 0 ? loss : Vec<A>{};
-        store_pixels<A>(op.log_sums, n, h, run.place, run.count, sums[r]);
-        if (op.per_pixel) store_pixels<A>(op.losses, n, h, run.place, run.count, loss);
-        row_loss[r] += loss;
-        row_weight[r] += weight;
-      }
-    });
+    for_pixels(
+        tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelVector vector) {
+          Vec<A> sums[kRows], all[kRows]{};
+          log_sums<kRows>(low, high, pitch, K, group, sums);
+          for (int64_t k = 0; k < K && soft > 0; ++k) {
+            const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
+            const A weight = op.weight.data ? table<A>(op.weight)[k] : A(1);
+            for (int r = 0; r < kRows; ++r) {
+              all[r] += weight * (sums[r] - (group.low[r] * below + group.high[r] * above));
+            }
+          }
+          for (int r = 0; r < kRows; ++r) {
+            const int64_t h = group.begin + r;
+            const Vec<A> labels = known_labels<A>(op.target, K, n, h, vector.place, vector.count);
+            const Vec<A> weight = weights_of<A>(op.weight, labels);
+            A picked[lanes];
+            for (int i = 0; i < lanes; ++i) {
+              const int64_t label = static_cast<int64_t>(labels[i]);
+              picked[i] = tiles.at(group, label < 0 ? 0 : label, vector.in_tile + i, r);
+            }
+            Vec<A> loss = hard * weight * (sums[r] - load(picked)) + soft * all[r];
+            loss = labels >= 0 ? loss : Vec<A>{};
+            store_pixels<A>(op.log_sums, n, h, vector.place, vector.count, sums[r]);
+            if (op.per_pixel) store_pixels<A>(op.losses, n, h, vector.place, vector.count, loss);
+            row_loss[r] += loss;
+            row_weight[r] += weight;
+          }
+        });
     for (int r = 0; r < group.count(); ++r) {
       const int64_t row = n * op.logits.image[0] + group.begin + r;
       if (!op.per_pixel) static_cast<A*>(op.losses.data)[row] = sum_lanes<A>(row_loss[r]);

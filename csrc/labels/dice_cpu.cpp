@@ -38,32 +38,33 @@ void dice_parts_of(const UpsampleDice& op, int64_t begin, int64_t end) {
     const auto last = std::min<int64_t>((part + 1) * parts.groups_each, groups.size());
     for (int64_t g = part * parts.groups_each; g < last; ++g) {
       const RowGroup<A>& group = groups[g];
-      for_pixels(tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelRun run) {
-        Vec<A> sums[kRows], labels[kRows];
-        log_sums<kRows>(low, high, pitch, K, group, sums);
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t h = group.begin + r;
-          labels[r] = known_labels<A>(op.target, K, n, h, run.place, run.count);
-          store_pixels<A>(op.log_sums, n, h, run.place, run.count, sums[r]);
-          A sum[lanes];
-          store(sum, sums[r]);
-          for (int i = 0; i < run.count; ++i) {
-            const int64_t label = static_cast<int64_t>(labels[r][i]);
-            if (label < 0) continue;
-            overlap[label] += std::exp(tiles.at(group, label, run.in_tile + i, r) - sum[i]);
-            truth[label] += 1;
-          }
-        }
-        for (int64_t k = 0; k < K; ++k) {
-          const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
-          Vec<A> sum = load(mass.data() + k * lanes);
-          for (int r = 0; r < kRows; ++r) {
-            const Vec<A> z = group.low[r] * below + group.high[r] * above;
-            sum += labels[r] >= 0 ? exp_nonpositive(z - sums[r]) : Vec<A>{};
-          }
-          store(mass.data() + k * lanes, sum);
-        }
-      });
+      for_pixels(
+          tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelVector vector) {
+            Vec<A> sums[kRows], labels[kRows];
+            log_sums<kRows>(low, high, pitch, K, group, sums);
+            for (int r = 0; r < kRows; ++r) {
+              const int64_t h = group.begin + r;
+              labels[r] = known_labels<A>(op.target, K, n, h, vector.place, vector.count);
+              store_pixels<A>(op.log_sums, n, h, vector.place, vector.count, sums[r]);
+              A sum[lanes];
+              store(sum, sums[r]);
+              for (int i = 0; i < vector.count; ++i) {
+                const int64_t label = static_cast<int64_t>(labels[r][i]);
+                if (label < 0) continue;
+                overlap[label] += std::exp(tiles.at(group, label, vector.in_tile + i, r) - sum[i]);
+                truth[label] += 1;
+              }
+            }
+            for (int64_t k = 0; k < K; ++k) {
+              const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
+              Vec<A> sum = load(mass.data() + k * lanes);
+              for (int r = 0; r < kRows; ++r) {
+                const Vec<A> z = group.low[r] * below + group.high[r] * above;
+                sum += labels[r] >= 0 ? exp_nonpositive(z - sums[r]) : Vec<A>{};
+              }
+              store(mass.data() + k * lanes, sum);
+            }
+          });
     }
     for (int64_t k = 0; k < K; ++k) overlap[K + k] = sum_lanes<A>(load(mass.data() + k * lanes));
   }
@@ -85,26 +86,27 @@ void dot_rows(const UpsampleDiceDots& op, int64_t begin, int64_t end) {
     const int64_t n = item / count;
     const RowGroup<A>& group = groups[item % count];
     const A *overlap = gradients<A>(op.grad, n), *mass = overlap + K;
-    for_pixels(tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelRun run) {
-      Vec<A> sums[kRows], labels[kRows], dots[kRows]{};
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t h = group.begin + r;
-        sums[r] = pixels<A>(op.log_sums, n, h, run.place, run.count);
-        labels[r] = known_labels<A>(op.target, K, n, h, run.place, run.count);
-      }
-      for (int64_t k = 0; k < K; ++k) {
-        const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
-        const Vec<A> number = splat(static_cast<A>(k)), more = splat(mass[k] + overlap[k]);
-        for (int r = 0; r < kRows; ++r) {
-          const Vec<A> z = group.low[r] * below + group.high[r] * above;
-          const Vec<A> toward = labels[r] == number ? more : splat(mass[k]);
-          dots[r] += exp_nonpositive(z - sums[r]) * toward;
-        }
-      }
-      for (int r = 0; r < kRows; ++r) {
-        store_pixels<A>(op.dots, n, group.begin + r, run.place, run.count, dots[r]);
-      }
-    });
+    for_pixels(
+        tiles, n, group, 0, K, [&]<int kRows>(const A* low, const A* high, PixelVector vector) {
+          Vec<A> sums[kRows], labels[kRows], dots[kRows]{};
+          for (int r = 0; r < kRows; ++r) {
+            const int64_t h = group.begin + r;
+            sums[r] = pixels<A>(op.log_sums, n, h, vector.place, vector.count);
+            labels[r] = known_labels<A>(op.target, K, n, h, vector.place, vector.count);
+          }
+          for (int64_t k = 0; k < K; ++k) {
+            const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
+            const Vec<A> number = splat(static_cast<A>(k)), more = splat(mass[k] + overlap[k]);
+            for (int r = 0; r < kRows; ++r) {
+              const Vec<A> z = group.low[r] * below + group.high[r] * above;
+              const Vec<A> toward = labels[r] == number ? more : splat(mass[k]);
+              dots[r] += exp_nonpositive(z - sums[r]) * toward;
+            }
+          }
+          for (int r = 0; r < kRows; ++r) {
+            store_pixels<A>(op.dots, n, group.begin + r, vector.place, vector.count, dots[r]);
+          }
+        });
   }
 }
 

@@ -5,9 +5,9 @@
 // planes of a contiguous map as a vector has lanes, turned over (transpose.hpp) when the rows of a
 // cell have been gathered position by position.
 //
-// What is gathered is the caller's: `Row` is an array of running results (sums, maxima), read and
-// written a vector, Row::Lanes, at a time; `take` adds elements that stand behind all earlier ones,
-// and `merge` puts two results together.
+// What is gathered is the caller's: `Lanes` is a vector of running results (sums, maxima). `take`
+// adds elements that stand behind all earlier ones, `merge` puts two results together, and `over`
+// makes the result of a bin from its number of positions.
 #pragma once
 
 #include "pyramid/params.hpp"
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "cpu/loops.hpp"
-#include "cpu/simd.hpp"
+#include "cpu/transpose.hpp"
 
 namespace stripctx::cpu {
 
@@ -38,7 +38,7 @@ inline std::vector<std::vector<Span>> bin_windows(const PooledLevels& levels, co
   return result;
 }
 
-// How many positions each bin of each level has, row after row.
+// How many positions each bin of each level has, row after row, in whole vectors.
 template <class A>
 std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map) {
   const auto down = bin_windows(levels, map, 2), across = bin_windows(levels, map, 3);
@@ -47,6 +47,7 @@ std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& ma
     for (const Span& rows : down[k]) {
       for (const Span& columns : across[k]) result[k].push_back(A(rows.size() * columns.size()));
     }
+    result[k].resize(padded<A>(result[k].size()), 1);
   }
   return result;
 }
@@ -80,40 +81,73 @@ struct PoolGrid {
   }
 };
 
-// Calls body(p, start of plane `plane` + p) for `count` planes; a plane's number is n * C + c.
-template <class T, class Body>
-inline void for_planes(const View& map, int64_t plane, int64_t count, Body&& body) {
-  int64_t n = plane / map.size[1], c = plane % map.size[1];
+// Calls body(p, n, c) for `count` planes from `plane` on; a plane's number is n * C + c.
+template <class Body>
+inline void for_planes(int64_t C, int64_t plane, int64_t count, Body&& body) {
+  int64_t n = plane / C, c = plane % C;
   for (int64_t p = 0; p < count; ++p) {
-    body(p, at<T>(map, n, c, 0, 0));
-    if (++c == map.size[1]) ++n, c = 0;
+    body(p, n, c);
+    if (++c == C) ++n, c = 0;
   }
 }
 
-// Gathers the rows of a cell of one plane position by position, in `out` from `to` on. Running
-// results stay in registers while rows pass by. The last vector overlaps the one before it, which
-// costs less than a part of a vector.
-template <class T, class Row>
-void gather_row(const View& x, const T* map, const Span& rows, Row& out, int64_t to) {
-  constexpr int64_t lanes = kLanes<Accumulate<T>>;
-  const int64_t W = x.size[3], last_whole = std::max<int64_t>(0, W - lanes);
-  const int narrow = static_cast<int>(std::min(W, lanes));
-  for_four_vectors<Accumulate<T>>(W, [&]<int kVectors>(int64_t w, int) {
-    const auto column = [=](int v) {
-      return v < kVectors - 1 ? w + v * lanes : std::min(w + v * lanes, last_whole);
-    };
-    typename Row::Lanes gathered[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      gathered[v] = Row::nothing(Row::along(W, rows.begin, column(v)));
-    }
-    for (int64_t h = rows.begin; h < rows.end; ++h) {
-      const T* row = map + h * x.stride[2];
-      for (int v = 0; v < kVectors; ++v) {
-        const T* p = row + column(v);
-        gathered[v].take(narrow == lanes ? load(p) : load(p, narrow), Row::along(W, h, column(v)));
+// An array of running results, read and written a vector at a time, from any element on.
+template <class A, class Lanes>
+class Row {
+  static constexpr int kParts = sizeof(Lanes::part) / sizeof(Vec<A>);
+
+ public:
+  explicit Row(int64_t count) {
+    for (auto& part : parts_) part.resize(count + kLanes<A>);
+  }
+
+  Lanes load(int64_t i) const {
+    Lanes lanes;
+    for (int p = 0; p < kParts; ++p) lanes.part[p] = cpu::load(parts_[p].data() + i);
+    return lanes;
+  }
+  void store(int64_t i, const Lanes& lanes) {
+    for (int p = 0; p < kParts; ++p) cpu::store(parts_[p].data() + i, lanes.part[p]);
+  }
+
+  // Vectors at to, to + kLanes, ... become those of `from` at first, first + pitch, ..., turned
+  // over.
+  void turn(int64_t to, const Row& from, int64_t first, int64_t pitch) {
+    for (int p = 0; p < kParts; ++p) {
+      Vec<A> square[kLanes<A>];
+      for (int i = 0; i < kLanes<A>; ++i) {
+        square[i] = cpu::load(from.parts_[p].data() + first + i * pitch);
+      }
+      transpose(square);
+      for (int i = 0; i < kLanes<A>; ++i) {
+        cpu::store(parts_[p].data() + to + i * kLanes<A>, square[i]);
       }
     }
-    for (int v = 0; v < kVectors; ++v) out.store(to + column(v), gathered[v]);
+  }
+
+ private:
+  std::vector<A> parts_[kParts];
+};
+
+// Gathers the rows of a cell of one plane position by position, in `out` from `to` on, up to a
+// vector beyond. Running results stay in registers while rows pass by.
+template <class T, class A, class Lanes>
+void gather_row(const View& x, const T* map, const Span& rows, Row<A, Lanes>& out, int64_t to) {
+  constexpr bool kAlong = true;
+  const int64_t W = x.size[3];
+  for_four_vectors<A>(W, [&]<int kVectors>(int64_t w, int count) {
+    Lanes gathered[kVectors];
+    Vec<A> value[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gathered[v] = Lanes::template nothing<kAlong>(rows.begin * W + w + v * kLanes<A>);
+    }
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      load_vectors(map + h * x.stride[2] + w, count, value);
+      for (int v = 0; v < kVectors; ++v) {
+        gathered[v].template take<kAlong>(value[v], h * W + w + v * kLanes<A>);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) out.store(to + w + v * kLanes<A>, gathered[v]);
   });
 }
 
@@ -143,11 +177,11 @@ class Shortening {
   }
 
   // Writes up to a vector beyond the row's end.
-  template <class Row>
-  void operator()(const Row& positions, Row& shortened, int64_t to) const {
+  template <class Lanes>
+  void operator()(const Row<A, Lanes>& positions, Row<A, Lanes>& shortened, int64_t to) const {
     for (size_t k = 0; k < pieces_.size(); ++k) {
       const Piece& piece = pieces_[k];
-      auto lanes = positions.load(piece.first);
+      Lanes lanes = positions.load(piece.first);
       for (int64_t v = 1; v < piece.vectors; ++v) {
         lanes = merge(lanes, positions.load(piece.first + v * kLanes<A>));
       }
@@ -166,17 +200,17 @@ class Shortening {
 };
 
 // From a row of cells to the bins of all levels, for `width` channels side by side, whole vectors.
-template <class A, class Row>
+template <class A, class Lanes>
 class Pooler {
  public:
   const int64_t width;
-  Row cells;  // `width` results for each cell of the row
+  Row<A, Lanes> cells;  // `width` results for each cell of the row
 
   Pooler(const PoolGrid& grid, int64_t width)
       : width(width), cells(grid.columns.count() * width), grid_(grid) {
     for (const PoolGrid::Axis& across : grid.across) {
       const int64_t bins = across.cells.size();
-      levels_.push_back({Row(bins * width), Row(bins * width)});
+      levels_.push_back({Row<A, Lanes>(bins * width), Row<A, Lanes>(bins * width)});
     }
   }
 
@@ -188,7 +222,7 @@ class Pooler {
       const auto& across = grid_.across[k].cells;
       for (size_t j = 0; j < across.size(); ++j) {
         for (int64_t i = 0; i < width; i += kLanes<A>) {
-          auto lanes = cells.load(across[j].begin * width + i);
+          Lanes lanes = cells.load(across[j].begin * width + i);
           for (int64_t cell = across[j].begin + 1; cell < across[j].end; ++cell) {
             lanes = merge(lanes, cells.load(cell * width + i));
           }
@@ -214,40 +248,39 @@ class Pooler {
   // Results of this row cell, and of the bin that began in an earlier one: there is never more than
   // one, for neighbouring bins share at most one row.
   struct Level {
-    Row ready, open;
+    Row<A, Lanes> ready, open;
   };
   const PoolGrid& grid_;
   std::vector<Level> levels_;
 };
 
-// finish(level, plane, count, results): lane p of results[i * bins_w + j] is bin (i, j) of plane p
-// of `count`.
-template <class T, class Row, class Finish>
+// The neighbours given to `write` are bins.
+template <class T, class Lanes, class Write>
 void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64_t end,
-                 Finish&& finish) {
+                 Write&& write) {
   using A = Accumulate<T>;
   constexpr int64_t kPlanes = kLanes<A>;
   const int64_t C = x.size[1], W = x.size[3];
   const PoolGrid grid(x, levels);
-  Pooler<A, Row> pooler(grid, kPlanes);
+  Pooler<A, Lanes> pooler(grid, kPlanes);
   const Cells& rows = grid.rows;
   const Shortening<A> shorten(grid.columns);
   const bool shortens = shorten.length < W;
   const int64_t length = ceil_div(shorten.length, kPlanes) * kPlanes;
   const int64_t pitch = length + (shortens ? kPlanes : 0);
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * pitch));
-  Row positions(at_a_time * kPlanes * pitch), turned(kPlanes * length), line(W + kPlanes);
-  std::vector<Row> bins;
-  for (int k = 0; k < levels.count; ++k) {
-    const int64_t count = levels[k].size[2] * levels[k].size[3];
-    bins.emplace_back(ceil_div(count, kPlanes) * kPlanes * kPlanes);  // to be turned over whole
-  }
+  Row<A, Lanes> positions(at_a_time * kPlanes * pitch), line(W + kPlanes);
+  Row<A, Lanes> turned(kPlanes * std::max(length, kPlanes));
+  const auto sizes = bin_sizes<A>(levels, x);
+  std::vector<Row<A, Lanes>> bins;  // of all planes, to be turned over whole
+  for (const auto& level : sizes) bins.emplace_back(level.size() * kPlanes);
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes, count = std::min(kPlanes, x.size[0] * C - plane);
     for (int64_t first = 0; first < rows.count(); first += at_a_time) {
       const int64_t last = std::min(first + at_a_time, rows.count());
-      for_planes<const T>(x, plane, count, [&](int64_t p, const T* map) {
+      for_planes(C, plane, count, [&](int64_t p, int64_t n, int64_t c) {
+        const T* map = at<const T>(x, n, c, 0, 0);
         for (int64_t r = first; r < last; ++r) {
           const int64_t to = ((r - first) * kPlanes + p) * pitch;
           gather_row(x, map, rows[r], shortens ? line : positions, shortens ? 0 : to);
@@ -260,41 +293,51 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
         }
         for (int64_t k = 0; k < grid.columns.count(); ++k) {
           const Span cell = shorten.cells[k];
-          auto lanes = turned.load(cell.begin * kPlanes);
+          Lanes lanes = turned.load(cell.begin * kPlanes);
           for (int64_t w = cell.begin + 1; w < cell.end; ++w) {
             lanes = merge(lanes, turned.load(w * kPlanes));
           }
           pooler.cells.store(k * kPlanes, lanes);
         }
-        pooler.close(r, [&](int level, int64_t i, const Row& results) {
-          const int64_t width = levels[level].size[3] * kPlanes;
+        pooler.close(r, [&](int k, int64_t i, const Row<A, Lanes>& results) {
+          const int64_t width = levels[k].size[3] * kPlanes;
           for (int64_t q = 0; q < width; q += kPlanes) {
-            bins[level].store(i * width + q, results.load(q));
+            bins[k].store(i * width + q, results.load(q));
           }
         });
       }
     }
-    for (int k = 0; k < levels.count; ++k) finish(k, plane, count, bins[k]);
+    for (int k = 0; k < levels.count; ++k) {
+      const int64_t all = levels[k].size[2] * levels[k].size[3];
+      for (int64_t j = 0; j < all; j += kPlanes) {
+        turned.turn(0, bins[k], j * kPlanes, kPlanes);
+        const Vec<A> size = load(sizes[k].data() + j);
+        for_planes(C, plane, count, [&](int64_t p, int64_t n, int64_t c) {
+          write(k, n, c, 0, j, std::min(kPlanes, all - j),
+                [&](int64_t) { return turned.load(p * kPlanes).over(size); });
+        });
+      }
+    }
   }
 }
 
 // Takes a rectangle of pixels into the running results of `count` channels, or begins with them.
-template <class T, class Row>
+template <class T, class A, class Lanes>
 void take_pixels(const View& x, const T* map, const Span& rows, const Span& columns, bool begins,
-                 int64_t count, Row& out, int64_t to) {
-  using A = Accumulate<T>;
+                 int64_t count, Row<A, Lanes>& out, int64_t to) {
+  constexpr bool kAlong = false;
   const int64_t W = x.size[3];
   for_vector_groups<A, kPoolVectors>(count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
-    typename Row::Lanes gathered[kVectors];
+    Lanes gathered[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      gathered[v] = begins ? Row::nothing(Row::same(W, rows.begin, columns.begin))
+      gathered[v] = begins ? Lanes::template nothing<kAlong>(rows.begin * W + columns.begin)
                            : out.load(to + i + v * kLanes<A>);
     }
     for (int64_t h = rows.begin; h < rows.end; ++h) {
       const T* pixel = map + h * x.stride[2] + columns.begin * x.stride[3] + i;
       for (int64_t w = columns.begin; w < columns.end; ++w, pixel += x.stride[3]) {
         for (int v = 0; v < kVectors; ++v) {
-          gathered[v].take(load_some(pixel + v * kLanes<A>), Row::same(W, h, w));
+          gathered[v].template take<kAlong>(load_some(pixel + v * kLanes<A>), h * W + w);
         }
       }
     }
@@ -304,9 +347,9 @@ void take_pixels(const View& x, const T* map, const Span& rows, const Span& colu
 
 // Gathers the pixels of a cell, as many at a time as the innermost cache holds: running results
 // stay in registers while they pass by, and whole pixels are read one after another.
-template <class T, class Row>
+template <class T, class A, class Lanes>
 void gather_pixels(const View& x, const T* map, const Span& rows, const Span& columns,
-                   int64_t count, Row& out, int64_t to) {
+                   int64_t count, Row<A, Lanes>& out, int64_t to) {
   const int64_t pixels = std::max(kPoolPixels, kPoolElements / count);
   const int64_t wide = std::min(pixels, columns.size()), tall = pixels / wide;
   for (int64_t h = rows.begin; h < rows.end; h += tall) {
@@ -317,20 +360,20 @@ void gather_pixels(const View& x, const T* map, const Span& rows, const Span& co
   }
 }
 
-// finish(level, n, c, count, i, pitch, results): elements j * pitch + (0 ... count - 1) of the
-// results are bin (i, j) of channels c, c + 1, ... Neighbouring items of one image are done
-// together, so that a thread reads long runs.
-template <class T, class Row, class Finish>
+// The neighbours given to `write` are channels. Neighbouring items of one image are done together,
+// so that a thread reads long runs.
+template <class T, class Lanes, class Write>
 void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int64_t end,
-                   Finish&& finish) {
+                   Write&& write) {
   using A = Accumulate<T>;
   const int64_t C = x.size[1], blocks = ceil_div(C, kPoolChannels);
   const PoolGrid grid(x, levels);
+  const auto sizes = bin_sizes<A>(levels, x);
   int64_t results = grid.columns.count();  // of a channel
   for (const int64_t bins : levels.bins(3)) results += 2 * bins;
-  const int64_t bytes = results * kPoolChannels * sizeof(typename Row::Lanes) / kLanes<A>;
+  const int64_t bytes = results * kPoolChannels * sizeof(Lanes) / kLanes<A>;
   const int64_t most = std::max<int64_t>(1, kPoolResults / bytes);
-  Pooler<A, Row> pooler(grid, std::min({most, blocks, end - begin}) * kPoolChannels);
+  Pooler<A, Lanes> pooler(grid, std::min({most, blocks, end - begin}) * kPoolChannels);
   for (int64_t item = begin; item < end;) {
     const int64_t n = item / blocks, first = item % blocks, c = first * kPoolChannels;
     const int64_t together = std::min({most, end - item, blocks - first});
@@ -340,8 +383,12 @@ void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int
         gather_pixels(x, at<const T>(x, n, c, 0, 0), grid.rows[r], grid.columns[k], count,
                       pooler.cells, k * pooler.width);
       }
-      pooler.close(r, [&](int level, int64_t i, const Row& results) {
-        finish(level, n, c, count, i, pooler.width, results);
+      pooler.close(r, [&](int k, int64_t i, const Row<A, Lanes>& results) {
+        for (int64_t j = 0; j < levels[k].size[3]; ++j) {
+          const Vec<A> size = splat(sizes[k][i * levels[k].size[3] + j]);
+          write(k, n, c, i, j, count,
+                [&](int64_t b) { return results.load(j * pooler.width + b).over(size); });
+        }
       });
     }
     item += together;
@@ -356,6 +403,14 @@ inline bool pools_channels_last(const View& x, const PooledLevels& levels) {
 inline bool pools_runs(const View& x, const PooledLevels& levels) {
   return levels.count == 1 && levels[0].size[3] == 1 && x.stride[2] == x.size[3] &&
          !pools_channels_last(x, levels);
+}
+
+// Calls write(level, n, c, i, j, count, lanes_at) for all results, as soon as they are complete:
+// `count` neighbours in memory from bin (i, j) of channel c on, a vector from b on lanes_at(b).
+template <class T, class Lanes, class Write>
+void pool(const View& x, const PooledLevels& levels, int64_t begin, int64_t end, Write&& write) {
+  pools_channels_last(x, levels) ? pool_channels<T, Lanes>(x, levels, begin, end, write)
+                                 : pool_planes<T, Lanes>(x, levels, begin, end, write);
 }
 
 inline Work pool_work(const View& x, const PooledLevels& levels) {

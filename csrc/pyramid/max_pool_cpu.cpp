@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "core/dispatch.hpp"
-#include "cpu/transpose.hpp"
+#include "cpu/shuffle.hpp"
 #include "pyramid/cells_cpu.hpp"
 
 namespace stripctx::cpu {
@@ -15,22 +15,34 @@ namespace {
 constexpr int64_t kSomeElements = 32768;  // of grad_x that are added up in the cache
 constexpr int64_t kAddChannels = 64;      // of one work item of a channels_last gradient
 
-// Maxima and where they stand; a plane has fewer than 2^31 positions.
+// Maxima and the bits of where they stand; a plane has fewer than 2^31 positions.
 template <class A>
 struct BestLanes {
-  using Places = IndexVec<A>;
-  Vec<A> value;
-  Places index;
+  using Positions = IndexVec<A>;
+  Vec<A> part[2];
 
-  void take(const Vec<A>& elements, const Places& places) {
-    const auto better = (elements > value) | (elements != elements);
-    value = better ? elements : value;
-    index = better ? places : index;
+  // The positions of a vector of neighbours in a row, or of one position in many channels.
+  template <bool kAlong>
+  static Positions positions(int64_t first) {
+    Positions lane{};
+    for (int i = 0; kAlong && i < kLanes<A>; ++i) lane[i] = i;
+    return lane + static_cast<Index<A>>(first);
   }
+  template <bool kAlong>
+  static BestLanes nothing(int64_t first) {
+    return {splat(-std::numeric_limits<A>::infinity()), (Vec<A>)positions<kAlong>(first)};
+  }
+  template <bool kAlong>
+  void take(const Vec<A>& elements, int64_t first) {
+    const auto better = (elements > part[0]) | (elements != elements);
+    part[0] = better ? elements : part[0];
+    part[1] = better ? (Vec<A>)positions<kAlong>(first) : part[1];
+  }
+  const BestLanes& over(const Vec<A>&) const { return *this; }
 
   void store_index(int64_t* out, int64_t count) const {
     using Wide = typename VectorOf<int64_t, kLanes<A> * 8>::type;
-    const Wide wide = __builtin_convertvector(index, Wide);
+    const Wide wide = __builtin_convertvector((Positions)part[1], Wide);
     std::memcpy(out, &wide, count < kLanes<A> ? count * sizeof(int64_t) : sizeof(wide));
   }
 };
@@ -38,100 +50,12 @@ struct BestLanes {
 // The larger value, of equals the earlier, of NaNs the later.
 template <class A>
 BestLanes<A> merge(const BestLanes<A>& a, const BestLanes<A>& b) {
-  const auto a_counts = a.value == a.value, b_counts = b.value == b.value;  // else it is NaN
-  const auto larger = (b.value > a.value) | ((b.value == a.value) & (b.index < a.index));
-  const auto better =
-      (a_counts & (larger | ~b_counts)) | (~a_counts & ~b_counts & (b.index > a.index));
-  return {better ? b.value : a.value, better ? b.index : a.index};
-}
-
-template <class A>
-class Bests {
- public:
-  using Lanes = BestLanes<A>;
-  using Places = typename Lanes::Places;
-
-  explicit Bests(int64_t count) : values_(count + kLanes<A>), indices_(count + kLanes<A>) {}
-
-  // A vector of neighbours in a row, and one of the same position in many channels.
-  static Places along(int64_t W, int64_t h, int64_t w) {
-    Places places;
-    for (int i = 0; i < kLanes<A>; ++i) places[i] = i;
-    return places + static_cast<Index<A>>(h * W + w);
-  }
-  static Places same(int64_t W, int64_t h, int64_t w) {
-    return static_cast<Index<A>>(h * W + w) - Places{};
-  }
-  static Lanes nothing(const Places& first) {
-    return {splat(-std::numeric_limits<A>::infinity()), first};
-  }
-
-  Lanes load(int64_t i) const {
-    Lanes lanes;
-    std::memcpy(&lanes.value, values_.data() + i, sizeof(lanes.value));
-    std::memcpy(&lanes.index, indices_.data() + i, sizeof(lanes.index));
-    return lanes;
-  }
-  void store(int64_t i, const Lanes& lanes) {
-    std::memcpy(values_.data() + i, &lanes.value, sizeof(lanes.value));
-    std::memcpy(indices_.data() + i, &lanes.index, sizeof(lanes.index));
-  }
-
-  // Vectors at to, to + kLanes, ... become those of `from` at first, first + pitch, ..., turned
-  // over.
-  void turn(int64_t to, const Bests& from, int64_t first, int64_t pitch) {
-    Vec<A> values[kLanes<A>];
-    Places indices[kLanes<A>];
-    for (int i = 0; i < kLanes<A>; ++i) {
-      values[i] = from.load(first + i * pitch).value;
-      indices[i] = from.load(first + i * pitch).index;
-    }
-    transpose(values);
-    transpose(indices);
-    for (int i = 0; i < kLanes<A>; ++i) store(to + i * kLanes<A>, {values[i], indices[i]});
-  }
-
- private:
-  std::vector<A> values_;
-  std::vector<Index<A>> indices_;
-};
-
-template <class T>
-void pool(const PyramidMaxPool& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
-  constexpr int kWide = kLanes<A>;
-  if (pools_channels_last(op.x, op.levels)) {
-    return pool_channels<T, Bests<A>>(
-        op.x, op.levels, begin, end,
-        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, int64_t pitch,
-            const Bests<A>& bests) {
-          const View &level = op.levels[k], &indices = op.indices[k];
-          for (int64_t j = 0; j < level.size[3]; ++j) {
-            T* out = at<T>(level, n, c, i, 0) + j * level.stride[3];
-            int64_t* index = at<int64_t>(indices, n, c, i, 0) + j * indices.stride[3];
-            for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-              const auto best = bests.load(j * pitch + b);
-              store_some(out + b, best.value);
-              best.store_index(index + b, count - b);
-            });
-          }
-        });
-  }
-  Bests<A> turned(kWide * kWide);
-  pool_planes<T, Bests<A>>(
-      op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Bests<A>& bests) {
-        const View &level = op.levels[k], &indices = op.indices[k];
-        const int64_t bins = level.size[2] * level.size[3];
-        for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
-          turned.turn(0, bests, j * kWide, kWide);
-          for_planes<T>(level, plane, count, [&](int64_t p, T* out) {
-            store_some(out + j, turned.load(p * kWide).value);
-          });
-          for_planes<int64_t>(indices, plane, count, [&](int64_t p, int64_t* out) {
-            turned.load(p * kWide).store_index(out + j, bins - j);
-          });
-        });
-      });
+  const auto &x = a.part[0], &y = b.part[0];
+  const auto at_x = (IndexVec<A>)a.part[1], at_y = (IndexVec<A>)b.part[1];
+  const auto x_counts = x == x, y_counts = y == y;  // else it is NaN
+  const auto larger = (y > x) | ((y == x) & (at_y < at_x));
+  const auto better = (x_counts & (larger | ~y_counts)) | (~x_counts & ~y_counts & (at_y > at_x));
+  return {better ? y : x, better ? b.part[1] : a.part[1]};
 }
 
 // Adds the gradients of one bin, for `count` channels, to the positions from `some.begin` on of
@@ -213,7 +137,20 @@ Work work(const PyramidMaxPoolBackward& op) {
 }
 
 void run(const PyramidMaxPool& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.x.dtype, [&]<class T>() { pool<T>(op, begin, end); });
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    using Lanes = BestLanes<Accumulate<T>>;
+    pool<T, Lanes>(op.x, op.levels, begin, end,
+                   [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count,
+                       const auto& bests_at) {
+                     T* out = at<T>(op.levels[k], n, c, i, j);
+                     int64_t* index = at<int64_t>(op.indices[k], n, c, i, j);
+                     for_vectors<Accumulate<T>>(count, [&](int64_t b, auto, auto store_some) {
+                       const Lanes bests = bests_at(b);
+                       store_some(out + b, bests.part[0]);
+                       bests.store_index(index + b, count - b);
+                     });
+                   });
+  });
 }
 
 void run(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {

@@ -3,8 +3,6 @@
 // map as they lie, and as many planes of a contiguous map as a vector has lanes, turned over.
 // Writes grad_x once, in runs as long as a thread's share allows.
 #include "core/dispatch.hpp"
-#include "cpu/loops.hpp"
-#include "cpu/transpose.hpp"
 #include "pyramid/cells_cpu.hpp"
 
 namespace stripctx::cpu {
@@ -140,18 +138,17 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
   std::vector<A> cells(kPlanes * pitch), turned((kPlanes + 1) * pitch);
   std::vector<T> positions(row);
   std::vector<std::vector<A>> bins;  // of each level: element j of plane p at [j][p]
-  for (const auto& shares : gradients.shares) {
-    bins.emplace_back(ceil_div(static_cast<int64_t>(shares.size()), kPlanes) * kPlanes * kPlanes);
-  }
+  for (const auto& shares : gradients.shares) bins.emplace_back(shares.size() * kPlanes);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes;
     const int64_t count = std::min(kPlanes, map.size[0] * map.size[1] - plane);
     for (int k = 0; k < op.grads.count; ++k) {
-      const std::vector<A>& shares = gradients.shares[k];
-      for_vectors<A>(shares.size(), [&](int64_t j, auto load_some, auto) {
+      const View& grad = op.grads[k];
+      for_vectors<A>(grad.size[2] * grad.size[3], [&](int64_t j, auto load_some, auto) {
         Vec<A> square[kPlanes]{};
-        for_planes<const T>(op.grads[k], plane, count, [&](int64_t p, const T* grads) {
-          square[p] = load_some(grads + j) * load_some(shares.data() + j);
+        for_planes(grad.size[1], plane, count, [&](int64_t p, int64_t n, int64_t c) {
+          square[p] =
+              load_some(at<const T>(grad, n, c, 0, j)) * load_some(gradients.shares[k].data() + j);
         });
         transpose(square);
         for (int q = 0; q < kPlanes; ++q) store(bins[k].data() + (j + q) * kPlanes, square[q]);
@@ -166,7 +163,8 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
       }
       transpose(cells.data(), kPlanes, (last - first) * columns.count(), kPlanes, turned.data(),
                 pitch);
-      for_planes<T>(map, plane, count, [&](int64_t p, T* out) {
+      for_planes(map.size[1], plane, count, [&](int64_t p, int64_t n, int64_t c) {
+        T* out = at<T>(map, n, c, 0, 0);
         for (int64_t r = first; r < last; ++r) {
           expand(turned.data() + p * pitch + (r - first) * columns.count(), positions.data());
           for (int64_t h = rows[r].begin; h < rows[r].end; ++h) {

@@ -2,56 +2,32 @@
 // bin. Reads x once; of windows as wide as a dense map, which need no cells, it reads the rows that
 // two of them share twice, the second time from the cache.
 #include "core/dispatch.hpp"
-#include "cpu/transpose.hpp"
 #include "pyramid/cells_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
+// Running sums; where an element stands does not matter.
 template <class A>
 struct SumLanes {
-  Vec<A> value;
+  Vec<A> part[1];
 
-  template <class Places>
-  void take(const Vec<A>& elements, const Places&) {
-    value += elements;
+  template <bool kAlong>
+  static SumLanes nothing(int64_t) {
+    return {Vec<A>{}};
   }
+  template <bool kAlong>
+  void take(const Vec<A>& elements, int64_t) {
+    part[0] += elements;
+  }
+  SumLanes over(const Vec<A>& size) const { return {part[0] / size}; }
 };
 
 template <class A>
 SumLanes<A> merge(const SumLanes<A>& a, const SumLanes<A>& b) {
-  return {a.value + b.value};
+  return {a.part[0] + b.part[0]};
 }
-
-// Running sums; where an element stands does not matter.
-template <class A>
-class Sums {
- public:
-  using Lanes = SumLanes<A>;
-  struct Nowhere {};
-
-  explicit Sums(int64_t count) : values_(count + kLanes<A>) {}
-
-  static Nowhere along(int64_t, int64_t, int64_t) { return {}; }
-  static Nowhere same(int64_t, int64_t, int64_t) { return {}; }
-  static Lanes nothing(Nowhere) { return Lanes{Vec<A>{}}; }
-
-  Lanes load(int64_t i) const { return {cpu::load(values_.data() + i)}; }
-  void store(int64_t i, const Lanes& sums) { cpu::store(values_.data() + i, sums.value); }
-
-  // Vectors at to, to + kLanes, ... become those of `from` at first, first + pitch, ..., turned
-  // over.
-  void turn(int64_t to, const Sums& from, int64_t first, int64_t pitch) {
-    Vec<A> square[kLanes<A>];
-    for (int i = 0; i < kLanes<A>; ++i) square[i] = from.load(first + i * pitch).value;
-    transpose(square);
-    for (int i = 0; i < kLanes<A>; ++i) store(to + i * kLanes<A>, {square[i]});
-  }
-
- private:
-  std::vector<A> values_;
-};
 
 constexpr int kRunSums = 4;  // vectors of running sums: as many additions at a time
 
@@ -84,9 +60,8 @@ void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
     const Span rows = window(i, bins, H);
     runs.push_back({rows.begin * W, rows.end * W});
   }
-  runs.resize(ceil_div(bins, kWindows) * kWindows);
-  std::vector<A> sizes = bin_sizes<A>(op.levels, op.x)[0];
-  sizes.resize(runs.size());
+  runs.resize(padded<A>(bins));
+  const std::vector<A> sizes = bin_sizes<A>(op.levels, op.x)[0];
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* map = at<const T>(op.x, plane / C, plane % C, 0, 0);
     T* out = at<T>(level, plane / C, plane % C, 0, 0);
@@ -105,40 +80,6 @@ void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
   }
 }
 
-template <class T>
-void pool(const PyramidPool& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
-  const auto sizes = bin_sizes<A>(op.levels, op.x);
-  if (pools_channels_last(op.x, op.levels)) {
-    return pool_channels<T, Sums<A>>(
-        op.x, op.levels, begin, end,
-        [&](int k, int64_t n, int64_t c, int64_t count, int64_t i, int64_t pitch,
-            const Sums<A>& sums) {
-          T* out = at<T>(op.levels[k], n, c, i, 0);
-          for (int64_t j = 0; j < op.levels[k].size[3]; ++j, out += op.levels[k].stride[3]) {
-            const A size = sizes[k][i * op.levels[k].size[3] + j];
-            for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-              store_some(out + b, sums.load(j * pitch + b).value / size);
-            });
-          }
-        });
-  }
-  if (pools_runs(op.x, op.levels)) return pool_runs<T>(op, begin, end);
-  pool_planes<T, Sums<A>>(
-      op.x, op.levels, begin, end, [&](int k, int64_t plane, int64_t count, const Sums<A>& sums) {
-        const int64_t bins = sizes[k].size();
-        for_vectors<A>(bins, [&](int64_t j, auto, auto store_some) {
-          Vec<A> square[kLanes<A>]{};
-          for (int64_t q = 0; q < kLanes<A> && j + q < bins; ++q) {
-            square[q] = sums.load((j + q) * kLanes<A>).value / sizes[k][j + q];
-          }
-          transpose(square);
-          for_planes<T>(op.levels[k], plane, count,
-                        [&](int64_t p, T* out) { store_some(out + j, square[p]); });
-        });
-      });
-}
-
 }  // namespace
 
 Work work(const PyramidPool& op) {
@@ -147,7 +88,18 @@ Work work(const PyramidPool& op) {
 }
 
 void run(const PyramidPool& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.x.dtype, [&]<class T>() { pool<T>(op, begin, end); });
+  dispatch<Types>(op.x.dtype, [&]<class T>() {
+    using Lanes = SumLanes<Accumulate<T>>;
+    if (pools_runs(op.x, op.levels)) return pool_runs<T>(op, begin, end);
+    pool<T, Lanes>(op.x, op.levels, begin, end,
+                   [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count,
+                       const auto& means_at) {
+                     T* out = at<T>(op.levels[k], n, c, i, j);
+                     for_vectors<Accumulate<T>>(count, [&](int64_t b, auto, auto store_some) {
+                       store_some(out + b, means_at(b).part[0]);
+                     });
+                   });
+  });
 }
 
 }  // namespace stripctx::cpu

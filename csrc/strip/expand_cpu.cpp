@@ -1,4 +1,4 @@
-// The broadcast of rows and columns back to a map on the CPU: strip pooling's gradient, and
+// The sum of rows and columns at every position of a map on the CPU: strip pooling's gradient, and
 // relu(rows + cols). Every map is written once.
 //
 // A contiguous map is divided into its N*C planes, a channels_last one into rows of pixels.

@@ -1,7 +1,7 @@
-// Strip pooling on the CPU: sums over rows and columns of a plane, and their broadcast back.
+// Sums over the rows and the columns of a map on the CPU: strip pooling, and the gradient of
+// relu(rows + cols). Every map is read once.
 //
-// A contiguous map is divided into its N*C planes, a channels_last one into blocks of channels
-// (sums) or rows of pixels (broadcasts). Every kernel reads each map once, or writes it once.
+// A contiguous map is divided into its N*C planes, a channels_last one into blocks of channels.
 #include "strip/params.hpp"
 
 #include <vector>

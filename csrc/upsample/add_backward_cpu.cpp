@@ -50,7 +50,7 @@ class PlaneSums {
         if (phases_.fits()) {
           return phases_.apply(sums, stride, rows, out, tap_stride, level_.stride[2]);
         }
-        for (const Bands<A>& bands : bands_) {
+        for (const auto& bands : bands_) {
           bands.apply(sums, stride, rows, out, level_.stride[2], level_.size[3]);
           out += tap_stride;
         }
@@ -63,7 +63,7 @@ class PlaneSums {
   const View& level_;
   const int64_t channels_;
   Phases<A> phases_;
-  std::vector<Bands<A>> bands_;
+  std::vector<Bands<A, kLanes<A>>> bands_;
   std::vector<RowSums<T>> sums_;
 };
 
@@ -121,8 +121,8 @@ class PixelSums {
   }
 
  private:
-  void write(const Readers<A>& readers, const A* sums, int64_t length, T* out) const {
-    for (int64_t cell = 0; cell < readers.cells(); ++cell, out += level_.stride[3]) {
+  void write(const Bands<A, 1>& readers, const A* sums, int64_t length, T* out) const {
+    for (int64_t cell = 0; cell < readers.blocks(); ++cell, out += level_.stride[3]) {
       for_four_vectors<A>(length, [&]<int kVectors>(int64_t k, int count) {
         Vec<A> sum[kVectors];
         readers.add(cell, sums + k, stride_, sum);
@@ -133,7 +133,7 @@ class PixelSums {
 
   const View& level_;
   const int64_t channels_, stride_;
-  std::vector<Readers<A>> readers_;
+  std::vector<Bands<A, 1>> readers_;
   std::vector<RowSums<T>> sums_;
 };
 

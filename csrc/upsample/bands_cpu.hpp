@@ -1,58 +1,67 @@
-// The adjoint of interpolation along the fastest dimension on the CPU: a level's cells from W sums,
-// under one tap, by a product with a matrix of weights that is banded. A few rows at a time share
-// the reading of a weight.
+// The adjoint of interpolation along one axis on the CPU as a product with a banded matrix: which
+// positions read a few neighbouring cells, and with which weights.
 #pragma once
 
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {
 
-// The weights of one tap along W, for cells in whole vectors: cell block b sums the outputs
-// [first_[b], first_[b] + count_[b]), each times a vector of weights.
-template <class A>
+// Blocks of kCells cells. Block b sums the positions [first_[b], first_[b] + count_[b]), each times
+// kCells weights.
+template <class A, int kCells>
 class Bands {
  public:
-  Bands(const Samples<A>& columns) {
-    constexpr int64_t lanes = kLanes<A>;
-    int64_t w = columns.begin;
-    for (int64_t cell = 0; cell < columns.cells; cell += lanes) {
-      while (w < columns.end && columns[w].second < cell) ++w;
-      int64_t end = w;
-      while (end < columns.end && columns[end].first < cell + lanes) ++end;
-      first_.push_back(w);
-      count_.push_back(end - w);
-      for (int64_t i = w; i < end; ++i) {
+  explicit Bands(const Samples<A>& samples) {
+    int64_t begin = samples.begin;
+    for (int64_t cell = 0; cell < samples.cells; cell += kCells) {
+      while (begin < samples.end && samples[begin].second < cell) ++begin;
+      int64_t end = begin;
+      while (end < samples.end && samples[end].first < cell + kCells) ++end;
+      first_.push_back(begin);
+      count_.push_back(end - begin);
+      weights_at_.push_back(weights_.size());
+      for (int64_t i = begin; i < end; ++i) {
         const size_t row = weights_.size();
-        weights_.resize(row + lanes);
-        const Sample<A>& sample = columns[i];
+        weights_.resize(row + kCells);
+        const Sample<A>& sample = samples[i];
         const int64_t low = sample.first - cell, high = sample.second - cell;
         if (low >= 0) weights_[row + low] += sample.first_weight;
-        if (high < lanes) weights_[row + high] += sample.second_weight;
+        if (high < kCells) weights_[row + high] += sample.second_weight;
       }
     }
   }
 
-  // `rows` rows of cells, at most kRowsTogether, from as many rows of sums.
+  int64_t blocks() const { return first_.size(); }
+
+  // A cell a block, positions `stride` apart: sum = what the readers of a cell have, each as many
+  // vectors.
+  template <int kVectors>
+  [[gnu::always_inline]] void add(int64_t cell, const A* values, int64_t stride,
+                                  Vec<A> (&sum)[kVectors]) const {
+    static_assert(kCells == 1);
+    for (Vec<A>& each : sum) each = Vec<A>{};
+    const A* value = values + first_[cell] * stride;
+    const A* weight = weights_.data() + weights_at_[cell];
+    for (const A* end = weight + count_[cell]; weight < end; ++weight) {
+      for (int v = 0; v < kVectors; ++v) sum[v] += *weight * load(value + v * kLanes<A>);
+      value += stride;
+    }
+  }
+
+  // A vector of cells a block: `rows` rows of cells, at most kRowsTogether, from as many rows of
+  // sums.
   template <class T>
   void apply(const A* sums, int64_t stride, int64_t rows, T* out, int64_t out_stride,
              int64_t cells) const {
-    static_assert(kRowsTogether == 4);
-    switch (rows) {
-      case 1:
-        return apply<1>(sums, stride, out, out_stride, cells);
-      case 2:
-        return apply<2>(sums, stride, out, out_stride, cells);
-      case 3:
-        return apply<3>(sums, stride, out, out_stride, cells);
-      default:
-        return apply<4>(sums, stride, out, out_stride, cells);
-    }
+    with_count<kRowsTogether>(
+        rows, [&]<int kRows>() { apply<kRows>(sums, stride, out, out_stride, cells); });
   }
 
  private:
   // Four sums or more run side by side, because one would wait for itself.
   template <int kRows, class T>
   void apply(const A* sums, int64_t stride, T* out, int64_t out_stride, int64_t cells) const {
+    static_assert(kCells == kLanes<A>);
     constexpr int kSums = kRows == 1 ? 4 : 2;
     const A* weight = weights_.data();
     size_t block = 0;
@@ -79,6 +88,7 @@ class Bands {
   }
 
   std::vector<int64_t> first_, count_;
+  std::vector<size_t> weights_at_;
   std::vector<A> weights_;
 };
 

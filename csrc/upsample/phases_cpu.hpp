@@ -3,6 +3,8 @@
 // fourth or eighth position. Then neighbours among the cells read neighbours.
 #pragma once
 
+#include <bit>
+
 #include "cpu/shuffle.hpp"
 #include "upsample/weights_cpu.hpp"
 
@@ -44,35 +46,11 @@ class Phases {
              int64_t out_stride) {
     for (int64_t r = 0; r < rows; ++r) {
       A* to = phases_.data() + r * step_ * length_ + before_;
-      switch (step_) {
-        case 1:
-          split<1>(sums + r * stride, to);
-          break;
-        case 2:
-          split<2>(sums + r * stride, to);
-          break;
-        case 4:
-          split<4>(sums + r * stride, to);
-          break;
-        default:
-          split<8>(sums + r * stride, to);
-      }
+      with_count<4>(std::countr_zero(static_cast<uint64_t>(step_)) + 1,
+                    [&]<int kPower>() { split<1 << (kPower - 1)>(sums + r * stride, to); });
     }
-    static_assert(kRowsTogether == 4);
     for (const Tap& tap : taps_) {
-      switch (rows) {
-        case 1:
-          write<1>(tap, out, out_stride);
-          break;
-        case 2:
-          write<2>(tap, out, out_stride);
-          break;
-        case 3:
-          write<3>(tap, out, out_stride);
-          break;
-        default:
-          write<4>(tap, out, out_stride);
-      }
+      with_count<kRowsTogether>(rows, [&]<int kRows>() { write<kRows>(tap, out, out_stride); });
       out += tap_stride;
     }
   }

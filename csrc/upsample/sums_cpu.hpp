@@ -1,5 +1,4 @@
-// The adjoint of interpolation on the CPU, one axis after the other: sums of rows along H, then
-// sums of their elements along W, a cell at a time.
+// The adjoint of interpolation along H on the CPU: sums of rows.
 #pragma once
 
 #include "upsample/weights_cpu.hpp"
@@ -104,46 +103,6 @@ class RowSums {
   int64_t together_, run_, row_;
   Buffer<A> buffer_;
   int64_t next_ = 0, done_ = 0, open_ = 0;  // rows below are added; finished; rows that have sums
-};
-
-// The positions that read each cell of an axis, and their weights.
-template <class A>
-class Readers {
- public:
-  explicit Readers(const Samples<A>& samples) {
-    int64_t begin = samples.begin;
-    for (int64_t cell = 0; cell < samples.cells; ++cell) {
-      while (begin < samples.end && samples[begin].second < cell) ++begin;
-      begin_.push_back(begin);
-      first_.push_back(weights_.size());
-      for (int64_t i = begin; i < samples.end && samples[i].first <= cell; ++i) {
-        const Sample<A>& sample = samples[i];
-        weights_.push_back((sample.first == cell ? sample.first_weight : 0) +
-                           (sample.second == cell ? sample.second_weight : 0));
-      }
-    }
-    first_.push_back(weights_.size());
-  }
-
-  int64_t cells() const { return begin_.size(); }
-
-  // sum = what the readers of `cell` have, each as many vectors, `stride` apart.
-  template <int kVectors>
-  [[gnu::always_inline]] void add(int64_t cell, const A* values, int64_t stride,
-                                  Vec<A> (&sum)[kVectors]) const {
-    for (Vec<A>& each : sum) each = Vec<A>{};
-    const A* value = values + begin_[cell] * stride;
-    const A* end = weights_.data() + first_[cell + 1];
-    for (const A* weight = weights_.data() + first_[cell]; weight < end; ++weight) {
-      for (int v = 0; v < kVectors; ++v) sum[v] += *weight * load(value + v * kLanes<A>);
-      value += stride;
-    }
-  }
-
- private:
-  std::vector<int64_t> begin_;
-  std::vector<size_t> first_;
-  std::vector<A> weights_;
 };
 
 }  // namespace stripctx::cpu

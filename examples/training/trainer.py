@@ -27,12 +27,12 @@ from examples.training import (
     batches,
     checkpoint,
     checks,
+    label_counts,
     networks,
     objective,
     recipe,
     resume,
     start,
-    survey,
 )
 from examples.training.average import Average
 from examples.training.class_centroids import find_centroids
@@ -125,7 +125,7 @@ class Trainer:
         seen = (self.validation, self.folder, self.processes, self.console)
         of_classes = []
         if self.step < self.steps:
-            of_classes = survey.class_weights(settings, scenes, self.scenes, *seen)
+            of_classes = label_counts.class_weights(settings, scenes, self.scenes, *seen)
         loss = objective.Objective(settings.loss, classes, self.processes, self.network, of_classes)
         self.objective = loss.to(device)
 
@@ -159,14 +159,8 @@ class Trainer:
         data, seed = self.recipe.data, self.recipe.train.seed
         if not data.class_uniform or self.step == self.steps:
             return batches.EveryScene(self.scenes, seed)
-        found = find_centroids(
-            self.examples.scenes,
-            data.tile,
-            self.folder,
-            self.processes,
-            console=self.console,
-            readers=self.recipe.train.workers,
-        )
+        seen = (self.examples.scenes, data.tile, self.folder, self.processes)
+        found = find_centroids(*seen, console=self.console, readers=self.recipe.train.workers)
         coarse = [self.labelling.names.index(name) for name in data.coarse]
         found = found[(found[:, 0] < self.scenes) | np.isin(found[:, 1], coarse)]
         return batches.ClassUniform(self.scenes, found, data.class_uniform, seed)
@@ -174,11 +168,7 @@ class Trainer:
     def _examples(self, order: batches.Order) -> Iterator[Example]:
         train = self.recipe.train
         chosen = batches.Batches(
-            order,
-            train.batch,
-            start=self.step,
-            steps=self.steps,
-            processes=self.processes,
+            order, train.batch, start=self.step, steps=self.steps, processes=self.processes
         )
         device = self.processes.device
         for image, labels, heights in batches.loader(self.examples, chosen, train.workers):
@@ -272,11 +262,8 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         if not self.processes.first:
             return
-        state = {
-            "recipe": recipe.to_dict(self.recipe),
-            "step": self.step,
-            "scores": self.scores,
-        }
+        values = recipe.to_dict(self.recipe)
+        state = {"recipe": values, "step": self.step, "scores": self.scores}
         average = self.average.state_dict() if self.average else {}
         network = self.network.state_dict()
         if best:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stripctx.ops.calls import call
-from stripctx.ops.labels import accumulate_dtype
+from stripctx.ops.labels_checks import accumulate_dtype
 
 _OPS = torch.ops.stripctx
 _BYTES = {torch.uint8: 1, torch.int32: 4, torch.int64: 8}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stripctx._compat import same_sizes
-from stripctx.ops import upsample_conv
 from stripctx.ops.calls import call
+from stripctx.ops.upsample_composed import Geometry
+from stripctx.ops.upsample_conv import pyramid_conv as convolve
 
 _OPS = torch.ops.stripctx
 
@@ -181,14 +182,14 @@ def pyramid_conv(
         )
     pads, steps = _pair("padding", padding), _pair("dilation", dilation)
     small = [k for k, map in enumerate(levels) if not same_sizes(map.shape[2:], x.shape[2:])]
-    geometry = upsample_conv.Geometry(
+    geometry = Geometry(
         place,
         pads,
         steps,
         [modes[k] for k in small],
         [ratio for k in small for ratio in ratios[2 * k : 2 * k + 2]],
     )
-    return upsample_conv.pyramid_conv(maps, weight, bias, geometry)
+    return convolve(maps, weight, bias, geometry)
 
 
 def _interpolation(

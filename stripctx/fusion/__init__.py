@@ -112,7 +112,7 @@ def unfuse(network: nn.Module) -> list[str]:
 def _scopes(network: nn.Module) -> list[tuple[str, nn.Module, type[Scope]]]:
     """The modules that become a Scope or a Boundary: those that interpolate, their callers, and the
     callers of a fused gate. Submodules of a module replaced by a recipe are excluded."""
-    found = find.places(network)
+    found = find.scopes(network)
     modules = dict(network.named_modules())
     for path, module in modules.items():
         if isinstance(module, SPBlockRecipe) and path:

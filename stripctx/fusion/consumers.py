@@ -14,7 +14,7 @@ from stripctx.fusion import cost
 from stripctx.fusion.lazy import CONSUMERS, METHODS, Lazy, made
 from stripctx.fusion.lazy_maps import Gate, Level, Pyramid, Sum, alike
 from stripctx.ops import checks
-from stripctx.ops.upsample import MOST_LEVELS
+from stripctx.ops.upsample_checks import MOST_LEVELS
 
 
 def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:

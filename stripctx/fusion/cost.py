@@ -101,12 +101,12 @@ class Recorder:
 
     convolutions: list[Convolution] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)  # of the running modules, innermost last
-    places: set[str] = field(default_factory=set)  # modules that created or used a lazy tensor
+    modules: set[str] = field(default_factory=set)  # modules that created or used a lazy tensor
 
     def met(self, path: str) -> bool:
         """Whether the module at `path` or a submodule created a lazy tensor that was used as such,
         or used one."""
-        return any(path == "" or f"{at}.".startswith(f"{path}.") for at in self.places)
+        return any(path == "" or f"{at}.".startswith(f"{path}.") for at in self.modules)
 
 
 _recorders: list[Recorder] = []
@@ -150,7 +150,7 @@ def note(used: Sequence[Any]) -> None:
     """Records that the running module used these lazy tensors."""
     place = here()
     if place is not None:
-        _recorders[-1].places.update((place, *(one.place for one in used)))
+        _recorders[-1].modules.update((place, *(one.place for one in used)))
 
 
 def record(pyramid: Any, weight: torch.Tensor, wait: Sequence[bool]) -> None:

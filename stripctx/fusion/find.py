@@ -25,7 +25,7 @@ _DEPTH = 6  # of nested calls that are followed
 _CALLERS = 2  # e.g. a branch interpolates, its parent concatenates, the head convolves
 
 
-def places(network: nn.Module) -> dict[str, bool]:
+def scopes(network: nn.Module) -> dict[str, bool]:
     """Maps module paths to True (becomes a Scope) or False (becomes a Boundary)."""
     modules = dict(network.named_modules())
     found: dict[str, bool] = {}

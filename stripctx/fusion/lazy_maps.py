@@ -18,7 +18,7 @@ from stripctx import functional
 from stripctx._compat import same_sizes
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import Function, Lazy, made
-from stripctx.ops.upsample import MOST_LEVELS
+from stripctx.ops.upsample_checks import MOST_LEVELS
 
 
 class Level(Lazy):

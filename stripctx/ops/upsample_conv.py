@@ -13,7 +13,6 @@ number of the others; weight (O, sum of C_l, kh, kw); taps of a level (N, kh*kw*
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,15 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stripctx import _compat
-from stripctx.layout import is_channels_last, memory_format
+from stripctx.layout import is_channels_last
 from stripctx.ops import checks
-from stripctx.ops.calls import call
+from stripctx.ops.upsample_composed import Geometry, Maps, composed, concatenated
 from stripctx.ops.upsample_products import (
     as_matrix,
     as_pixels,
     convolution_backward,
     joined,
-    of_each_tap,
     of_each_tap_at_once,
     product,
     product_backward,
@@ -39,46 +37,23 @@ from stripctx.ops.upsample_products import (
 OPS = torch.ops.stripctx
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """A convolution and, for each map that is not of x's size, its mode and its two ratios."""
-
-    x_index: int
-    padding: list[int]
-    dilation: list[int]
-    modes: list[int]
-    ratios: list[float]
-
-
 def pyramid_conv(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """conv2d over the maps, all at x's size, side by side."""
     if _compat.is_tracing() and not torch.onnx.is_in_onnx_export():
-        return _concatenated(maps, weight, bias, geometry)
+        return concatenated(maps, weight, bias, geometry)
     operands = [weight, *maps] if bias is None else [weight, bias, *maps]
     empty = any(map.size(1) == 0 for map in maps)
     if empty or not all(map(_runs_at_once, operands)) or _compat.is_transformed_or_traced():
-        return _composed(maps, weight, bias, geometry)
+        return composed(maps, weight, bias, geometry)
     if torch.is_autocast_enabled("cpu"):
         operands = [_as_under_autocast(operand) for operand in operands]
     if any(operand.dtype != operands[0].dtype for operand in operands):
-        return _composed(maps, weight, bias, geometry)  # which refuses it
+        return composed(maps, weight, bias, geometry)  # which refuses it
     weight, *rest = operands
     bias, maps = (None, rest) if bias is None else (rest[0], rest[1:])
     return PyramidConv.apply(geometry, weight, bias, *maps)
-
-
-def _concatenated(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> Tensor:
-    """The convolution as it is written. torch.jit.trace cannot record an operator that is given
-    sizes, and would keep those of the example."""
-    x, levels = maps[geometry.x_index], list(maps)
-    del levels[geometry.x_index]
-    if levels:
-        x = OPS.pyramid_concat(x, levels, geometry.modes, geometry.ratios, geometry.x_index)
-    return F.conv2d(x, weight, bias, padding=geometry.padding, dilation=geometry.dilation)
 
 
 def _runs_at_once(operand: Tensor) -> bool:
@@ -97,75 +72,10 @@ def _as_under_autocast(operand: Tensor) -> Tensor:
     return operand.to(torch.get_autocast_dtype("cpu"))
 
 
-def _composed(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> Tensor:
-    plan = _Maps(maps, weight, geometry)
-    parts = plan.parts(weight)
-    of_maps, of_weight = plan.together(maps), plan.together(parts)
-    taps = [_composed_product(maps[k], of_each_tap(parts[k])) for k in plan.small]
-    if of_maps.size(1) == 0 and taps:  # all that is convolved is small
-        out = taps[0].new_zeros(()) if bias is None else bias.to(taps[0].dtype)[:, None, None]
-        out = out.expand(of_maps.size(0), weight.size(0), *plan.outputs)
-    elif plan.pointwise:
-        out = _composed_product(of_maps, of_weight.flatten(1), bias)
-    else:
-        out = F.conv2d(
-            of_maps, of_weight, bias, padding=geometry.padding, dilation=geometry.dilation
-        )
-    return call(OPS.pyramid_taps_add, out, taps, *plan.taps) if taps else out
-
-
-def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`product`, differentiable."""
-    if not as_matrix(map):
-        return F.conv2d(map, matrix[:, :, None, None], bias)
-    matrices, columns = matrix.expand(map.size(0), -1, -1), map.flatten(2)
-    if bias is None:
-        out = torch.bmm(matrices, columns)
-    else:
-        out = torch.baddbmm(bias[:, None], matrices, columns)
-    return out.view(map.size(0), matrix.size(0), *map.shape[2:])
-
-
-class _Maps:
-    """Which maps are convolved at full size, which on their own cells; their slices of a weight."""
-
-    def __init__(self, maps: Sequence[Tensor], weight: Tensor, geometry: Geometry) -> None:
-        x = maps[geometry.x_index]
-        self.format = memory_format(x)
-        self.size, self.kernel = list(x.shape[2:]), list(weight.shape[2:])
-        same = [map is x or _compat.same_sizes(map.shape[2:], x.shape[2:]) for map in maps]
-        self.whole = [k for k, is_same in enumerate(same) if is_same]
-        self.small = [k for k in range(len(maps)) if k not in self.whole]
-        self.whole = [k for k in self.whole if maps[k].size(1) > 0] or self.whole[:1]
-        self.outputs = [
-            side + 2 * pad - step * (tap - 1)
-            for side, pad, step, tap in zip(
-                self.size, geometry.padding, geometry.dilation, self.kernel, strict=True
-            )
-        ]
-        self.channels = [map.size(1) for map in maps]
-        self.pointwise = self.kernel == [1, 1] and geometry.padding == [0, 0]
-        self.taps = (
-            self.size, self.kernel, geometry.padding, geometry.dilation, geometry.modes,
-            geometry.ratios,
-        )  # fmt: skip
-
-    def parts(self, weight: Tensor) -> tuple[Tensor, ...]:
-        return weight.split(self.channels, 1)
-
-    def together(self, items: Sequence[Tensor]) -> Tensor:
-        """What belongs to the maps at full size, side by side."""
-        if len(self.whole) == 1:
-            return items[self.whole[0]]
-        return torch.cat([items[k] for k in self.whole], 1)
-
-
 def _forward(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    plan = _Maps(maps, weight, geometry)
+    plan = Maps(maps, weight, geometry)
     maps = [map.contiguous(memory_format=plan.format) for map in maps]
     parts = plan.parts(weight)
     of_maps, of_weight = plan.together(maps), plan.together(parts)
@@ -191,7 +101,7 @@ def _backward(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of the maps, the weight and the bias, those that `needs` asks for."""
-    plan = _Maps(maps, weight, geometry)
+    plan = Maps(maps, weight, geometry)
     grad = grad.contiguous(memory_format=plan.format)
     maps = [map.contiguous(memory_format=plan.format) for map in maps]
     parts, needs_weight = plan.parts(weight), needs[-2]
@@ -213,7 +123,7 @@ def _backward(
 
 
 def _backward_of_whole(
-    plan: _Maps,
+    plan: Maps,
     geometry: Geometry,
     grad: Tensor,
     maps: Sequence[Tensor],
@@ -287,7 +197,7 @@ def _composed_backward(
         if not again:
             pairs = zip(inputs, needs, strict=True)
             inputs = [one.detach().requires_grad_(need) for one, need in pairs]
-        out = _composed(inputs[1:], inputs[0], None, ctx.geometry)
+        out = composed(inputs[1:], inputs[0], None, ctx.geometry)
         wanted = [one for one, need in zip(inputs, needs, strict=True) if need]
         given = torch.autograd.grad(out, wanted, grad, create_graph=again) if wanted else ()
     grads = iter(given)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stripctx.ops import checks, upsample
+from stripctx.ops import checks, upsample_taps
 from stripctx.ops.schemas import LIBRARY, declare
 from stripctx.reference import upsample as reference
 
@@ -127,7 +127,7 @@ def joined(parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
 
 
 def _taps_add_into(base: Tensor, *arguments: Any, out: Tensor) -> Tensor:
-    upsample.check_taps_add(base, *arguments)
+    upsample_taps.check_taps_add(base, *arguments)
     checks.alike("pyramid_taps_add", "out", out, "base", base)
     checks.size("pyramid_taps_add", "out", out, tuple(base.shape))
     return out.copy_(reference.pyramid_taps_add(base, *arguments))

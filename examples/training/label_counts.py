@@ -54,7 +54,7 @@ def count(
     )
 
 
-def survey(
+def check_labels(
     scenes: Scenes,
     validation: Scenes | None,
     folder: Path,
@@ -103,7 +103,7 @@ def class_weights(
     processes: Processes,
     console: Console | None,
 ) -> list[float]:
-    """Surveys the labels of a run, and computes class weights if the recipe asks for them.
+    """Checks the labels of a run, and computes class weights if the recipe asks for them.
 
     Args:
         scenes: for training; every epoch draws from the first `drawn` ones.
@@ -113,10 +113,10 @@ def class_weights(
         One weight per class, or an empty list.
 
     Raises:
-        DataError: as `survey`.
+        DataError: as `check_labels`.
     """
     balance = settings.loss.balance
-    counts = survey(
+    counts = check_labels(
         scenes,
         validation,
         folder,

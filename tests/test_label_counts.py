@@ -19,7 +19,7 @@ from training_runs import small  # noqa: E402
 from examples import evaluate  # noqa: E402
 from examples.data import catalogue  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
-from examples.training import survey  # noqa: E402
+from examples.training import label_counts  # noqa: E402
 from examples.training.processes import Processes  # noqa: E402
 from examples.training.trainer import Trainer  # noqa: E402
 
@@ -60,10 +60,10 @@ def test_pixels_are_counted_once(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     write(root, "train", 2, [0, 0, 2])
     data = small(root, *changes(root)).data
     scenes = catalogue.open_split(data, "train")
-    found = survey.count(scenes, "train", root / "run", Processes())
+    found = label_counts.count(scenes, "train", root / "run", Processes())
     assert found.tolist() == [[64, 64, 0, 64], [128, 0, 64, 0]]
     monkeypatch.setattr(type(scenes), "labels", None)
-    again = survey.count(scenes, "train", root / "run", Processes())
+    again = label_counts.count(scenes, "train", root / "run", Processes())
     np.testing.assert_array_equal(found, again)
 
 
@@ -72,7 +72,7 @@ def test_processes_share_out_the_counting(root: Path) -> None:
     for number, values in ((1, [0]), (2, [1]), (3, [2])):
         write(root, "train", number, values)
     scenes = catalogue.open_split(small(root, *changes(root)).data, "train")
-    whole = survey.count(scenes, "train", root / "one", Processes())
+    whole = label_counts.count(scenes, "train", root / "one", Processes())
 
     class Two(Processes):
         def share(self, value: object) -> object:
@@ -82,7 +82,7 @@ def test_processes_share_out_the_counting(root: Path) -> None:
             assert len(value) == 2
             return [value, [whole[1:2]]]
 
-    assert survey.count(scenes, "train", root / "two", Two(0, 2)).tolist() == whole.tolist()
+    assert label_counts.count(scenes, "train", root / "two", Two(0, 2)).tolist() == whole.tolist()
     assert whole.argmax(1).tolist() == [0, 1, 2]
 
 
