@@ -1,10 +1,8 @@
-"""torch.fx: layers and networks in the hands of tools that trace them, and int8 networks."""
+"""torch.fx: layers and networks in the hands of tools that trace them."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-from importlib.util import find_spec
 
 import networks
 import oracles
@@ -83,26 +81,3 @@ def test_normalisations_are_folded(network: nn.Module) -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.backbone.modules())
     with torch.no_grad():
         torch.testing.assert_close(folded(image), network(image), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization's, of its own end
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels of CPUs")
-@pytest.mark.skipif(
-    find_spec("torch.ao.quantization.quantize_fx") is None, reason="this torch has no quantize_fx"
-)
-def test_int8(network: nn.Module) -> None:
-    """As docs/deploy.md does it."""
-    from torch.ao.quantization import get_default_qconfig_mapping
-    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-
-    images = [networks.image(1, 3, 65, 65) for _ in range(3)]
-    observed = prepare_fx(copy.deepcopy(network), get_default_qconfig_mapping("x86"), (images[0],))
-    with torch.no_grad():
-        for image in images:
-            observed(image)
-        int8 = convert_fx(observed)
-        got, want = int8(images[0])["out"], network(images[0])["out"]
-    kinds = {type(module).__name__ for module in int8.modules()}
-    assert {"ConvReLU2d", "PyramidPoolingConv"} <= kinds
-    assert float((got - want).abs().max()) < 0.2 * float(want.abs().max())
-    assert float((got.argmax(1) == want.argmax(1)).float().mean()) > 0.9
