@@ -1,1 +1,2 @@
-"""Measuring: floors, peers, timing, peak memory, tables. `python -m pytest benchmarks` runs it."""
+"""Benchmarks: floors, peers, timing, peak memory, tables. `python -m pytest benchmarks` runs
+them."""

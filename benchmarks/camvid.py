@@ -1,12 +1,12 @@
-"""Does context help on real road scenes? Networks on one backbone with ImageNet's weights, at equal
-budgets:
+"""Tests whether context modules help on real road scenes: networks on one backbone with ImageNet
+weights, with equal training budgets:
 
     python -m benchmarks.camvid --data ~/camvid --weights tf_efficientnet_lite0.pth
 
-trains each by examples/recipes/camvid_lite0.yaml with every seed, the seeds one after another, and
-scores its last weights on the whole images of the validation split; no result picks a checkpoint.
-Killed at any moment, the same command goes on. benchmarks/results/camvid.json is written after each
-run; what other runs by the same recipe have left there is kept.
+trains each network by examples/recipes/camvid_lite0.yaml, for one seed after another, and scores
+its final weights on the whole images of the validation split; no checkpoint is selected by its
+score. The same command resumes an interrupted run. benchmarks/results/camvid.json is written after
+each run; entries of other runs by the same recipe are kept.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from examples.training.checkpoint import CheckpointError
 from examples.training.trainer import StoppedError, Trainer
 
 RECIPE = Path(__file__).resolve().parent.parent / "examples" / "recipes" / "camvid_lite0.yaml"
-# of the network's function, beside the recipe's. Strip pooling in the backbone needs a ResNet; 512
-# channels at a quarter of the image's size would be twenty times the backbone.
+# Options of the network's function, in addition to the recipe's. Strip pooling in the backbone
+# needs a ResNet; 512 channels at 1/4 of the image's size would cost twenty times the backbone.
 OPTIONS = {"spnet": ["strip_pooling=false"], "upernet": ["head_channels=128"]}
 SHARED = ("augmentation", "loss", "optimizer", "train", "evaluation")
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"camvid: {refusal}", file=sys.stderr)
         return 2
     except StoppedError as stop:
-        console.print(f"{stop}; the same command goes on", highlight=False)
+        console.print(f"{stop}; repeat the command to resume", highlight=False)
         return 3
     return 0
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.camvid", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("changes", nargs="*", help="settings to replace, like train.epochs=20")
+    parser.add_argument("changes", nargs="*", help="settings to override, such as train.epochs=20")
     parser.add_argument("--data", required=True, help="CamVid's folder, with SegNet's split")
     parser.add_argument("--weights", required=True, help="file of the backbone's weights")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -78,14 +78,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def changes(options: argparse.Namespace, network: str, seed: int) -> list[str]:
-    """What the recipe of one run has of its own."""
+    """The changes to the recipe for one run."""
     own = [f"network.options.{option}" for option in OPTIONS.get(network, [])]
     files = [f"data.root={options.data}", f"network.weights={options.weights}"]
     return [f"network.name={network}", *own, f"train.seed={seed}", *files]
 
 
 def shared(settings: recipe.Recipe) -> dict[str, Any]:
-    """What all runs have in common, without paths."""
+    """The settings common to all runs, without paths."""
     values = recipe.to_dict(settings)
     del values["train"]["seed"]
     network = {name: values["network"][name] for name in ("backbone", "options")}
@@ -93,7 +93,7 @@ def shared(settings: recipe.Recipe) -> dict[str, Any]:
 
 
 def kept(path: Path, common: dict[str, Any]) -> list[Entry]:
-    """The entries that the file has of runs by the same recipe."""
+    """The file's entries of runs by the same recipe."""
     if not path.exists():
         return []
     before = json.loads(path.read_text())
@@ -102,14 +102,14 @@ def kept(path: Path, common: dict[str, Any]) -> list[Entry]:
 
 
 def ordered(entries: Sequence[Entry]) -> list[Entry]:
-    """By network and seed; of two, the later one."""
+    """Sorted by network and seed; later entries replace earlier ones of the same run."""
     names = list(NETWORKS)
     runs = {(names.index(each["network"]), each["seed"]): each for each in entries}
     return [runs[key] for key in sorted(runs)]
 
 
 def entry(network: str, seed: int, trainer: Trainer) -> Entry:
-    """What a complete run found: its curves, and the scores of its last weights."""
+    """The results of a complete run: its curves, and the scores of its final weights."""
     path = trainer.folder / "log.csv"
     scores = trainer.validate()
     ious = zip(trainer.labelling.names, scores.iou.tolist(), strict=True)

@@ -20,7 +20,7 @@ Table = tuple[list[str], list[list[str]]]  # headers and rows
 
 
 def by_network(entries: Sequence[Entry]) -> dict[str, dict[int, Entry]]:
-    """The runs of every network, by seed."""
+    """The runs of each network, by seed."""
     found: dict[str, dict[int, Entry]] = {}
     for entry in entries:
         found.setdefault(entry["network"], {})[entry["seed"]] = entry
@@ -28,14 +28,14 @@ def by_network(entries: Sequence[Entry]) -> dict[str, dict[int, Entry]]:
 
 
 def complete(entries: Sequence[Entry]) -> list[Entry]:
-    """The runs of those seeds that every network has; only their means can be compared."""
+    """The runs with seeds that every network has, so that means can be compared."""
     networks = by_network(entries).values()
     seeds = set.intersection(*(set(runs) for runs in networks))
     return [entry for entry in entries if entry["seed"] in seeds]
 
 
 def scores(entries: Sequence[Entry]) -> Table:
-    """A line a network: the seeds alone, and means over the complete ones."""
+    """A row per network: the score of each seed, and the mean over the complete seeds."""
     networks, compared = by_network(entries), by_network(complete(entries))
     seeds = sorted({entry["seed"] for entry in entries})
     several = any(len(runs) > 1 for runs in compared.values())
@@ -59,7 +59,7 @@ def scores(entries: Sequence[Entry]) -> Table:
 
 
 def classes(entries: Sequence[Entry]) -> Table:
-    """A line a class: the mean IoU over the complete seeds."""
+    """A row per class: the mean IoU over the complete seeds."""
     networks = by_network(complete(entries))
     rows = []
     for each in entries[0]["iou"]:
@@ -71,7 +71,7 @@ def classes(entries: Sequence[Entry]) -> Table:
 
 
 def settings(recipe: dict[str, Any], entries: Sequence[Entry]) -> str:
-    """How all of them were trained, in a sentence."""
+    """A sentence that describes the training settings."""
     train, varied, rates = recipe["train"], recipe["augmentation"], recipe["optimizer"]
     height, width = varied["crop"]
     shrunk = f"{varied['scale'][0]:g} to {varied['scale'][1]:g}"
@@ -95,5 +95,5 @@ def _mean(runs: dict[int, Entry], value: Callable[[Entry], float]) -> float:
 
 
 def _above(mean: float, others: dict[int, Entry]) -> str:
-    """In points."""
+    """The difference of the means, in points."""
     return f"{100 * (mean - _mean(others, lambda run: run['miou'])):+.1f}" if others else ""

@@ -20,18 +20,19 @@ from benchmarks.measuring import Run, tensors
 MODES = ("fwd", "fwd+bwd")
 CANDIDATES = ("fused", "eager", "compile")
 
-# Tolerance ||a - b|| / ||b|| between the peers, which round at every step, and the fused result.
+# Bounds of ||a - b|| / ||b|| between a peer, which rounds after every operator, and the fused
+# result.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
     torch.float16: 5e-3,
     torch.bfloat16: 4e-2,
-    torch.int64: 0.0,  # but for a few that rounding decides
+    torch.int64: 0.0,  # except where rounding decides, see below
 }
-# Rounding takes the arguments of some rectifiers to the other side of zero: one in so many results
-# may be far off, by more than this share of what they are on average.
+# Rounding can change the sign of a ReLU's argument: a fraction FEW of the results may differ by
+# more than FAR times their mean magnitude.
 FEW, FAR = 1e-4, 1e-2
-# In a module one gradient then passes and the other does not.
+# In a module, a gradient then passes in one candidate only.
 LOOSER_FOR_MODULES = {
     torch.float64: 1e-6,
     torch.float32: 0.1,
@@ -42,11 +43,11 @@ LOOSER_FOR_MODULES = {
 
 @dataclass
 class Comparison:
-    """Seconds and bytes by candidate; what could not run, by candidate and why."""
+    """Seconds and bytes by candidate; the reason for each candidate that failed."""
 
     times: dict[str, list[float]]
     peaks: dict[str, int | None]
-    results: dict[str, int]  # bytes of what a call returns, gradients among them
+    results: dict[str, int]  # bytes of a call's results, including gradients
     floor: list[float] | None = None
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -70,11 +71,11 @@ def compare(
 
     Args:
         function: one of `stripctx.functional`, or a partial of one, or a module built from them.
-        arguments: its arguments; in mode "fwd+bwd" those that require a gradient get one, tensors
-            in lists too.
-        mode: "fwd", without autograd, or "fwd+bwd", to the gradients of arguments and parameters.
-        floor: makes what does as much memory traffic or arithmetic as the function at least needs,
-            between buffers of its own.
+        arguments: its arguments. Mode "fwd+bwd" computes gradients of those that require them,
+            including tensors in lists.
+        mode: "fwd", without autograd, or "fwd+bwd", with gradients of arguments and parameters.
+        floor: allocates buffers and returns an operation with the minimum memory traffic or
+            arithmetic of the function.
         with_compile: whether to compile the peer, which takes some seconds.
         with_memory: whether to measure peak memory.
         device, rounds, budget: as in `measuring.interleave`.
@@ -121,16 +122,16 @@ def compare(
 
 
 def candidate(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The candidate of this name."""
+    """The candidate of this name for a function."""
     if name == "compile":
-        torch.compiler.reset()  # static shapes: one function, one shape
+        torch.compiler.reset()  # compile for static shapes: one shape at a time
     return {"fused": lambda f: f, "eager": peers.of, "compile": peers.compiled}[name](function)
 
 
 @dataclass
 class Bound:
-    """A function closed over its arguments. A call returns the outputs, and where there is an
-    upstream gradient, those of the arguments and parameters that it uses after them."""
+    """A function bound to its arguments. A call returns the outputs and, if there are upstream
+    gradients, then the gradients of the arguments and parameters in use."""
 
     function: Callable[..., Any]
     arguments: Sequence[Any]
@@ -146,19 +147,19 @@ class Bound:
             with torch.no_grad():
                 return listed(self.function(*self.arguments))
         outputs = listed(self.function(*self.arguments))
-        pairs = zip(outputs, self.upstream, strict=True)  # counts have no gradient
+        pairs = zip(outputs, self.upstream, strict=True)  # counts do not have a gradient
         ends, upstream = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
         grads = torch.autograd.grad(ends, self.inputs, upstream, allow_unused=True)
         return [*outputs, *(grad for grad in grads if grad is not None)]
 
     def on(self, arguments: Sequence[Any]) -> Bound:
-        """The same on other arguments, with an upstream gradient of its own."""
+        """The same function on other arguments, with a copy of the upstream gradients."""
         upstream = [value.clone() for value in self.upstream]
         return Bound(self.function, arguments, self.parameters, upstream)
 
     def result_bytes(self, results: Sequence[Tensor]) -> int:
-        """Of the storages that a call allocates for its results: views of what was there before
-        are none."""
+        """The bytes of the storages that a call allocates for its results; views of its arguments
+        do not count."""
         before = {_storage(value) for value in [*tensors(self.arguments), *self.upstream]}
         return sum(size for _, size in {_storage(value) for value in results} - before)
 
@@ -169,8 +170,8 @@ def bind(
     mode: str,
     parameters: Sequence[Tensor] | None = None,
 ) -> Bound:
-    """In mode "fwd+bwd" with gradients of arguments, and of parameters: by default those of the
-    module that `function` is."""
+    """Binds a function. In mode "fwd+bwd" it computes gradients of arguments and of parameters, by
+    default those of `function` if it is a module."""
     if mode == "fwd":
         return Bound(function, arguments)
     if parameters is None:
@@ -180,7 +181,7 @@ def bind(
 
 
 def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
-    """Those that are trained."""
+    """The parameters that require a gradient."""
     if not isinstance(function, nn.Module):
         return []
     return [value for value in function.parameters() if value.requires_grad]
@@ -189,9 +190,8 @@ def parameters_of(function: Callable[..., Any]) -> list[Tensor]:
 def check_agreement(
     name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor], *, module: bool = False
 ) -> None:
-    """Raises AssertionError if the results of a candidate differ. For a module all results are
-    compared together: some gradients are nothing but rounding, such as that of a bias before a
-    norm."""
+    """Raises AssertionError if the results of a candidate differ. A module's results are compared
+    together: some gradients are zero up to rounding, such as that of a bias before a norm."""
     if module:
         error = relative_error(_joined(outputs), _joined(expected))
         if not error <= LOOSER_FOR_MODULES[outputs[0].dtype]:
@@ -210,7 +210,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 def _but_a_few(value: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Both without the outliers permitted by FEW and FAR."""
+    """Both tensors without the outliers permitted by FEW and FAR."""
     far = (value - expected).detach().abs() > FAR * expected.detach().abs().double().mean()
     if 0 < far.sum() <= FEW * far.numel():
         return value[~far], expected[~far]
@@ -228,7 +228,7 @@ def reason(error: BaseException) -> str:
 
 
 def _storage(value: Tensor) -> tuple[int, int]:
-    """Address and bytes."""
+    """The address and size in bytes of a tensor's storage."""
     storage = value.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 
@@ -238,7 +238,7 @@ def listed(outputs: Any) -> list[Tensor]:
 
 
 def _like(output: Tensor) -> Tensor:
-    """Normal noise, the same for every candidate, in the output's strides."""
+    """Normal noise with the output's strides, the same for every candidate."""
     generator = torch.Generator(output.device).manual_seed(0)
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     return torch.empty_like(output).copy_(noise)

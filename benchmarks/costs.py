@@ -40,7 +40,7 @@ BLOCK = re.compile(
     re.DOTALL,
 )
 
-# Sizes used in the papers: N, C, H, W of the map that is the unit of the row.
+# Sizes used in the papers: (N, C, H, W) of the map whose size is the unit of the row.
 STRIP_MAP = (4, 512, 60, 60)
 PYRAMID_MAP = (2, 2048, 60, 60)
 HEIGHT_MAP = (4, 2048, 96, 96)
@@ -62,7 +62,7 @@ MAPS = (
 @dataclass(frozen=True)
 class Case:
     """A layer at the sizes of its paper: its arguments, its input maps, the name of the last
-    one."""
+    map."""
 
     arguments: tuple[int, ...]
     sizes: tuple[tuple[int, int, int, int], ...]
@@ -117,7 +117,7 @@ def layer_table(name: str) -> str:
             share(of.forward.bytes.get(kind, 0), of.unit),
             share(of.backward.bytes.get(kind, 0), of.unit),
         ]
-        for kind in sorted(kinds, key=lambda kind: kind[0] != "`")  # ours first
+        for kind in sorted(kinds, key=lambda kind: kind[0] != "`")  # stripctx's operators first
     ]
     for label, there, back in (
         ("**together**", of.forward, of.backward),
@@ -164,14 +164,14 @@ def all_table() -> str:
 
 
 def floors_table(names: list[str]) -> str:
-    """Forward and backward of each operator, in units of its map."""
+    """Forward and backward of each operator, in multiples of its map."""
     rows = []
     for name in names:
         size = map_of(name)
         shape = floors.Shape(*size)
         for operator in (name, f"{name}_backward"):
             if operator not in floors.FLOORS:
-                continue  # a label map has no gradient
+                continue  # label maps have no gradient
             floor = floors.floor(operator, shape)
             unit = shape.map * shape.element_size
             each = floor.operations / shape.map
@@ -199,7 +199,7 @@ def spaced(count: int) -> str:
 
 
 def magnitude(count: int) -> str:
-    """Three digits with a unit: 14 745 600 is 14.7 M."""
+    """Formats a count with three digits and a unit: 14 745 600 is 14.7 M."""
     for size, letter in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
         if count >= size:
             return f"{count / size:#.3g}{letter}".replace(". ", " ")

@@ -1,11 +1,12 @@
-"""Convolutions over upsampled maps, as decoders have them: `python -m benchmarks.decoders`.
+"""Convolutions over upsampled maps, as in decoders: `python -m benchmarks.decoders`.
 
-One line a decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
-`functional.pyramid_conv`, forward without and with the backward pass. Candidates take turns (see
-benchmarks.measuring). `products` are the multiply-adds of either form. `floor` is what no way that
-convolves levels where they are can avoid: the library's products that remain, and one copy of the
-result. Writes benchmarks/results/decoders.json. `--fit` measures nothing: it prints those constants
-of the cost model in stripctx/fusion/cost.py that explain the file best.
+One row per decoder: `conv2d(cat([x, *interpolated levels]))` in eager PyTorch and compiled, against
+`functional.pyramid_conv`, forward without and with the backward pass. Samples are interleaved (see
+benchmarks.measuring). `products` are the multiply-adds of either form. `floor` is a lower bound for
+every method that convolves the levels at their own resolution: the remaining products in PyTorch's
+library, and one copy of the result. Writes benchmarks/results/decoders.json. `--fit` does not
+measure: it fits the constants of the cost model in stripctx/fusion/cost.py to that file and prints
+them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Decoder:
-    """x (images, channels, size, size) and levels (channels, how many times smaller)."""
+    """x (images, channels, size, size) and the levels (channels, downsampling factor)."""
 
     images: int
     channels: int
@@ -42,7 +43,8 @@ class Decoder:
     kernel: int
 
     def products(self) -> dict[str, int]:
-        """Multiply-adds of the concatenation's convolution and of the levels' own."""
+        """Multiply-adds of the convolution of the concatenation, and with convolutions per
+        level."""
         of_channel = self.images * self.outputs * self.kernel**2 * self.size**2
         shares = sum(channels / factor**2 for channels, factor in self.levels)
         every = self.channels + sum(channels for channels, _ in self.levels)
@@ -57,6 +59,7 @@ DECODERS = {
     "DeepLabV3+": Decoder(1, 48, 128, ((256, 4),), 256, 3),
     "U-Net, 64": Decoder(1, 128, 64, ((256, 2),), 128, 3),
     "U-Net, 256": Decoder(1, 64, 256, ((64, 2),), 32, 3),
+    "U-Net, narrow": Decoder(1, 16, 256, ((24, 2),), 32, 3),  # just above the cost model's limit
 }
 
 
@@ -70,15 +73,15 @@ def fused(x: Tensor, weight: Tensor, *levels: Tensor) -> Tensor:
 
 
 class Floor:
-    """The products that remain, from weights that lie as each wants them, and a copy of the result.
-    Their sum, interpolated, would be the convolution's result."""
+    """The remaining products, with weights in their preferred layout, and a copy of the result. The
+    sum of the interpolated products would be the convolution's result."""
 
     def __init__(self, x: Tensor, weight: Tensor, *levels: Tensor) -> None:
         self.tensors = [x, *levels]
         self.padding = weight.size(2) // 2
         channels = [tensor.size(1) for tensor in self.tensors]
         own, *others = weight.detach().split(channels, 1)
-        # Taps are products of a level's cells with the weights of every place in the kernel.
+        # Taps are products of a level's cells with the weights of every kernel position.
         taps = [other.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None] for other in others]
         self.weights = [one.clone().requires_grad_() for one in (own, *taps)]
         with torch.no_grad():
@@ -121,11 +124,11 @@ def arguments(decoder: Decoder, dtype: str, layout: str) -> tuple[Tensor, ...]:
 def measured(
     decoder: Decoder, dtype: str, layout: str, compiled: bool, budget: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of each candidate, by mode."""
+    """The milliseconds of each candidate, by mode."""
     tensors = arguments(decoder, dtype, layout)
     functions: dict[str, Callable[..., Tensor]] = {"eager": plain, "fused": fused}
     if compiled:
-        torch._dynamo.reset()  # each line is compiled as if it were the first
+        torch._dynamo.reset()  # so that torch.compile does not use dynamic shapes
         functions["compile"] = torch.compile(plain)
     grad = torch.randn_like(plain(*tensors))
 
@@ -155,13 +158,13 @@ def measured(
     return found
 
 
-Line = tuple[float, float, float]  # products, what is counted beside them, milliseconds
+Line = tuple[float, float, float]  # products, number of taps or positions, milliseconds
 
 
 def fit(entries: list[dict[str, Any]], mode: str) -> tuple[float, float]:
-    """TAP and MAP of stripctx.fusion.cost: the products that take as long as an output's share of a
-    tap, and as a position of an interpolated map. Least squares of the logarithm of all times, with
-    one rate of products for all lines."""
+    """Fits TAP and MAP of stripctx.fusion.cost: the number of products that take as long as one
+    output's tap, and as one position of an interpolated map. Least squares of the logarithms of all
+    times, with one common rate of products."""
     taps: list[Line] = []
     maps: list[Line] = []
     for entry in entries:
@@ -176,7 +179,7 @@ def fit(entries: list[dict[str, Any]], mode: str) -> tuple[float, float]:
         return sum(math.log((p + each * n) / rate / ms) ** 2 for p, n, ms in lines)
 
     best = (math.inf, 0, 0)
-    for rate in (4e6 * step for step in range(1, 100)):  # products a millisecond
+    for rate in (4e6 * step for step in range(1, 100)):  # products per millisecond
         tap = min(range(0, 200, 2), key=lambda each: misfit(taps, rate, each))
         map = min(range(0, 2000, 20), key=lambda each: misfit(maps, rate, each))
         best = min(best, (misfit(taps, rate, tap) + misfit(maps, rate, map), tap, map))
@@ -188,7 +191,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(DECODERS), choices=list(DECODERS))
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--layout", default="contiguous", choices=list(LAYOUTS))
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds a line and mode")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds per row and mode")
     parser.add_argument("--fit", action="store_true", help="the cost model's constants")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The encoding family at EncNet's shapes, crops of 480 and 576 (ADE20K), 512 x 1024 (Cityscapes)
+"""The encoding family at EncNet's shapes: crops of 480 and 576 (ADE20K), of 512 x 1024 (Cityscapes)
 and two of 769, above 32 MB; and at Deep TEN's, 16 images of 224."""
 
 import sys

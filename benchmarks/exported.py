@@ -1,12 +1,12 @@
-"""What `stripctx.fuse` is worth without PyTorch: networks of other people's packages, exported
-to ONNX as they are ("own") and fused, in ONNX Runtime:
+"""Measures `stripctx.fuse` without PyTorch: networks of other packages, exported to ONNX unchanged
+("own") and fused, in ONNX Runtime:
 
-    python -m benchmarks.exported --prepare     export into build/onnx, measure nothing
-    python -m benchmarks.exported               measure what is there, export what is not
+    python -m benchmarks.exported --prepare     only export into build/onnx
+    python -m benchmarks.exported               measure; export only missing files
                                   [--only NAME ...] [--tiny] [--files FOLDER] [--results FOLDER]
 
-Both files are held to the network in PyTorch. They take turns on one image (see
-benchmarks.measuring), with as many threads as torch has.
+The results of both files are compared with the network in PyTorch. Samples are interleaved (see
+benchmarks.measuring), on one image, with as many threads as torch uses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stripctx import fuse
 
 FILES = REPOSITORY / "build" / "onnx"
 EXPORTED = ("SegFormer-B0, transformers", "SegFormer-B2, transformers", "UPerNet ResNet-34, smp")
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 1e-4  # relative to the largest logit
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 Entry = dict[str, Any]
@@ -42,7 +42,8 @@ def stem(name: str, tiny: bool) -> str:
 
 
 def export(name: str, tiny: bool, folder: Path) -> None:
-    """Writes NAME_own.onnx, NAME_fused.onnx and NAME.json: the products, an image's logits."""
+    """Writes NAME_own.onnx, NAME_fused.onnx and NAME.json with the products and an image's
+    logits."""
     torch.manual_seed(0)
     own: nn.Module = Inference(NETWORKS[name](tiny)).eval()
     without_chance(own)
@@ -52,7 +53,7 @@ def export(name: str, tiny: bool, folder: Path) -> None:
     before, after = fuse(fused, image).products
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / stem(name, tiny)
-    example = torch.cat([image, image])  # a batch of 1 would stay one
+    example = torch.cat([image, image])  # a batch of 1 would be exported as a constant
     sizes = {dim: DYNAMIC for dim in (0, 2, 3)}
     with torch.no_grad():
         torch.save((image, own(image)), path.with_suffix(".pt"))
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="few channels, a small image")
     parser.add_argument("--files", type=Path, default=FILES, help="folder of the exported files")
     parser.add_argument("--results", type=Path, help="folder; else benchmarks/results")
-    parser.add_argument("--budget", type=float, default=5.0, help="seconds of samples a network")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds of samples per network")
     options = parser.parse_args(arguments)
     entries: list[Entry] = []
     for name in options.only:

@@ -37,9 +37,9 @@ from benchmarks.peers import LABEL_MAPS
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIRS = tuple(product(DTYPES, LAYOUTS))
 QUICK_SHAPE = (1, 16, 12, 20)
-CUDA_BATCH = 8  # for one image on a CPU: enough to fill a large GPU
-# A layer that computes more for each byte takes as long as its products, not as its traffic: about
-# where one core of today's processors changes sides.
+CUDA_BATCH = 8  # for each CPU image: fills a large GPU
+# Above this arithmetic intensity, a layer's limit is its products, not its traffic; about the
+# balance of one core of current processors.
 OPERATIONS_A_BYTE = 16
 
 Entry = dict[str, Any]
@@ -47,13 +47,13 @@ Entry = dict[str, Any]
 
 class Measurable(Protocol):
     def measured(self, device: str, *, with_compile: bool, quick: bool) -> Entry:
-        """The entry for the result file."""
+        """Measures the case and returns its entry for the result file."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The lower bound of a case, and an operation that takes as long: "copy", of as many bytes, or
-    "product", of as many operations. `make` allocates its buffers."""
+    """The lower bound of a case, and an operation that takes as long: a "copy" of as many bytes, or
+    a "product" of as many operations. `make` allocates its buffers."""
 
     least: Floor
     by: str
@@ -79,8 +79,8 @@ def limit_of_layer(
     run: Callable[[], list[Tensor]],
     device: str,
 ) -> Limit:
-    """Arguments, parameters and results once each, and the operations of the products that `run`,
-    a call with these arguments, is seen to do."""
+    """Counts arguments, parameters and results once each, and the product operations that `run`, a
+    call with these arguments, executes."""
     with traffic.Counting() as counting:
         results = run()
     least = Floor(
@@ -101,7 +101,7 @@ def _by_copy(least: Floor, device: str) -> Limit:
 
 
 def _by_product(least: Floor, sizes: Product, dtype: torch.dtype, device: str) -> Limit:
-    """As many products of this size as are needed for the operations."""
+    """Matrix products of this size, repeated to reach the number of operations."""
     times = max(1, round(least.operations / multiply_adds(sizes)))
 
     def make() -> measuring.Run:
@@ -178,7 +178,7 @@ def facts_of(case: Any) -> Entry:
 
 
 def milliseconds(seconds: Sequence[float]) -> list[float]:
-    """Rounded to a tenth of a microsecond."""
+    """Converts to milliseconds, rounded to a tenth of a microsecond."""
     return [round(each * 1e3, 4) for each in seconds]
 
 
@@ -186,10 +186,10 @@ def milliseconds(seconds: Sequence[float]) -> list[float]:
 class Family:
     """Args:
     name: of the result file.
-    shapes: of each function and layer. The first stands in the tables. Maps above 32 MB cost a
-        CPU more in page faults than anything else: not among the first.
-    variants: where dtypes and layouts are compared, if not at the first shape.
-    compile_all: torch.compile takes part at every shape, and all of them stand in the tables.
+    shapes: of each function and layer. The first shape is shown in the tables; it should be below
+        32 MB, because page faults dominate above that on a CPU.
+    variants: the shapes at which dtypes and layouts are compared, if not the first.
+    compile_all: measures torch.compile at every shape and shows all shapes in the tables.
     """
 
     name: str
@@ -198,7 +198,8 @@ class Family:
     compile_all: bool = False
 
     def cases(self, *, quick: bool = False, batch: int = 1) -> Iterator[Measurable]:
-        """`batch` multiplies N. Quick cases have tiny maps, in the first and the last format."""
+        """`batch` multiplies N. Quick cases have tiny maps, in the first and the last format
+        only."""
         for operator, shapes in self.shapes.items():
             modes = MODES[:1] if operator in LABEL_MAPS else MODES
             if quick:

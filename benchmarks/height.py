@@ -1,5 +1,5 @@
-"""The height family at HANet's shapes on a crop of 768: layers 0, 1 and 2 at output stride 16, and
-at output stride 8 layer 2 and, above 32 MB, layer 0."""
+"""The height family at HANet's shapes on a crop of 768: layers 0, 1 and 2 at output stride 16;
+layer 2 and, above 32 MB, layer 0 at output stride 8."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """Arguments of every function of `stripctx.functional` and of every layer, for the benchmarks and
 the tests of peers.
 
-Normal noise, the same on every call. The other arguments are those of the papers: PSPNet's bins and
-branches, SPNet's short-range pyramid, HANet's rows, EncNet's codewords.
+Tensors are normal noise, the same on every call. Other arguments are those of the papers: PSPNet's
+bins and branches, SPNet's short-range pyramid, HANet's rows, EncNet's codewords.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def inputs(
     device: str = "cpu",
     requires_grad: bool = True,
 ) -> tuple[Callable[..., Any], list[Any]]:
-    """The function with its keywords bound, or the layer, and its arguments; tensors may be in
-    lists."""
+    """Returns the function with its keywords bound, or the layer, and its arguments; tensors may be
+    in lists."""
     batch, channels, height, width = size
-    branch = max(2, channels // 4)  # one channel has no format
+    branch = max(2, channels // 4)  # with one channel, memory formats are indistinguishable
     generator = torch.Generator(device).manual_seed(0)
 
     def tensor(*sizes: int, dtype: torch.dtype = dtype, over: float = 1.0) -> Tensor:
@@ -69,7 +69,7 @@ def inputs(
             return functional.strip_add_relu, [rows, cols]
         weight = tensor(channels, channels, 1, 1, over=channels**0.5)
         return functional.strip_gate, [x, rows, cols, weight, tensor(channels)]
-    if operator == "encode":  # parameters in float32 keep every digit of the sums
+    if operator == "encode":  # float32 parameters keep the sums exact
         wide = torch.promote_types(dtype, torch.float32)
         codewords = tensor(CODES, channels, dtype=wide)
         return functional.encode, [x, codewords, tensor(CODES, dtype=wide, over=channels)]
@@ -97,7 +97,7 @@ def inputs(
     return getattr(functional, operator), [x, *others[operator]()]
 
 
-# For maps of C channels. A 1x1 map has no norm, so that a batch of one trains.
+# Layers for maps of C channels. No norm is applied to 1x1 maps, so a batch of one can be trained.
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "StripPooling": stripctx.StripPooling,
     "MixedPooling": stripctx.MixedPooling,
@@ -112,8 +112,8 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def make_layer(name: str, channels: int) -> nn.Module:
-    """The same parameters on every call. Scales make assignments neither 0 nor 1, as training
-    does: a rounding of a distance does not move a position to another codeword."""
+    """A layer with the same parameters on every call. Scales keep assignments away from 0 and 1, as
+    training does: rounding a distance then does not change a position's codeword."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = LAYERS[name](channels)

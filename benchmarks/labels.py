@@ -1,5 +1,5 @@
-"""The labels family: logits of Cityscapes' 19 classes at an eighth of half its image, of ADE20K's
-150 at a quarter of 512 x 512 (SegFormer, UPerNet) and at an eighth of 473 x 473 (PSPNet)."""
+"""The labels family: logits of Cityscapes' 19 classes at 1/8 of half its image size, of ADE20K's
+150 at 1/4 of 512 x 512 (SegFormer, UPerNet) and at 1/8 of 473 x 473 (PSPNet)."""
 
 import sys
 
@@ -7,7 +7,7 @@ from benchmarks.family import Family
 
 CITYSCAPES, ADE20K, ADE20K_PSPNET = (1, 19, 512, 1024), (1, 150, 512, 512), (1, 150, 473, 473)
 LINES = (CITYSCAPES, ADE20K, ADE20K_PSPNET)
-BATCH = (16, *ADE20K_PSPNET[1:])  # as PSPNet trains
+BATCH = (16, *ADE20K_PSPNET[1:])  # PSPNet's training batch
 
 FAMILY = Family(
     "labels",

@@ -1,4 +1,4 @@
-"""Describes the machine of a measurement: hardware, versions, commit, date; no host names or
+"""Describes the machine of a measurement: hardware, versions, commit, date; without host names or
 paths."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """What is there to run on, without stripctx; where "gpu" is None, "why" there is none."""
+    """Describes the GPU, without stripctx. If "gpu" is None, "why" gives the reason."""
     smi = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem"
     facts: dict[str, Any] = {
         "gpu": None,
@@ -65,7 +65,7 @@ def gpu() -> dict[str, Any]:
 
 def kernels(device: str) -> str:
     """Whether the operators run natively on `device` or fall back on the reference."""
-    from stripctx import _compat  # here: gpu() works without the package
+    from stripctx import _compat  # here, because gpu() must work without the package
 
     native = _compat.has_kernel("stripctx::strip_pool", {"cpu": "CPU", "cuda": "CUDA"}[device])
     return "native" if native else "reference"
@@ -88,7 +88,7 @@ def compiler() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit, with a + if the working tree differs from it."""
+    """The commit, with a + if the working tree is modified."""
     revision = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
     if not revision:
         return None

@@ -2,7 +2,7 @@
 
 Samples are interleaved: each round takes one sample of every candidate in random order, so that
 disturbances of the machine and the state of the caches affect all of them equally. A sample is one
-call, or as many calls as take a millisecond, after a few milliseconds of untimed calls that warm up
+call, or as many as take a millisecond, after a few milliseconds of untimed calls that warm up
 malloc and the caches.
 
 On a GPU the calls are recorded in a CUDA graph, to exclude launch overhead, with copies of the
@@ -23,11 +23,11 @@ from torch import Tensor
 Run = Callable[[], object]
 
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated
-WARM_UP = 5e-3  # seconds of calls before each sample, or one call
-LONGEST_WARMED = 0.1  # seconds of a call; what the caches hold does not count in longer ones
-LEAST_ROUNDS = 5  # whatever the budget
-LEAST_LONG_ROUNDS, LONG = 3, 10.0  # where rounds have taken so many seconds
-CACHES, MOST_COPIES = 3, 64  # copies of the arguments of a graph: in sizes of the cache; at most
+WARM_UP = 5e-3  # seconds of calls before each sample; at least one call
+LONGEST_WARMED = 0.1  # seconds; longer calls are not warmed up, caches do not affect them
+LEAST_ROUNDS = 5  # independent of the budget
+LEAST_LONG_ROUNDS, LONG = 3, 10.0  # rounds, once rounds have taken this many seconds
+CACHES, MOST_COPIES = 3, 64  # total size of the copies in a graph, in multiples of the cache; limit
 
 
 def interleave(
@@ -43,9 +43,9 @@ def interleave(
     Args:
         candidates: names to callables without arguments, warm.
         device: "cpu" (perf_counter) or "cuda" (events).
-        rounds: how many samples to take of each.
-        budget: seconds after which no further round starts, but for LEAST_ROUNDS.
-        calls_a_run: how many calls each candidate makes of what is timed.
+        rounds: samples per candidate.
+        budget: seconds after which no further round starts, except for LEAST_ROUNDS.
+        calls_a_run: the number of calls that one run of a candidate makes.
     """
     clock = {"cpu": _cpu_seconds, "cuda": _cuda_seconds}[device]
     names = list(candidates)
@@ -85,7 +85,7 @@ def _cpu_seconds(run: Run, calls: int) -> float:
 
 
 def _cuda_seconds(run: Run, calls: int) -> float:
-    """Device time, from before the first kernel to after the last."""
+    """Device time, from before the first kernel to after the last one."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -97,8 +97,8 @@ def _cuda_seconds(run: Run, calls: int) -> float:
 
 
 def warm(run: Run, calls: int = 3, budget: float = 1.0) -> Run:
-    """Calls it until compilation and first allocations are done: once more at
-    least, and no more once `budget` seconds are over."""
+    """Calls a candidate until compilation and first allocations are done: at least one more time,
+    and no further once `budget` seconds are over."""
     started = time.perf_counter()
     for _ in range(calls):
         run()
@@ -122,23 +122,23 @@ def product_of(rows: int, inner: int, columns: int, dtype: torch.dtype, device: 
     return lambda: torch.mm(left, right, out=out)
 
 
-# On a GPU.
+# For GPUs.
 
 
 def cache_bytes() -> int:
-    """Of the second-level cache."""
+    """The size of the L2 cache."""
     return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
 
 def rotated(arguments: Sequence[Any]) -> list[list[Any]]:
-    """Copies of the arguments beside which these have left the cache when their turn comes."""
+    """Enough copies of the arguments that each has left the cache when it is used again."""
     size = sum(value.nbytes for value in tensors(arguments))
     count = min(MOST_COPIES, math.ceil(CACHES * cache_bytes() / max(1, size)))
     return [[_copy(value) for value in arguments] for _ in range(count)]
 
 
 def _copy(value: Any) -> Any:
-    """The same strides, the same requirement of a gradient; what holds no tensor as it is."""
+    """Copies a value with its strides and requires_grad; values without tensors are shared."""
     if isinstance(value, list):
         return [_copy(item) for item in value]
     if not isinstance(value, Tensor):
@@ -147,7 +147,7 @@ def _copy(value: Any) -> Any:
 
 
 def graph(runs: Sequence[Run]) -> Run:
-    """Replays all of them, one after the other, as one CUDA graph."""
+    """A CUDA graph that replays all calls in sequence."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -162,7 +162,7 @@ def graph(runs: Sequence[Run]) -> Run:
 
 
 def tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """The tensors among arguments, those in lists too."""
+    """The tensors among arguments, including those in lists."""
     flat = []
     for value in arguments:
         flat += value if isinstance(value, list) else [value]

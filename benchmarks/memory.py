@@ -1,13 +1,13 @@
-"""Peak memory: the most that one call holds beyond what was live before it, which is its results,
-gradients and temporaries.
+"""Peak memory of a call in excess of what was allocated before: its results, gradients and
+temporaries.
 
-On CUDA the allocator counts. On a CPU (Linux) it is the process's resident memory, whose high-water
-mark the kernel lets us reset; but malloc hands out pages that it kept, unseen, and leaves holes
-that count twice. So for the length of a measurement every large block gets pages of its own.
+On CUDA it is read from the allocator. On a CPU (Linux) it is the resident memory, whose high-water
+mark can be reset; but malloc reuses pages that it kept, which are not counted, and leaves holes,
+which are counted twice. During a measurement, every large block therefore gets its own mapping.
 
-Times are taken of the opposite, `warm_blocks`: left alone, malloc gives back what is free at the
-end of its heap, more or less of it by what was called before, and making those pages anew costs
-more than most operators.
+Times are measured with the opposite setting, `warm_blocks`: by default malloc returns free memory
+at the end of its heap to the system, depending on previous calls, and mapping these pages again
+costs more than most operators.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ import torch
 from benchmarks.measuring import Run
 
 _LIBC = ctypes.CDLL(None)
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
 
 
 def peak_extra_bytes(
     run: Run, *, device: str = "cpu", repeats: int = 3, budget: float = 1.0
 ) -> int | None:
-    """The most that one call of a warm `run` holds beyond what was live before it: the median of so
-    many calls, or of those that began before `budget` seconds were over.
+    """The peak memory of a warm `run` in excess of what was allocated before: the median of
+    `repeats` calls, or of those that started within `budget` seconds.
 
-    None where the system cannot tell. On a CPU the resolution is some 100 KiB, and memory that
-    libraries keep for themselves from call to call does not count: measure large tensors.
+    None if the system does not report it. On a CPU the resolution is about 100 KiB, and memory that
+    libraries keep between calls does not count: measure large tensors.
     """
     if device == "cuda":
         return _median_peak(_cuda_peak, run, repeats, budget)
@@ -65,7 +65,7 @@ def _cuda_peak(run: Run) -> int:
 
 
 def _cpu_peak(run: Run) -> int:
-    _glibc("malloc_trim", ctypes.c_size_t(0))  # pages that malloc keeps would be handed out unseen
+    _glibc("malloc_trim", ctypes.c_size_t(0))  # kept pages would not count when reused
     reset_high_water_mark()
     before = _status_bytes("VmRSS")
     run()
@@ -74,7 +74,7 @@ def _cpu_peak(run: Run) -> int:
 
 @contextmanager
 def _large_blocks_mapped() -> Iterator[None]:
-    """Blocks from 64 KiB get pages of their own, given back when freed: no holes, no leftovers."""
+    """Blocks from 64 KiB get their own mapping, which is unmapped when they are freed."""
     smallest = 2**16
     _glibc("mallopt", _MMAP_THRESHOLD, smallest)
     plugs = _plug_heap(smallest)
@@ -87,14 +87,15 @@ def _large_blocks_mapped() -> Iterator[None]:
 
 
 def warm_blocks() -> None:
-    """From now on malloc keeps every block of up to 32 MiB, which is where its own adaptation ends
-    too, so that a freed one is had again with its pages."""
+    """From now on malloc keeps blocks of up to 32 MiB, the limit of its own adaptation, so that
+    memory is reused with its pages."""
     _glibc("mallopt", _MMAP_THRESHOLD, 2**25)
     _glibc("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _plug_heap(smallest: int) -> list[int]:
-    """Takes what is free in the heap, untouched, so that nothing large is placed there."""
+    """Allocates the free parts of the heap, without touching them, so that large blocks avoid
+    it."""
     if not all(hasattr(_LIBC, name) for name in ("mallopt", "mallinfo2")):
         return []
     _LIBC.malloc.restype = ctypes.c_void_p
@@ -113,14 +114,14 @@ def _plug_heap(smallest: int) -> list[int]:
 
 
 class _MallocInfo(ctypes.Structure):
-    """struct mallinfo2; `hblks` counts the blocks that have pages of their own."""
+    """struct mallinfo2; `hblks` is the number of blocks with their own mapping."""
 
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
 
 
 def _glibc(function: str, *arguments: object) -> None:
-    """Calls it where the C library has it."""
+    """Calls a function of the C library if it exists."""
     if hasattr(_LIBC, function):
         getattr(_LIBC, function)(*arguments)
 

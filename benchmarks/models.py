@@ -1,10 +1,10 @@
-"""The networks of stripctx.models, every layer inside on its own kernels or on plain PyTorch:
-inference on one image, and a training step to the gradients of all parameters, without the
-optimizer, which is the same for both. Without torch.compile, which takes minutes for a network.
-benchmarks.networks measures other people's.
+"""The networks of stripctx.models with native kernels and in plain PyTorch: inference on one image,
+and a training step to the gradients of all parameters, without the optimizer, which is the same for
+both. Without torch.compile, which takes minutes per network. benchmarks.networks measures networks
+of other packages.
 
-And whole heads, from a backbone's features to logits and from logits to a loss, as the GPU script
-measures them. A new head is one line of `HEADS`: what makes the module and its arguments.
+Also defines whole heads, from a backbone's features to logits and from logits to a loss, for the
+GPU script. To add a head, add its constructor to `HEADS`.
 """
 
 import sys
@@ -25,13 +25,13 @@ from stripctx import losses, models
 
 CLASSES = 19  # Cityscapes
 NETWORKS = ("pspnet", "spnet", "deeplabv3plus_hanet", "encnet")
-SIDES = {"resnet18": 129, "resnet50": 97}  # of the image
+SIDES = {"resnet18": 129, "resnet50": 97}  # the side of the image
 IMAGES = {"inference": 1, "training": 2}
 QUICK_SIDE = 17
-HEAD_IMAGES, HEAD_SIDE = 4, 96  # features of a crop of 768
-WIDTHS = (256, 512, 1024, 2048)  # by a ResNet-50
+HEAD_IMAGES, HEAD_SIDE = 4, 96  # features of crops of 768
+WIDTHS = (256, 512, 1024, 2048)  # channels of a ResNet-50's stages
 TINY_SIDE, TINY_WIDTHS = 4, (8, 8, 16, 16)
-OPTIONS = {("spnet", "resnet18"): {"strip_pooling": False}}  # its blocks are those of a ResNet-50
+OPTIONS = {("spnet", "resnet18"): {"strip_pooling": False}}  # this backbone lacks the blocks for it
 
 
 class Inference(nn.Module):
@@ -48,7 +48,7 @@ class Loss(Inference):
     criterion = losses.SegmentationLoss()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Every label stands somewhere in the target."""
+        """The loss for a target in which every label occurs."""
         labels = torch.arange(image[0, 0].numel(), device=image.device) % CLASSES
         target = labels.view(1, *image.shape[2:]).expand(len(image), -1, -1)
         return self.criterion(self.network(image), target)
@@ -92,7 +92,7 @@ class Network:
 
 
 class Models(Family):
-    """Every one of NETWORKS."""
+    """Measures each of NETWORKS."""
 
     def cases(self, *, quick: bool = False, batch: int = 1) -> Iterator[Network]:
         for backbone, name, mode in product(SIDES, NETWORKS, IMAGES):
@@ -103,7 +103,7 @@ class Models(Family):
 
 
 def without_dropout(network: nn.Module) -> None:
-    """The same results from every call."""
+    """Disables dropout, so that every call has the same results."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -113,7 +113,7 @@ Made = tuple[nn.Module, list[Tensor]]
 
 
 class Given(models.Backbone):
-    """Stands for a backbone of these widths; the features are given."""
+    """A backbone with these widths that returns given features."""
 
     def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Given(models.Backbone):
 
 
 class Decoder(nn.Module):
-    """What a network makes of the features of its backbone."""
+    """The part of a network after its backbone."""
 
     def __init__(self, network: models.SegmentationNetwork) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
 
 
 class Labels(nn.Module):
-    """The loss of logits an eighth as large as the labels, interpolated to their size."""
+    """The loss of logits at 1/8 of the labels' size, interpolated to that size."""
 
     def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ HEADS: dict[str, Callable[[bool], Made]] = {
 
 
 def make_head(name: str, device: str, tiny: bool) -> tuple[nn.Module, list[Tensor]]:
-    """The head and its arguments in bfloat16 and channels_last, as it is trained; a tiny one in
+    """The head and its arguments in bfloat16 and channels_last, as in training; a tiny one in
     float32."""
     torch.manual_seed(0)
     dtype = torch.float32 if tiny else torch.bfloat16

@@ -40,14 +40,14 @@ from stripctx import fuse
 
 MODES = {"inference": (1, 3, 512, 512), "training": (2, 3, 256, 256)}
 TINY = (2, 3, 64, 64)
-BUDGET = 5.0  # seconds a line, but for a least number of rounds
-LEARNING_RATE = 1e-6  # so that a step changes the loss by less than its rounding
+BUDGET = 5.0  # seconds per row, except for a minimum of rounds
+LEARNING_RATE = 1e-6  # the change of the loss in a step is below rounding
 
 Entry = dict[str, Any]
 
 
 class Inference(nn.Module):
-    """The logits at the network's own size, unwrapped from its output."""
+    """Extracts the logits from a network's output, at their own size."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Inference(nn.Module):
 
 
 class Loss(nn.Module):
-    """Cross-entropy of the logits at image size."""
+    """Cross-entropy of the logits at the image's size."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def measured(
     prepare: bool = False,
     budget: float = BUDGET,
 ) -> Entry:
-    """The entry of one network and mode; with `prepare`, only compiles."""
+    """Measures one network in one mode; with `prepare`, only compiles."""
     torch.manual_seed(0)
     memory.warm_blocks()
     shape, training = TINY if tiny else MODES[mode], mode == "training"
@@ -151,7 +151,7 @@ def without_chance(network: nn.Module) -> None:
 
 
 def bound(module: Any, arguments: Sequence[Tensor], training: bool) -> Run:
-    """One call: logits, or the loss before an SGD step. Leaves no gradients behind."""
+    """One call: logits, or the loss before an SGD step. Gradients are cleared."""
     if not training:
 
         def infer() -> Tensor:
@@ -173,7 +173,7 @@ def bound(module: Any, arguments: Sequence[Tensor], training: bool) -> Run:
 
 
 def attempt(name: str, mode: str, options: argparse.Namespace) -> Entry:
-    """The entry from a separate process, or an entry with its error."""
+    """Measures in a separate process; an error becomes an entry."""
     command = [sys.executable, "-m", "benchmarks.networks", "--one", name, mode]
     command += ["--budget", str(options.budget)]
     command += [f"--{flag}" for flag in ("tiny", "prepare") if getattr(options, flag)]
@@ -188,7 +188,7 @@ def attempt(name: str, mode: str, options: argparse.Namespace) -> Entry:
 
 
 def one(name: str, mode: str, options: argparse.Namespace) -> Entry:
-    """In this process."""
+    """Measures in this process."""
     try:
         return measured(
             name,
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--without-compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="few channels, small images")
     parser.add_argument("--results", type=Path, help="folder; else benchmarks/results")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of samples a line")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of samples per row")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "MODE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write(path: Path, entries: Sequence[Entry]) -> None:
-    """What was measured now, with what the file has of others."""
+    """Writes new entries, and keeps the file's other ones."""
     now = {(entry["network"], entry["mode"]) for entry in entries}
     before = json.loads(path.read_text())["entries"] if path.exists() else []
     kept = [entry for entry in before if (entry["network"], entry["mode"]) not in now]

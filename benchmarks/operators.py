@@ -1,6 +1,6 @@
-"""One call of every native operator, for whatever has to run them all: the tests of the CUDA
-kernels' traffic and thread orders, compute-sanitizer and the profiler on a GPU. A new operator is
-one line of `OPERATORS`, under the name it has in benchmarks/floors.
+"""One call of every native operator, for the tests of the CUDA kernels' traffic and thread orders,
+compute-sanitizer and the profiler on a GPU. To add an operator, add a line to `OPERATORS`, under
+its name in benchmarks/floors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Sample:
-    """Makes normal noise of the shapes that operators take."""
+    """Creates random arguments of the shapes that operators take."""
 
     size: tuple[int, int, int, int]
     dtype: torch.dtype
@@ -61,7 +61,7 @@ class Sample:
         return self.tensor(*self.size[:2])
 
     def codes(self) -> tuple[Tensor, Tensor]:
-        """Codewords, and scales that make assignments neither 0 nor 1."""
+        """Codewords, and scales that keep assignments away from 0 and 1."""
         return self.tensor(CODES, self.size[1]), self.tensor(CODES) / self.size[1]
 
     def encoded(self) -> Tensor:
@@ -74,13 +74,13 @@ class Sample:
         return self.levels(PSP_BINS, self.size[1] // 4)
 
     def concat_grad(self) -> tuple[Tensor, list[int]]:
-        """Of the levels' channels, and the levels' sizes."""
+        """A gradient with the levels' channels, and the levels' sizes."""
         quarter = self.size[1] // 4
         grad = self.tensor(self.size[0], quarter * len(PSP_BINS), *self.size[2:])
         return grad, [size for b in PSP_BINS for size in (quarter, b, b)]
 
     def maxima(self) -> list[Tensor]:
-        """Where they stand, as pyramid_max_pool's second half of results says."""
+        """The positions of the maxima, the second half of pyramid_max_pool's results."""
         found: list[Tensor] = torch.ops.stripctx.pyramid_max_pool(self.map(), squares(PSP_BINS))
         return found[len(PSP_BINS) :]
 
@@ -88,19 +88,19 @@ class Sample:
         return self.levels(PSP_BINS, KERNEL**2 * self.size[1])
 
     def tap_geometry(self) -> tuple[Any, ...]:
-        """Size, kernel, padding, dilation, modes, ratios."""
+        """Arguments: size, kernel, padding, dilation, modes, ratios."""
         geometry = (list(self.size[2:]), [KERNEL] * 2, [KERNEL // 2] * 2, [1, 1])
         return *geometry, *self.interpolation(PSP_BINS)
 
     def interpolation(self, bins: tuple[int, ...]) -> tuple[list[int], list[float]]:
-        """Modes, bilinear with aligned corners, and ratios, as the sizes say."""
+        """Modes, bilinear with aligned corners, and ratios, derived from the sizes."""
         return [1] * len(bins), [0.0] * (2 * len(bins))
 
     def logits(self) -> Tensor:
         return self.tensor(*self.size[:2], GATE_ROWS)
 
     def small_logits(self) -> Tensor:
-        """Of a class a channel, several times smaller than the map."""
+        """Logits with one class per channel, several times smaller than the map."""
         return self.tensor(*self.size[:2], *small(*self.size[1:]))
 
     def target(self) -> Tensor:
@@ -108,7 +108,7 @@ class Sample:
         return torch.randint(0, self.size[1], size, device=self.device)
 
     def pixels(self, *more: int) -> Tensor:
-        """Numbers in float32, whatever the logits are: (N, H, W) unless another size is given."""
+        """Random numbers in float32 for any dtype of the logits: (N, H, W) or the given size."""
         size = more or (self.size[0], *self.size[2:])
         return torch.rand(size, device=self.device)
 
@@ -224,18 +224,18 @@ OPERATORS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {
     ),
 }
 
-# Those whose traffic and thread orders tests/test_pyramid.py counts, for more kinds of bins.
+# tests/test_pyramid.py counts traffic and thread orders of these for more kinds of bins.
 POOLING = ("pyramid_pool", "pyramid_pool_backward", "pyramid_max_pool", "pyramid_max_pool_backward")
 COUNTED = tuple(name for name in OPERATORS if name not in POOLING)
 
 
 def call(name: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Runs the operator; always a tuple."""
+    """Calls the operator; always returns a tuple."""
     return listed(getattr(torch.ops.stripctx, name)(*arguments))
 
 
 def reference(name: str) -> Callable[..., Any]:
-    """Plain PyTorch's kernel of the operator."""
+    """The operator's implementation in plain PyTorch."""
     found = (import_module(f"stripctx.reference.{family}") for family in FAMILIES)
     kernel: Callable[..., Any] = next(getattr(m, name) for m in found if hasattr(m, name))
     return kernel

@@ -1,5 +1,5 @@
-"""Other people's packages, imported where torchvision is not installed: timm and smp ask for its
-image transforms and encoders, which nothing here runs. Names alone stand in for it.
+"""Imports timm and smp without torchvision: they import its image transforms and encoders, which
+are not used here, so placeholder modules replace it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 
 
 def load(package: str) -> ModuleType:
-    """The package; ImportError where it, or what it needs beside torchvision, is not installed."""
+    """Imports the package; ImportError if it, or a dependency other than torchvision, is
+    missing."""
     with torchvision_names():
         return importlib.import_module(package)
 
 
 @contextmanager
 def torchvision_names() -> Iterator[None]:
-    """A torchvision of names, while the block runs and where there is none."""
+    """Within this context, placeholder modules replace torchvision if it is not installed."""
     if find_spec("torchvision") is not None:
         yield
         return
@@ -53,7 +54,7 @@ class _Names(MetaPathFinder, Loader):
 
 
 class _NamesModule(ModuleType):
-    """Any class, whose attributes are strings, and any function, which gives None."""
+    """Has any class, whose attributes are strings, and any function, which returns None."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

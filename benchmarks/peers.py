@@ -1,5 +1,5 @@
-"""The alternatives: every function of `stripctx.functional` in well-written plain PyTorch, eager
-and under torch.compile.
+"""The baselines: every function of `stripctx.functional` in well-written plain PyTorch, eager and
+under torch.compile.
 
 Well-written means: the fastest PyTorch operators for the given layout, broadcasting instead of
 expanding, in-place operations where autograd permits them, biases added by the convolution, and
@@ -26,7 +26,7 @@ from stripctx.layout import is_channels_last, memory_format
 
 
 def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`mean` is the faster but for channels_last on a CPU: there only Inductor vectorises it."""
+    """`mean` is faster, except for channels_last on a CPU, where only Inductor vectorises it."""
     slow_mean = is_channels_last(x) and x.device.type == "cpu"
     if slow_mean and not torch.compiler.is_compiling():
         pooled = F.adaptive_avg_pool2d(x, (None, 1)), F.adaptive_avg_pool2d(x, (1, None))
@@ -53,7 +53,7 @@ def strip_gate(
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-    """Matrix products only: no residuals are formed."""
+    """Uses matrix products only, without materialising residuals."""
     positions = x.flatten(2).mT.to(codewords.dtype)
     norms = positions.square().sum(-1, keepdim=True) + codewords.square().sum(-1)
     distances = norms - 2 * (positions @ codewords.mT)
@@ -70,7 +70,8 @@ def pyramid_pool(
     x: Tensor, bins: Sequence[int | tuple[int, int]], mode: str = "mean"
 ) -> list[Tensor]:
     """Computes means of coarse bins from those of the finest if all divide the map evenly, so that
-    x is read once. Not for maxima: the gradient goes to the first maximum of the whole window."""
+    x is read once. Maxima are excluded: the gradient goes to the first maximum of the whole
+    window."""
     sizes = [b if isinstance(b, tuple) else (b, b) for b in bins]
     if mode == "max":
         return [F.adaptive_max_pool2d(x, size) for size in sizes]
@@ -83,7 +84,7 @@ def pyramid_pool(
 
 
 def _nest(size: tuple[int, int], fine: Tensor, x: Tensor) -> bool:
-    """Whether every bin consists of whole fine ones, all of as many positions."""
+    """Whether every bin consists of whole fine bins of equal size."""
     axes = zip(size, fine.shape[2:], x.shape[2:], strict=True)
     return all(finer % bins == 0 and extent % finer == 0 for bins, finer, extent in axes)
 
@@ -94,7 +95,7 @@ def row_pool(x: Tensor, rows: int, mode: str = "mean") -> Tensor:
 
 
 def _enlarge(level: Tensor, x: Tensor, align_corners: bool) -> Tensor:
-    """To a map that broadcasts to that of x: an axis of one cell stays as it is."""
+    """Interpolates a level to a map that broadcasts to that of x: axes of one cell stay."""
     axes = zip(level.shape[2:], x.shape[2:], strict=True)
     size = [1 if cells == 1 else extent for cells, extent in axes]
     if size == list(level.shape[2:]):
@@ -105,7 +106,7 @@ def _enlarge(level: Tensor, x: Tensor, align_corners: bool) -> Tensor:
 def pyramid_concat(
     x: Tensor, levels: Sequence[Tensor], *, align_corners: bool, x_index: int = 0
 ) -> Tensor:
-    """Every part in the format of x: torch.cat falls back to contiguous if one is not."""
+    """Converts every part to the format of x: torch.cat returns contiguous if one differs."""
     maps = [
         _enlarge(level, x, align_corners)
         .expand(-1, -1, *x.shape[2:])
@@ -148,7 +149,7 @@ def row_gate(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def wide(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """In float32 for half types, as losses take them under autocast."""
+    """Interpolates logits, in float32 for half types, as losses do under autocast."""
     logits = logits if logits.dtype is torch.float64 else logits.float()
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
 
@@ -212,7 +213,7 @@ def upsample_binary_cross_entropy(
 def upsample_dice(
     logits: Tensor, target: Tensor, *, align_corners: bool, ignore_index: int = 255
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The overlap by a scatter of the probabilities of the labels alone: no one-hot map."""
+    """Scatters the probabilities of the labels, without a one-hot map."""
     chance = wide(logits, target.shape[1:], align_corners).softmax(1)
     batch, classes = chance.shape[:2]
     known = (target >= 0) & (target < classes) & (target != ignore_index)
@@ -243,13 +244,13 @@ PEERS: dict[str, Callable[..., Any]] = {
     "upsample_dice": upsample_dice,
     "upsample_softmax_max": upsample_softmax_max,
 }
-# Without a backward pass.
+# without a backward pass
 LABEL_MAPS = ("upsample_argmax", "upsample_softmax_max")
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Puts the peers in place of `stripctx.functional`'s functions, and takes them out again."""
+    """Within this context, the peers replace the functions of `stripctx.functional`."""
     originals = {name: getattr(functional, name) for name in PEERS}
     try:
         for name, peer in PEERS.items():
@@ -276,9 +277,8 @@ def of(candidate: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(candidate: Callable[..., Any]) -> Callable[..., Any]:
-    """The peer under torch.compile, for fixed shapes. Its first call compiles; raises what that
-    raises, for instance where there is no C++ compiler.
-    """
+    """The peer under torch.compile, for fixed shapes. The first call compiles and may raise, for
+    instance if there is no C++ compiler."""
     if isinstance(candidate, partial):
         return partial(compiled(candidate.func), *candidate.args, **candidate.keywords)
     if not isinstance(candidate, nn.Module):

@@ -1,5 +1,5 @@
-"""Pyramid pooling at PSPNet's shapes: crops of 473 and 713, and half the channels of the first,
-where the concatenation stays below 32 MB. PyramidPoolingConv is PSPNet's head, from pooling to the
+"""Pyramid pooling at PSPNet's shapes: crops of 473 and 713, and the first with half the channels,
+whose concatenation stays below 32 MB. PyramidPoolingConv is PSPNet's head, from pooling to the
 bottleneck's output."""
 
 import sys

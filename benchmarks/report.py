@@ -42,7 +42,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 REPOSITORY = RESULTS.parent.parent
 FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 CANDIDATES = ("fused", "eager", "compile")
-PAIR = ("own", "fused")  # of whole networks
+PAIR = ("own", "fused")  # candidates of whole networks
 MODES = {
     "fwd": "forward",
     "fwd+bwd": "forward, backward",
@@ -79,7 +79,7 @@ def lines(name: str, entries: Sequence[Entry]) -> list[Entry]:
         return headline(entries)
     first = entries[0]
     found = [e for e in entries if (e["dtype"], e["layout"]) == (first["dtype"], first["layout"])]
-    # bytes do not bind it: a share of their floor says nothing
+    # Bytes are not the limit of these operators, so the share of the floor is omitted.
     found = [{key: value for key, value in e.items() if key != "floor"} for e in found]
     return found if name == "labels" else [e for e in found if is_short(e)]
 
@@ -94,7 +94,7 @@ def is_short(entry: Entry) -> bool:
 
 def family_table(entries: Sequence[Entry], *, every: bool = False) -> str:
     """Times and peaks of all candidates, the shortest time in bold. Columns without measurements
-    are omitted. `every` names dtype and layout, too."""
+    are omitted. `every` adds dtype and layout."""
     headers = ["", "shape", *(["dtype", "layout"] if every else []), "pass", *CANDIDATES]
     headers += ["of the floor", "peak memory: fused", *CANDIDATES[1:]]
     rows = []
@@ -170,7 +170,7 @@ def networks_table(entries: Sequence[Entry], *, short: bool = False) -> str:
 
 
 def decoders_table(entries: Sequence[Entry]) -> str:
-    """Milliseconds of each way, without and with the backward pass; the usual dtype first."""
+    """Milliseconds of each candidate, without and with the backward pass; the usual dtype first."""
     first = ("float32", "contiguous")
     rows = []
     for entry in sorted(entries, key=lambda entry: (entry["dtype"], entry["layout"]) != first):
@@ -264,7 +264,7 @@ def update(text: str, folder: Path = RESULTS) -> str:
 
 
 def camvid_table(result: dict[str, Any], name: str) -> str:
-    """Scores, with how they came to be; or those of every class."""
+    """Scores with a description of the training, or the scores of every class."""
     facts, entries = result["machine"], result["entries"]
     if name == "camvid-classes":
         return f"{markdown(*camvid_tables.classes(entries), left=1)}\n"
@@ -274,7 +274,7 @@ def camvid_table(result: dict[str, Any], name: str) -> str:
 
 
 def model_table(path: Path) -> str:
-    """The speed model's rows as they are; its words flush left."""
+    """The speed model's rows, unchanged; text columns are left-aligned."""
     found = json.loads(path.read_text())
     rows = [[f"`{operator}`", *others] for operator, *others in found["rows"]]
     return markdown(found["model"]["head"], rows, left=5)
@@ -301,12 +301,12 @@ def machine_text(machine: dict[str, Any]) -> str:
 
 
 def median(measured: dict[str, Any]) -> float:
-    """Milliseconds, of a candidate or a floor."""
+    """The median in milliseconds of a candidate or a floor."""
     return statistics.median(measured["samples_ms"])
 
 
 def time_text(measured: dict[str, Any] | None) -> str:
-    """At least three digits, without an exponent."""
+    """Formats a time with at least three digits, without an exponent."""
     if measured is None:
         return ""
     value = median(measured)
@@ -331,7 +331,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table whose first `left` columns are flush left, the others flush right."""
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
     rule = ["---"] * left + ["---:"] * (len(headers) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [headers, rule, *rows])
 
@@ -357,7 +357,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def bring_up_to_date(documents: Sequence[Path], update: Any, check: bool) -> int:
-    """Rewrites documents that `update` changes; with `check` only names them, and returns 1."""
+    """Rewrites documents that `update` changes; with `check` only prints their names and returns
+    1."""
     stale = {
         path: text for path in documents if (text := update(path.read_text())) != path.read_text()
     }

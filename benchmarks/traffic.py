@@ -1,4 +1,4 @@
-"""Counts the memory traffic of a layer by intercepting every operator it runs, PyTorch's and ours.
+"""Counts the memory traffic of a layer by intercepting all of its operators, PyTorch's and ours.
 
 Each operator counts as reading its operands once and writing its results once, the minimum. On meta
 tensors, which have no data, a layer of any size takes milliseconds. tests/test_docs.py checks the
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-FREE = ("_unsafe_view", "detach", "empty", "new_empty")  # beside what torch itself calls views
+FREE = ("_unsafe_view", "detach", "empty", "new_empty")  # in addition to torch's view operators
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """Bytes of all kinds."""
+        """The bytes of all kinds."""
         return sum(self.bytes.values())
 
     @property
     def products(self) -> int:
-        """Multiply-adds of all kinds."""
+        """The multiply-adds of all kinds."""
         return sum(self.multiply_adds.values())
 
     def add(self, kind: str, bytes: int, multiply_adds: int) -> None:
@@ -42,7 +42,7 @@ class Traffic:
 
 
 class Counting(TorchDispatchMode):
-    """Adds what every operator moves to `traffic`. Views, and memory not yet written, are free.
+    """Adds the traffic of every operator to `traffic`. Views and uninitialised memory are free.
 
     torch's own FlopCounterMode hooks modules, which torch.autograd.grad to their parameters does
     not allow; its counts of single operators are used.
@@ -74,7 +74,7 @@ def kind_of(func: Any) -> str:
 
 
 def operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Of convolutions and products of matrices, ours among them, by torch's count."""
+    """The operations of convolutions and matrix products, including ours, as torch counts them."""
     if func.overloadpacket in flop_registry:
         count: int = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         return count
@@ -82,7 +82,7 @@ def operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def moved_bytes(value: Any) -> int:
-    """Of all tensors in nested arguments; an expanded axis lies in memory once."""
+    """The bytes of all tensors in nested arguments; expanded dimensions count once."""
     return sum(
         tensor.element_size() * elements(tensor.shape, tensor.stride()) for tensor in flat(value)
     )
@@ -104,7 +104,8 @@ def flat(value: Any) -> Iterator[Tensor]:
 
 
 def count(layer: nn.Module, maps: list[Tensor]) -> tuple[Traffic, Traffic]:
-    """Forward and backward in training, with gradients of all maps and parameters."""
+    """The traffic of forward and backward in training, with gradients of all maps and
+    parameters."""
     wanted = [*maps, *(p for p in layer.parameters() if p.requires_grad)]
     with Counting() as forward:
         results = list(flat(layer(*maps)))

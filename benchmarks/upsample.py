@@ -1,6 +1,6 @@
-"""Interpolated pyramids at PSPNet's and SPNet's shapes: a crop of 473 with all its channels, with
-half of them, where the concatenation stays below 32 MB, and with a quarter; and the short-range
-path of mixed pooling on crops of 480 and 768."""
+"""Interpolated pyramids at PSPNet's and SPNet's shapes: a crop of 473 with all channels, with half
+of them, whose concatenation stays below 32 MB, and with a quarter; and the short-range path of
+mixed pooling on crops of 480 and 768."""
 
 import sys
 

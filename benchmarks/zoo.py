@@ -1,7 +1,7 @@
 """The networks of benchmarks.networks, created by their packages with random weights. The tiny
 variants have the same layers with few channels.
 
-Each function takes `tiny` and imports what it needs.
+Each function takes `tiny` and imports its package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TINY_WIDTHS = [8, 16, 24, 32]
 
 
 def segformer(tiny: bool, **sizes: Any) -> nn.Module:
-    """Of transformers; its default configuration is the B0."""
+    """SegFormer of transformers; its default configuration is B0."""
     transformers = importlib.import_module("transformers")
     if tiny:
         sizes = {
@@ -42,7 +42,7 @@ def segformer_b2(tiny: bool) -> nn.Module:
 
 
 def upernet_convnext(tiny: bool) -> nn.Module:
-    """Of transformers; its default ConvNeXt is the tiny one."""
+    """UPerNet of transformers; its default ConvNeXt is the tiny one."""
     transformers = importlib.import_module("transformers")
     small: dict[str, Any] = {"hidden_sizes": TINY_WIDTHS if tiny else [96, 192, 384, 768]}
     if tiny:
@@ -75,7 +75,7 @@ def upernet(tiny: bool) -> nn.Module:
 
 
 class HRNet(nn.Module):
-    """timm's HRNet backbone with the head of its authors: all maps interpolated to the finest,
+    """timm's HRNet backbone with its authors' head: all maps interpolated to the finest,
     concatenated, and two 1x1 convolutions (Wang et al., TPAMI 2020)."""
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -105,7 +105,7 @@ def hrnet(tiny: bool) -> nn.Module:
 
 
 class Pyramid(nn.Module):
-    """Pyramid pooling and its convolution in plain PyTorch, on the parameters of our layer."""
+    """Pyramid pooling and its convolution in plain PyTorch, with the parameters of our layer."""
 
     def __init__(self, layer: PyramidPoolingConv) -> None:
         super().__init__()

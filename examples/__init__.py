@@ -1,2 +1,1 @@
-"""Training, evaluation and prediction with the networks of stripctx: the commands in this
-folder."""
+"""Commands for training, evaluation and prediction with the networks of stripctx."""

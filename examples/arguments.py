@@ -23,7 +23,7 @@ from stripctx import upstream
 
 @dataclass
 class Subject:
-    """A network in eval mode, and the protocol to run it by."""
+    """A network in eval mode and its testing protocol."""
 
     network: nn.Module
     recipe: Recipe
@@ -32,42 +32,40 @@ class Subject:
 
 
 def add(parser: argparse.ArgumentParser, *, inputs: bool = False) -> None:
-    """Adds the arguments that `subject` reads; with `inputs` also the files to segment."""
+    """Adds the arguments that `subject` reads and, with `inputs`, the files to segment."""
     parser.add_argument(
         "network",
         type=Path,
-        help="a checkpoint of train.py, best.pt say; or a recipe, a YAML file, with --weights",
+        help="a checkpoint of train.py, such as best.pt, or a recipe (YAML) with --weights",
     )
     if inputs:
         parser.add_argument("input", type=Path, help="an image, a video, or a folder of them")
-    parser.add_argument("changes", nargs="*", help="settings to replace, like data.root=~/camvid")
+    parser.add_argument("changes", nargs="*", help="settings to override, as data.root=~/camvid")
     parser.add_argument("--weights", type=Path, help="a published checkpoint for the recipe")
-    look = parser.add_argument_group("protocol", "as the recipe says, unless given")
+    look = parser.add_argument_group("protocol", "by default the recipe's")
     look.add_argument("--protocol", choices=protocols.PROTOCOLS)
-    look.add_argument("--scales", type=positive, nargs="+", help="0.5 0.75 1 1.25 1.5 1.75, say")
-    look.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror images too")
+    look.add_argument("--scales", type=positive, nargs="+", help="such as 0.5 0.75 1 1.25 1.5 1.75")
+    look.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored images too")
     look.add_argument("--crop", type=count, help="the side of sliding windows, in pixels")
-    look.add_argument("--base-size", type=count, help="the long side at scale 1; else the image's")
-    parser.add_argument("--batch", type=count, default=4, help="windows at once")
-    parser.add_argument("--store", choices=("cpu",), help="keeps scores off the GPU: large images")
+    look.add_argument("--base-size", type=count, help="the long side at scale 1")
+    parser.add_argument("--batch", type=count, default=4, help="windows per batch")
+    parser.add_argument("--store", choices=("cpu",), help="keep the scores of large images here")
     parser.add_argument("--precision", choices=recipe.PRECISIONS, default="float32")
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
 
 
 def subject(options: argparse.Namespace, device: torch.device) -> Subject:
-    """The network and the protocol that the arguments name.
+    """The network and the protocol that the arguments specify.
 
     Raises:
-        RecipeError, CheckpointError, DataError, ValueError: an argument cannot be.
+        RecipeError, CheckpointError, DataError, ValueError: an argument is invalid.
     """
     if options.weights:
         settings = recipe.load(options.network, options.changes)
         network = _published(settings, options.weights).to(device).eval()
     else:
         if options.network.suffix in (".yaml", ".yml"):
-            raise RecipeError(
-                f"--weights: must name the file of the weights for the recipe {options.network}"
-            )
+            raise RecipeError(f"--weights: is required for a recipe, {options.network}")
         trained = checkpoint.load_network(options.network, device)
         settings = recipe.from_dict(recipe.to_dict(trained.recipe), options.changes)
         _check(options.network, trained.recipe, settings)
@@ -87,11 +85,11 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
 
 
 def subjects(options: argparse.Namespace, device: torch.device) -> list[Subject]:
-    """The network that the arguments name, and those that `--against` names; all see what the first
-    one's data are.
+    """The network that the arguments specify, and those of `--against`; all are evaluated on the
+    first one's data.
 
     Raises:
-        RecipeError, CheckpointError, DataError, ValueError: an argument cannot be.
+        RecipeError, CheckpointError, DataError, ValueError: an argument is invalid.
     """
     found = [subject(options, device)]
     names = found[0].labelling.names
@@ -114,7 +112,7 @@ def _first_other(names: list[str], theirs: list[str]) -> str:
 def _check(path: Path, trained: Recipe, settings: Recipe) -> None:
     """Raises if the changes alter the trained network or its classes."""
     if settings.network != trained.network:
-        raise RecipeError(f"network: is what {path} holds, and cannot be replaced")
+        raise RecipeError(f"network: is defined by {path} and cannot be changed")
     known, asked = (len(catalogue.labelling(each.data).classes) for each in (trained, settings))
     if known != asked:
         raise RecipeError(
@@ -124,21 +122,21 @@ def _check(path: Path, trained: Recipe, settings: Recipe) -> None:
 
 
 def _published(settings: Recipe, path: Path) -> nn.Module:
-    """A network of a recipe with weights in its own or in a published layout."""
+    """Builds a recipe's network and loads weights in its own or in a published layout."""
     classes = len(catalogue.labelling(settings.data).classes)
     network = networks.build(settings.network, classes, pretrained=False)
     try:
         network.load_state_dict(upstream.read(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
-    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+    except Exception as error:  # torch.load documents no exceptions; pickle and zipfile raise many
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{path}: does not fit the recipe ({reason})") from None
     return network
 
 
 def _protocol(options: argparse.Namespace, settings: Recipe) -> Protocol:
-    """The protocol; options that are not given come from the recipe if it has the same protocol."""
+    """The protocol; omitted options are taken from the recipe if it has the same protocol."""
     written = settings.evaluation
     name = options.protocol or written.protocol
     known = written.options if name == written.protocol else {}

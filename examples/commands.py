@@ -1,4 +1,4 @@
-"""Argument parsing shared by the commands: errors are one line."""
+"""Argument parsing shared by the commands; errors are printed as one line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A positive whole number."""
+    """Parses a positive integer."""
     return _number(text, int, "a positive whole number", least=1)
 
 
 def natural(text: str) -> int:
-    """A whole number, 0 or more."""
+    """Parses a non-negative integer."""
     return _number(text, int, "a whole number, 0 or more", least=0)
 
 
@@ -55,7 +55,7 @@ def _number(text: str, kind: type[Number], words: str, *, least: float) -> Numbe
 
 
 def check_output(folder: Path) -> None:
-    """Raises ArgumentError if the folder is not writable, before anything is computed."""
+    """Raises ArgumentError if the folder is not writable; called before anything is computed."""
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(0, "it is a file")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages when the profiler starts
 import torch
 from PIL import Image
 from rich.console import Console
@@ -42,8 +42,8 @@ from examples.demonstration import network as segmenter  # noqa: E402
 from examples.street import scenes  # noqa: E402
 from stripctx import extension  # noqa: E402
 
-SIZE = (256, 512)  # of the scene that is drawn
-LONGEST, SHORTEST = 512, 64  # sides of a picture that is read
+SIZE = (256, 512)  # of the generated scene
+LONGEST, SHORTEST = 512, 64  # limits for the sides of an image file
 CLUSTERS = 8
 CLUSTER_COLOURS = (
     (142, 202, 230), (33, 100, 150), (244, 162, 97), (88, 152, 90),
@@ -52,7 +52,7 @@ CLUSTER_COLOURS = (
 
 
 class Subject(NamedTuple):
-    """The image, its labels, and the names and colours of the classes."""
+    """An image, its labels, and the names and colours of the classes."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             prediction=prediction,
             palette=subject.palette,
             labels_title="truth" if subject.drawn else "pseudo-labels",
-            prediction_title=f"After {steps} steps: {share:.1%} of the pixels as in the {target}",
+            prediction_title=f"After {steps} steps: {share:.1%} of the pixels match the {target}",
             feature=feature,
             gate=gate,
             channel=channel + 1,
@@ -119,31 +119,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("demo", description="What stripctx does, in a picture.")
-    parser.add_argument("--image", type=Path, help="a picture; without one, a scene is drawn")
-    parser.add_argument("--seconds", type=positive, default=10.0, help="how long to fit")
+    parser = Parser("demo", description="Demonstrates stripctx and draws the results.")
+    parser.add_argument("--image", type=Path, help="an image file (default: a generated scene)")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="duration of the fit")
     parser.add_argument(
-        "--training", type=not_negative, default=110.0, help="seconds to train; 0: not"
+        "--training", type=not_negative, default=110.0, help="seconds of training, or 0"
     )
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="the PNG to write")
-    parser.add_argument("--seed", type=natural, default=35, help="of the scene and of the network")
-    parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--seed", type=natural, default=35, help="for scene and network")
+    parser.add_argument("--without-compile", action="store_true", help="skip torch.compile")
     return parser.parse_args(arguments)
 
 
 def tell_kernels(console: Console) -> None:
-    """Prints which kernels run, and why others do not."""
+    """Prints which kernels are used, and why others are not."""
     status = extension.status()
     for name, library in status.libraries.items():
         built = f", built in {library.seconds:.0f} s" if library.seconds else ""
         state = f"native kernels, {library.origin}{built}" if library.loaded else library.reason
         console.print(f"[bold]{name}[/] {state}", highlight=False)
     if not status.libraries:
-        console.print(f"[bold]{status.backend}[/] kernels in PyTorch, by STRIPCTX_BACKEND")
+        console.print(f"[bold]{status.backend}[/] kernels in PyTorch, selected by STRIPCTX_BACKEND")
 
 
 def kernels() -> str:
-    """The kernels that run."""
+    """The name of the kernels in use."""
     status = extension.status()
     native = any(library.loaded for library in status.libraries.values())
     return "native" if native and status.backend == "auto" else status.backend
@@ -153,8 +153,8 @@ def tell_study(console: Console, seconds: float) -> training.Study:
     """Trains the small networks and prints the results."""
     found = training.study(console, seconds)
     scores = ", ".join(f"{label} {score:.1%}" for label, score in found.scores.items())
-    console.print(f"mIoU on scenes not seen: {scores}", highlight=False)
-    verdict = "[green]lie on each other[/]" if found.agrees else "[bold red]DIFFER[/]"
+    console.print(f"mIoU on unseen scenes: {scores}", highlight=False)
+    verdict = "[green]agree[/]" if found.agrees else "[bold red]DIFFER[/]"
     console.print(
         f"The fused and the plain curve {verdict}: in the first step at most "
         f"{found.first_gap:.0e} apart (bound {training.FIRST_BOUND:.0e}), on average "
@@ -174,7 +174,7 @@ def draw(seed: int) -> Subject:
 
 
 def read(path: Path) -> Subject:
-    """An image, reduced to at most 512 pixels a side, with pseudo-labels."""
+    """Reads an image, reduces it to at most 512 pixels per side, and adds pseudo-labels."""
     try:
         picture = Image.fromarray(read_image(path, upright=True))
     except DataError as refusal:
@@ -213,12 +213,12 @@ def fit(
     """Fits the network, showing progress; returns the number of steps."""
     labels = torch.from_numpy(subject.labels).long()[None]
     if not subject.drawn:
-        console.print("The picture has no labels: fitting to clusters of its colours and places.")
+        console.print("The image has no labels: fitting clusters of colour and position.")
     columns = (
         TextColumn("fitting"),
         BarColumn(),
         TimeElapsedColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[accuracy]:.1%} of the pixels right"),
+        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[accuracy]:.1%} correct pixels"),
     )
     count = 0
     with Progress(*columns, console=console) as progress:

@@ -7,12 +7,12 @@
     python examples/evaluate.py runs/a/best.pt --against runs/b/best.pt
     torchrun --nproc-per-node 8 examples/evaluate.py ...
 
-Prints mIoU, pixel accuracy and the IoU of every class, and writes them, with the counts they come
-from, to scores.json, and a picture of the confusion matrix to confusion.png. With --against, a
-table has the networks side by side; each looks by its own recipe's protocol, unless the command
-gives one to all. The protocols are the papers'; see protocols.py.
+Prints mIoU, pixel accuracy and the IoU of every class, and writes them and the underlying counts
+to scores.json, and a picture of the confusion matrix to confusion.png. With --against, a table
+compares the networks side by side; each is evaluated by its own recipe's protocol, unless the
+command sets one for all. The protocols are the papers'; see protocols.py.
 
-Exit status: 0; 2 for an argument, a file or a recipe that cannot be: the message names it.
+Exit status: 0; 2 for an invalid argument, file or recipe, which the message names.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def parse(given: list[str] | None) -> argparse.Namespace:
         type=Path,
         action="append",
         default=[],
-        help="another checkpoint, to score on the same scenes; may be given again",
+        help="another checkpoint, to score on the same scenes; may be repeated",
     )
     parser.add_argument("--split", default="val", choices=catalogue.SPLITS)
-    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder to write")
+    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="output folder")
     parser.add_argument("--readers", type=count, default=2, help="threads that read images ahead")
     return parser.parse_intermixed_args(given)
 
@@ -105,7 +105,7 @@ def _watch(scenes: Iterable[Scene], count: int, *, shown: bool) -> Iterable[Scen
 
 
 def found(subject: arguments.Subject, scores: Scores) -> dict[str, Any]:
-    """What scores.json says of a network."""
+    """The entry of a network in scores.json."""
     names, look = subject.labelling.names, subject.view.protocol
     ious = [None if iou != iou else iou for iou in scores.iou.tolist()]
     return {

@@ -1,4 +1,4 @@
-"""Images of predictions: label maps with palette, overlays, a legend, confusion matrices; and the
+"""Images of predictions: label maps with palette, overlays, legends, confusion matrices; and the
 style of plots."""
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from examples.data.labels import IGNORE, Class
 from examples.metrics import Scores
 
-# Okabe and Ito's palette, which is safe for colour-blind readers.
+# Okabe and Ito's palette, which is safe for colour-blind readers
 COLOURS = {"fused": "#0072B2", "eager": "#BDBDBD", "compile": "#E69F00"}
 LABELS = {"fused": "stripctx", "eager": "PyTorch eager", "compile": "torch.compile"}
 STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first that the reader has
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # in order of preference
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,12 +32,12 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "stripctx",
 }
-NUMBERED = 24  # classes up to which every cell of the confusion matrix says its share
+NUMBERED = 24  # with up to this many classes, the cells of the confusion matrix show numbers
 
 
 def label_map(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Labels (H, W) as a picture with a palette: its values are the labels, its colours the
-    published ones, and IGNORE is black."""
+    """Labels (H, W) as a palette image: its values are the labels, its colours the published ones;
+    IGNORE is black."""
     picture = Image.fromarray(labels.astype(np.uint8))
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
@@ -46,8 +46,8 @@ def label_map(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, share: float) -> np.ndarray:
-    """The image (H, W, 3) uint8 with a share, 0 to 1, of the colours of its labels; pixels without
-    a label stay as they are."""
+    """Blends the colours of the labels into an image (H, W, 3) uint8; `share`, 0 to 1, is the
+    opacity. Unlabelled pixels are unchanged."""
     known = labels != IGNORE
     colours = palette[np.where(known, labels, 0)]
     mixed = np.rint(image * (1 - share) + colours * share).astype(np.uint8)
@@ -74,7 +74,7 @@ def legend(classes: Sequence[Class], shares: Sequence[float], *, rows: int = 20)
 
 
 def confusion(names: Sequence[str], scores: Scores, path: Path) -> None:
-    """The confusion matrix as a PNG: every row the share of a class's pixels taken for each."""
+    """Plots the confusion matrix as a PNG; every row is normalised to sum to 1."""
     counts = scores.confusion.double()
     shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
     classes = len(names)
@@ -99,7 +99,7 @@ def confusion(names: Sequence[str], scores: Scores, path: Path) -> None:
 
 
 def bars(axes: Axes, values: dict[str, float], unit: str, title: str) -> None:
-    """One horizontal bar a candidate, its value written at its end, the first one on top."""
+    """One horizontal bar per candidate, labelled with its value, the first one on top."""
     drawn = axes.barh(
         [LABELS[name] for name in values],
         list(values.values()),

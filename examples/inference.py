@@ -17,10 +17,10 @@ from stripctx import functional
 
 @dataclass(frozen=True)
 class View:
-    """How a network looks at an image as it was read.
+    """How a network is applied to an image as read from a file.
 
-    settings: how images were normalised in training. precision: of autocast, by name. batch, store:
-    of `infer`.
+    settings: normalisation of the images, as in training. precision: autocast's dtype, by name.
+    batch, store: arguments of `infer`.
     """
 
     settings: Augmentation
@@ -43,7 +43,7 @@ class View:
 
 def _is_one_view(protocol: Protocol, image: Tensor) -> bool:
     """Whether the protocol runs the network once on the unchanged image, so that the largest logit
-    has the largest score. Scores of several views are averaged at the size of the image."""
+    gives the largest score. Scores of several views are averaged at the size of the image."""
     height, width = image.shape[1:]
     if protocol.flip or protocol.scales != (1.0,):
         return False
@@ -54,7 +54,7 @@ def _is_one_view(protocol: Protocol, image: Tensor) -> bool:
 
 @torch.no_grad()
 def _at_once(network: nn.Module, image: Tensor) -> Tensor:
-    """The label map of a whole image, from logits that stay at the size of the network's head."""
+    """The label map of a whole image, from logits at the size of the network's head."""
     inputs = [image[None]]
     if takes_heights(network):
         inputs.append(heights(image.shape[1], 1)[:, 0][None].to(image.device))
@@ -75,16 +75,16 @@ def infer(
 ) -> Tensor:
     """The scores of every class at every pixel.
 
-    Holds one map of scores at the image's size and one or two at the size of the scale at hand,
-    K * H * W numbers each, float64 under `EncodingSliding`. `batch` bounds what the network takes.
+    Memory: one map of scores at the image's size and one or two at the size of the current scale,
+    K * H * W numbers each, float64 under `EncodingSliding`. `batch` limits the network's input.
 
     Args:
         network: in eval mode; (N, 3, h, w) to logits (N, K, h, w), or to a dictionary with them as
-            `out`. One whose forward takes `pos` is given the heights of the rows, (N, h).
+            `out`. If its forward takes `pos`, it receives the heights of the rows, (N, h).
         image: (3, H, W), normalised, on the network's device.
-        protocol: how to look at it.
-        batch: how many windows, mirror images included, the network sees at once.
-        store: the device that holds the scores, "cpu" for large images; else the image's.
+        protocol: the windows and scales.
+        batch: the maximum number of windows per call of the network, including mirrored ones.
+        store: the device that holds the scores, "cpu" for large images; by default the image's.
 
     Returns:
         (K, H, W) on `store`; the argmax over K is the label map.
@@ -126,7 +126,7 @@ def _slide(
     batch: int,
     store: torch.device,
 ) -> Tensor:
-    """(K, h, w): the mean score over the windows that see a pixel."""
+    """(K, h, w): the mean score over the windows that contain a pixel."""
     height, width = image.shape[1:]
     windows = protocol.windows(height, width, scale)
     views = torch.zeros(height, width, device=store)
@@ -151,7 +151,7 @@ def _look(
     corners: tuple[tuple[int, int], ...],
     protocol: Protocol,
 ) -> Tensor:
-    """(N, K, h, w): the scores of some windows."""
+    """(N, K, h, w): the scores of a batch of windows."""
     crops = torch.stack([_crop(image, windows, corner, protocol.padding) for corner in corners])
     if protocol.flip:
         crops = torch.cat([crops, crops.flip(3)])
@@ -172,7 +172,7 @@ def _crop(
     corner: tuple[int, int],
     padding: tuple[float, float, float],
 ) -> Tensor:
-    """(3, h, w): what a window sees."""
+    """(3, h, w): the pixels of a window, padded."""
     crop = image.new_tensor(padding)[:, None, None].repeat(1, windows.height, windows.width)
     in_image, in_window = windows.shared(corner, *image.shape[1:])
     crop[in_window] = image[in_image]
@@ -180,14 +180,14 @@ def _crop(
 
 
 def _heights(windows: Windows, top: int, height: int) -> Tensor:
-    """(h,): where in the image each row of a window lies, and HEIGHTS outside."""
+    """(h,): the height in the image of each row of a window; HEIGHTS for padding."""
     above, below = max(-top, 0), max(top + windows.height - height, 0)
     rows = F.pad(heights(height, 1)[:, 0], (above, below), value=HEIGHTS)
     return rows[top + above :][: windows.height]
 
 
 def _resized(x: Tensor, size: tuple[int, int], align_corners: bool, antialias: bool) -> Tensor:
-    """A map (C, h, w) at another size."""
+    """Resizes a map (C, h, w)."""
     if tuple(x.shape[1:]) == size:
         return x
     return F.interpolate(

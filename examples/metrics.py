@@ -1,10 +1,10 @@
-"""The scores of scene parsing from one confusion matrix, counted by torchmetrics.
+"""Scores of scene parsing from one confusion matrix, which torchmetrics counts.
 
-    IoU_k = n_kk / (sum_j n_kj + sum_j n_jk - n_kk)        n_kj: pixels of class k taken for class j
+    IoU_k = n_kk / (sum_j n_kj + sum_j n_jk - n_kk)        n_kj: pixels of class k predicted as j
 
-mIoU is the mean over the classes that occur, labelled or predicted; pixel accuracy is the fraction
-of labelled pixels that are correct. Counts are integers, so scores do not depend on the order or
-the number of processes.
+mIoU is the mean over the classes that occur in labels or predictions; pixel accuracy is the
+fraction of labelled pixels that are correct. Counts are integers, so scores do not depend on the
+order or the number of processes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 @dataclass(frozen=True)
 class Scores:
-    """What `SegmentationScores.compute` returns; fractions of 1, on the CPU.
+    """The result of `SegmentationScores.compute`; fractions of 1, on the CPU.
 
     Attributes:
-        miou: the mean of `iou` over the classes that occur; nan where nothing was counted.
-        pixel_accuracy: right pixels of all labelled ones.
+        miou: the mean of `iou` over the classes that occur; nan if nothing was counted.
+        pixel_accuracy: correct pixels divided by labelled pixels.
         iou: (K,) float64, nan for a class that is neither labelled nor predicted anywhere.
-        confusion: (K, K) int64, a row for every true class, a column for every predicted one.
+        confusion: (K, K) int64, a row per true class, a column per predicted class.
     """
 
     miou: float
@@ -40,8 +40,8 @@ class SegmentationScores:
 
     Args:
         num_classes: K.
-        ignore_index: the label of pixels that count nowhere; none of the classes.
-        device: where to count: that of the predictions.
+        ignore_index: the label of ignored pixels; not a class index.
+        device: where to count; must be the predictions' device.
 
     Example:
         >>> scores = SegmentationScores(2)
@@ -60,12 +60,12 @@ class SegmentationScores:
             )
         if 0 <= ignore_index < num_classes:
             raise ValueError(
-                "SegmentationScores: ignore_index must be none of the classes "
+                "SegmentationScores: ignore_index must not be a class, "
                 f"0 to {num_classes - 1}, got {ignore_index}"
             )
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        # What it would check is checked below, without sorting all pixels; its cache would outlive
-        # a merge.
+        # Arguments are checked in `update`, which is cheaper: torchmetrics would sort all pixels.
+        # Its cache would survive `merge`.
         self._counts = MulticlassConfusionMatrix(
             num_classes, ignore_index=ignore_index, validate_args=False, compute_with_cache=False
         ).to(device)
@@ -74,11 +74,11 @@ class SegmentationScores:
         """Counts a batch.
 
         Args:
-            prediction: classes, integers of target's shape.
-            target: (N, H, W) or (H, W), the classes 0 to K-1 or ignore_index.
+            prediction: class indices, an integer dtype, of target's shape.
+            target: (N, H, W) or (H, W), class indices 0 to K-1 or ignore_index.
 
         Raises:
-            ValueError: for shapes that differ, and for values that are no class.
+            ValueError: the shapes differ, or a value is not a class index.
         """
         if prediction.shape != target.shape:
             raise ValueError(
@@ -106,7 +106,7 @@ class SegmentationScores:
             )
 
     def merge(self, other: SegmentationScores) -> None:
-        """Adds what another one, of another process say, has counted."""
+        """Adds the counts of another instance, such as another process's."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError(
                 "SegmentationScores: merge needs the same num_classes and ignore_index, "
@@ -116,15 +116,16 @@ class SegmentationScores:
         self._counts.merge_state(other._counts)
 
     def reset(self) -> None:
-        """Forgets every count."""
+        """Sets all counts to zero."""
         self._counts.reset()
 
     def compute(self) -> Scores:
-        """The scores of all that was counted, by all processes where torch.distributed runs."""
+        """The scores of all counts, summed over all processes if torch.distributed is
+        initialized."""
         confusion = self._counts.compute().cpu()
         right = confusion.diagonal().double()
         labelled, predicted = confusion.sum(1), confusion.sum(0)
-        iou = right / (labelled + predicted - right)  # 0 / 0 is nan: the class occurs nowhere
+        iou = right / (labelled + predicted - right)  # 0 / 0 is nan: the class does not occur
         return Scores(
             miou=iou.nanmean().item(),
             pixel_accuracy=(right.sum() / confusion.sum()).item(),
@@ -135,8 +136,8 @@ class SegmentationScores:
 
 @contextmanager
 def _any_order() -> Iterator[None]:
-    """Without deterministic algorithms: integers add up to the same in any order, and torchmetrics
-    would compare every pixel with all K*K pairs of classes."""
+    """Disables deterministic algorithms: integer sums do not depend on the order, and torchmetrics
+    would otherwise compare every pixel with all K*K pairs of classes."""
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)

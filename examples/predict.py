@@ -65,12 +65,12 @@ def main(given: list[str] | None = None) -> int:
 def parse(given: list[str] | None) -> argparse.Namespace:
     parser = Parser("predict", description="Segments pictures and videos.")
     arguments.add(parser, inputs=True)
-    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder to write")
-    parser.add_argument("--share", type=float, default=0.55, help="of the colours in overlays")
+    parser.add_argument("--output", type=Path, default=Path("predicted"), help="output folder")
+    parser.add_argument("--share", type=float, default=0.55, help="opacity of overlays")
     parser.add_argument(
         "--dataset-values",
         action="store_true",
-        help="label maps hold the values of the dataset's files, as its server takes them",
+        help="write the values of the dataset's label files, as its test server expects",
     )
     options = parser.parse_intermixed_args(given)
     if not 0 <= options.share <= 1:
@@ -79,33 +79,33 @@ def parse(given: list[str] | None) -> argparse.Namespace:
 
 
 def listed(path: Path) -> list[Path]:
-    """The path itself, or every image and video in a folder."""
+    """The path itself, or all images and videos in a folder."""
     if not path.exists():
         raise DataError(f"{path}: there is no such image, video or folder")
     if not path.is_dir():
         return [path]
     found = files.listed(path, SUFFIXES | videos.SUFFIXES)
     if not found:
-        raise DataError(f"{path}: holds no images and no videos")
+        raise DataError(f"{path}: contains no images or videos")
     return found
 
 
 def named(paths: Sequence[Path]) -> dict[Path, str]:
-    """What the files made of each are called: its name without the suffix, and with it where that
-    is the name of another one too."""
+    """The stem of the output files for each input: its name without the suffix, or with it if two
+    inputs would otherwise have the same name."""
     count = Counter(path.stem for path in paths)
     return {path: path.stem if count[path.stem] == 1 else path.name for path in paths}
 
 
 class Writer:
-    """Segments and writes into a folder.
+    """Segments files and writes the results into a folder.
 
     Args:
         subject: the network and its protocol.
-        folder: where to.
-        share: of the classes' colours in overlays.
-        dataset_values: whether label maps hold the dataset's values, without colours, rather than
-            the classes' numbers.
+        folder: the output folder.
+        share: the opacity of the classes' colours in overlays.
+        dataset_values: whether label maps contain the dataset's values, without a palette, instead
+            of class indices.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Writer:
         self._legend(name, np.bincount(labels.ravel(), minlength=IGNORE))
 
     def video(self, path: Path, name: str, console: Console) -> None:
-        """Processes frame by frame, with one in memory at a time."""
+        """Processes a video frame by frame, holding one frame in memory at a time."""
         source = videos.Source(path)
         maps = self.folder / f"{name}_labels"
         maps.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ class Writer:
         return figures.label_map(labels, self.palette)
 
     def _legend(self, name: str, counts: np.ndarray) -> None:
-        """The classes found, most frequent first."""
+        """Writes a legend of the classes found, most frequent first."""
         classes = self.subject.labelling.classes
         shares = counts / counts.sum()
         found = [k for k in np.argsort(-counts, kind="stable")[: len(classes)] if counts[k]]

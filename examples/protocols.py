@@ -9,7 +9,7 @@
 
 Each is a small frozen dataclass that defines the windows and how logits become scores;
 `inference.infer` runs any of them. Scores are averaged where windows overlap, resized to the image,
-and averaged over the scales; the class of a pixel is that with the highest score. Images are
+and averaged over the scales; a pixel's class is the one with the highest score. Images are
 normalised, so 0 is the mean colour. Upstream resizes 8-bit images, which rounds every pixel; here
 pixels are not rounded.
 """
@@ -23,21 +23,21 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-Area = tuple[slice, slice, slice]  # of channels, rows, columns
+Area = tuple[slice, slice, slice]  # channels, rows, columns
 
-BLACK = (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225)  # normalised by ImageNet's statistics
+BLACK = (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225)  # normalised like ImageNet images
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where a network looks: boxes of one size. What lies beyond the image is padding."""
+    """The windows that a network sees: boxes of one size. Pixels outside the image are padding."""
 
     height: int
     width: int
-    corners: tuple[tuple[int, int], ...]  # top, left; may be negative
+    corners: tuple[tuple[int, int], ...]  # (top, left); may be negative
 
     def shared(self, corner: tuple[int, int], height: int, width: int) -> tuple[Area, Area]:
-        """What a window and an image of this size have in common: in the image, in the window."""
+        """The intersection of a window with an image of this size: in the image, in the window."""
         top, left = corner
         rows = slice(max(top, 0), min(top + self.height, height))
         cols = slice(max(left, 0), min(left + self.width, width))
@@ -48,16 +48,16 @@ class Windows:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every protocol has; use one of the subclasses.
+    """The base class of the protocols.
 
     Attributes:
-        scales: the sizes at which the image is seen.
-        flip: whether its mirror image is seen too.
-        padding: the normalised colour beyond the edge of the image.
+        scales: the scales of the image.
+        flip: whether mirrored images are evaluated too.
+        padding: the normalised colour of padding.
         align_corners: of every resize, of the image and of the scores.
-        antialias: whether the image is smoothed before it is made smaller.
-        mirrors: the "windows", each seen with its mirror image, or the "image", whose windows then
-            lie elsewhere where the last ones are shifted back.
+        antialias: whether downscaling the image uses antialiasing.
+        mirrors: "windows" mirrors each window; "image" mirrors the image, whose windows then differ
+            if the last ones are shifted back.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -77,34 +77,34 @@ class Protocol:
                 raise ValueError(f"{type(self).__name__}: {name} must be positive, got {value}")
 
     def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
-        """Of the image at a scale."""
+        """The size of the image at a scale."""
         return max(1, int(height * scale)), max(1, int(width * scale))
 
     def windows(self, height: int, width: int, scale: float) -> Windows:
-        """On an image of this size."""
+        """The windows for an image of this size."""
         return Windows(height, width, ((0, 0),))
 
     def score(self, logits: Tensor, flipped: Tensor | None) -> Tensor:
-        """From logits (N, K, h, w) of windows, and of their mirror images, mirrored back."""
+        """Scores from logits (N, K, h, w) of windows, and of their mirror images, flipped back."""
         chance = logits.softmax(1)
         return chance if flipped is None else (chance + flipped.softmax(1)) / 2
 
 
 @dataclass(frozen=True)
 class WholeImage(Protocol):
-    """The image at once: what networks without a fixed size are usually scored by."""
+    """The whole image at once: the usual test of networks that accept any size."""
 
 
 @dataclass(frozen=True)
 class SemsegSliding(Protocol):
-    """semseg's and SPNet's test.
+    """The test of semseg and SPNet.
 
     The image is resized so that its long side is round(scale * base_size), padded on all sides to
-    a crop at least, and seen through square windows at steps of ceil(2/3 crop), the last of a row
-    or column shifted back to end with the image.
+    at least the crop size, and covered by square windows at steps of ceil(2/3 crop), the last
+    window of a row or column shifted back to end at the image's edge.
 
     Attributes:
-        base_size: the image's own long side where None. 512 for ADE20K and VOC, 2048 for
+        base_size: by default (None) the image's own long side. 512 for ADE20K and VOC, 2048 for
             Cityscapes, with scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75 in the multi-scale test.
         crop: 473 and 713 in semseg, 480 and 768 in SPNet.
     """
@@ -134,17 +134,17 @@ class SemsegSliding(Protocol):
 class HanetSliding(Protocol):
     """HANet's evaluation: raw logits averaged over windows, flips and scales.
 
-    Windows have the side crop * max(1, scale), or the image's where that is smaller, and overlap by
-    a third at least. The network is told the height of every row in the whole image.
+    The side of a window is crop * max(1, scale), or the image's if that is smaller; windows overlap
+    by at least a third. The network receives the height of every row in the whole image.
 
     Attributes:
         crop: 1024 for Cityscapes, with scales 0.5, 1 and 2.
-        overlap: of neighbouring windows, a share of their side.
+        overlap: of neighbouring windows, as a fraction of their side.
     """
 
     crop: int = 1024
     overlap: float = 1 / 3
-    antialias: ClassVar[bool] = True  # as PIL, which upstream resizes with
+    antialias: ClassVar[bool] = True  # as PIL, which upstream uses
     mirrors: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
@@ -166,13 +166,15 @@ class HanetSliding(Protocol):
 class EncodingSliding(Protocol):
     """PyTorch-Encoding's MultiEvalModule: a window's score is exp(logits + flipped logits).
 
-    Not normalised over the classes: a window, or scale, counts for as much as it is sure. Upstream
-    takes the exponential in float32, which is infinite above 88; here it is float64, and where the
-    highest sum of a pixel is above 600, all its sums are lowered to make it 600. Elsewhere the two
-    agree. Upstream sums over the scales, here they are averaged: the same classes win.
+    Scores are not normalised over the classes, so a window or scale has more weight where it is
+    more confident. Upstream computes the exponential in float32, which overflows above 88; here it
+    is float64, and if the largest sum of a pixel exceeds 600, all its sums are lowered such that it
+    is 600. Otherwise both agree. Upstream sums over the scales, here they are averaged: the argmax
+    is the same.
 
     Attributes:
-        base_size: the image's own long side where None. 520 upstream, 2048 for Cityscapes, with
+        base_size: by default (None) the image's own long side. 520 upstream, 2048 for Cityscapes,
+            with
             scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75 (Cityscapes 0.75 to 2.25 in steps of a quarter).
         crop: 480 upstream.
     """
@@ -210,7 +212,7 @@ PROTOCOLS: dict[str, type[Protocol]] = {
 
 
 def create(name: str, **options: Any) -> Protocol:
-    """The protocol called `name`; options that are None keep their defaults.
+    """Creates the protocol called `name`; options that are None keep their defaults.
 
     Example:
         >>> create("semseg", crop=480, scales=None).crop
@@ -229,12 +231,12 @@ def create(name: str, **options: Any) -> Protocol:
 
 
 def _count(side: int, crop: int, step: int) -> int:
-    """How many windows it takes to see a side."""
+    """The number of windows needed to cover a side."""
     return math.ceil(max(side - crop, 0) / step) + 1
 
 
 def _shifted_back(side: int, crop: int, step: int) -> list[int]:
-    """Where windows start, the last one shifted back to end with the side."""
+    """The starts of the windows along a side, the last one shifted back to end at the edge."""
     last = max(side - crop, 0)
     return [min(step * index, last) for index in range(_count(side, crop, step))]
 

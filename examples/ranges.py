@@ -1,4 +1,4 @@
-"""Numbers of settings, and the range in which each must lie, declared with their defaults."""
+"""Valid ranges of numeric settings, declared with their defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """low, high: ends that belong to it. above, below: ends that do not."""
+    """low, high: inclusive bounds. above, below: exclusive bounds."""
 
     low: float | None = None
     high: float | None = None
@@ -36,7 +36,7 @@ class Range:
 
 
 def number(default: float | None, **ends: float) -> Any:
-    """The field of a dataclass that holds such a number; `ends` are those of a Range.
+    """A dataclass field for a number with a valid range; `ends` are the arguments of Range.
 
     Example:
         >>> @dataclass
@@ -50,13 +50,13 @@ def number(default: float | None, **ends: float) -> Any:
 
 
 def within(**ends: float) -> dict[str, Range]:
-    """The metadata of such a field, for lists of numbers too."""
+    """The metadata of such a field; also for lists of numbers."""
     return {"range": Range(**ends)}
 
 
 def check(section: str, settings: Any) -> None:
-    """Raises ValueError for the first setting out of its range, by its name in this section; "" is
-    no section."""
+    """Raises ValueError for the first setting out of its range; the message starts with the section
+    (none if "") and the setting."""
     for each in fields(settings):
         name, value = f"{section}.{each.name}".lstrip("."), getattr(settings, each.name)
         if is_dataclass(value):

@@ -26,17 +26,16 @@ def score(
     readers: int = 2,
     watch: Watch | None = None,
 ) -> Scores:
-    """The scores over all scenes, which the processes share out.
+    """The scores over all scenes, which are divided between the processes.
 
     Args:
         network: in eval mode, on the device of the processes.
-        view: how it looks at a scene.
+        view: how the network is applied to a scene.
         readers: threads that read scenes ahead.
-        watch: is given this process's scenes and their number, and hands them on: to show how far
-            it has come.
+        watch: wraps the iterator over this process's scenes, given their number, to show progress.
 
     Raises:
-        DataError: a scene cannot be read, and the message names the file; or none has labels.
+        DataError: a scene cannot be read (the message names the file), or none has labels.
     """
     own = range(processes.rank, len(scenes), processes.size)
     read: Iterable[Scene] = prefetch(scenes.__getitem__, own, readers)

@@ -11,7 +11,7 @@ from examples.metrics import Scores
 
 
 def of_one(names: Sequence[str], scores: Scores) -> Table:
-    """One row per class; mean and pixel accuracy below."""
+    """One row per class; mean and pixel accuracy at the bottom."""
     shown = _table("IoU", "labelled", "predicted")
     total = scores.confusion.sum().item()
     for k, name in enumerate(names):
@@ -28,7 +28,7 @@ def of_one(names: Sequence[str], scores: Scores) -> Table:
 
 
 def side_by_side(names: Sequence[str], titles: Sequence[str], scores: Sequence[Scores]) -> Table:
-    """The IoU of every class and network, and the difference from the first network in points."""
+    """The IoU per class and network, and the difference from the first network in points."""
     headings = [titles[0], *(text for title in titles[1:] for text in (title, "+/-"))]
     shown = _table(*headings)
     for k, name in enumerate(names):

@@ -4,11 +4,11 @@
     python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.batch=8
     torchrun --nproc-per-node 8 examples/train.py examples/recipes/ade20k_pspnet50.yaml ...
 
-Writes checkpoints (last.pt, best.pt), log.csv and the complete recipe into the output folder. The
-same command once more goes on where the run ended, whatever ended it.
+Writes checkpoints (last.pt, best.pt), log.csv and the complete recipe into the output folder.
+Repeating the same command resumes an interrupted run.
 
-Exit status: 0; 1 where the loss is no longer finite; 2 for a recipe, data or a folder that cannot
-be; 3 where it was asked to stop early.
+Exit status: 0; 1 if the loss is no longer finite; 2 for an invalid recipe, dataset or folder; 3 if
+it was asked to stop early.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("train", description="Trains a segmentation network by a recipe.")
     parser.add_argument("recipe", type=Path, help="a YAML file, as in examples/recipes")
-    parser.add_argument("changes", nargs="*", help="settings to replace, like train.batch=8")
-    parser.add_argument("--output", type=Path, help="the run's folder; runs/ and the recipe's name")
+    parser.add_argument("changes", nargs="*", help="settings to override, such as train.batch=8")
+    parser.add_argument("--output", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
         "--log-to",
         action="append",
         default=[],
-        help="tensorboard, or module:function, besides log.csv; see examples/training/loggers.py",
+        help="an additional logger: tensorboard or module:function, see training/loggers.py",
     )
     parser.add_argument("--device", default="", choices=("", "cpu", "cuda"))
     options = parser.parse_intermixed_args(arguments)
@@ -65,13 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train: {failure}", file=sys.stderr)
         return 1
     except (ArgumentError, RecipeError, DataError, CheckpointError) as refusal:
-        # one of a reader's process comes with that process's traceback, the error at its end
+        # A worker's error includes the worker's traceback; its last line is the message.
         said = re.sub(r"^[\w.]+Error: ", "", str(refusal).splitlines()[-1])
         print(f"train: {said}", file=sys.stderr)
         return 2
     except StoppedError as stop:
         if here.first:
-            console.print(f"{stop}; the same command goes on", highlight=False)
+            console.print(f"{stop}; repeat the command to resume", highlight=False)
         return 3
     finally:
         processes.leave()

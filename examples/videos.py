@@ -25,7 +25,7 @@ def is_video(path: Path) -> bool:
         with Image.open(path) as file:
             return getattr(file, "n_frames", 1) > 1
     except (OSError, ValueError, SyntaxError):
-        return False  # reading it as an image says what is wrong
+        return False  # read_image will report the error
 
 
 class Source:
@@ -81,7 +81,8 @@ class Source:
 def write(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     """Writes frames (H, W, 3) uint8 of equal size as a video, in the format of the suffix."""
     if path.suffix.lower() not in ANIMATED:
-        # macro_block_size: H.264 wants even sides, and gets them by at most one row and column
+        # macro_block_size: H.264 needs even sides, so frames are enlarged by at most a row and a
+        # column.
         options: dict[str, Any] = {"format": "FFMPEG", "fps": rate, "macro_block_size": 2}
         with _imageio(path).get_writer(path, **options) as writer:
             for frame in frames:
@@ -90,7 +91,7 @@ def write(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     pictures = (Image.fromarray(frame) for frame in frames)
     first = next(pictures, None)
     if first is None:
-        raise DataError(f"{path}: cannot be written without a frame")
+        raise DataError(f"{path}: needs at least one frame")
     milliseconds = round(1000 / rate)
     first.save(path, save_all=True, append_images=pictures, duration=milliseconds, loop=0)
 

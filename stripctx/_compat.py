@@ -26,13 +26,13 @@ def has_schema(operator: Any, text: str) -> bool:
 
 
 def tag(operator: Any, tags: Sequence[torch.Tag]) -> None:
-    """Adds tags to an operator that a library defined without: torch 2.10's stable ABI gives none.
-    Only Python reads them."""
+    """Adds tags to an operator defined by a library: torch 2.10's stable ABI has no way to. Only
+    Python reads them."""
     operator._tags = [*operator._tags, *(one for one in tags if one not in operator._tags)]
 
 
 def has_kernel(name: str, key: str) -> bool:
-    """Whether a library that is loaded has a kernel of an operator for a dispatch key."""
+    """Whether a loaded library has a kernel of an operator for a dispatch key."""
     known = torch._C._dispatch_has_kernel(name)
     return known and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
@@ -42,12 +42,12 @@ def any_requires_grad(args: Sequence[Any]) -> bool:
 
 
 def functorch_is_active() -> bool:
-    """Whether torch.func.grad, jvp, vmap or their kin transform what runs now."""
+    """Whether a transform of torch.func (grad, jvp, vmap, ...) is active."""
     return torch._C._are_functorch_transforms_active()
 
 
 def is_transformed_or_traced() -> bool:
-    """Whether what runs now is compiled, exported, traced, mapped or watched by a dispatch mode."""
+    """Whether compilation, export, tracing, a functorch transform or a dispatch mode is active."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
@@ -57,7 +57,7 @@ def is_transformed_or_traced() -> bool:
 
 
 def has_tangent(value: Any) -> bool:
-    """Whether forward-mode differentiation follows this tensor."""
+    """Whether the tensor carries a forward-mode tangent."""
     if forward_ad._current_level < 0 or not isinstance(value, Tensor):
         return False
     return forward_ad.unpack_dual(value).tangent is not None
@@ -72,11 +72,11 @@ def call_batched(rule: Callable[..., Any], operator: Any, args: Sequence[Any]) -
     return custom_function_call_vmap_helper(interpreter, rule, operator, *args)
 
 
-_BATCHED = torch._C._dispatch_key_parse("Batched")  # which DispatchKey does not name
+_BATCHED = torch._C._dispatch_key_parse("Batched")  # not in the DispatchKey enum
 
 
 class _Batch:
-    """What a batching rule is told."""
+    """The first argument of a batching rule."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -95,7 +95,7 @@ def call_batched_gradients(rule: Callable[..., Any], args: Sequence[Any]) -> Any
             return list(values), list(dims)
         if not isinstance(value, Tensor):
             return value, None
-        bare = torch._remove_batch_dim(value, level, 0, 0)  # of none, a batch of no elements
+        bare = torch._remove_batch_dim(value, level, 0, 0)  # for an empty batch
         if bare.dim() == value.dim() + 1 and bare.size(0) > 0:
             sizes.append(bare.size(0))
             return bare, 0
@@ -111,59 +111,72 @@ def call_batched_gradients(rule: Callable[..., Any], args: Sequence[Any]) -> Any
 
 
 def is_batch_of_gradients(value: Tensor) -> bool:
-    """Whether the vmap of torch.autograd itself maps over it."""
+    """Whether it is batched by the vmap inside torch.autograd (is_grads_batched)."""
     return torch._C._dispatch_keys(value).has(_BATCHED)
 
 
 def is_tracing() -> bool:
-    """Whether torch.jit.trace records what runs now."""
+    """Whether torch.jit.trace is recording."""
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
-def refuse_exporter_of_traces(name: str) -> None:
-    """Raises where torch.onnx.export traces by TorchScript: it knows no operator of ours."""
-    if is_tracing() and torch.onnx.is_in_onnx_export():
-        raise RuntimeError(
-            f"{name}: torch.onnx.export with dynamo=False knows no operator of stripctx; "
-            "call it with dynamo=True"
-        )
+def is_traced_for_onnx() -> bool:
+    """Whether torch.onnx.export traces by TorchScript what runs now."""
+    return is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
-    """A scope in which the dispatcher passes over the kernels of one key."""
+    """A context in which the dispatcher skips the kernels of one key."""
     return torch._C._ExcludeDispatchKeyGuard(
         torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     )
 
 
 def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Whether two sizes are equal for every input, asked without becoming a condition on one."""
+    """Whether two sizes are known to be equal for every input; adds no guard. Sizes recorded by
+    torch.jit.trace are not."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(a == b))
 
 
 def same_sizes(a: Sequence[int | torch.SymInt], b: Sequence[int | torch.SymInt]) -> bool:
-    """Whether they are equal; in a trace, for every input. That a map of the example is as large as
-    a level by chance becomes no condition on the sizes of others."""
-    if not torch.compiler.is_compiling():
+    """Whether two shapes are equal; in a trace, for every input, so that sizes which are equal only
+    in the example add no guard."""
+    if not torch.compiler.is_compiling() and not torch._C._is_tracing():
         return a == b
     return all(known_equal(one, other) for one, other in zip(a, b, strict=True))
 
 
-def hint(size: int | torch.SymInt) -> int | None:
-    """A size in the example that is exported; asking makes it no constant."""
+def hint(size: int | torch.SymInt | Tensor) -> int | None:
+    """The value of a size in the exported example, without making it a constant."""
     if isinstance(size, int):
         return size
+    if isinstance(size, Tensor):  # recorded by torch.jit.trace
+        return int(size)
     value = size.node.hint
     return int(value) if isinstance(value, int) else None
+
+
+def at_least_one(size: Any) -> Any:
+    """max(size, 1) of a number, or of a size that a trace or an export records."""
+    return size.clamp(min=1) if isinstance(size, Tensor) else torch.sym_max(size, 1)
+
+
+def rows(matrix: Tensor, first: int, count: Any) -> Tensor:
+    """So many rows, a number that a trace or an export may record."""
+    if isinstance(count, Tensor):
+        return matrix[first : first + count]
+    return matrix.narrow(0, first, count)
 
 
 def register_decomposition(
     operator: Any, decomposition: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:
-    """Adds one to the table that torch.onnx.export decomposes by. The fake kernel goes beside it:
-    without, the decomposition would take its place where sizes are symbolic."""
+    """Adds a decomposition to the table used by torch.onnx.export. The fake kernel is registered
+    too, because with symbolic sizes torch would otherwise use the decomposition in its place."""
     from torch._decomp import decomposition_table, meta_table
 
     decomposition_table[operator] = decomposition
@@ -171,8 +184,8 @@ def register_decomposition(
 
 
 def inductor_calls(operator: Any) -> None:
-    """Tells Inductor, where it is at work, to call the operator as it is: between a kernel and a
-    decomposition that torch.onnx.export needs, it refuses to choose if CI is set."""
+    """Registers Inductor's fallback for an operator, if Inductor is loaded. With CI set in the
+    environment, it would refuse operators that have a decomposition."""
     lowering = sys.modules.get("torch._inductor.lowering")
     if lowering is not None and operator not in lowering.lowerings:
         exact_strides = lowering.constrain_to_fake_tensors

@@ -1,16 +1,18 @@
 """What torch.fx records: a layer of ours is one call of a module, as torch.nn's own are, and what a
 network asks of the sizes of an image is left out. Feature extractors, quantisation and the folding
-of normalisations trace networks so. torch.onnx's older exporter, by TorchScript, is refused."""
+of normalisations trace networks so. Traces by TorchScript are ops/calls.py's."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch.fx
 
-from stripctx import _compat
+# As torch does for its own code: what is asked here of a traced size makes it no constant.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"stripctx\.")
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
@@ -27,7 +29,6 @@ def one_call(forward: Forward) -> Forward:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         proxy = _first_proxy((*args, *kwargs.values()))
         if proxy is None:
-            _compat.refuse_exporter_of_traces(type(self).__name__)
             return forward(self, *args, **kwargs)
         if self is proxy.tracer.root:
             raise NotImplementedError(

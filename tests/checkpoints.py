@@ -25,7 +25,7 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def renamed(state: State, *rules: tuple[str, str]) -> State:
-    """The first rule whose pattern is found in a key applies."""
+    """Renames the keys of a state; for each key the first rule whose pattern matches applies."""
     result = {}
     for key, value in state.items():
         for pattern, replacement in rules:

@@ -23,5 +23,5 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def exact_convolutions() -> None:
-    """Full float32 on a GPU: by default cuDNN rounds operands to tf32."""
+    """Disables tf32 on a GPU, which cuDNN uses for convolutions by default."""
     torch.backends.cudnn.allow_tf32 = False

@@ -1,5 +1,5 @@
-"""Networks with decoders from other packages, small and with random weights, with what `fuse`
-should find in each. Networks of packages that are not installed are skipped.
+"""Small networks with decoders from other packages, with random weights, and what `fuse` should
+find in each. Networks of packages that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import nn
 @dataclass(frozen=True)
 class Case:
     build: Callable[[], nn.Module]
-    convolutions: int  # over a concatenation with levels
-    sums: int = 0  # with levels
+    convolutions: int  # convolutions over a concatenation that includes levels
+    sums: int = 0  # sums that include levels
     size: tuple[int, int] = (64, 64)
-    compiles: bool = True  # with fullgraph, before it is fused
+    compiles: bool = True  # with fullgraph, before fusing
     exports: bool = True
 
 
@@ -52,7 +52,7 @@ def huggingface_upernet(backbone: str, **options: Any) -> nn.Module:
 
 
 def huggingface_vit(name: str) -> nn.Module:
-    """BEiT's and Data2Vec's, which share a head of their own."""
+    """BEiT and Data2Vec, which share a head."""
     return huggingface(
         f"{name}ForSemanticSegmentation", f"{name}Config", image_size=64, hidden_size=24,
         num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, out_indices=[1, 2, 3, 4],

@@ -1,4 +1,4 @@
-"""Access to the emulated library of this process (STRIPCTX_BACKEND=emulated): counters of its
+"""Access to the emulated library of this process (STRIPCTX_BACKEND=emulated): the counters of its
 kernels, and the order of its threads."""
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from operator_checks import EMULATED
 from stripctx import extension
 
 ORDERS = ("ascending", "descending", "random:1", "random:2")
-HEAVY = ("encode", "encode_backward")  # products of tensor cores, gathered from 32 lanes
+HEAVY = ("encode", "encode_backward")  # tensor core products, which the emulator computes slowly
 
 
 def skip_heavy(name: str, size: tuple[int, int, int, int]) -> None:
-    """Skips large maps of operators that take the emulator minutes."""
+    """Skips large maps for operators that take minutes in the emulator."""
     if name in HEAVY and size[2] * size[3] > 10_000:
         pytest.skip("slow")
 
 
 def require() -> None:
-    """Skips the whole file at collection unless the emulated kernels are under test."""
+    """Skips the whole file at collection unless the emulated kernels are tested."""
     if not EMULATED:
         pytest.skip("needs STRIPCTX_BACKEND=emulated", allow_module_level=True)
 
@@ -39,7 +39,7 @@ def library() -> ctypes.CDLL:
 
 
 def counts(run: Callable[[], object]) -> dict[str, dict[str, Any]]:
-    """What each kernel that `run` launched did, by name."""
+    """The counters of each kernel that `run` launched, by name."""
     library().stripctx_simt_reset_counts()
     run()
     result: dict[str, dict[str, Any]] = json.loads(library().stripctx_simt_counts())
@@ -48,7 +48,7 @@ def counts(run: Callable[[], object]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def order(text: str) -> Iterator[None]:
-    """Runs threads in this order where CUDA guarantees none."""
+    """Within this context, threads run in this order wherever CUDA guarantees none."""
     assert library().stripctx_simt_set_order(text.encode()) == 0
     try:
         yield

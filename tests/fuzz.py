@@ -1,9 +1,9 @@
 """Malformed calls of every operator of `torch.ops.stripctx`: `python tests/fuzz.py SEED CALLS`.
 
 A call starts from valid arguments and invalidates up to three of them: another rank, size, dtype,
-device or layout, None, lists too short or too long, integers from -1 to 2**63. It must raise one of
-ERRORS or return the result of the reference. The fake kernels, which contain the same checks,
-determine beforehand whether a call is valid and how large its results would be.
+device or layout, None, lists that are too short or too long, integers from -1 to 2**63. It must
+raise one of ERRORS or return the result of the reference. The fake kernels, which contain the same
+checks, predict whether a call is valid and how large its results are.
 
 Each call is printed before it is made, so that after a crash the last line names the call. The
 final line counts accepted and rejected calls by operator, as JSON.
@@ -28,15 +28,15 @@ from stripctx.reference import encoding, height, labels, pyramid, strip, upsampl
 
 FAMILIES = (encoding, height, labels, pyramid, strip, upsample)
 ERRORS = (ValueError, RuntimeError, TypeError, NotImplementedError, MemoryError)
-LARGEST = 2**20  # elements that a legal call may make
-ENDLESS = 2**36  # elements that no allocation can hold
-MEMORY = 16 * 2**30  # what the process may map: beyond it, allocations fail
+LARGEST = 2**20  # maximum number of elements in a legal call
+ENDLESS = 2**36  # more elements than any allocation can hold
+MEMORY = 16 * 2**30  # address space limit of the process; larger allocations fail
 INTEGERS = (-(2**62), -1, 0, 1, 2, 3, 17, 2**31 - 1, 2**31, 2**32 + 3, 2**62, 2**63 - 1, 2**63)
 DIMENSIONS = (0, 1, 2, 3, 4, 5, 7, 33)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LABELS = (torch.uint8, torch.int32, torch.int64)
 FOREIGN = (torch.int32, torch.bool, torch.complex64, torch.uint8, torch.float8_e5m2)
-# What noise may cancel to; products of float32 may be of tf32.
+# Absolute bounds for noise that cancels; products of float32 may use tf32.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 N, C, H, W, K, L = 2, 3, 4, 5, 6, 3
@@ -53,7 +53,7 @@ INTEGER_LISTS = {
     "dilation": [1, 1],
     "modes": [1, 2],
 }
-# Where a name means another shape in one operator.
+# Names with another shape in one operator.
 EXCEPTIONS: dict[tuple[str, str], Any] = {
     ("encode_backward", "grad"): (N, K, C),
     ("row_gate", "logits"): (N, C, L),
@@ -64,7 +64,7 @@ EXCEPTIONS: dict[tuple[str, str], Any] = {
     ("upsample_argmax", "size"): [6, 9],
     ("upsample_softmax_max", "size"): [6, 9],
 }
-# The labels family: numbers that are not logits are of the type that sums run in.
+# In the labels family, values other than logits have the dtype of the sums.
 IMAGE = (N, 6, 9)
 WIDE = {
     ("upsample_cross_entropy", "weight"): (C,),
@@ -77,8 +77,8 @@ WIDE = {
 }
 
 
-# What a convolution stands on: memory without values, and a result in an argument's place, which
-# tests/test_upsample.py spoils by hand.
+# Internal operators: uninitialised memory, and an operator that writes into an argument. The latter
+# is tested with invalid arguments in tests/test_upsample.py.
 INTERNAL = {"stripctx::map_memory", "stripctx::pyramid_taps_add.out"}
 
 
@@ -98,7 +98,7 @@ def values(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def valid(operator: Any, dtype: torch.dtype) -> list[Any]:
-    """Arguments by their types and names; those of an operator unknown here may be refused."""
+    """Arguments by type and name; those of operators unknown to this file may be invalid."""
     name = operator._schema.name.partition("::")[2]
     return [argument_for(name, a.name, str(a.type), dtype) for a in operator._schema.arguments]
 
@@ -133,7 +133,7 @@ def argument_for(operator: str, name: str, kind: str, dtype: torch.dtype) -> Any
 
 
 def resized(value: Tensor) -> Tensor:
-    """One dimension of another size, or one more, or one less."""
+    """Changes the size of a dimension, or adds or removes one."""
     shape = list(value.shape)
     choice = random.randrange(5)
     if choice == 0:
@@ -148,7 +148,7 @@ def resized(value: Tensor) -> Tensor:
 
 
 def enormous(value: Tensor) -> Tensor:
-    """Dimensions without end over few elements or none: a view, or a map of no images."""
+    """Huge dimensions over few elements or none: an expanded view, or a map with no images."""
     if not value.dim():
         return value
     shape = list(value.shape)
@@ -160,7 +160,7 @@ def enormous(value: Tensor) -> Tensor:
 
 
 def laid_out(value: Tensor) -> Tensor:
-    """The same values under other strides."""
+    """The same values with other strides."""
     choice = random.randrange(5)
     if choice == 0 and value.dim() == 4:
         return value.contiguous(memory_format=torch.channels_last)
@@ -174,7 +174,7 @@ def laid_out(value: Tensor) -> Tensor:
 
 
 def unusual(value: Tensor) -> Tensor:
-    """What holds no elements here, holds them in another way or holds other elements."""
+    """Another dtype, sparse or MKL-DNN layout, or another device."""
     if coin():
         return value.to(random.choice((*DTYPES, torch.int64, *FOREIGN)))
     if coin():
@@ -185,7 +185,7 @@ def unusual(value: Tensor) -> Tensor:
 
 
 def poisoned(value: Tensor) -> Tensor:
-    """One element that is no number, or an index of no position."""
+    """Sets one element to a non-finite number, or to an index out of range."""
     numbers = (float("nan"), float("inf"), -float("inf"))
     indices = (-(2**63), -1, 2**31, 2**32, 2**63 - 1)
     if value.numel() and value.dtype in (*DTYPES, torch.int64):
@@ -226,7 +226,7 @@ def usual(value: Tensor) -> bool:
 
 
 def watched(value: Tensor) -> Tensor | None:
-    """For autograd, or no tensor at all."""
+    """The tensor with requires_grad, or None."""
     return value.detach().requires_grad_() if value.dtype in DTYPES and coin() else None
 
 
@@ -235,7 +235,7 @@ SPOILERS = (resized, resized, resized, enormous, laid_out, laid_out, unusual, un
 
 def spoil_tensor(value: Tensor) -> Tensor | None:
     if not usual(value) or value.dtype in FOREIGN or max(value.shape, default=0) >= LARGEST:
-        return value  # spoiled enough
+        return value  # already invalid
     return random.choice((*SPOILERS, watched))(value)
 
 
@@ -272,7 +272,7 @@ def steps(value: Tensor) -> list[int]:
 
 
 def attempt(operator: Any, name: str, arguments: list[Any]) -> bool:
-    """Whether the call is accepted; AssertionError where it breaks the promise."""
+    """Whether the call is accepted; AssertionError if the result or the error is wrong."""
     given = tensors(arguments)
     plain = all(map(usual, given))
     predicted = outcome(operator, [on("meta", a) for a in arguments]) if plain else ""
@@ -281,7 +281,7 @@ def attempt(operator: Any, name: str, arguments: list[Any]) -> bool:
         elements = max(t.numel() for t in predicted)
         longest = max(max(t.numel(), *t.shape) for t in (*given, *predicted))
         if longest > LARGEST and (elements < ENDLESS or extension.backend() == "reference"):
-            return False  # legal, and more than a test should do
+            return False  # legal, but too large for a test
     result = outcome(operator, arguments)
     if isinstance(result, str):
         refused = isinstance(predicted, str) or elements >= ENDLESS

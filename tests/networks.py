@@ -13,7 +13,7 @@ from stripctx import models
 
 
 class Tiny(models.Backbone):
-    """Four convolutions, for networks whose heads are what is tested."""
+    """Four convolutions, for tests of heads."""
 
     channels = (8, 16, 32, 64)
 
@@ -33,7 +33,8 @@ class Tiny(models.Backbone):
         return tuple(features)
 
 
-# Every network, with all it has but strip pooling, which Tiny and ResNet-18 cannot have.
+# Every network with all of its options except strip pooling, which Tiny and ResNet-18 do not
+# support.
 OPTIONS: dict[str, dict[str, Any]] = {
     "deepten": {"num_codes": 4, "channels": 8},
     "fcn": {},
@@ -47,7 +48,7 @@ GLOBAL_NORMS = (
     "deeplabv3plus_hanet",
     "pspnet",
     "upernet",
-)  # normalise a 1x1 map, which takes two images
+)  # these normalise a 1x1 map, which requires two images
 every_network = pytest.mark.parametrize("name", OPTIONS)
 every_segmentation = pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"deepten"}))
 
@@ -62,7 +63,7 @@ def image(*size: int) -> Tensor:
 
 
 def undropped(network: nn.Module) -> nn.Module:
-    """Without dropout, so that two runs agree."""
+    """Disables dropout, so that two runs agree."""
     for module in network.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
@@ -70,5 +71,5 @@ def undropped(network: nn.Module) -> nn.Module:
 
 
 def as_dict(outputs: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-    """A segmentation network's outputs; a classifier's as if it were one."""
+    """A segmentation network's outputs; a classifier's output as a dictionary too."""
     return {"out": outputs} if isinstance(outputs, Tensor) else outputs

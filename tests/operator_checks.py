@@ -26,7 +26,7 @@ FORMATS = ("contiguous", "channels_last")
 ODD_LAYOUTS = ("sliced", "sliced_channels_last", "transposed", "expanded")
 LAYOUTS = (*FORMATS, *ODD_LAYOUTS)
 
-# Odd sizes, sizes of one, sizes just off a vector or a tile, and nothing at all.
+# Odd sizes, sizes of one, sizes just off a vector or a tile, and empty tensors.
 SHAPES = (
     (2, 3, 5, 7),
     (1, 1, 1, 1),
@@ -50,10 +50,10 @@ Arguments = tuple[Tensor, ...]
 class Case:
     """One public function. `plain` computes it with torch's own modules in any dtype.
 
-    `rounds_as_plain`: the formula itself rounds in float32 (coordinates, say), so that plain
-    PyTorch's error is the measure of float32 too.
-    `cancels`: how far above the usual tolerance errors may be where results cancel, or, again, up
-    to twice plain PyTorch's.
+    `rounds_as_plain`: the formula itself rounds in float32 (coordinates, for instance), so errors
+    are compared with those of plain PyTorch in float32 too.
+    `cancels`: a factor on the tolerance where results cancel; up to twice plain PyTorch's error is
+    accepted as well.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Case:
 
 
 def make(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
-    """Standard normal values in the given layout; vectors are always contiguous or sliced."""
+    """Standard normal values in the given layout; vectors are contiguous or sliced."""
     values = torch.randn(size, dtype=torch.float64)
     if len(size) != 4:
         return values.to(DEVICE, dtype)
@@ -102,7 +102,7 @@ def tuple_of(value: Any) -> tuple[Tensor, ...]:
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of `expected`; infinite where NaNs do not match."""
+    """The norm of the difference over the norm of `expected`; infinite if NaNs do not match."""
     value, expected = value.detach().double().cpu(), expected.detach().double().cpu()
     assert value.shape == expected.shape
     if not torch.equal(value.isnan(), expected.isnan()):
@@ -114,13 +114,14 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 def bits(value: Tensor) -> Tensor:
-    """As integers, which tell -0 from 0 and one NaN from another."""
+    """The bits as integers, which distinguish -0 from 0 and NaNs from each other."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return value.detach().contiguous().view(integers[value.element_size()])
 
 
 def run(function: Callable[..., Any], arguments: Arguments, grads: Arguments) -> Arguments:
-    """Outputs and gradients of `function`, the outputs weighted by `grads`."""
+    """The outputs of `function` and the gradients of its arguments for upstream gradients
+    `grads`."""
     leaves = tuple(argument.detach().requires_grad_() for argument in arguments)
     outputs = tuple_of(function(*leaves))
     weights = tuple(g.to(o.dtype) for g, o in zip(grads, outputs, strict=True))
@@ -143,8 +144,8 @@ TOLERANCE = {
 
 
 def check_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    """Outputs and gradients agree with float64 as closely as the dtype allows: half types at most
-    twice as far off as plain PyTorch in the same dtype."""
+    """Outputs and gradients agree with float64 within the dtype's tolerance; in half types the
+    error may be at most twice that of plain PyTorch in the same dtype."""
     arguments = case.arguments(shape, dtype, layout)
     grads = tuple(g.to(dtype) for g in output_grads(case, arguments))
     wide = tuple(a.double() for a in arguments), tuple(g.double() for g in grads)
@@ -161,8 +162,8 @@ def check_float64(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> 
 
 
 def check_format(case: Case, shape: Shape, dtype: torch.dtype) -> None:
-    """Maps of channels_last arguments are channels_last, those of contiguous ones contiguous.
-    Outputs are dense; a gradient may be a view, as that of a concatenation is."""
+    """Results of channels_last arguments are channels_last, those of contiguous ones contiguous.
+    Outputs are dense; a gradient may be a view, such as that of a concatenation."""
     for layout in FORMATS:
         format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         arguments = case.arguments(shape, dtype, layout)
@@ -171,13 +172,13 @@ def check_format(case: Case, shape: Shape, dtype: torch.dtype) -> None:
         grads = tuple(torch.randn_like(output) for output in outputs)
         for i, value in enumerate(run(case.function, arguments, grads)):
             if value.dim() != 4 or value.size(0) != shape[0] or value.shape[2:] == (1, 1):
-                continue  # a parameter; or both formats at once
+                continue  # a parameter, or a map for which both formats coincide
             assert is_channels_last(value) == (layout == "channels_last")
             assert i >= len(outputs) or value.is_contiguous(memory_format=format)
 
 
 def check_mixed_layouts(case: Case, shape: Shape) -> None:
-    """Arguments of different layouts, the gradient's too, give what those of one layout give."""
+    """Arguments and gradients of different layouts give the same results as those of one layout."""
     arguments = case.arguments(shape, torch.float32, "channels_last")
     plain = tuple(a.contiguous() for a in arguments)
     grads = output_grads(case, plain)
@@ -189,7 +190,7 @@ def check_mixed_layouts(case: Case, shape: Shape) -> None:
 
 
 def check_gradients(case: Case, shape: Shape) -> None:
-    """First and second derivatives against finite differences; first derivatives in both
+    """First and second derivatives agree with finite differences; first derivatives in both
     layouts."""
     for layout in ("contiguous", "channels_last"):
         arguments = tuple(
@@ -200,8 +201,8 @@ def check_gradients(case: Case, shape: Shape) -> None:
 
 
 def check_bits(case: Case, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    """The same bits run after run, in deterministic mode as without, and from the project's own
-    kernels for any number of threads."""
+    """Results are bitwise reproducible, with or without deterministic mode, and in the project's
+    own kernels for any number of threads."""
     arguments = case.arguments(shape, dtype, layout)
     grads = output_grads(case, arguments)
     first = run(case.function, arguments, grads)
@@ -228,19 +229,19 @@ def check_nonfinite(case: Case, shape: Shape, layout: str) -> None:
             arguments = (*arguments[:which], spoiled, *arguments[which + 1 :])
             values = tuple_of(case.function(*arguments))
             for value, want in zip(values, tuple_of(case.plain(*arguments)), strict=True):
-                assert relative_error(value, want) <= 1e-5 * case.cancels  # else infinite
+                assert relative_error(value, want) <= 1e-5 * case.cancels  # otherwise infinite
 
 
 def check_compile(case: Case, shape: Shape, layout: str, exact: bool = True) -> None:
-    """torch.compile captures it whole, with dynamic shapes, forward and backward: the same bits,
-    or the same numbers where the library may take its products in another order."""
+    """torch.compile captures it as one graph, with dynamic shapes, forward and backward. Results
+    are bitwise equal, or equal up to rounding where a library may reorder its products."""
     torch._dynamo.reset()
     compiled = torch.compile(case.function, fullgraph=True, dynamic=True, backend="aot_eager")
     for factor in (1, 2):
         larger = (shape[0] * factor, shape[1], shape[2] + factor, shape[3])
         arguments = case.arguments(larger, torch.float32, layout)
         grads = tuple(
-            torch.empty_like(output).copy_(grad)  # compiled code lays gradients out as outputs
+            torch.empty_like(output).copy_(grad)  # with the strides of compiled code
             for output, grad in zip(
                 tuple_of(case.function(*arguments)), output_grads(case, arguments), strict=True
             )
@@ -269,7 +270,7 @@ def check_export(case: Case, shape: Shape) -> None:
 
 
 def check_vmap(case: Case, shape: Shape) -> None:
-    """vmap over every argument, and over the first alone, equals a loop, also after backward."""
+    """vmap over all arguments, or only the first, equals a loop, also after backward."""
     batches = [case.arguments(shape, torch.float32) for _ in range(3)]
     stacked = tuple(torch.stack(group).requires_grad_() for group in zip(*batches, strict=True))
     for in_dims in [(0,) * len(stacked), (0, *(None,) * (len(stacked) - 1))]:
@@ -315,7 +316,7 @@ def raises(kind: type[Exception], words: str, call: Callable[[], Any]) -> None:
 
 
 def check_cuda_graph(case: Case, shape: Shape, layout: str) -> None:
-    """Forward and backward are captured and replayed on new values."""
+    """Forward and backward can be captured in a CUDA graph and replayed on new values."""
     arguments = case.arguments(shape, torch.float32, layout)
     grads = output_grads(case, arguments)
     stream = torch.cuda.Stream()

@@ -8,7 +8,7 @@
         @staticmethod
         def samples(layout): return {operator: arguments}
 
-A family overrides tests in its class where it differs.
+A family overrides tests in its class where its behaviour differs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SMALL, ODD, PLAIN = (2, 3, 4, 5), (2, 9, 6, 11), (2, 5, 6, 7)
 
 class OperatorSuite:
     kernels: ClassVar[tuple[Case, ...]]  # one operator each
-    compositions: ClassVar[tuple[Case, ...]] = ()  # of several operators, libraries' among them
+    compositions: ClassVar[tuple[Case, ...]] = ()  # several operators, including those of libraries
     refusals: ClassVar[list[Refusal]]
-    # Kernels that stand for the others where a test is slow; all of them unless named.
+    # Kernels used in slow tests; by default all of them.
     typical: ClassVar[tuple[Case, ...]] = ()
-    # Those whose plain form spreads NaN and infinities as interpolation and pooling do.
+    # Kernels whose plain form propagates NaN and infinities like interpolation and pooling.
     spreading: ClassVar[tuple[Case, ...]] = ()
     shapes: ClassVar[tuple[Shape, ...]] = SHAPES
-    large: ClassVar[Shape] = (2, 37, 30, 33)  # enough work for several threads
+    large: ClassVar[Shape] = (2, 37, 30, 33)  # large enough for several threads
 
     @staticmethod
     def samples(layout: str) -> dict[Any, tuple[Any, ...]]:
-        """Arguments of every operator of the family, backward ones too."""
+        """Arguments for every operator of the family, including backward operators."""
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -56,7 +56,7 @@ class OperatorSuite:
             "shape": self.shapes,
             "refusal": self.refusals,
         }
-        if "operator" in metafunc.fixturenames:  # not for every test: samples runs kernels
+        if "operator" in metafunc.fixturenames:  # only for tests that need it: samples runs kernels
             groups["operator"] = list(self.samples("contiguous"))
         for name in metafunc.fixturenames:
             if name in groups:
@@ -128,14 +128,14 @@ class OperatorSuite:
         torch.library.opcheck(operator.default, arguments)
 
     def test_refuses(self, refusal: Refusal) -> None:
-        """With the same message from the kernels and from the fake kernels."""
+        """Kernels and fake kernels raise the same message."""
         function, arguments, words = refusal
         operator_checks.raises(ValueError, words, lambda: function(*arguments))
         operator_checks.raises(ValueError, words, lambda: function(*map(to_meta, arguments)))
 
 
 def leaf(argument: Any) -> Any:
-    """The argument, requiring gradients if it can."""
+    """Returns the argument, requiring gradients if possible."""
     if isinstance(argument, list):
         return [leaf(item) for item in argument]
     if isinstance(argument, Tensor) and argument.is_floating_point():
@@ -150,13 +150,13 @@ def to_meta(argument: Any) -> Any:
 
 
 def map_of(*size: int, **options: Any) -> Tensor:
-    """Zeros, for calls that are refused."""
+    """Zeros of this size, for calls that are refused."""
     return torch.zeros(size, device=DEVICE, **options)
 
 
 def beyond_two_to_the_31(values: Tensor) -> Tensor:
-    """The same values where element offsets exceed 2^31, on storage that is never touched but where
-    the view reads."""
+    """The same values in a view whose element offsets exceed 2^31; the rest of its storage is never
+    touched."""
     far = 2**31 + 5
     inner = values[0].contiguous()
     storage = torch.empty(far + inner.numel(), dtype=values.dtype, device=DEVICE)

@@ -31,8 +31,8 @@ from benchmarks import packages
 
 @functools.cache
 def mmseg() -> SimpleNamespace:
-    """mmseg's modules, heads and segmentor, and `MODELS`, which builds them from configurations;
-    norms are of type "BN"."""
+    """mmseg's modules, heads and segmentor, and `MODELS`, which builds them from configurations
+    with norms of type "BN"."""
     _require("mmseg", "mmcv", "mmengine", "addict", "yapf", "termcolor", "rich")
     if find_spec("cv2") is None:
         _stand_in("cv2")
@@ -64,7 +64,7 @@ _MMSEG_MODELS = {
 
 @functools.cache
 def smp() -> SimpleNamespace:
-    """smp's PSPNet, of `Features`, its decoder, and the pyramids of PSPNet and of UPerNet."""
+    """smp's PSPNet on `Features`, its decoder, and the pyramids of PSPNet and UPerNet."""
     _require("segmentation_models_pytorch")
     root = "segmentation_models_pytorch"
     if _missing(*_TIMM):
@@ -92,7 +92,7 @@ def smp() -> SimpleNamespace:
 
 @functools.cache
 def whole_smp() -> ModuleType:
-    """smp as it is."""
+    """The unmodified package smp."""
     _require("segmentation_models_pytorch")
     timm()
     return packages.load("segmentation_models_pytorch")
@@ -112,8 +112,9 @@ def transformers() -> ModuleType:
 
 @functools.cache
 def torchvision() -> ModuleType:
-    """Its networks. Its usual wheel, in a folder of its own, cannot load its kernels beside a torch
-    without CUDA; its networks need none, and it is imported where two operators have a name."""
+    """torchvision's networks. Its default wheel, installed in a separate folder, cannot load its
+    kernels with a CPU-only torch. The networks do not need them, so placeholders are registered for
+    the two operators that the import requires."""
     _require("numpy", "PIL")
     if not _missing("torchvision"):
         return importlib.import_module("torchvision")
@@ -134,7 +135,7 @@ _TIMM = ("timm", "huggingface_hub", "safetensors", "httpx2")
 
 
 class Features(nn.Module):
-    """What smp asks of an encoder: the image and a map for each halving, and their channels."""
+    """smp's interface of an encoder: returns the image and a map for each halving."""
 
     def __init__(self, name: str, in_channels: int = 3, depth: int = 3, **_: object) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class Features(nn.Module):
 
 
 class _Hub:
-    """In place of a base class that talks to a model hub."""
+    """Replaces a base class that communicates with a model hub."""
 
     def __new__(cls, *_: object, **__: object) -> Any:
         return super().__new__(cls)
@@ -169,7 +170,7 @@ def _missing(*packages: str) -> list[str]:
 
 
 def _shell(name: str) -> None:
-    """An installed package whose own `__init__` does not run."""
+    """Imports an installed package without running its `__init__`."""
     parent, _, child = name.rpartition(".")
     if parent:
         folder = Path(sys.modules[parent].__path__[0], child)
@@ -184,7 +185,7 @@ def _shell(name: str) -> None:
 
 
 def _fill(package: str, *files: str) -> None:
-    """Runs some files of a shell and gives it their names, as its `__init__` would."""
+    """Runs some files of such a package and adds their names to it, as its `__init__` would."""
     for file in files:
         module = importlib.import_module(f"{package}.{file}")
         names = (name for name in vars(module) if not name.startswith("_"))

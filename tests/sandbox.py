@@ -1,4 +1,4 @@
-"""A copy of the package in a temporary folder, imported in fresh processes with a cache of its own.
+"""A copy of the package in a temporary folder, imported in new processes with a separate cache.
 
 `stand_in=True` replaces the operators and csrc/ by a library with a single function that compiles
 quickly, to test how a library is found, built and loaded.
@@ -52,7 +52,7 @@ int device_answer() { return kAnswer; }
     "tests/simt/device.hpp": "constexpr int kOffset = 2;\n",
 }
 
-# Imports the package and prints what became of it.
+# Imports the package and prints the outcome.
 IMPORT = """
 import ctypes, json, os, sys, warnings
 import torch
@@ -114,7 +114,7 @@ class Sandbox:
         (self.tree / path).write_text(text)
 
     def environment(self, **changes: str) -> dict[str, str]:
-        """This process's, without what would lead the package elsewhere."""
+        """This process's environment without variables that affect the package."""
         foreign = ("STRIPCTX_", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "CXX", "MAX_JOBS")
         foreign = (*foreign, "TORCH_CUDA_ARCH_LIST", "RANK", "LOCAL_RANK", "SLURM_PROCID")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
@@ -144,12 +144,12 @@ class Sandbox:
         return outcome
 
     def compiler(self, script: str) -> str:
-        """A C++ compiler that runs `script`, a line of shell, before the real one."""
+        """Creates a C++ compiler that runs `script`, a line of shell, before the real compiler."""
         path = self.folder / "c++-wrapper"
         path.write_text(f'#!/bin/sh\n{script}\nexec c++ "$@"\n')
         path.chmod(0o755)
         return str(path)
 
     def leftovers(self) -> list[str]:
-        """Private build folders that nobody owns any more."""
+        """Build folders left behind by processes that have ended."""
         return [path.name for path in self.cache.glob(".stripctx_*")]

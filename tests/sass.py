@@ -4,7 +4,7 @@ The machine code does not state how often each basic block runs. The emulator co
 stores by width, shuffles, barriers and tensor core products, as issued by warps. `instructions`
 finds the cheapest execution counts of the blocks that are consistent with these counts and with the
 control flow, including both sides of divergent branches. This is a linear programme, and its
-solution is a lower bound: a loop that contains nothing counted runs once.
+solution is a lower bound: a loop without counted instructions is assumed to run once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 REGISTER = re.compile(r"\bR(\d+)\b")
-SLACK_COST = 1e4  # of a request that the code cannot make: then the counts do not fit
+SLACK_COST = 1e4  # per request that the code cannot make; the counts do not fit then
 
 
 @dataclass(frozen=True)
 class Instruction:
     address: int
     predicated: bool
-    opcode: str  # with its suffixes: LDG.E.128.CONSTANT
+    opcode: str  # including suffixes: LDG.E.128.CONSTANT
     operands: str
 
     @property
@@ -33,20 +33,21 @@ class Instruction:
 
     @property
     def kind(self) -> tuple[str, float] | None:
-        """What the emulator counts it as, and how many of it. Shared memory: words of 4 bytes."""
+        """The emulator's counter for this instruction, and the increment (shared memory: 4-byte
+        words)."""
         name, *suffixes = self.opcode.split(".")
         if name in ("LDG", "STG", "LD", "ST"):
             return f"{'load' if name.startswith('LD') else 'store'} {width(suffixes)}", 1
         if name in ("LDS", "STS"):
             return "shared", max(1, width(suffixes) // 4)
-        if name == "LDSM":  # ldmatrix: 1, 2 or 4 matrices, a word of each lane's
+        if name == "LDSM":  # ldmatrix: 1, 2 or 4 matrices, one word per lane each
             return "shared", int(suffixes[-1]) if suffixes[-1] in ("2", "4") else 1
         simple = {"SHFL": "shuffle", "BAR": "barrier", "HMMA": "product"}
         return (simple[name], 1) if name in simple else None
 
 
 def width(suffixes: Sequence[str]) -> int:
-    """Bytes that each lane moves."""
+    """The number of bytes per lane."""
     for suffix in suffixes:
         if suffix in ("128", "64"):
             return int(suffix) // 8
@@ -56,7 +57,7 @@ def width(suffixes: Sequence[str]) -> int:
 
 
 def functions(text: str) -> dict[str, list[Instruction]]:
-    """Every kernel of a disassembly, by symbol."""
+    """The instructions of every kernel in a disassembly, by symbol."""
     found: dict[str, list[Instruction]] = {}
     code: list[Instruction] = []
     for line in text.splitlines():
@@ -70,10 +71,10 @@ def functions(text: str) -> dict[str, list[Instruction]]:
 
 @dataclass
 class Block:
-    """Instructions that run together. `called`: those of the functions that it calls."""
+    """A basic block. `called`: the instructions of the functions that it calls."""
 
     code: list[Instruction] = field(default_factory=list)
-    next: list[int] = field(default_factory=list)  # addresses
+    next: list[int] = field(default_factory=list)  # addresses of the successors
     called: int = 0
 
     @property
@@ -82,8 +83,8 @@ class Block:
 
 
 def blocks(code: Sequence[Instruction]) -> dict[int, Block]:
-    """The control-flow graph, by address; what is reached from the entry."""
-    joins: dict[int, int] = {}  # BSYNC, to where its BSSY says
+    """The part of the control-flow graph that is reachable from the entry, by address."""
+    joins: dict[int, int] = {}  # the target of each BSYNC, from its BSSY
     open_joins: dict[str, int] = {}
     for one in code:
         if one.opcode.startswith("BSSY"):
@@ -128,7 +129,7 @@ def blocks(code: Sequence[Instruction]) -> dict[int, Block]:
 
 
 def callee(code: Sequence[Instruction], start: int | None) -> int:
-    """Instructions of a helper, such as a division's, to its first return."""
+    """The number of instructions of a helper (such as a division) up to its first return."""
     if start is None:
         return 0
     for count, one in enumerate(code[start:], 1):
@@ -138,7 +139,7 @@ def callee(code: Sequence[Instruction], start: int | None) -> int:
 
 
 def back_edges(graph: Mapping[int, Block], entry: int) -> set[tuple[int, int]]:
-    """Edges to a block that lies on every way to where they start: one a loop or more."""
+    """Edges to a block that dominates their start: at least one per loop."""
     names = list(graph)
     everything = (1 << len(names)) - 1
     bit = {name: 1 << i for i, name in enumerate(names)}
@@ -146,7 +147,7 @@ def back_edges(graph: Mapping[int, Block], entry: int) -> set[tuple[int, int]]:
     for name, block in graph.items():
         for after in block.next:
             before[after].append(name)
-    over = dict.fromkeys(names, everything)  # dominators, as bits
+    over = dict.fromkeys(names, everything)  # dominators, as bit masks
     over[entry] = bit[entry]
     changed = True
     while changed:
@@ -166,8 +167,8 @@ def back_edges(graph: Mapping[int, Block], entry: int) -> set[tuple[int, int]]:
 def instructions(
     code: Sequence[Instruction], warps: float, counted: Mapping[str, float]
 ) -> tuple[float, float]:
-    """Instructions that `warps` warps issue together, which make the `counted` requests; and, of
-    their loads, how many a warp has on the way at once, on the average."""
+    """The number of instructions that `warps` warps issue in total to make the `counted` requests,
+    and the average number of loads that a warp has in flight."""
     graph = blocks(code)
     entry = code[0].address
     counts = run_counts(graph, entry, warps, counted)
@@ -181,7 +182,7 @@ def instructions(
 
 
 def load_runs(code: Iterable[Instruction]) -> list[int]:
-    """Global loads that are on the way at once: until an instruction needs one of them."""
+    """The numbers of global loads in flight when an instruction needs the result of one of them."""
     runs, waiting, count = [], set[int](), 0
     for one in code:
         registers = [int(r) for r in REGISTER.findall(one.operands)]
@@ -198,12 +199,12 @@ def load_runs(code: Iterable[Instruction]) -> list[int]:
 def run_counts(
     graph: Mapping[int, Block], entry: int, warps: float, counted: Mapping[str, float]
 ) -> dict[int, float]:
-    """How often each block runs, as cheaply as may be, in units of a warp."""
+    """The cheapest execution count of each block, in multiples of a warp."""
     scale = max(warps, 1.0)
-    variables: list[float] = []  # each one's cost
+    variables: list[float] = []  # costs
 
     def variable(cost: float) -> int:
-        variables.append(cost + 1e-4 * (1 + len(variables) % 7))  # no two ways cost the same
+        variables.append(cost + 1e-4 * (1 + len(variables) % 7))  # no two solutions cost the same
         return len(variables) - 1
 
     of_block = {name: variable(block.size) for name, block in graph.items()}
@@ -238,7 +239,7 @@ def run_counts(
         ways = [edge for _, edge in arriving[name]]
         if name != entry:
             require({**dict.fromkeys(ways, 1.0), of_block[name]: -1})
-        if name in loops:  # a loop is entered before it repeats, and repeats no more than it counts
+        if name in loops:  # a loop is entered before it repeats, at most as often as it counts
             row = {edge: longest for edge in ways if edge not in loops[name]}
             if name == entry:
                 continue
@@ -258,8 +259,8 @@ def run_counts(
 def cheapest(
     cost: np.ndarray, rows: Sequence[Mapping[int, float]], bound: np.ndarray
 ) -> np.ndarray:
-    """x >= 0 of the least cost . x with rows . x >= bound: the simplex method on the dual, which
-    starts from nothing because no cost is negative."""
+    """Minimises cost . x with x >= 0 and rows . x >= bound, by the simplex method on the dual,
+    where 0 is feasible because no cost is negative."""
     m, n = len(cost), len(rows)
     table = np.zeros((m + 1, n + m + 1))
     for j, row in enumerate(rows):
@@ -271,7 +272,7 @@ def cheapest(
     basis = np.arange(n, n + m)
     for step in range(20 * (m + n)):
         objective = table[-1, :-1]
-        # The steepest first; later the lowest index, which never cycles.
+        # The steepest column first; later the lowest index, which avoids cycles (Bland's rule).
         negative = np.flatnonzero(objective < -1e-9)
         if not len(negative):
             break

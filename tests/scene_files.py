@@ -1,4 +1,4 @@
-"""Tiny datasets, as they lie on disk when unpacked."""
+"""Writes tiny datasets in the layouts of their distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZE = (12, 16)
 
 
 def write_pair(image: Path, labels: Path, values: np.ndarray) -> None:
-    """A random image and a label file of these values, each in its folder."""
+    """Writes a random image and a label file with these values, and creates their folders."""
     pixels = np.random.default_rng(len(str(image))).integers(0, 256, (*values.shape, 3), np.uint8)
     for path, array in ((image, pixels), (labels, values.astype(np.uint8))):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +19,7 @@ def write_pair(image: Path, labels: Path, values: np.ndarray) -> None:
 
 
 def values_among(allowed: list[int], seed: int = 0) -> np.ndarray:
-    """Each of them at least once."""
+    """Random values that include each allowed one at least once."""
     rng = np.random.default_rng(seed)
     values = rng.choice(allowed, SIZE)
     values.ravel()[: len(allowed)] = allowed[: values.size]

@@ -33,6 +33,7 @@ import toolkit
 from speed_code import Compiler, Kernel
 
 SAMPLED = 3  # blocks of a launch that the emulator runs
+FILLED = ("encode", "encode_backward")  # operators whose path depends on the values
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,9 @@ def model(
             format = LAYOUTS[self.layout] if len(size) == 4 else torch.contiguous_format
             return torch.empty(size, dtype=self.dtype, memory_format=format)
 
-    sample = Unfilled(shape, DTYPES[dtype], layout)
+    # encode works out again, by another way, what its products cannot hold: infinities and NaN
+    kind = Sample if operator in FILLED else Unfilled
+    sample = kind(shape, DTYPES[dtype], layout)
     library = emulation.library()
     arguments = OPERATORS[operator](sample)
     trace(library, library._name, lambda: None)  # whatever making the arguments launched

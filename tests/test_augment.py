@@ -27,12 +27,12 @@ from examples.data.augment import (  # noqa: E402
 from examples.data.labels import IGNORE  # noqa: E402
 from examples.data.pairs import Scene  # noqa: E402
 
-BLOCK = 5  # pixels of a square with one label
+BLOCK = 5  # side in pixels of a square with one label
 
 
 def chart(height: int, width: int) -> Scene:
-    """Red and green tell a pixel's row and column, and blue is full, so that a pixel mixed with the
-    padding shows; labels are a chessboard of 16 labels of them."""
+    """A scene whose red and green encode a pixel's row and column; blue is 255, so that mixing with
+    the padding is visible. Labels are a chessboard of 16 labels."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([y * 2, x * 2, np.full_like(x, 255)], -1).astype(np.uint8)
     return Scene(image, label_at(y, x).astype(np.uint8), "chart")
@@ -43,7 +43,7 @@ def label_at(y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def colours(image: torch.Tensor, options: Augmentation) -> np.ndarray:
-    """What `normalise` was given, as (3, H, W) from 0 to 255."""
+    """The input of `normalise`, as (3, H, W) from 0 to 255."""
     mean, std = (np.array(v)[:, None, None] for v in (options.mean, options.std))
     return (image.numpy() * std + mean) * 255
 
@@ -76,12 +76,12 @@ def test_image_labels_and_heights_stay_aligned(
     labels, positions = result.labels.numpy(), result.heights.numpy()
     inside = labels != IGNORE
     np.testing.assert_array_equal(inside, positions != HEIGHTS)
-    # Where a pixel comes from, its colour says; at the edge it is mixed with the padding.
+    # A pixel's colour tells its source position; at the edges it is mixed with the padding.
     interior = inside & np.isclose(colours(result.image, options)[2], 255, atol=0.3)
     y, x = colours(result.image, options)[:2] / 2
     interior &= (y > 1) & (y < size[0] - 2) & (x > 1) & (x < size[1] - 2)
     rows, columns = np.round(y).astype(int), np.round(x).astype(int)
-    near = [  # the nearest pixel, or its neighbour where that is a matter of rounding
+    near = [  # the nearest pixel or its neighbours, depending on rounding
         (labels == label_at(rows + dy, columns + dx))
         & (positions == (rows + dy) * HEIGHTS // size[0])
         for dy in (-1, 0, 1)
@@ -95,7 +95,7 @@ def test_image_labels_and_heights_stay_aligned(
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(sizes, st.booleans(), st.integers(0, 99))
 def test_flip_and_crop_alone_copy_pixels(size: tuple[int, int], flip: bool, seed: int) -> None:
-    """No scale, no rotation: nothing is resampled, up to rounding."""
+    """Without scale or rotation nothing is resampled, up to rounding."""
     crop = [min(size[0], 20), min(size[1], 20)]
     options = Augmentation(crop=crop, flip_chance=float(flip))
     scene = chart(*size)
@@ -139,7 +139,7 @@ def test_blur_and_jitter_change_the_image_only() -> None:
 
 
 def test_jitter_is_that_of_brightness_when_grey() -> None:
-    """A grey image has no hue and no saturation: brightness and contrast scale it."""
+    """A grey image has no hue or saturation: only brightness and contrast scale it."""
     scene = Scene(np.full((16, 16, 3), 100, np.uint8), np.zeros((16, 16), np.uint8), "grey")
     options = Augmentation(crop=[16, 16], jitter=0.25)
     found = [
@@ -160,7 +160,7 @@ class Charts:
 def test_a_scene_of_an_epoch_is_always_the_same() -> None:
     options = Augmentation(crop=[30, 30], scale=[0.5, 2], rotation=10, blur_chance=0.5, jitter=0.2)
     first, second = (Augmented(Charts(), options, seed=5) for _ in range(2))
-    for _ in range(2):  # a global generator would give other numbers
+    for _ in range(2):  # a global generator would return other numbers
         torch.rand(3)
     for left, right in zip(first[Key(2, 1)], second[Key(2, 1)], strict=True):
         assert torch.equal(left, right)
@@ -180,7 +180,7 @@ def test_heights_and_normalise() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"crop": [0, 5]}, r"augmentation\.crop: must be 2 positives, got \[0, 5\]"),
+        ({"crop": [0, 5]}, r"augmentation\.crop: must be 2 positive numbers, got \[0, 5\]"),
         ({"flip_chance": 1.5}, r"augmentation\.flip_chance: must be 0 to 1, got 1\.5"),
         ({"padding": "white"}, r"augmentation\.padding: must be mean or black, got white"),
         ({"blur_kernel": 4}, r"augmentation\.blur_kernel: must be odd, got 4"),

@@ -1,4 +1,4 @@
-"""Backbones: parameter counts, dilations, numbers against a plain ResNet, and their weights."""
+"""Backbones: parameter counts, dilations, results against a plain ResNet, and weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from stripctx.models.heads import FCNHead
 from stripctx.models.network import Backbone
 from stripctx.models.resnet import BLOCKS, ResNet, dilation_plan
 
-# torchvision's published counts less those of the classifier, 1001 * features.
+# torchvision's published counts without the classifier's 1001 * features.
 TORCHVISION_COUNTS = {
     18: 11_689_512 - 1000 * 513,
     34: 21_797_672 - 1000 * 513,
@@ -119,7 +119,7 @@ def test_where_strip_pooling_sits() -> None:
 def plain_resnet(
     state: State, x: Tensor, depth: int, dilations: list[tuple[int, ...]]
 ) -> list[Tensor]:
-    """A ResNet in evaluation on torchvision's keys, or on SPNet's: deep stem, strip pooling."""
+    """A ResNet in eval mode with torchvision's or SPNet's keys: deep stem, strip pooling."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         parts = [state[f"{name}.{p}"] for p in ("running_mean", "running_var", "weight", "bias")]
@@ -193,8 +193,8 @@ def test_resnet_equals_plain(
 
 
 def plain_mobilenet(state: State, x: Tensor, lost: dict[int, int]) -> list[Tensor]:
-    """MobileNetV2 in evaluation on torchvision's keys; `lost` are the features whose stride became
-    this dilation. Strides, expansions and where features are taken are written out here."""
+    """MobileNetV2 in eval mode with torchvision's keys; `lost` maps the features whose stride was
+    replaced to the dilation used instead. Strides, expansions and features are written out here."""
     strided, taken = {0, 2, 4, 7, 14} - set(lost), (6, 10, 17, 18)
 
     def unit(x: Tensor, conv: str, bn: str, **options: Any) -> Tensor:
@@ -245,7 +245,7 @@ TO_MOBILENET = tuple(
 
 @pytest.mark.parametrize("rules", [TO_MOBILENET, TO_SEMSEG])
 def test_weights_of_mobilenet(rules: tuple[tuple[str, str], ...]) -> None:
-    """torchvision's, whose classifier is left out, and those in HANet's networks."""
+    """Loads torchvision's weights without the classifier, and those of HANet's networks."""
     source = randomise(models.create_backbone("mobilenet_v2"))
     state = renamed(source.state_dict(), *rules)
     if rules is TO_MOBILENET:
@@ -268,7 +268,7 @@ BACKBONE_LAYOUTS = {
 
 @pytest.mark.parametrize("layout", BACKBONE_LAYOUTS)
 def test_backbone_weights(layout: str) -> None:
-    """Strictly, and ImageNet's classifier is left out."""
+    """Loads strictly; ImageNet's classifier is left out."""
     name, rules = BACKBONE_LAYOUTS[layout]
     source = randomise(models.create_backbone(name))
     state = renamed(source.state_dict(), *rules)
@@ -282,7 +282,7 @@ def test_backbone_weights(layout: str) -> None:
 
 
 def test_backbone_weights_of_a_file(tmp_path: Path) -> None:
-    """Wrapped, and from before normalisations counted their batches."""
+    """With a wrapper's prefix, and from a version without the norms' batch counters."""
     source = randomise(models.create_backbone("resnet18"))
     state = renamed(source.state_dict(), *TO_TORCHVISION)
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
@@ -347,7 +347,7 @@ def test_timm_backbone() -> None:
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "hrnet_w18_small", "vgg11", "vit_tiny_patch16_224"])
 def test_timm_at_its_own_stride(name: str) -> None:
-    """Of networks that timm does not dilate, images of any size too."""
+    """Networks without dilation in timm accept images of any size too."""
     oracles.timm()
     network = models.fcn(3, f"timm:{name}", output_stride=32).eval()
     assert network(torch.randn(1, 3, 50, 70))["out"].shape == (1, 3, 50, 70)

@@ -37,7 +37,7 @@ needs_high_water_mark = pytest.mark.skipif(
 )
 
 
-# Floors, by hand for N=2, C=3, H=4, W=5 in a 2-byte type: 120 elements a map, 54 in the strips.
+# Floors, by hand for N=2, C=3, H=4, W=5 in a 2-byte type: 120 elements per map, 54 in the strips.
 BY_HAND = {
     "strip_pool": (240, 108, 240),
     "strip_pool_backward": (108, 240, 54 + 120),
@@ -65,7 +65,7 @@ def test_floor_of_strip_gate_by_hand() -> None:
 
 
 def test_floor_of_pyramid_conv_by_hand() -> None:
-    """To 2 channels from 8 and 4 levels of 2, 50 cells an image."""
+    """2 output channels from 8 channels and 4 levels of 2 channels; 50 cells per image."""
     shape = Shape(2, 8, 4, 5, element_size=4)
     least, back = (floors.floor(f"pyramid_conv{end}", shape) for end in ("", "_backward"))
     x, cells, weight, bias, out = 2 * 8 * 20, 2 * 2 * 50, 9 * 2 * 16, 2, 2 * 2 * 20
@@ -88,7 +88,7 @@ def test_every_function_has_a_peer() -> None:
 
 
 def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
-    """By hand: 24 rows and 30 cols; 2 tiles of W, 3 chunks of H, 8 lanes and 4 slots a block."""
+    """By hand: 24 rows and 30 cols; 2 tiles of W, 3 chunks of H, 8 lanes and 4 slots per block."""
     shape = Shape(2, 3, 4, 5, element_size=2)
     launch = floors.Launch(grid=(6, 2, 3), block=(8, 4, 1))
     sums = Floor(4 * (24 * 2 + 30 * 3), 4 * (24 * 2 + 30 * 3), 24 + 30 * 2)
@@ -121,7 +121,7 @@ def test_floors_need_no_torch() -> None:
 
 
 SIZE = (2, 6, 9, 7)
-EVEN = (2, 6, 12, 18)  # PSPNet's bins divide it: the peer of the means pools twice
+EVEN = (2, 6, 12, 18)  # divisible by PSPNet's bins, so that the peer of the means pools twice
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -149,7 +149,7 @@ def test_peer_keeps_channels_last(name: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_peers_with_other_options(layout: torch.memory_format) -> None:
-    """Maxima, corners that do not align, x last, levels of one cell along an axis."""
+    """Maxima, unaligned corners, x last, levels of one cell along an axis."""
     x, weight = torch.randn(SIZE).contiguous(memory_format=layout), torch.randn(4, 18, 3, 3)
     levels = [torch.randn(2, 6, *size) for size in ((1, 7), (4, 1))]
     for function, arguments in (
@@ -240,7 +240,7 @@ def test_comparison_refuses_a_wrong_layer(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_floor_of_a_layer_is_counted() -> None:
-    """A linear layer: 2 x 6 x 4 multiply-adds forward, twice that backward but none toward x."""
+    """A linear layer: 2 x 6 x 4 multiply-adds forward, twice that backward, but none for x."""
     layer, x = nn.Linear(6, 4), torch.randn(2, 6)
     run = compare.bind(layer, [x], "fwd+bwd")
     limit = family.limit_of_layer(layer, [x], (2, 6, 1, 1), run, "cpu")
@@ -261,7 +261,7 @@ def test_floor_of_a_large_layer_is_a_product() -> None:
 
 
 def test_results_are_new_storages_only() -> None:
-    """The gradient of x is a part of the upstream gradient, that of y is a copy of it."""
+    """The gradient of x is a view of the upstream gradient, that of y is a copy of it."""
     x, y = torch.randn(3, 4, requires_grad=True), torch.randn(3, 5, requires_grad=True)
     run = compare.bind(lambda a, b: torch.cat([a, b * 2], 1), [x, y], "fwd+bwd")
     results = run()
@@ -274,7 +274,7 @@ def test_results_are_new_storages_only() -> None:
 
 @pytest.mark.parametrize("path", FAMILY_FILES, ids=lambda path: path.stem)
 def test_cases_of_a_family(path: Path) -> None:
-    """The tables' case is the first of its operator, and without page faults."""
+    """The case shown in the tables is the first of its operator, and causes no page faults."""
     family = importlib.import_module(f"benchmarks.{path.stem}").FAMILY
     assert family.name == path.stem
     cases = list(family.cases())
@@ -285,13 +285,13 @@ def test_cases_of_a_family(path: Path) -> None:
         assert {case.shape for case in mine} == set(shapes)
         assert len({(case.dtype, case.layout) for case in mine}) == 4
         if family.name == "labels":
-            continue  # none of whose maps is made
+            continue  # does not allocate any of these maps
         results = math.prod(shapes[0]) * 4 * (2 if operator.endswith(("concat", "Pooling")) else 1)
         assert results < 32 * 10**6, "page faults"
 
 
 def test_a_case_that_fails_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are written all the same, also where an interrupt ends the run."""
+    """Other entries are written, even if an interrupt ends the run."""
     row_pool = peers.row_pool
 
     def wrong(x: torch.Tensor, rows: int, mode: str = "mean") -> torch.Tensor:
@@ -308,11 +308,11 @@ def test_a_case_that_fails_is_an_entry(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(report.read(tmp_path / "few.json")["entries"]) == 1
 
 
-# What a GPU adds, without one.
+# GPU code paths, without a GPU.
 
 
 def test_comparison_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies that overflow the cache, all in one graph; a floor for each copy."""
+    """Copies that exceed the cache, all in one graph; a floor for each copy."""
     recorded, floors_made = [], []
 
     def graph(runs: list[Any]) -> Any:
@@ -381,12 +381,12 @@ def test_interleave_times_what_it_calls(monkeypatch: pytest.MonkeyPatch) -> None
         "fast": lambda: call("fast", 0.002),
     }
     times = measuring.interleave(candidates, rounds=6)
-    samples = order[6:]  # after the calls that say how many make a sample
+    samples = order[6:]  # without the calls that determine the sample size
     turns = [(name, len(list(calls))) for name, calls in itertools.groupby(samples)]
-    assert sum(count for name, count in turns if name == "slow") == 6 * 2  # one of them not timed
-    assert sum(count for name, count in turns if name == "fast") == 6 * 4  # 6 milliseconds not
+    assert sum(count for name, count in turns if name == "slow") == 6 * 2  # 1 of 2 is warm-up
+    assert sum(count for name, count in turns if name == "fast") == 6 * 4  # 3 of 4 are warm-up
     assert {name for name, _ in turns[:2]} == {"slow", "fast"}
-    assert turns[:2] != turns[2:4] or turns[:2] != turns[4:6]  # in an order drawn anew
+    assert turns[:2] != turns[2:4] or turns[:2] != turns[4:6]  # in a new order every round
     assert len(times["slow"]) == 6
     assert times == {"slow": pytest.approx([0.012] * 6), "fast": pytest.approx([0.002] * 6)}
 
@@ -413,19 +413,19 @@ def test_interleave_takes_fewer_long_rounds(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("mebibytes", [4, 48])
 def test_memory_meter_sees_known_amounts(mebibytes: int) -> None:
     def allocate() -> None:
-        for _ in range(3):  # one after the other: the most at once is two
+        for _ in range(3):  # one after another: at most two are alive
             first = torch.ones(mebibytes * MIB, dtype=torch.uint8)
             second = first + 1
             del first, second
 
-    measuring.warm(allocate)  # now malloc holds pages that it could hand out unseen
+    measuring.warm(allocate)  # now malloc holds pages that it could reuse unnoticed
     peak = memory.peak_extra_bytes(allocate)
     assert peak is not None
     assert abs(peak - 2 * mebibytes * MIB) < 0.5 * MIB
 
 
 def test_warm_blocks_keep_their_pages() -> None:
-    """What malloc would give back, being more than twice the largest block that it ever mapped."""
+    """Blocks that malloc would return to the system, larger than twice the largest mapped block."""
 
     def allocate() -> None:
         blocks = [torch.ones(24 * MIB, dtype=torch.uint8) for _ in range(6)]
@@ -437,13 +437,13 @@ def test_warm_blocks_keep_their_pages() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     memory.warm_blocks()
-    taken = [faults() for _ in range(11)]  # the first few times malloc finds other places
+    taken = [faults() for _ in range(11)]  # at first malloc uses other locations
     assert statistics.median(taken) < 100  # of some 36,000 pages
 
 
 @needs_high_water_mark
 def test_memory_meter_sees_through_holes() -> None:
-    """The freed block in the middle fits nothing that follows, and is not counted twice."""
+    """The freed block in the middle fits no later block, and is not counted twice."""
 
     def allocate() -> None:
         kept = [torch.ones(3 * MIB, dtype=torch.uint8) for _ in range(3)]
@@ -464,7 +464,7 @@ def test_memory_meter_sees_nothing_where_nothing_is() -> None:
     assert peak < 0.5 * MIB
 
 
-# All of it.
+# All scripts.
 
 
 @pytest.mark.slow
@@ -500,5 +500,5 @@ def test_benchmarks_and_examples_stand_apart(folder: str) -> None:
     imports = re.compile(rf"^\s*(from|import) {other}\b", re.MULTILINE)
     paths = list((REPOSITORY / folder).rglob("*.py"))
     assert len(paths) > 10
-    paths = [path for path in paths if path.name != "camvid.py"]  # trains by examples' recipes
+    paths = [path for path in paths if path.name != "camvid.py"]  # trains networks by recipes
     assert not [path for path in paths if imports.search(path.read_text())]

@@ -1,4 +1,4 @@
-"""The study on CamVid: from end to end on a handful of tiny images, and its tables."""
+"""The study on CamVid: end to end on a few tiny images, and its tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = [
 
 @pytest.fixture
 def study(tmp_path: Path) -> list[str]:
-    """The study's arguments, for a step a network; its results lie in the test's folder."""
+    """The study's arguments, for one step per network; results are in the test's folder."""
     scene_files.write_camvid(tmp_path / "camvid", list(range(12)))
     folders = {"data": "camvid", "runs": "runs", "results": "results"}
     named = [text for key, name in folders.items() for text in (f"--{key}", str(tmp_path / name))]
@@ -34,7 +34,7 @@ def study(tmp_path: Path) -> list[str]:
 
 
 def test_study_trains_every_run_once(study: list[str], tmp_path: Path) -> None:
-    """Run by run; complete ones are not trained again, and stay in the results."""
+    """Complete runs are not trained again, and stay in the results."""
     networks = ["fcn", "pspnet", "encnet"]
     path = tmp_path / "results" / "camvid.json"
     assert camvid.main([*study, "--seeds", "1", "--networks", "pspnet"]) == 0
@@ -54,7 +54,7 @@ def test_study_trains_every_run_once(study: list[str], tmp_path: Path) -> None:
     assert camvid.main([*study, "train.power=1", "--networks", "fcn", "--seeds", "0"]) == 2
     other = [*study, "optimizer.power=1.0", "--networks", "fcn", "--seeds", "0"]
     assert camvid.main([*other, "--runs", str(tmp_path / "other")]) == 0
-    assert len(json.loads(path.read_text())["entries"]) == 1  # those by another recipe are gone
+    assert len(json.loads(path.read_text())["entries"]) == 1  # without those of another recipe
 
 
 def test_study_names_what_is_missing(
@@ -96,7 +96,7 @@ def run(network: str, seed: int, miou: float) -> dict[str, Any]:
 
 
 def test_tables_compare_what_every_network_has() -> None:
-    """Of a seed that some networks lack, the scores are shown, and no means taken."""
+    """For a seed that some networks lack, scores are shown but not averaged."""
     runs = [run("fcn", 0, 0.3), run("fcn", 1, 0.4), run("pspnet", 0, 0.35)]
     headers, rows = camvid_tables.scores(runs)
     assert headers == [

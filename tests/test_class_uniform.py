@@ -30,7 +30,7 @@ from examples.training.processes import Processes  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
 from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
-# Where classes lie.
+# Centroids.
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -52,7 +52,7 @@ def test_centroids_are_means_over_tiles(size: tuple[int, int], tile: int, seed: 
 
 
 def read_counter(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The scenes whose labels were read since."""
+    """Records the scenes whose labels are read."""
     read: list[int] = []
     plain = PairedFiles.labels
 
@@ -121,7 +121,7 @@ def test_broken_label_is_named(camvid: Path) -> None:
 
 
 def test_broken_label_that_another_process_finds(camvid: Path) -> None:
-    """Is an error in all of them, and none waits for the others."""
+    """The error is raised in all processes, and none waits for the others."""
 
     class Two(Processes):
         def share(self, value: object) -> object:
@@ -136,9 +136,9 @@ def test_broken_label_that_another_process_finds(camvid: Path) -> None:
     assert not (camvid.parent / CENTROIDS).exists()
 
 
-# What an epoch draws.
+# Sampling of an epoch.
 
-COUNTS = {0: 100, 2: 7, 3: 1}  # centroids of each class; class 1 occurs nowhere
+COUNTS = {0: 100, 2: 7, 3: 1}  # centroids of each class; class 1 does not occur
 
 
 def some_centroids() -> np.ndarray:
@@ -167,11 +167,11 @@ def test_an_epoch_draws_classes_evenly() -> None:
         extra.update(kind for kind in counts if counts[kind] == 17)
         times = Counter((key.index, key.centre) for key in keys if key.centre is not None)
         seen = [times[index, (row, column)] for (index, row, column), k in known.items() if k == 2]
-        assert {2, 3} >= set(seen) and sum(seen) == counts[2]  # none thrice before all came twice
-        assert len({(key.index, key.turn) for key in keys}) == 100  # none is varied as another
+        assert {2, 3} >= set(seen) and sum(seen) == counts[2]  # none 3 times before all 2 times
+        assert len({(key.index, key.turn) for key in keys}) == 100  # each is augmented differently
         halves = [sum(key.centre is None for key in half) for half in (keys[:50], keys[50:])]
-        assert min(halves) > 10  # mixed
-    assert set(extra) == set(COUNTS)  # who is drawn once more changes
+        assert min(halves) > 10  # in mixed order
+    assert set(extra) == set(COUNTS)  # the class with an additional draw varies
 
 
 def test_an_epoch_follows_from_seed_and_number() -> None:
@@ -218,7 +218,7 @@ def test_processes_share_out_every_batch() -> None:
 def test_a_crop_holds_its_centre(
     crop: list[int], size: tuple[int, int], scale: list[float], padded: str, seed: int
 ) -> None:
-    """A square of 5 x 5 pixels around it, so that some are left at half the size."""
+    """The 5 x 5 square around it, so that some pixels are left at half the size."""
     rng = np.random.default_rng(seed)
     row, column = (int(rng.integers(2, side - 2)) for side in size)
     labels = np.zeros(size, np.uint8)
@@ -244,7 +244,7 @@ def test_centres_lie_anywhere_in_their_crops() -> None:
 
 
 def test_plain_keys_vary_scenes_as_before() -> None:
-    """The turn of a plain key is 0, and seeds end in zeros without a change."""
+    """The turn of a plain key is 0; trailing zeros do not change a seed."""
     for seed in (0, 7, 2**31):
         left, right = np.random.default_rng((seed, 3, 5)), np.random.default_rng((seed, 3, 5, 0))
         assert left.random() == right.random()
@@ -280,7 +280,7 @@ def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
     stop_after(stopped, 5)
     with pytest.raises(StoppedError, match="after step 5 of 12"):
         stopped.run()
-    (tmp_path / "stopped" / CENTROIDS).unlink()  # a kill may leave none
+    (tmp_path / "stopped" / CENTROIDS).unlink()  # a killed run may not have written it
     train(recipe, tmp_path / "stopped")
     assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
     left, right = (
@@ -293,7 +293,7 @@ def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Both find half of the centroids; one stopped run in between, as in test_train.py."""
+    """Each locates half of the centroids; one run is stopped and resumed, as in test_train.py."""
     changes = (*HALF, "train.norms=frozen", "network.options={dropout: 0.0}", "train.epochs=2")
     train(small(tmp_path, *changes), tmp_path / "one")
     torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)

@@ -1,4 +1,4 @@
-"""The private names of torch used by stripctx/_compat.py exist, and no other file uses private
+"""The private names of torch that stripctx/_compat.py uses exist, and no other file uses private
 names."""
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from core import build
 
-pytestmark = pytest.mark.slow  # compiles
+pytestmark = pytest.mark.slow  # compiles C++
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_ceil_div(view: ModuleType) -> None:
 def test_packs_tile_and_align(view: ModuleType) -> None:
     whole = aligned(2, 3, 4, 8)
     assert view.packs(whole, whole, 3, 4)
-    assert not view.packs(whole[..., :6], whole[..., :6], 3, 4)  # rows of 6 are no packs of 4
+    assert not view.packs(whole[..., :6], whole[..., :6], 3, 4)  # rows of 6 do not fit packs of 4
     assert view.packs(whole[..., :6], whole[..., :6], 3, 2)
-    assert not view.packs(whole, aligned(2, 3, 4, 9)[..., :8], 3, 4)  # rows 9 apart
-    assert not view.packs(whole[..., 1:5], whole[..., :4], 3, 4)  # starts off a boundary
+    assert not view.packs(whole, aligned(2, 3, 4, 9)[..., :8], 3, 4)  # rows are 9 apart
+    assert not view.packs(whole[..., 1:5], whole[..., :4], 3, 4)  # does not start on a boundary
     assert view.packs(whole[..., 4:8], whole[..., :4], 3, 4)
     assert not view.packs(whole.transpose(0, 3, 1, 2), whole.transpose(0, 3, 1, 2), 3, 2)
     assert view.packs(whole.transpose(0, 3, 1, 2), whole.transpose(0, 3, 1, 2), 1, 4)
@@ -66,4 +66,4 @@ def test_packs_tile_and_align(view: ModuleType) -> None:
 def test_one_element_is_always_a_pack(view: ModuleType) -> None:
     odd = aligned(1, 2, 3, 7)[..., 1:6]
     assert view.packs(odd, odd, 3, 1)
-    assert not view.packs(odd[..., ::2], odd[..., ::2], 3, 1)  # neighbours that are none
+    assert not view.packs(odd[..., ::2], odd[..., ::2], 3, 1)  # elements are not adjacent

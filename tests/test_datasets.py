@@ -32,7 +32,7 @@ voc, voc_augmented = (
     for folder, first in (("SegmentationClass", "train"), ("SegmentationClassAug", "trainaug"))
 )
 
-# The dataset, what writes it, the values of its classes in order, values that are ignored.
+# Dataset, function that writes it, values of its classes in order, ignored values.
 LAYOUTS: list[tuple[str, Callable[..., None], list[int], list[int]]] = [
     ("cityscapes", scene_files.write_cityscapes, CITY_VALUES, [0, 3, 9, 29, 255]),
     ("ade20k", scene_files.write_ade20k, list(range(1, 151)), [0]),
@@ -74,7 +74,7 @@ def test_reader(
 def test_classes_are_named_and_coloured_apart() -> None:
     for name in ("cityscapes", "ade20k", "pascal_context_60", "voc", "camvid"):
         classes = catalogue.labelling(Data(name=name)).classes
-        assert len({each.name for each in classes}) >= len(classes) - 2  # ADE20K has two screens
+        assert len({each.name for each in classes}) >= len(classes) - 2  # ADE20K has duplicates
         assert all(each.name == each.name.strip() and each.name for each in classes)
     named = {each.name: each.colour for each in catalogue.labelling(Data(name="voc")).classes}
     assert named["person"] == (192, 128, 128) == labels.pascal_colour(15)
@@ -85,14 +85,14 @@ def test_classes_are_named_and_coloured_apart() -> None:
 
 
 def test_colours_are_the_published_ones() -> None:
-    """Against mmseg's copies, and the names that it has."""
+    """Compares with mmseg's colours and names."""
     oracles.mmseg()
     published = importlib.import_module("mmseg.utils.class_names")
     for name, theirs in (("ade20k", "ade"), ("cityscapes", "cityscapes"), ("voc", "voc")):
         classes = catalogue.labelling(Data(name=name)).classes
         palette = getattr(published, f"{theirs}_palette")()
         assert [list(each.colour) for each in classes] == palette
-        if name != "ade20k":  # whose classes have many names each
+        if name != "ade20k":  # its classes have many names each
             assert [each.name.replace(" ", "") for each in classes] == [
                 each.replace(" ", "") for each in getattr(published, f"{theirs}_classes")()
             ]
@@ -140,7 +140,7 @@ def test_generated_scenes_follow_from_their_numbers() -> None:
         train[3]
 
 
-# What is wrong is named.
+# Errors name the file.
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train/images: there is no such folder"):
         read_all(tmp_path)
     (tmp_path / "train" / "images").mkdir(parents=True)
-    with pytest.raises(DataError, match=f"^{tmp_path}: holds no images"):
+    with pytest.raises(DataError, match=f"^{tmp_path}: contains no images"):
         read_all(tmp_path)
     with pytest.raises(DataError, match=r"data\.root: must be a folder of voc, got none"):
         catalogue.open_split(Data(name="voc"), "train")

@@ -30,14 +30,14 @@ def test_every_forward_operator_has_one() -> None:
     ours = {str(op) for op in TABLE}
     library = {name for name in torch._C._dispatch_get_all_op_names() if "stripctx::" in name}
     forward = {name for name in library if "backward" not in name and "." not in name}
-    forward -= {"stripctx::map_memory"}  # which no trace sees
+    forward -= {"stripctx::map_memory"}  # not in any trace
     assert {name.replace("::", ".") + ".default" for name in forward} == ours
 
 
 @pytest.mark.parametrize("bins", [(1,), (1, 2, 3, 6), ((4, 1),), ((1, 5), (7, 2), 3), (12,)])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 20), (9, 1), (1, 9), (64, 48)])
 def test_pooling(bins: Any, size: tuple[int, int]) -> None:
-    """Windows that overlap, that repeat, and ties among the maxima."""
+    """Windows that overlap or repeat, and ties among the maxima."""
     x = rand(2, 3, *size)
     flat = [side for b in bins for side in (b if isinstance(b, tuple) else (b, b))]
     for got, want in zip(
@@ -54,7 +54,7 @@ def test_pooling(bins: Any, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("mode", "corners"), MODES)
 @pytest.mark.parametrize("size", [(12, 20), (1, 1), (13, 1), (82, 123), (70, 140)])
 def test_interpolation(mode: str, corners: bool | None, size: tuple[int, int]) -> None:
-    """Levels that grow, shrink and stay, small ones and large ones."""
+    """Levels that are enlarged, reduced and unchanged, small and large ones."""
     cells = [(1, 1), (6, 10), (3, 4), size, (40, 70), (41, 3)]
     x, levels = rand(2, 3, *size), [rand(2, 3, *each) for each in cells]
     codes = [functional.upsample._MODES[mode, bool(corners)]] * len(levels)
@@ -128,7 +128,7 @@ def decomposed(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> nn.M
 
 @pytest.mark.parametrize(("mode", "corners"), MODES)
 def test_symbolic_sizes(mode: str, corners: bool | None) -> None:
-    """Also where the example's sizes are those of bins, or multiples of one another, by chance."""
+    """Also if the example's sizes happen to equal those of bins, or multiples of one another."""
     weight = rand(4, 9, 3, 3)
 
     def function(x: Tensor, level: Tensor) -> Any:
@@ -151,7 +151,7 @@ def test_symbolic_sizes(mode: str, corners: bool | None) -> None:
 
 
 def test_fake_kernels_stay() -> None:
-    """A table of decompositions must not decide what is known of a result: its strides."""
+    """The decompositions must not change what the fake kernels report, such as strides."""
     seen: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:

@@ -18,7 +18,7 @@ from stripctx import functional, models
 
 
 def plain_hanet(network: models.SegmentationNetwork, x: Tensor, pos: Tensor | None) -> Tensor:
-    """DeepV3PlusHANet in plain PyTorch, on the network's own modules."""
+    """DeepV3PlusHANet in plain PyTorch, with the network's modules."""
 
     def up(y: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(y, like.shape[2:], mode="bilinear", align_corners=True)
@@ -49,7 +49,7 @@ SLOTS = [(True,) * 5, (True, False, False, True, False), (False,) * 5]
 @pytest.mark.parametrize("with_pos", [True, False])
 @pytest.mark.parametrize("slots", SLOTS)
 def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
-    """Without attention, this is DeepLabv3+."""
+    """Without attention, the network is DeepLabv3+."""
     network = models.deeplabv3plus_hanet(5, Tiny(), slots=slots)
     randomise(network).double().eval()
     x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
@@ -64,8 +64,8 @@ def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
 def test_decoder_trains_as_the_convolution_of_both_maps(
     slots: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients as with plain PyTorch, which builds what is convolved; ours builds it for hanet3
-    alone."""
+    """Gradients equal those of plain PyTorch, which materialises the convolution's input; ours does
+    so for hanet3 only."""
     network = models.deeplabv3plus_hanet(5, Tiny(), slots=slots)
     undropped(randomise(network)).double()
     named = {key: p for key, p in network.head.named_parameters() if p.requires_grad}
@@ -99,7 +99,8 @@ def test_decoder_trains_as_the_convolution_of_both_maps(
 def test_hanet_variants(
     output_stride: int, rates: tuple[int, ...], dilations: tuple[int, ...]
 ) -> None:
-    """D4, D, D16 and OS32: every 3x3 convolution of a dilated stage, the first block's too."""
+    """D4, D, D16 and OS32: every 3x3 convolution of a dilated stage, including the first
+    block's."""
     with torch.device("meta"):
         network = models.deeplabv3plus_hanet(5, "resnet50", output_stride=output_stride)
         chosen = models.deeplabv3plus_hanet(5, Tiny(), rates=(1, 2, 3))

@@ -24,7 +24,7 @@ def test_equals_plain() -> None:
 
 
 def test_published_layout() -> None:
-    """PyTorch-Encoding's keys, ImageNet's classifier among them, and its strides."""
+    """PyTorch-Encoding's keys, including ImageNet's classifier, and its strides."""
     source, target = (randomise(models.deepten(5, "resnet18s")) for _ in range(2))
     state = renamed(source.state_dict(), *BACKBONE_OF_ENCODING)
     for key in ("pretrained.bn1.weight", "head.0.bias", "head.3.codewords", "head.6.weight"):
@@ -43,7 +43,7 @@ def test_parameter_count() -> None:
 
 
 def test_empty_encoding() -> None:
-    """An image whose features all lie on the codewords has no direction, and no NaN."""
+    """An image whose features all equal the codewords has no direction; the result is not NaN."""
     network = make("deepten").to(DEVICE).eval()
     with torch.no_grad():
         network.head[0].weight.zero_()

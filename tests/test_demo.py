@@ -40,7 +40,7 @@ def run_demo(
 
 
 def check_figure(path: Path) -> int:
-    """Several panels: wide, tall, much of it neither white nor one colour. Its height."""
+    """Checks size and variety of colours of a figure; returns its height."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[0] > 900 and pixels.shape[1] > 1500
@@ -52,7 +52,7 @@ def check_figure(path: Path) -> int:
 
 
 def test_demo_draws_a_scene_and_trains(tmp_path: Path) -> None:
-    """The picture holds the study, too; fused and plain lie on each other, and so it says."""
+    """The figure includes the study; fused and plain results agree, and the demo says so."""
     finished = run_demo(tmp_path, training="1")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert os.listdir(tmp_path) == ["demo.png"]
@@ -61,13 +61,13 @@ def test_demo_draws_a_scene_and_trains(tmp_path: Path) -> None:
     compared = ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory")
     fused = ("conv2d fuse: pyramid_conv, ", " products in 1 convolutions", "logits agree")
     trained = (
-        "The fused and the plain curve lie on each other",
+        "The fused and the plain curve agree",
         "context module, forward and backward: stripctx",
     )
     for words in (*compared, *fused, *trained):
         assert words in said
     scores = re.search(
-        r"mIoU on scenes not seen: without context [\d.]+%, pyramid pooling, fused [\d.]+%", said
+        r"mIoU on unseen scenes: without context [\d.]+%, pyramid pooling, fused [\d.]+%", said
     )
     assert scores
 
@@ -79,7 +79,7 @@ def test_demo_takes_a_picture(tmp_path: Path) -> None:
     finished = run_demo(tmp_path, *arguments)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "no labels" in finished.stdout
-    assert check_figure(tmp_path / "out.png") < 2500  # no training; the picture is upright
+    assert check_figure(tmp_path / "out.png") < 2500  # no training; the input image is upright
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text", "truncated", "small"])
@@ -132,7 +132,7 @@ def test_demo_refuses_numbers(
 
 
 def test_fused_decoder_is_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same parameters; fewer products; one that differs is told."""
+    """With the same parameters it needs fewer products; a difference is reported."""
     image = torch.randn(1, 3, 128, 192)
     outcome = decoder.before_and_after(Console(quiet=True), image, 5, width=128)
     assert outcome.agrees and outcome.error < 1e-5
@@ -149,7 +149,7 @@ def test_fused_decoder_is_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measuring_leaves_the_trained_network_alone(tmp_path: Path) -> None:
-    """Its norms would take in what they are measured on."""
+    """Measuring must not update the statistics of its norms."""
     trainer = Trainer(training._settings(training.FUSED, 1), tmp_path)
     before = copy.deepcopy(trainer.network.state_dict())
     found, shape = training._measure(trainer)

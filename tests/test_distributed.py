@@ -1,7 +1,7 @@
 """Two processes under DistributedDataParallel or fully_shard give the gradients of one process on
 the whole batch.
 
-Norms are frozen: their statistics would differ between half a batch and a whole one.
+Norms are frozen, because their statistics differ between half a batch and a whole one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documentation: its links, examples, tables and figures, and that nothing is left out."""
+"""The documentation: links, examples, tables, figures, and completeness."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def code_blocks(page: Path) -> list[str]:
 def test_examples_run(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All blocks of a page, one after another. A checkpoint is whatever the network holds."""
+    """Runs all blocks of a page in sequence, with checkpoints of random weights."""
     names: dict[str, Any] = {"network": upstream_models.PPM(8, 2, (1, 2, 3, 6)).eval()}
     names["image"] = torch.randn(1, 8, 12, 13)
     blocks = code_blocks(page)
     uses_smp = any("import segmentation_models_pytorch" in block for block in blocks)
     if uses_smp:
-        oracles.whole_smp()  # skips where its encoders are not installed
+        oracles.whole_smp()  # skips if its encoders are not installed
     monkeypatch.setattr(torch, "load", lambda *_, **__: names["network"].state_dict())
     monkeypatch.chdir(tmp_path)
     for block in blocks:
@@ -132,7 +132,7 @@ def test_costs_are_up_to_date() -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_counted_bytes_are_the_floor(operator: str) -> None:
-    """What the layers' tables count for an operator is what its floor says."""
+    """The counted bytes of an operator in the layers' tables equal its floor."""
     make = Sample((2, 16, 12, 18), torch.float32, "contiguous", "meta")
     arguments = OPERATORS[operator](make)
     moved = traffic.moved_bytes(arguments) + traffic.moved_bytes(call(operator, arguments))
@@ -140,7 +140,7 @@ def test_counted_bytes_are_the_floor(operator: str) -> None:
 
 
 def test_plain_pytorch_is_counted() -> None:
-    """A sum over a broadcast operand, by hand: 6 + 2 elements read, 6 written; a view is free."""
+    """A sum over a broadcast operand, by hand: 6 + 2 elements read, 6 written; views are free."""
     x, y = torch.empty(2, 3, device="meta"), torch.empty(2, 1, device="meta")
     with traffic.Counting() as counting:
         (x + y.expand(2, 3)).view(3, 2)
@@ -148,7 +148,7 @@ def test_plain_pytorch_is_counted() -> None:
 
 
 def test_products_of_codewords_are_counted() -> None:
-    """Two products forward and five backward, of every position with every codeword."""
+    """Two products forward and five backward, of each position with each codeword."""
     x = torch.empty(2, 6, 5, 4, requires_grad=True, device="meta")
     with torch.device("meta"):
         counted = traffic.count(stripctx.EncodingLayer(6, floors.CODES), [x])
@@ -162,7 +162,7 @@ def words(figure: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_drawn_and_shown(name: str, tmp_path: Path) -> None:
-    """Small, on a page, and with the words that drawing it anew gives."""
+    """A figure is small, used on a page, and has the same words when it is redrawn."""
     figure = DOCS / "figures" / f"{name}.svg"
     assert figure.stat().st_size < 40_000
     assert any(f"figures/{name}.svg)" in page.read_text() for page in PAGES)

@@ -1,4 +1,4 @@
-"""The site that `make docs` builds: links, reference, search, and no resources from outside."""
+"""The site that `make docs` builds: links, reference, search, and no external resources."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
 
 
 def test_examples_in_the_reference_are_code(site: Path) -> None:
-    """A section that the docstring parser does not know turns >>> into nested quotations."""
+    """Sections unknown to the docstring parser would turn >>> into nested quotations."""
     for page in (site / "reference").rglob("*.html"):
         assert "<blockquote>" not in page.read_text(), page
 

@@ -24,7 +24,7 @@ def prepared(network: nn.Module, training: bool) -> nn.Module:
 
 
 def plain_encnet(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """EncNet in plain PyTorch, on the network's own modules."""
+    """EncNet in plain PyTorch, with the network's modules."""
 
     def up(y: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(y, size, mode="bilinear", align_corners=True)
@@ -47,7 +47,7 @@ def plain_encnet(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backbone", [None, "resnet18"])
 def test_equals_plain(training: bool, backbone: str | None) -> None:
-    """The stages of `Tiny` differ in size, so that laterals are resized."""
+    """The stages of `Tiny` differ in size, so laterals are resized."""
     network = prepared(make("encnet", backbone), training)
     x = image(2, 3, 65, 49).double()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_equals_plain(training: bool, backbone: str | None) -> None:
 
 
 def mmseg_encnet(lateral: bool) -> nn.Module:
-    """mmseg's whole network, as its configurations build it, on a ResNet-18."""
+    """mmseg's whole network, built from its configurations, on a ResNet-18."""
     shared = {
         "norm_cfg": {"type": "BN", "requires_grad": True},
         "align_corners": False,
@@ -103,7 +103,7 @@ def mmseg_encnet(lateral: bool) -> nn.Module:
 @pytest.mark.parametrize("lateral", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_mmseg(lateral: bool, training: bool) -> None:
-    """The whole network with its whole checkpoint: outputs and the gradient of the image."""
+    """The whole network with its checkpoint: outputs and the gradient of the image."""
     theirs = prepared(mmseg_encnet(lateral), training)
     ours = models.encnet(
         5,

@@ -19,7 +19,7 @@ OPS = torch.ops.stripctx
 
 
 def plain_encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-    """The definition, with a tensor of N*L*K*D residuals."""
+    """The definition, which materialises N*L*K*D residuals."""
     residuals = x.flatten(2).mT[:, :, None] - codewords
     assignments = (residuals.square().sum(-1) * scale).softmax(-1)
     return (assignments[..., None] * residuals).sum(1)
@@ -30,7 +30,7 @@ def plain_gate(x: Tensor, gate: Tensor) -> Tensor:
 
 
 def softened(encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """With the scale divided by some D, exactly: noise then gives assignments between 0 and 1."""
+    """Divides the scale by about D, exactly, so that noise gives assignments between 0 and 1."""
 
     def run(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
         return encode(x, codewords, scale / 2 ** (codewords.size(1) - 1).bit_length())
@@ -57,7 +57,8 @@ GATE = Case("channel_gate", functional.channel_gate, plain_gate, lambda s: [s, s
 @pytest.mark.parametrize("codes", [1, 3, 31, 32, 33, 64])
 @pytest.mark.parametrize("depth", [1, 3, 33, 130])
 def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> None:
-    """Off every vector, tile and block, in K, D and L; general kernels and tensor-core ones."""
+    """K, D and L that are not multiples of vectors, tiles and blocks; general and tensor core
+    kernels."""
     length = {1: 29, 3: 67, 33: 50, 130: 1}[depth]
     operator_checks.check_float64(encode_case(codes), (2, depth, 1, length), dtype, layout)
 
@@ -65,7 +66,7 @@ def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 512, 6, 11), (1, 640, 3, 5), (3, 128, 14, 14)], ids=str)
 def test_the_networks_sizes(shape: Shape, dtype: torch.dtype) -> None:
-    """EncNet's and DeepTEN's depths, and one that is beyond the tensor-core kernels."""
+    """The depths of EncNet and Deep TEN, and one too large for the tensor core kernels."""
     operator_checks.check_float64(encode_case(32), shape, dtype, "contiguous")
 
 
@@ -91,7 +92,7 @@ def noise(*size: int, offset: float = 0.0) -> Tensor:
 
 
 def near(codewords: Tensor) -> Tensor:
-    """Features within 0.1 of some codeword: an expanded square would cancel."""
+    """Features within 0.1 of a codeword, for which an expanded square would cancel."""
     nearest = codewords[torch.randint(8, (2, 90))].mT
     return (nearest + 0.1 * noise(2, 24, 90))[..., None]
 
@@ -121,13 +122,14 @@ SPREADS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 1.0])
 def test_rounding_is_that_of_the_residual_form(spread: str, scale: float) -> None:
-    """At most four times as far from float64 as the residual form in float32, or 1e-6."""
+    """The error against float64 is at most four times that of the residual form in float32, or
+    1e-6."""
     x, codewords = SPREADS[spread]()
     scales = scale * torch.rand(8).to(DEVICE) / codewords.size(1)
     if spread == "far codewords":
-        scales /= 1000  # distances are in the millions
+        scales /= 1000  # distances are of the order of a million
     elif spread == "clustered pairs" and scale < 0:
-        scales *= 100  # distances are a hundredth
+        scales *= 100  # distances are of the order of 0.01
     grad = noise(2, 8, codewords.size(1))
     arguments = (x, codewords, scales)
     expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
@@ -140,8 +142,8 @@ def test_rounding_is_that_of_the_residual_form(spread: str, scale: float) -> Non
 
 @pytest.mark.slow
 def test_many_positions_of_a_block_round_as_few() -> None:
-    """Sums over the positions of whole maps stay as near to float64: tensor cores cut, in one
-    direction, what does not fit into an accumulator."""
+    """Sums over all positions of a map are as accurate as over few: tensor cores truncate what does
+    not fit into an accumulator, always towards zero."""
     x = noise(16, 8, 3600, 1)
     codewords, scale, grad = noise(32, 8), noise(32) / 8, noise(16, 32, 8)
     values = operator_checks.run(functional.encode, (x, codewords, scale), (grad,))
@@ -170,8 +172,8 @@ def test_zero_and_extreme_scales() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("codes", [4, 40])
 def test_logits_whose_rounding_exceeds_the_range_of_exp(codes: int, dtype: torch.dtype) -> None:
-    """Features so far from all codewords that a unit in a logit's last place is thousands. Which
-    codeword wins is then a matter of rounding; the sum over all of them is not."""
+    """Features so far from all codewords that the last place of a logit is in the thousands. The
+    largest assignment then depends on rounding; the sum over all codewords does not."""
     x = (noise(2, 6, 5, 7, offset=10.0).double() * (1e5 if dtype is torch.float32 else 1e12)).to(
         dtype
     )
@@ -185,7 +187,8 @@ def test_logits_whose_rounding_exceeds_the_range_of_exp(codes: int, dtype: torch
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> None:
-    """Sums and parameters' gradients are float32 and as exact; that of x has its dtype."""
+    """Sums and gradients of parameters are float32 and as exact; the gradient of x has its
+    dtype."""
     x, codewords, scale = encode_case(32).arguments((2, 40, 9, 10), torch.float32, layout)
     arguments = (x.to(half), codewords, scale / 40)
     grad = noise(2, 32, 40)
@@ -198,7 +201,7 @@ def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> No
 
 
 def test_tf32_is_used_where_it_is_allowed() -> None:
-    """On CUDA's kernels alone; elsewhere the setting changes no bit."""
+    """Only by the CUDA kernels; elsewhere the setting does not change any bit."""
     arguments = encode_case(32).arguments((1, 64, 8, 8), torch.float32)
     x, codewords, scale = (a.double() for a in arguments)
     exact = plain_encode(x, codewords, scale / 64)
@@ -236,7 +239,7 @@ def test_tf32_follows_torch() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_three_dimensional_maps(layout: str) -> None:
-    """(N, D, L), as DeepTEN gives it, equals (N, D, L, 1), and its gradient keeps its strides."""
+    """(N, D, L), as in Deep TEN, equals (N, D, L, 1), and its gradient keeps its strides."""
     x = noise(3, 128, 196)
     if layout == "transposed":
         x = x.mT.contiguous().mT
@@ -252,7 +255,7 @@ def test_three_dimensional_maps(layout: str) -> None:
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="measures the native CPU kernels")
 @pytest.mark.parametrize("layout", FORMATS)
 def test_memory(layout: str) -> None:
-    """Beside its results, at most N*L*K elements of partial sums, and a tile for each thread."""
+    """In addition to its results, at most N*L*K elements of partial sums, and a tile per thread."""
     x = operator_checks.make((1, 256, 160, 200), torch.float32, layout)  # 31 MiB
     codewords, scale, grad = noise(32, 256), noise(32) / 256, noise(1, 32, 256)
     tiles = torch.get_num_threads() * 1024 * 1024
@@ -265,7 +268,7 @@ def test_memory(layout: str) -> None:
 
 
 def peak_growth(run: Callable[[], object]) -> int:
-    """Bytes by which the process's resident memory grew at most while `run` ran."""
+    """The maximum growth in bytes of the process's resident memory during `run`."""
 
     def resident(name: str) -> int:
         with open("/proc/self/status") as status:
@@ -292,7 +295,7 @@ def test_offsets_past_two_to_the_31() -> None:
 
 
 def test_autocast() -> None:
-    """x is cast as conv2d casts it, parameters and sums stay float32; the gate keeps x's dtype."""
+    """x is cast as for conv2d, parameters and sums stay float32; the gate keeps x's dtype."""
     x, codewords, scale = ENCODE.arguments((2, 5, 6, 7), torch.float32)
     leaf = x.clone().requires_grad_()
     gate = torch.randn(2, 5, device=DEVICE)
@@ -314,7 +317,7 @@ def test_autocast() -> None:
 
 
 def test_vmap_of_the_gradients() -> None:
-    """The backward operator itself maps, in a loop: its sums run over images."""
+    """The backward operator is vmapped by a loop, because its sums run over images."""
     batches = [ENCODE.arguments((2, 3, 4, 5), torch.float32) for _ in range(3)]
     grad = torch.randn(3, 2, 5, 3, device=DEVICE)
     stacked = [torch.stack(group) for group in zip(*batches, strict=True)]

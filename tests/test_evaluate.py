@@ -1,4 +1,4 @@
-"""evaluate.py and predict.py from end to end, with a network trained for a second."""
+"""evaluate.py and predict.py end to end, with a network trained for a second."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_evaluate_published_weights_by_a_recipe(run: Path, tmp_path: Path) -> No
 def test_evaluate_networks_side_by_side(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others as they are scored alone, each as its own recipe says, on the first one's data."""
+    """The other networks score as they do alone, by their own recipes, on the first one's data."""
     monkeypatch.setenv("COLUMNS", "300")
     trained = checkpoint.load_network(run / "best.pt").recipe
     changes = ("network.name=pspnet", "augmentation.mean=[0.1,0.2,0.3]", "data.name=camvid")
@@ -156,7 +156,7 @@ def test_side_by_side_wants_the_same_classes(
     assert not (tmp_path / "out").exists()
 
 
-# What evaluate.py refuses, by the name of the file.
+# Errors of evaluate.py, with the name of the file.
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_evaluate_names_the_file(
         (["CHECKPOINT", "data.naem=x"], "naem"),
         (["CHECKPOINT", "--crop", "5"], "the protocol 'whole' takes flip, padding, scales"),
         (["CHECKPOINT", "data.name=voc"], "best.pt, but voc has 21"),
-        (["CHECKPOINT", "network.backbone=resnet18"], "best.pt holds, and cannot be replaced"),
+        (["CHECKPOINT", "network.backbone=resnet18"], "best.pt and cannot be changed"),
         (["RECIPE", "--weights", "nowhere.pth"], "nowhere.pth: there is no such file"),
         (["RECIPE", "--weights", "RECIPE"], "recipe.yaml: does not fit the recipe"),
     ],
@@ -253,7 +253,7 @@ def test_predict_a_photograph_as_it_was_held(run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "level.png")
     turned = Image.Exif()
-    turned[274] = 6  # of 0x0112, the orientation: to be turned right for display
+    turned[274] = 6  # tag 0x0112, the orientation: rotated for display
     Image.fromarray(np.rot90(pixels)).save(tmp_path / "turned.png", exif=turned)
     assert predicted(run, tmp_path, tmp_path / "out") == 0
     for kind in ("labels", "overlay"):
@@ -262,7 +262,7 @@ def test_predict_a_photograph_as_it_was_held(run: Path, tmp_path: Path) -> None:
 
 
 def test_predict_pictures_of_one_name(run: Path, tmp_path: Path) -> None:
-    """None overwrites what was made of another."""
+    """Neither overwrites the other's results."""
     for suffix in (".jpg", ".png"):
         shutil.copy(run / "camvid" / "val" / "images" / "1.jpg", tmp_path / f"same{suffix}")
     shutil.copy(run / "camvid" / "val" / "images" / "2.jpg", tmp_path / "other.jpg")

@@ -1,4 +1,4 @@
-"""examples/export.py: the files it writes, and its report of a file with different results."""
+"""examples/export.py: the files it writes, and its report of a file with other results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from examples import export  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's own exporters
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of torch's exporters
 SMALL = ["fcn", "--classes", "3", "--backbone", "resnet18", "--size", "32", "48"]
 
 

@@ -1,4 +1,4 @@
-"""benchmarks.exported on a network of one convolution: what is written, and what is refused."""
+"""benchmarks.exported on a network with one convolution: its files, and its errors."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def test_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / f"{exported.stem(NAME, True)}.pt"
     image, logits = torch.load(path)
     torch.save((image, 2 * logits), path)
-    with pytest.raises(RuntimeError, match="logits differ"):  # the files of before, not new ones
+    with pytest.raises(RuntimeError, match="logits differ"):  # existing files are used
         exported.main(["--only", NAME, "--tiny", *folders])

@@ -1,4 +1,4 @@
-"""Importing the package with an empty, locked or damaged cache and without compilers: each case in
+"""Importing the package with an empty, locked or damaged cache and without compilers; each case in
 separate processes with a separate cache."""
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_survives_a_builder_killed_while_it_compiles_or_links(
         while not mark.exists():
             assert builder.poll() is None, builder.communicate()
             time.sleep(0.02)
-        builder.kill()  # ninja and its compiler live on
+        builder.kill()  # ninja and its compiler keep running
         builder.wait()
         assert_built(sandbox, CXX=compiler)
     finally:
@@ -88,7 +88,7 @@ def test_survives_a_builder_killed_while_it_compiles_or_links(
 
 
 def test_processes_that_import_at_once_build_once(sandbox: Sandbox) -> None:
-    compiler = sandbox.compiler("sleep 1")  # long enough for all to arrive
+    compiler = sandbox.compiler("sleep 1")  # long enough for all processes to start
     processes = [sandbox.start(IMPORT, CXX=compiler) for _ in range(4)]
     answers = [process.communicate(timeout=200) for process in processes]
     reports = [json.loads(output)["libraries"]["cpu"] for output, _ in answers]
@@ -127,12 +127,12 @@ def test_without_a_compiler_the_reference_runs_with_one_warning(sandbox: Sandbox
 
 
 def test_a_damaged_library_is_built_again(sandbox: Sandbox) -> None:
-    """Each kind of damage is done to what the one before had built anew."""
+    """Each kind of damage is applied to the library rebuilt after the previous one."""
     assert_built(sandbox)
     (library,) = sandbox.cache.glob("*/stripctx_cpu.so")
     seal = library.with_name("stripctx_cpu.so.checksum")
     content = library.read_bytes()
-    no_library = b"#!/bin/sh\n"  # as it was written, but nothing that can be loaded
+    no_library = b"#!/bin/sh\n"  # with a valid checksum, but not a library
     for damage, text in {
         "truncated": content[: len(content) // 2],
         "garbage": bytes(reversed(content)),
@@ -145,7 +145,7 @@ def test_a_damaged_library_is_built_again(sandbox: Sandbox) -> None:
             seal.unlink()
         elif damage == "not a library":
             seal.write_text(f"{len(text)} {hashlib.sha256(text).hexdigest()}\n")
-        print(damage)  # pytest shows the last one where it fails
+        print(damage)  # pytest shows the last line on failure
         assert_built(sandbox)
         (corrupt,) = sandbox.cache.glob("*.corrupt")
         shutil.rmtree(corrupt)
@@ -154,7 +154,7 @@ def test_a_damaged_library_is_built_again(sandbox: Sandbox) -> None:
 def test_a_changed_header_builds_anew(sandbox: Sandbox) -> None:
     assert_built(sandbox)
     sandbox.write("csrc/core/answer.hpp", "constexpr int kAnswer = 43;\n")
-    os.utime(sandbox.tree / "csrc/core/answer.hpp", (0, 0))  # it is the content that counts
+    os.utime(sandbox.tree / "csrc/core/answer.hpp", (0, 0))  # only the content counts
     changed = sandbox.load()
     assert (changed.cpu["origin"], changed.cpu["answer"]) == ("new build", 43)
 
@@ -171,7 +171,7 @@ def test_a_build_removes_what_nobody_used_for_ninety_days(sandbox: Sandbox) -> N
         for path in (*folder.iterdir(), folder):
             os.utime(path, (long_ago, long_ago))
     assert sandbox.load().cpu["origin"] == "cache"
-    for path in loaded.iterdir():  # not every file system keeps times of reading
+    for path in loaded.iterdir():  # not every file system records access times
         os.utime(path, (long_ago, long_ago))
     os.utime(touched)
     os.utime(read / "stripctx_cpu.so", (time.time(), long_ago))
@@ -189,7 +189,7 @@ def test_a_failed_build_is_remembered_until_asked_again(sandbox: Sandbox) -> Non
     assert COMPILING in first.stderr and "could not compile" in first.stderr
     assert "out of luck" in Path(first.cpu["log"]).read_text()
 
-    second = sandbox.load(**broken)  # at once, with the log and the way to try again
+    second = sandbox.load(**broken)  # fails at once, with the log and the way to retry
     assert COMPILING not in second.stderr
     (warning,) = second.report["warnings"]
     assert second.cpu["log"] in warning and "python -m stripctx build" in warning
@@ -233,8 +233,8 @@ def test_the_command_tells_what_runs_and_why(sandbox: Sandbox) -> None:
 
 
 def test_the_warm_import_of_the_real_package_is_lean(tmp_path: Path) -> None:
-    """From the cache: no process, and no module but the package's, the standard library's and
-    torch's counter of products."""
+    """From the cache: no subprocess, and no imports except the package's modules, the standard
+    library and torch's counter of FLOPs."""
     library = extension.status().libraries.get("cpu")
     if library is None or not library.loaded:
         pytest.skip("needs the native library, which this process imports or builds")
@@ -269,6 +269,6 @@ def test_the_emulated_library_is_for_checkouts(sandbox: Sandbox) -> None:
     if "CUDA headers were not found" in outcome.stderr:
         pytest.skip("no CUDA headers here: pip install -r requirements-dev.txt")
     assert outcome.report["libraries"]["emulated"]["answer"] == 44
-    shutil.move(sandbox.tree / "csrc", sandbox.tree / "stripctx/csrc")  # as where it is installed
+    shutil.move(sandbox.tree / "csrc", sandbox.tree / "stripctx/csrc")  # as in an installed package
     installed = sandbox.load(STRIPCTX_BACKEND="emulated")
     assert "ImportError" in installed.stderr and "source checkout" in installed.stderr

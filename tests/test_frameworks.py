@@ -1,4 +1,4 @@
-"""Training by other people's loops: the blocks of docs/guides/frameworks.md; mmseg's registry."""
+"""Training with other frameworks: the blocks of docs/guides/frameworks.md; mmseg's registry."""
 
 from __future__ import annotations
 

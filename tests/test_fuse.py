@@ -78,7 +78,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "PyTorch-Encoding EncHead": upstream_models.EncHead,
     "PyTorch-Encoding EncHead no logits": lambda: upstream_models.EncHead(se_loss=False),
 }
-# What is fused, and which operators that brings.
+# The fused modules, and the operators that they then use.
 PYRAMID_CONV = ("stripctx.pyramid_taps_add",)
 EXPECTED: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "smp PSPNet": ({"decoder": "PSPDecoder"}, PYRAMID_CONV),
@@ -114,12 +114,12 @@ EXPECTED: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         ("stripctx.encode", "stripctx.channel_gate"),
     ),
 }
-pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's, of which there are many
+pytestmark = pytest.mark.filterwarnings("ignore")  # many warnings of other packages
 
 
 @pytest.fixture(autouse=True)
 def every_convolution_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks here are small."""
+    """The networks here are too small for the cost model."""
     monkeypatch.setattr(cost, "pays", lambda *shapes: True)
 
 
@@ -130,7 +130,7 @@ few_networks = pytest.mark.parametrize("name", FEW)
 
 def make(name: str, training: bool = True) -> nn.Module:
     network = NETWORKS[name]().to(DEVICE).double().train(training)
-    for module in network.modules():  # away from the initial 0 and 1
+    for module in network.modules():  # so that parameters differ from the initial 0 and 1
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
@@ -151,7 +151,7 @@ def close(a: Any, b: Any) -> None:
 
 
 class Names(TorchDispatchMode):
-    """Which operators ran."""
+    """Records the names of the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def operators(network: nn.Module, x: Tensor) -> set[str]:
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Any:
-    """A step of training, and the output and the gradient of x."""
+    """A training step; returns the output and the gradient of x."""
     torch.manual_seed(1)
     leaf = x.clone().requires_grad_()
     optimizer.zero_grad()
@@ -186,7 +186,7 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Any
 @every_network
 @pytest.mark.parametrize("training", [True, False])
 def test_trains_as_before(name: str, training: bool) -> None:
-    """Outputs, gradients and two steps of an optimiser made before."""
+    """Outputs, gradients and two steps of an optimiser that was created before fusing."""
     plain = make(name, training)
     fused = copy.deepcopy(plain)
     ours, theirs = (
@@ -205,7 +205,7 @@ def test_trains_as_before(name: str, training: bool) -> None:
 
 @every_network
 def test_everything_stays(name: str) -> None:
-    """Objects, keys, modes: fused, and undone."""
+    """Objects, keys and modes are unchanged by fuse and unfuse."""
     network = make(name)
     network.eval()
     next(network.modules()).requires_grad_(False)
@@ -232,7 +232,7 @@ def test_everything_stays(name: str) -> None:
     assert "fused by stripctx" in repr(network) or "EncHead" in name
     again = fuse(network)
     assert not again.replaced and len(again.left) >= 1
-    assert {one.why for one in again.left} == {"it is fused already"}
+    assert {one.why for one in again.left} == {"it is already fused"}
     assert sorted(unfuse(network)) == sorted(one.path for one in report.replaced)
     assert [type(module) for module in network.modules()] == classes
     assert inventory() == before and not unfuse(network)
@@ -256,7 +256,7 @@ def test_report_and_operators(name: str) -> None:
 
 @every_network
 def test_old_checkpoint(name: str) -> None:
-    """State loads into a fused network, strictly, and a fused one's into a plain one."""
+    """States load strictly into a fused network, and a fused network's into a plain one."""
     old, network = make(name, training=False), make(name, training=False)
     fuse(network)
     network.load_state_dict(old.state_dict(), strict=True)
@@ -269,7 +269,8 @@ def test_old_checkpoint(name: str) -> None:
 
 @every_network
 def test_copies(name: str) -> None:
-    """deepcopy, pickle and torch.save of the whole network keep it fused, and can be undone."""
+    """deepcopy, pickle and torch.save of the whole network keep it fused; unfuse works on
+    copies."""
     network = make(name, training=False)
     report = fuse(network)
     x = image()
@@ -317,7 +318,7 @@ def test_compiles(name: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_before_and_after() -> None:
-    """A network compiled earlier is compiled again when it is fused, and when it is undone."""
+    """A network compiled earlier is recompiled when it is fused or unfused."""
     torch._dynamo.reset()
     network = make("semseg PSPNet", training=False)
     x = image()
@@ -334,7 +335,7 @@ def test_compiled_before_and_after() -> None:
 @few_networks
 @pytest.mark.parametrize("strict", [True, False])
 def test_exports(name: str, strict: bool) -> None:
-    """The program holds our operators, and no hidden copy of the network."""
+    """The program contains our operators, and no hidden copy of the network."""
     if name.startswith("mmseg") and strict:
         pytest.skip("mmseg's segmentor itself cannot be exported strictly")
     network = make(name, training=False)
@@ -358,7 +359,7 @@ def test_torchscript_sees_the_own_forward(name: str) -> None:
     close(traced(x), want)
 
 
-# Hooks and other watchers of children whose calls are left out.
+# Hooks and other observers of children whose calls are skipped.
 
 WATCHED = {
     "smp PSPNet": ("decoder.psp.blocks.1.pool.0", "decoder.psp.blocks.1", "decoder.conv.0"),
@@ -376,8 +377,8 @@ WATCHED = {
 )
 @pytest.mark.parametrize("early", [True, False])
 def test_hooks_fire(name: str, path: str, early: bool) -> None:
-    """On a child that fusing leaves out too, with the tensors that they always saw, whether they
-    were there before or came later; without them the network is fused again."""
+    """Hooks on a child that fusing skips fire with the tensors they would see otherwise, whether
+    they were registered before or after; without them the network is fused again."""
     plain = make(name, training=False)
     network = copy.deepcopy(plain)
 
@@ -413,7 +414,7 @@ def test_hooks_fire(name: str, path: str, early: bool) -> None:
 
 
 def test_parametrised_children() -> None:
-    """Norms of weights and replaced children, before and after fusing."""
+    """Weight norms and replaced children, before and after fusing."""
     for path in ("cls.0", "ppm.features.1.1"):
         for wrap in (nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm):
             for late in (True, False):
@@ -467,7 +468,7 @@ def test_synchronised_norms() -> None:
     assert "stripctx.pyramid_taps_add" in operators(network, x)
 
 
-# What waits for its convolution may be used otherwise.
+# Other uses of lazy maps.
 
 USES: dict[str, Callable[[Tensor], Any]] = {
     "shape": lambda x: x * x.shape[1] * x.size(0),
@@ -551,7 +552,7 @@ def test_a_forward_that_raises_leaves_nothing_behind() -> None:
 
 
 def test_other_convolutions_get_the_tensor() -> None:
-    """Whatever the convolution has become since."""
+    """Even if a convolution was modified after fusing."""
     for changes in (
         {"stride": (2, 2)},
         {"padding_mode": "reflect", "_reversed_padding_repeated_twice": [1, 1, 1, 1]},
@@ -567,7 +568,7 @@ def test_other_convolutions_get_the_tensor() -> None:
         close(fused(x), plain(x))
 
 
-# What is left, and why.
+# Modules that are not fused, and the reasons.
 
 
 def changed(module: nn.Module, **attributes: Any) -> nn.Module:
@@ -646,7 +647,7 @@ def test_is_left(name: str) -> None:
     "changes", [{"cls__0__stride": (2, 2)}, {"cls__0": nn.Identity()}, {"cls__0__groups": 2}]
 )
 def test_a_convolution_that_cannot_take_a_pyramid(changes: dict[str, Any]) -> None:
-    """With an example the report says that nothing was found; the network is as it was."""
+    """With an example the report says that nothing was found; the network is unchanged."""
     network = changed(upstream_models.PSPNet(), **changes).eval()
     report = fuse(network, image().float())
     assert not report.replaced and type(network) is upstream_models.PSPNet
@@ -702,7 +703,7 @@ def process_group(tmp_path: Any) -> Iterator[None]:
 
 
 def test_data_parallel(process_group: None) -> None:
-    """Fused inside DDP: it holds the same Parameter objects."""
+    """A fused network works in DDP: it contains the same Parameter objects."""
     plain = make("semseg PSPNet")
     wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
     assert {one.path for one in fuse(wrapped).replaced} >= {"module.ppm", "module"}
@@ -715,7 +716,7 @@ def test_data_parallel(process_group: None) -> None:
 
 
 def test_attention_is_still_given() -> None:
-    """HANet's forward gives more on request; its own forward then runs."""
+    """HANet's forward returns more on request; its own forward then runs."""
     layer = upstream_models.HANet_Conv(8, 6, r_factor=2).double().eval()
     x, out = (torch.randn(2, c, 20, 7, dtype=torch.float64) for c in (8, 6))
     want = layer(x, out, return_attention=True)

@@ -1,5 +1,5 @@
-"""Losses and label maps of interpolated logits, in scopes: the same values, without the logits at
-the image's size."""
+"""Losses and label maps of interpolated logits, in scopes: the same values, without logits at the
+image's size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES, SIZE = 5, (16, 24)
 
 
 class Head(nn.Module):
-    """Logits at a quarter of the size, interpolated as segmentation networks do."""
+    """Logits at a quarter of the size, interpolated as in segmentation networks."""
 
     def __init__(self, align_corners: bool = False) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Head(nn.Module):
 
 
 class WithLoss(nn.Module):
-    """As transformers' models: the loss inside."""
+    """Computes the loss in its forward, like transformers' models."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class WithLoss(nn.Module):
 
 
 class Calls:
-    """Which of our operators run, and whether a map of the logits' full size is made."""
+    """Records which of our operators run, and whether a map of the logits' full size is created."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -111,7 +111,7 @@ def test_losses(name: str, align_corners: bool) -> None:
     torch.testing.assert_close(loss, want, rtol=1e-11, atol=1e-12)
     for a, b in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    if name != "binary":  # whose target is as large
+    if name != "binary":  # its target has the same number of elements
         assert calls.largest < CLASSES * SIZE[0] * SIZE[1]
 
 
@@ -185,7 +185,7 @@ def test_anything_else(name: str) -> None:
 
 @pytest.mark.parametrize("factor", [4, 4.0, (4.0, 4.0), 2.5])
 def test_scale_factors(factor: Any) -> None:
-    """By sizes where they say the same as the factor, else torch's way."""
+    """Sizes are used if they are equivalent to the factor, otherwise torch's implementation."""
     logits = torch.randn(1, CLASSES, 5, 7, dtype=torch.float64, requires_grad=True)
     sides = factor if isinstance(factor, tuple) else (factor, factor)
     size = (int(5 * sides[0]), int(7 * sides[1]))

@@ -19,7 +19,7 @@ from stripctx.fusion import cost
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # upstream's, of which there are many
+    pytest.mark.filterwarnings("ignore"),  # many warnings of other packages
 ]
 every_case = pytest.mark.parametrize("name", CASES)
 CONVOLUTIONS = ("pyramid_conv",)
@@ -36,7 +36,7 @@ def _float64() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the maps of a test are."""
+    """The maps in these tests are too small for the cost model."""
 
     def pays(level: Any, size: Any, *_: Any) -> bool:
         return all(small <= large for small, large in zip(level[2:], size, strict=True))
@@ -47,7 +47,7 @@ def _always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(name: str, training: bool = False) -> nn.Module:
     torch.manual_seed(0)
     network = CASES[name].build().to(torch.float64).train(training)
-    for module in network.modules():  # away from the initial 0 and 1
+    for module in network.modules():  # so that parameters differ from the initial 0 and 1
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
@@ -67,7 +67,7 @@ def flat(value: Any) -> list[Tensor]:
 
 
 def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    """To 1e-10 of the largest number among them."""
+    """Equal to within 1e-10 of the largest value."""
     assert [type(one) for one in ours] == [type(one) for one in theirs]
     scale = max(1.0, *(float(one.detach().abs().max()) for one in theirs if one.numel()))
     for a, b in zip(ours, theirs, strict=True):
@@ -75,7 +75,7 @@ def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def step(network: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
-    """One of SGD: the outputs, every gradient, and the state after it."""
+    """A step of SGD; returns the outputs, all gradients, and the state after it."""
     optimizer = torch.optim.SGD(network.parameters(), 1e-3)
     x = x.clone().requires_grad_()
     torch.manual_seed(2)
@@ -91,7 +91,7 @@ def step(network: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
 
 
 def calls(network: nn.Module, x: Tensor) -> tuple[int, int]:
-    """How many convolutions and how many sums took interpolated maps small."""
+    """The numbers of convolutions and of sums that took small interpolated maps."""
     seen: Counter[str] = Counter()
 
     def counted(name: str) -> Callable[..., Any]:
@@ -112,7 +112,7 @@ def calls(network: nn.Module, x: Tensor) -> tuple[int, int]:
 
 @every_case
 def test_finds_every_one(name: str) -> None:
-    """Without an example and with one; the report has a line for each convolution."""
+    """With and without an example; the report has a line for each convolution."""
     network, x, case = make(name), image(name), CASES[name]
     assert calls(network, x) == (0, 0)
     fuse(network)
@@ -132,7 +132,7 @@ def test_finds_every_one(name: str) -> None:
 @every_case
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_same_results(name: str, training: bool) -> None:
-    """Outputs, the gradients of the image and of every parameter, a step, keys; and undone."""
+    """Outputs, the gradients of the image and of all parameters, a step, keys; and unfuse."""
     plain, x = make(name, training), image(name)
     fused = copy.deepcopy(plain)
     untouched = copy.deepcopy(plain)
@@ -164,7 +164,8 @@ def exported(network: nn.Module, x: Tensor) -> Any:
 @every_case
 @pytest.mark.parametrize("trace", [compiled, exported])
 def test_traces_as_before(name: str, trace: Callable[[nn.Module, Tensor], Any]) -> None:
-    """Into one graph, which holds our operators; a network that never could be is not asked."""
+    """Traces to one graph with our operators; networks that could not be traced before are
+    skipped."""
     network, x, case = make(name), image(name), CASES[name]
     with torch.no_grad():
         try:

@@ -1,5 +1,5 @@
-"""`make gpu` without a GPU: a rehearsal from end to end on the emulated kernels, and the runner
-with artificial stages."""
+"""`make gpu` without a GPU: an end-to-end rehearsal on the emulated kernels, and the runner with
+artificial stages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_against_float64(number): assert number == 0, "sums differ"
 def test_same_bits(): pass
 def test_export(): raise AssertionError("it is not one of the kernels'")
 """
-# In the place of NVIDIA's programs: run what follows their options.
+# Replaces NVIDIA's programs: runs the command that follows their options.
 SANITIZER = """#!/bin/sh
 while [ "$1" != "{python}" ]; do [ "$1" = --log-file ] && table="$2"; shift; done
 exec "$@"
@@ -43,7 +43,7 @@ def lines(log: Path, stage: str = "") -> list[dict[str, Any]]:
 
 
 def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
-    """Every stage runs, one failing test is an entry, and so is what failed the script."""
+    """Every stage runs; a failing test and the script's failure are entries."""
     (tmp_path / "test_family.py").write_text(KERNEL_TESTS)
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -79,9 +79,8 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_every_operator_is_checked() -> None:
-    """Every operator of the library has its line in benchmarks/operators.py, but for the one that
-    is composed of others and of torch's and the one that only allocates; and a reference in plain
-    PyTorch."""
+    """Every operator has its line in benchmarks/operators.py, except the one composed of other
+    operators and the one that only allocates; and a reference in plain PyTorch."""
     names = torch._C._dispatch_get_all_op_names()
     native = {name.removeprefix("stripctx::").partition(".")[0] for name in names
               if name.startswith("stripctx::")}  # fmt: skip
@@ -124,7 +123,7 @@ def test_a_case_that_takes_the_gpu_or_the_process_with_it_is_an_entry(tmp_path: 
 
 
 def test_a_stage_over_its_limit_keeps_its_lines_and_leaves_nothing(tmp_path: Path) -> None:
-    """First it is interrupted, then killed, with what it started."""
+    """It is interrupted first, then killed with its child processes."""
     code = (
         "import signal, subprocess, sys, time; from benchmarks import gpu_cases;"
         "gpu_cases.record(case='one', status='passed');"
@@ -142,7 +141,7 @@ def test_a_stage_over_its_limit_keeps_its_lines_and_leaves_nothing(tmp_path: Pat
 
 
 def is_running(process: int) -> bool:
-    """Also right for one that is dead and has nobody to collect it."""
+    """Also returns False for a zombie process."""
     for _ in range(50):
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -167,7 +166,7 @@ def test_the_budget_ends_everything(tmp_path: Path) -> None:
     [("pass", "pass", 0), ("pass", "raise SystemExit(3)", 1), ("raise SystemExit(1)", "pass", 1)],
 )
 def test_the_exit_status(build: str, check: str, status: int, tmp_path: Path) -> None:
-    """Without kernels nothing else is run; a sanitizer that is missing has no consequence."""
+    """Without kernels nothing else is run; a missing sanitizer is not a failure."""
     plan = [python("build", build), python("check", check), python("tests", "pass")]
     plan.append(python("memcheck", "pass", missing="it is not installed"))
     runner = Runner(tmp_path / "gpu.jsonl", budget=60)
@@ -177,7 +176,7 @@ def test_the_exit_status(build: str, check: str, status: int, tmp_path: Path) ->
 
 
 def test_the_plan_fits(tmp_path: Path) -> None:
-    """Within seven minutes, and nothing but the build may compile."""
+    """The stages fit into seven minutes, and only the build may compile."""
     plan = list(gpu.stages(["tests/test_strip.py"], tmp_path, tiny=False))
     assert sum(stage.limit for stage in plan) <= gpu.BUDGET == 420
     assert [stage.name for stage in plan[:5]] == ["build", "check", "times", "heads", "tests"]
@@ -189,7 +188,7 @@ def test_the_plan_fits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", gpu.KERNEL_TESTS.split(" or "))
 def test_the_kernels_tests_are_there(word: str) -> None:
-    """Under the names by which `make gpu` chooses them."""
+    """Tests exist under the names by which `make gpu` selects them."""
     names = {path.name for path in (REPOSITORY / "tests").glob("*.py")
              if f"def test_{word}" in path.read_text()}  # fmt: skip
     assert names - {"test_gpu_script.py"}

@@ -18,7 +18,7 @@ OPS = torch.ops.stripctx
 
 
 def plain_row_gate(x: Tensor, logits: Tensor) -> Tensor:
-    """HANet's order: the sigmoid, then the interpolation."""
+    """HANet's order of operations: the sigmoid, then the interpolation."""
     if x.numel() == 0:
         return x * logits.sigmoid().mean(2)[:, :, None, None]
     return x * F.interpolate(logits.sigmoid(), x.size(2), mode="linear")[..., None]

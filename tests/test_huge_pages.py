@@ -1,5 +1,5 @@
-"""Large results of the native CPU kernels are in memory for which huge pages were requested: page
-faults of small pages would cost more than the arithmetic."""
+"""Large results of the native CPU kernels are in memory with huge pages requested: page faults of
+small pages would cost more than the arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stripctx import extension, functional
 SMAPS = Path("/proc/self/smaps")
 
 
-@pytest.mark.skipif(extension.backend() != "native", reason="of the native CPU kernels")
+@pytest.mark.skipif(extension.backend() != "native", reason="tests the native CPU kernels")
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").is_dir() or not SMAPS.is_file(),
     reason="this system has no huge pages",
@@ -24,7 +24,7 @@ def test_large_results_ask_for_huge_pages() -> None:
 
 
 def flags_of(address: int) -> list[str]:
-    """The system's flags of the mapping that holds this address."""
+    """The kernel's flags of the mapping that contains this address."""
     inside = False
     for line in SMAPS.read_text().splitlines():
         first, *others = line.split()

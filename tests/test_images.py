@@ -1,4 +1,5 @@
-"""Images and label maps of every depth: scaled, or rejected by file name, never clipped."""
+"""Images and label maps of all bit depths: scaled, or rejected with the file's name, never
+clipped."""
 
 from __future__ import annotations
 
@@ -59,12 +60,12 @@ def test_deeper_images_need_their_white(kind: type, tmp_path: Path) -> None:
 
 def test_pixels_that_are_no_numbers(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a\.tif: holds pixels that are no numbers"):
+    with pytest.raises(DataError, match=r"a\.tif: contains NaN or infinite pixels"):
         read_image(tmp_path / "a.tif", Reading(white=1.0))
 
 
 def test_colours_of_sixteen_bits(tmp_path: Path) -> None:
-    """By their depth; Pillow writes none."""
+    """Decoding by bit depth, for hand-written files, because Pillow does not write them."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -103,7 +104,7 @@ def test_labels_as_floats_are_whole_numbers(tmp_path: Path) -> None:
 
 
 def test_large_images_have_a_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's limit, small here, is not what decides; ours names the setting."""
+    """Pillow's limit, lowered here, does not apply; our error names the setting."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     path = tmp_path / "a.png"
     Image.new("RGB", (9, 7)).save(path)
@@ -121,7 +122,7 @@ def read_values_of(folder: Path) -> np.ndarray:
 
 def test_settings_reach_the_reader(tmp_path: Path) -> None:
     scene_files.write_camvid(tmp_path, [0, 11])
-    for number in (1, 2):  # in this layout they are JPEGs by name only
+    for number in (1, 2):  # in this layout they only have a JPEG's name
         deep = tmp_path / "train" / "images" / f"{number}.jpg"
         Image.fromarray(np.full(scene_files.SIZE, 2000, np.uint16)).save(deep, format="PNG")
     data = catalogue.Data(name="camvid", root=str(tmp_path), white=4000)
@@ -131,11 +132,11 @@ def test_settings_reach_the_reader(tmp_path: Path) -> None:
         catalogue.open_split(data, "train")[0]
 
 
-# What lies beside images.
+# Other files in image folders.
 
 
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
-    """In every layout that lists a folder, and in what predict.py is given."""
+    """In every layout that lists a folder, and in folders given to predict.py."""
     scene_files.write_camvid(tmp_path / "camvid", [0])
     scene_files.write_cityscapes(tmp_path / "city", [7])
     camvid = tmp_path / "camvid" / "train" / "images"

@@ -1,4 +1,4 @@
-"""Every layer under torch.compile's own backend: forward, backward and statistics as in eager."""
+"""Every layer under torch.compile's own backend: forward, backward and statistics equal eager."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYERS = (
 
 
 def results(layer: nn.Module, call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs, and the gradients of the input and of the parameters."""
+    """The outputs, and the gradients of the input and of the parameters."""
     leaf = inputs[0].clone().requires_grad_()
     outputs = operator_checks.tuple_of(call(leaf, *inputs[1:]))
     sum(y.square().mean() for y in outputs).backward()
@@ -37,14 +37,14 @@ def results(layer: nn.Module, call: Callable[..., Any], inputs: tuple[Tensor, ..
 
 @pytest.fixture(scope="module")
 def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without one, a graph that an earlier run compiled is not compiled again."""
+    """An empty cache, because graphs in the cache are not compiled again."""
     return tmp_path_factory.mktemp("inductor")
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 @pytest.mark.parametrize("name", LAYERS)
 def test_inductor(name: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CI", "1")  # where Inductor refuses what elsewhere it only logs
+    monkeypatch.setenv("CI", "1")  # Inductor then raises errors that it otherwise only logs
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(empty_cache))
     torch._dynamo.reset()
     layer, inputs = make(name), arguments(name)

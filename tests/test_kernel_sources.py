@@ -24,38 +24,38 @@ def named(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-# The words that kernels do without, and the one header whose task each is.
+# Words that kernels must not use, and the headers that may.
 FORBIDDEN = {
     r"\b__shared__\b": "memory.cuh",
-    r"\b__device__ +(?!inline\b|void\b)\w+ +\w+ *(=|;|\[)": "",  # variables of the device
+    r"\b__device__ +(?!inline\b|void\b)\w+ +\w+ *(=|;|\[)": "",  # device variables
     r"\b__constant__\b": "",
     r"<<<|>>>\s*\(": "",
     r"\bcudaLaunch\w*": "launch.cuh",
     r"\batomic[A-Z]\w*": "",
     r"\breinterpret_cast\b": "memory.cuh launch.cuh",
     r"\b__ld[a-z]+\b|\b__st[a-z]+\b": "memory.cuh",
-    r"\bmem(cpy|move|set)\b": "memory.cuh mma.cuh widen.cuh matrix.cuh",  # between registers there
+    r"\bmem(cpy|move|set)\b": "memory.cuh mma.cuh widen.cuh matrix.cuh",  # only between registers
     r"\basm\b": "mma.cuh memory.cuh sigmoid.cuh",
-    r"\bstatic_cast<[^<>]*\*\s*>": "launch.cuh memory.cuh",  # but as a Global is made: see below
+    r"\bstatic_cast<[^<>]*\*\s*>": "launch.cuh memory.cuh",  # except to create a Global, see below
     r"\(\s*(const +)?\w+\s*\*\s*\)": "",
     r"\b(printf|malloc|new|delete)\b": "",
     r"\bcuda::|\bcooperative_groups\b|\bcub::": "",
 }
 
 
-# Memory that has no View yet, partial sums: Global<A>(static_cast<A*>(parts), count).
+# Memory without a View, such as partial sums: Global<A>(static_cast<A*>(parts), count).
 MAKES_GLOBAL = re.compile(r"\bGlobal<[\w ]+>(\s+\w+)?\(\s*static_cast<[^<>]*\*>")
 
 
 def code(text: str) -> str:
-    """Without comments, strings, what makes a Global, and this namespace's own name."""
+    """The code without comments, strings, creations of a Global, and this namespace's own name."""
     text = re.sub(r'"(\\.|[^"\\])*"', '""', text)
     text = MAKES_GLOBAL.sub("Global", re.sub(r"//[^\n]*", "", text))
     return text.replace("namespace stripctx::cuda", "").replace("cuda::launch(", "launch(")
 
 
 def pointers(text: str) -> Iterator[str]:
-    """Declarations of pointers to numbers: parameters, variables, members, results."""
+    """The declarations of pointers to numbers: parameters, variables, members, results."""
     number = r"(?:const +)?\b(?:T|A|float|double|__half|__nv_bfloat16|u?int\w*|unsigned|char)\b"
     yield from (m[0] for m in re.finditer(rf"{number}(?: +const)? *\* *(?:const +)?\w+", text))
 
@@ -71,8 +71,8 @@ def test_kernels_use_their_own_words(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_kernels_hold_no_pointers(path: Path) -> None:
-    """A pointer to numbers cannot be read through if there is none: they arrive as Views or void*
-    and become a Global<T> at once."""
+    """Kernels cannot bypass the checks if they have no pointers to numbers: arguments are Views or
+    void* and become a Global<T> at once."""
     assert list(pointers(code(path.read_text()))) == []
 
 

@@ -42,7 +42,7 @@ def changes(root: Path, *more: str) -> list[str]:
 
 
 def started(root: Path, *more: str) -> str:
-    """What a run says of its labels."""
+    """The output of a run about its labels."""
     console = Console(record=True, width=200)
     Trainer(small(root, *changes(root, *more)), root / "run", console=console)
     return console.export_text()
@@ -68,7 +68,7 @@ def test_pixels_are_counted_once(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_processes_share_out_the_counting(root: Path) -> None:
-    """In the order of the scenes, whoever counted them."""
+    """Results are in the order of the scenes, regardless of the process that counted them."""
     for number, values in ((1, [0]), (2, [1]), (3, [2])):
         write(root, "train", number, values)
     scenes = catalogue.open_split(small(root, *changes(root)).data, "train")
@@ -97,14 +97,14 @@ def test_a_class_that_never_occurs_is_named(root: Path) -> None:
 
 
 def test_masks_of_0_and_255_are_refused(root: Path) -> None:
-    """Where 255 is ignored, nothing but the background would be left, and its mIoU be 100 %."""
+    """If 255 is ignored, only the background would be left, with an mIoU of 100 %."""
     for number in (1, 2):
         write(root, "train", number, [0, 255])
     with pytest.raises(DataError) as refusal:
         started(root, "data.classes=[soil,plant]")
     assert str(refusal.value) == (
-        "data.classes: all pixels with a label are 'soil' in 2 training scenes (50.0% of the "
-        "pixels are ignored); data.values says which values are which class, like "
+        "data.classes: all labelled pixels are 'soil' in 2 training scenes (50.0% of the "
+        "pixels are ignored); data.values assigns values to classes, such as "
         "{0: soil, 255: plant}"
     )
     for number in (1, 2):
@@ -137,7 +137,7 @@ def test_validation_scenes_without_labels(name: str, root: Path) -> None:
 
 
 def rename(folder: Path) -> None:
-    """CamVid's are JPEGs by name."""
+    """CamVid's images have names of JPEGs."""
     for path in folder.glob("*.png"):
         path.rename(path.with_suffix(".jpg"))
 

@@ -20,7 +20,7 @@ from stripctx import extension, functional
 OPS = torch.ops.stripctx
 
 # Logits (N, K, h, w) and the image's size: sizes that do not divide, one position, the same size,
-# one class and many, rows longer than a vector and a tile, nothing at all.
+# one class and many, rows longer than a vector and a tile, empty.
 SHAPES = (
     ((2, 3, 5, 7), (9, 17)),
     ((1, 19, 6, 10), (24, 40)),
@@ -45,14 +45,14 @@ any_layout = pytest.mark.parametrize("layout", FORMATS)
 
 
 def up(logits: Tensor, size: Any, align_corners: bool) -> Tensor:
-    """In float64, whatever the logits are."""
+    """Interpolates in float64, for any dtype of the logits."""
     if logits.size(0) == 0:
         return logits.double()[..., :1, :1].expand(*logits.shape[:2], *size)
     return F.interpolate(logits.double(), size, mode="bilinear", align_corners=align_corners)
 
 
 def labels_for(shape: Any, size: Any, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Every class, and pixels without one."""
+    """Labels of every class, and ignored pixels."""
     labels = torch.randint(-1, shape[1], (shape[0], *size))
     labels[labels < 0] = 255
     labels[labels == 255] = 255 if shape[1] <= 255 else shape[1] + 3
@@ -73,14 +73,14 @@ def grad_of(loss: Callable[[Tensor], Tensor], logits: Tensor, seed: Tensor | Non
 def compare(
     ours: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor], logits: Tensor
 ) -> None:
-    """Values and gradients, ours in the logits' dtype, torch's in float64."""
+    """Compares values and gradients, ours in the logits' dtype, torch's in float64."""
     reference = logits.detach().double()
     seed = torch.randn_like(plain(reference))
     value, gradient = grad_of(ours, logits, seed)
     expected, wanted = grad_of(plain, reference, seed)
     assert gradient.dtype == logits.dtype and gradient.shape == logits.shape
     assert relative_error(value, expected) <= WIDE[logits.dtype]
-    if not wanted.any():  # one class: probabilities of 1, to rounding
+    if not wanted.any():  # a single class: probabilities are 1 up to rounding
         wanted, gradient = wanted + 1, gradient + 1
     assert relative_error(gradient, wanted) <= NARROW[logits.dtype]
 
@@ -175,7 +175,7 @@ def test_nonfinite_logits(bad: float, layout: str) -> None:
 
 
 def test_logits_far_apart() -> None:
-    """A class ruled out by a large negative number, as open vocabularies do; no overflow."""
+    """A class is masked by a large negative number, as with open vocabularies; no overflow."""
     logits = 1e4 * make((1, 4, 3, 3), torch.float32, "contiguous")
     logits[:, 2] = -1e30
     target = torch.randint(0, 2, (1, 9, 9), device=DEVICE)
@@ -445,11 +445,11 @@ def test_offsets_past_two_to_the_31() -> None:
     assert torch.equal(loss(beyond_two_to_the_31(logits), target), near[0])
 
 
-@pytest.mark.skipif(extension.backend() != "native", reason="of the native kernels")
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="counted on the CPU")
+@pytest.mark.skipif(extension.backend() != "native", reason="tests the native kernels")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="measured on the CPU")
 def test_memory() -> None:
-    """At any number of classes: forward two maps (N, H, W) beside the results, backward two and the
-    gradient. The logits at the image's size would be 1.2 GB."""
+    """For any number of classes: forward two maps (N, H, W) in addition to the results, backward
+    two and the gradient. Logits at the image's size would take 1.2 GB."""
     classes, height, width = 300, 1000, 1000
     logits = torch.randn(1, classes, 125, 125, requires_grad=True)
     target = torch.randint(0, classes, (1, height, width))

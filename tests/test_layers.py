@@ -37,7 +37,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "EncodingLayer-dropout": lambda: EncodingLayer(8, 4, scale_dropout=True),
     "ContextEncoding": lambda: ContextEncoding(8, 3, 4),
 }
-# Under autocast a convolution's result is bfloat16; everything else ends in x's dtype.
+# Under autocast a convolution's result is bfloat16; other layers return x's dtype.
 HALF_UNDER_AUTOCAST = ("PyramidPoolingConv",)
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -119,7 +119,7 @@ def test_other_norm_layers(kind: Callable[..., nn.Module]) -> None:
 @every_layer
 @pytest.mark.parametrize("training", [True, False])
 def test_half(name: str, training: bool) -> None:
-    """Under autocast, and as a whole in bfloat16."""
+    """Under autocast, and converted to bfloat16."""
     layer, inputs = make(name).train(training), arguments(name)
     torch.manual_seed(1)
     expected = operator_checks.tuple_of(layer(*inputs))
@@ -144,7 +144,7 @@ def test_half(name: str, training: bool) -> None:
 @pytest.mark.slow
 @every_layer
 def test_compiles(name: str) -> None:
-    """Whole, for any size, forward and backward, in training."""
+    """As one graph, for any size, forward and backward, in training."""
     torch._dynamo.reset()
     layer = make(name)
     other = copy.deepcopy(layer)
@@ -168,7 +168,7 @@ def test_compiles(name: str) -> None:
 
 @every_layer
 def test_exports(name: str) -> None:
-    """For any size."""
+    """For any map size."""
     layer = make(name).eval()
     dynamic = torch.export.Dim.DYNAMIC
     maps, positions = {0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic, 1: dynamic}

@@ -1,5 +1,5 @@
 """EncodingLayer and ContextEncoding: against plain PyTorch and mmseg, published key layouts, and
-what modules go through."""
+common uses of modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plain_encoding(layer: EncodingLayer, x: Tensor, scale: Tensor | None = None)
 
 
 def plain_context(layer: ContextEncoding, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """EncNet's module in plain PyTorch, on the layer's own modules."""
+    """EncNet's module in plain PyTorch, with the layer's modules."""
     encoded = plain_encoding(layer.encoding, F.relu(layer.norm(layer.conv(x))))
     encoded = F.relu(layer.code_norm(encoded))
     pooled = encoded.mean(1) if layer.reduction == "mean" else encoded.sum(1)
@@ -36,7 +36,7 @@ def plain_context(layer: ContextEncoding, x: Tensor) -> tuple[Tensor, Tensor | N
 
 
 def soften(module: nn.Module) -> None:
-    """Codewords as far apart as features, so that assignments are neither 0 nor 1."""
+    """Spreads codewords like the features, so that assignments are neither 0 nor 1."""
     for part in module.modules():
         if hasattr(part, "codewords"):
             nn.init.normal_(part.codewords)
@@ -87,8 +87,8 @@ def test_without_logits() -> None:
 
 
 def test_scale_dropout() -> None:
-    """EncodingDrop: U(-1, 0) anew at each call in training, -1/2 in evaluation; nothing to learn,
-    nothing overwritten."""
+    """EncodingDrop: a new U(-1, 0) at each call in training, -1/2 in evaluation; the scale is
+    neither learnt nor overwritten."""
     layer = EncodingLayer(3, 4, scale_dropout=True).to(DEVICE).double()
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64, device=DEVICE)
     torch.manual_seed(3)
@@ -102,7 +102,7 @@ def test_scale_dropout() -> None:
     half = torch.full((4,), -0.5, dtype=torch.float64, device=DEVICE)
     assert_same(layer.eval()(x), plain_encoding(layer, x, half))
     codewords = torch.randn(4, 3)
-    for entry in ({}, {"scale": torch.randn(4)}):  # ours, and upstream's
+    for entry in ({}, {"scale": torch.randn(4)}):  # our layout, and upstream's
         layer.load_state_dict({"codewords": codewords, **entry}, strict=True)
         assert torch.equal(layer.codewords.float().cpu(), codewords)
     assert list(layer.state_dict()) == ["codewords"]
@@ -114,7 +114,7 @@ def test_scale_dropout() -> None:
 
 
 def test_without_gate() -> None:
-    """The map as it is, and the logits of the same module with a gate."""
+    """The map is unchanged, and the logits equal those of the same module with a gate."""
     gated = ContextEncoding(8, 5, 4).to(DEVICE)
     layer = ContextEncoding(8, 5, 4, gated=False).to(DEVICE)
     state = {k: v for k, v in gated.state_dict().items() if not k.startswith("gate")}
@@ -124,11 +124,11 @@ def test_without_gate() -> None:
     assert features is x and torch.equal(logits, gated(x)[1])
 
 
-# Other projects' modules and key layouts.
+# Modules and key layouts of other projects.
 
 
 class PyTorchEncoding(nn.Module):
-    """The entries of PyTorch-Encoding's EncModule, under its names."""
+    """The parameters of PyTorch-Encoding's EncModule, under its names."""
 
     def __init__(self, channels: int, classes: int, codes: int) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def test_context_equals_mmseg(training: bool) -> None:
 
 
 def test_loads_mmseg_with_its_heads_logits() -> None:
-    """mmseg keeps se_layer beside the module; a network puts it in front of the same layout."""
+    """mmseg keeps se_layer outside the module; in a network, a prefix precedes the same layout."""
     state = ContextEncoding(8, 5, 6).state_dict()
     names = {
         "conv": "encoding_project.conv",
@@ -235,11 +235,11 @@ def test_loads_mmseg_with_its_heads_logits() -> None:
         assert torch.equal(value, state[key])
 
 
-# What modules go through.
+# Common uses of modules.
 
 
 def test_layers_train() -> None:
-    """The logits learn which of two textures is there; the gate passes gradients on."""
+    """The logits learn which of two textures is present; the gate passes gradients on."""
     layer = ContextEncoding(8, 2, 4).to(DEVICE)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
     shift = torch.zeros(8, device=DEVICE)

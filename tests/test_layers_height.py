@@ -1,5 +1,5 @@
 """HeightAttention: equal to plain PyTorch, HANet's keys and counts, positions and their noise, and
-what users do to modules."""
+common uses of modules."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from stripctx import HeightAttention
 from stripctx.layers import height as module
 
-POS_HEIGHT = 37  # a label map's, which is neither x's nor out's
+POS_HEIGHT = 37  # of a label map, which differs from x's and out's
 
-# HANet's module in plain PyTorch, on the layer's own convolutions, norms and table.
+# HANet's module in plain PyTorch, with the layer's convolutions, norms and table.
 
 
 def plain_positions(table: Tensor, pos: Tensor, rows: int) -> Tensor:
@@ -62,12 +62,12 @@ def make(name: str, **options: Any) -> HeightAttention:
     randomise(layer)
     for key, value in layer.named_parameters():
         if "pos_layer" in key and value.requires_grad:
-            nn.init.normal_(value)  # zeros at first, which would hide its use
+            nn.init.normal_(value)  # initially zero, which would hide the weight's use
     return layer
 
 
 def positions(batch: int) -> Tensor:
-    """A crop for each image: its heights, then padding; every column another, only one counts."""
+    """Heights of a crop per image, followed by padding; columns differ, but only one is used."""
     first = torch.randint(0, 60, (batch, 1, 1))
     heights = (first + 2 * torch.arange(POS_HEIGHT)[:, None]).clamp(max=127).repeat(1, 1, 5)
     heights[:, -4:] = 128
@@ -121,7 +121,7 @@ def test_result_alone() -> None:
 
 
 def test_sinusoid() -> None:
-    """Row 1 of HANet's 17 x 16 table; row 0 is 1, 2, 1, 2; above 50 channels another cycle."""
+    """Row 1 of HANet's 17 x 16 table; row 0 is 1, 2, 1, 2; a new cycle above 50 channels."""
     table = make("hanet", reduction=-2).pos_emb1d_2nd.pos_layer.weight.cpu()
     assert table.shape == (17, 16) and not table.requires_grad
     expected = torch.tensor([1.8415, 1.5403, 1.5332, 1.8460])
@@ -144,7 +144,7 @@ def test_learned_table_starts_at_zero() -> None:
 
 
 def test_position_formats() -> None:
-    """Maps and their first columns, any integer type; more than 128 is padding."""
+    """Maps and their first columns, any integer type; values above 128 are padding."""
     layer, (x, out), pos = make("hanet").eval(), maps(torch.float32), positions(3)
     expected = layer(x, out, pos)
     for other in (pos.int(), pos.long(), pos[:, :, 0], pos[:, :, 0].short()):
@@ -162,7 +162,8 @@ def test_noise(symmetric: bool) -> None:
     pos = torch.full((2000, 16), 8 * 8 + 3, device=DEVICE)
     moved = (table(pos, 16) - 8).flatten().long().cpu()
     shares = [(moved == step).float().mean().item() for step in range(-2, 3)]
-    # of a deviate with standard deviation 1/2: the tails beyond 1 and beyond 3 of them
+    # Tail probabilities of the normal distribution beyond 1, 2 and 3 standard deviations (1/2
+    # each).
     beyond1, beyond2, beyond3 = 0.1587, 0.0228, 0.00135
     if symmetric:
         side = beyond1 - beyond3
@@ -178,7 +179,7 @@ def test_noise(symmetric: bool) -> None:
 
 
 def test_noise_trains() -> None:
-    """Upstream's raises on every torch 2."""
+    """Upstream's fails on every version of torch 2."""
     layer, (x, out) = make("learned", pos_noise=0.5), maps(torch.float32)
     layer(x, out, positions(3)).square().sum().backward()
     assert layer.pos_emb1d_1st.pos_layer.weight.grad.any()
@@ -222,7 +223,7 @@ def test_keys_are_upstreams() -> None:
 def test_loads() -> None:
     source, target = make("hanet"), make("hanet")
     state = {f"module.{key}": value for key, value in source.state_dict().items()}
-    nn.init.zeros_(target.pos_emb1d_2nd.pos_layer.weight)  # the file's table, not ours
+    nn.init.zeros_(target.pos_emb1d_2nd.pos_layer.weight)  # loading must restore the file's table
     nn.Sequential(target).load_state_dict(
         {f"0.{key.removeprefix('module.')}": value for key, value in state.items()}, strict=True
     )
@@ -240,15 +241,15 @@ def test_loads() -> None:
     ],
 )
 def test_parameter_counts(channels: tuple[int, int], parameters: int) -> None:
-    """As HANet's, the fixed table among them."""
+    """Equal to HANet's, including the fixed table."""
     assert count(HeightAttention(*channels)) == parameters
 
 
-# What users do to modules.
+# Common uses of modules.
 
 
 def test_trains() -> None:
-    """Rows of a target that depend on the height alone, which only positions can tell."""
+    """The target's rows depend on the height only, so positions are necessary."""
     layer = HeightAttention(8, 6, reduction=1).to(DEVICE)
     _, out = maps(torch.float32)
     x = torch.randn(3, 8, 13, 7, device=DEVICE)

@@ -1,5 +1,5 @@
 """PyramidPooling, PyramidPoolingConv and MixedPooling: equal to plain PyTorch, published layouts,
-training, and what users do to modules."""
+training, and common uses of modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stripctx import MixedPooling, PyramidPooling, PyramidPoolingConv
 
-# The papers' modules in plain PyTorch, on the layers' own convolutions and norms.
+# The papers' modules in plain PyTorch, with the layers' convolutions and norms.
 
 
 def plain_pyramid(layer: PyramidPooling | PyramidPoolingConv, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def test_pyramid_loads(layout: str, wrapped: bool) -> None:
 
 
 def test_smp_global_branch() -> None:
-    """Its keys as smp writes them: a bias in the first branch, norms in the others."""
+    """smp's key layout: a bias in the first branch, norms in the others."""
     keys = {f"blocks.{i}.pool.1.0.weight" for i in range(4)} | {"blocks.0.pool.1.0.bias"}
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     keys |= {f"blocks.{i}.pool.1.1.{entry}" for i in (1, 2, 3) for entry in norm}
@@ -197,7 +197,7 @@ def test_mixed_keys_are_upstreams() -> None:
 
 
 def test_parameter_counts() -> None:
-    """As upstream's modules have them."""
+    """Equal to upstream's modules."""
     with torch.device("meta"):
         assert count(MixedPooling(1024)) == 4_397_568
         assert count(PyramidPooling(2048)) == 4 * (2048 * 512 + 2 * 512)
@@ -237,12 +237,12 @@ def test_batch_of_one(kind: Callable[..., nn.Module]) -> None:
     assert frozen(x).isfinite().all()
 
 
-# What users do to modules.
+# Common uses of modules.
 
 
 @every_layer
 def test_trains(name: str) -> None:
-    """Adam fits what only the context can tell: how far a map lies from its mean."""
+    """Adam fits a target that requires context: the difference of a map from its mean."""
     layer = nn.Sequential(make(name), nn.LazyConv2d(8, 1)).to(DEVICE)
     x = torch.randn(4, 8, 10, 12, device=DEVICE) + torch.randn(4, 8, 1, 1, device=DEVICE)
     target = x.mean((2, 3), keepdim=True).expand_as(x)

@@ -1,4 +1,4 @@
-"""The losses against their formulas written out pixel by pixel in float64."""
+"""The losses against their formulas, computed pixel by pixel in float64."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ every_loss = pytest.mark.parametrize(
 
 
 def sample(height: int = 6, width: int = 7, dtype: torch.dtype = torch.float64) -> Any:
-    """Logits, and a target with unlabelled pixels of three kinds, without class 4 in image 0, and
-    nothing labelled in image 2."""
+    """Logits, and a target with unlabelled pixels of three kinds, without class 4 in image 0 and
+    without labels in image 2."""
     logits = 2 * torch.randn(3, K, height, width, dtype=torch.float64)
     target = torch.randint(0, K, (3, height, width))
     target[0][target[0] == 4] = 0
@@ -46,7 +46,7 @@ def sample(height: int = 6, width: int = 7, dtype: torch.dtype = torch.float64) 
 
 
 def pixels(logits: Tensor, target: Tensor) -> list[tuple[int, int, list[float]]]:
-    """(image, label, probabilities) of every labelled pixel."""
+    """(image, label, probabilities) of all labelled pixels."""
     found = []
     for image, height, width in torch.cartesian_prod(*map(torch.arange, target.shape)).tolist():
         label = int(target[image, height, width])
@@ -57,7 +57,7 @@ def pixels(logits: Tensor, target: Tensor) -> list[tuple[int, int, list[float]]]
 
 
 def mean(pairs: list[tuple[float, float]]) -> float:
-    """The weighted mean of (value, weight), 0 of nothing."""
+    """The weighted mean of (value, weight); 0 for an empty list."""
     total = sum(weight for _, weight in pairs)
     return sum(value * weight for value, weight in pairs) / total if total else 0.0
 
@@ -116,7 +116,7 @@ def test_image_weighted_cross_entropy(
 
 
 def neighbourhoods(target: Tensor, border: int) -> list[list[list[set[int]]]]:
-    """The labels near every pixel, K for unlabelled and for beyond the edge."""
+    """The labels in the neighbourhood of every pixel; K for unlabelled pixels and outside."""
     batch, height, width = target.shape
     around = range(-border, border + 1)
 
@@ -206,12 +206,12 @@ def test_class_presence() -> None:
     assert got.dtype == torch.float32
     assert losses.class_presence(target[:0], K).shape == (0, K)
     one = losses.class_presence(torch.zeros(1, 2, 2, dtype=torch.uint8), 1)
-    assert one.tolist() == [[1.0]]  # where upstream's histogram degenerates
+    assert one.tolist() == [[1.0]]  # upstream's histogram is degenerate here
 
 
 @every_loss
 def test_nothing_labelled(loss: Callable[..., Tensor]) -> None:
-    """An image of ignored pixels leaves no trace, and a batch of them gives 0 and no gradient."""
+    """Fully ignored images do not contribute; a batch of them gives 0 and no gradient."""
     logits, target = sample()
     logits.requires_grad_()
     loss(logits, target).backward()
@@ -243,7 +243,7 @@ def test_gradients(loss: Callable[..., Tensor]) -> None:
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_types(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    """Computed in float32: exactly what the rounded logits give there."""
+    """Computed in float32: the result equals that of the rounded logits in float32."""
     logits, target = sample(dtype=dtype)
     value = loss(logits, target.to(torch.int32))
     assert value.dtype == torch.float32
@@ -307,7 +307,7 @@ def test_total_of_another_criterion() -> None:
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_small_logits(loss: Callable[..., Tensor], align_corners: bool, weighted: bool) -> None:
-    """The loss of interpolated logits, and its gradient."""
+    """Equals the loss of interpolated logits, and its gradient."""
     _, target = sample(13, 18)
     logits = torch.randn(3, K, 4, 6, dtype=torch.float64, device=DEVICE, requires_grad=True)
     weight = torch.rand(K, dtype=torch.float64, device=DEVICE) if weighted else None
@@ -321,7 +321,7 @@ def test_small_logits(loss: Callable[..., Tensor], align_corners: bool, weighted
 
 
 def test_small_logits_without_labels() -> None:
-    """0, and no gradient."""
+    """The loss is 0, without a gradient."""
     logits = torch.randn(2, K, 3, 3, device=DEVICE, requires_grad=True)
     target = torch.full((2, 6, 6), 255, device=DEVICE)
     for loss in (losses.cross_entropy, losses.ohem_cross_entropy):

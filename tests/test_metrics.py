@@ -23,7 +23,7 @@ CLASSES, IGNORED = 5, 255
 
 
 def batches(count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Predictions and labels without class 3, of which some are ignored."""
+    """Predictions and labels without class 3; some labels are ignored."""
     random = torch.Generator().manual_seed(seed)
     classes = torch.tensor([0, 1, 2, 4])
     found = []
@@ -35,7 +35,7 @@ def batches(count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 def counted(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[int]]:
-    """The confusion matrix, one pixel after the other."""
+    """The confusion matrix, counted pixel by pixel."""
     confusion = [[0] * CLASSES for _ in range(CLASSES)]
     for prediction, target in pairs:
         for found, true in zip(
@@ -183,5 +183,5 @@ def test_what_does_not_fit_is_refused() -> None:
         scores.update(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="at least 2, got 1"):
         SegmentationScores(1)
-    with pytest.raises(ValueError, match="none of the classes 0 to 4, got 4"):
+    with pytest.raises(ValueError, match="must not be a class, 0 to 4, got 4"):
         SegmentationScores(5, 4)

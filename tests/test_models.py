@@ -1,4 +1,4 @@
-"""What all networks share: any size, gradients, counts, and what users do to modules."""
+"""Properties of all networks: any size, gradients, counts, and common uses of modules."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
 
 @every_segmentation
 def test_small_logits(name: str) -> None:
-    """With resize=False nothing is interpolated to the image; predict is the argmax of what would
-    be."""
+    """With resize=False logits are not interpolated to the image; predict equals the argmax of the
+    interpolated ones."""
     network = make(name).double().eval()
     x = image(2, 3, 65, 97).double()
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_small_logits(name: str) -> None:
 
 
 def loss(outputs: Tensor | dict[str, Tensor]) -> Tensor:
-    """Of labels at random."""
+    """The loss for random labels."""
     if isinstance(outputs, Tensor):
         target = torch.arange(outputs.shape[0], device=DEVICE)
         return nn.functional.cross_entropy(outputs.float(), target)
@@ -100,7 +100,7 @@ def test_training_step(name: str) -> None:
         if not parameter.requires_grad:  # HANet's fixed tables
             continue
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-        # A bias before a norm has the gradient 0, but for rounding.
+        # The gradient of a bias before a norm is 0 up to rounding.
         assert key.endswith("bias") or parameter.grad.any(), key
     for key, value in network.state_dict().items():
         assert not key.endswith("num_batches_tracked") or value == 1, key
@@ -152,7 +152,7 @@ def test_channels_last_and_autocast(name: str) -> None:
 
 
 def check_compiled(network: nn.Module, *sizes: tuple[int, int]) -> None:
-    """Whole, forward and backward, one after another for images of any size."""
+    """Compiles to one graph, forward and backward, for images of any size."""
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -185,7 +185,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 
 @every_network
 def test_exports(name: str) -> None:
-    """For any size of image."""
+    """For any image size."""
     network = make(name).eval()
     sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_exports(name: str) -> None:
 
 
 def test_without_auxiliary_head() -> None:
-    """Upstream's SPNet fails to train so."""
+    """Upstream's SPNet fails to train without it."""
     network = models.fcn(5, "resnet18", aux=False)
     assert list(network(torch.randn(2, 3, 32, 32))) == ["out"]
 
@@ -213,7 +213,7 @@ def test_other_norm_layers(name: str) -> None:
 
 
 def test_parameter_counts() -> None:
-    """As upstream's networks have them, auxiliary heads included."""
+    """Equal to upstream's networks, including auxiliary heads."""
     with torch.device("meta"):
         for network, parameters in (
             (models.pspnet(150, "resnet50s"), 49_180_908),

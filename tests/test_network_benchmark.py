@@ -23,7 +23,7 @@ PACKAGES = {"transformers": oracles.transformers, "smp": oracles.whole_smp, "tim
 
 
 def require(name: str) -> None:
-    """Skips where the package is not installed."""
+    """Skips the test if the package is not installed."""
     PACKAGES.get(name.rpartition(", ")[2], lambda: None)()
 
 
@@ -31,9 +31,9 @@ def require(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", zoo.NETWORKS)
 def test_fuse_finds_the_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer products, in a tiny network too if calls cost nothing; samples of both."""
+    """Fewer products, also in a tiny network if calls cost nothing; samples of both candidates."""
     require(name)
-    monkeypatch.setattr(cost, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(cost, "CALL", 0)
     monkeypatch.setattr(cost, "TAP", 0.0)
     entry = networks.measured(name, "training", tiny=True, compiled=False)
     assert 0 < entry["products"]["after"] < entry["products"]["before"]
@@ -44,7 +44,7 @@ def test_fuse_finds_the_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third and fourth; one that does not compile is a failure of its own."""
+    """Both candidates are compiled too; a candidate that does not compile is a failure entry."""
 
     def compile(module: nn.Module, **_: Any) -> Any:
         calls.append(module)
@@ -84,7 +84,7 @@ def test_nothing_is_left_to_chance() -> None:
 
 @pytest.mark.slow
 def test_the_script_writes_after_each_network(tmp_path: Path) -> None:
-    """In processes of their own; entries of another run stay; what fails is an entry."""
+    """Each in a separate process; entries of other runs are kept; a failure becomes an entry."""
     old = {"network": "HRNet-W18, timm", "mode": "inference", "error": "none"}
     path = tmp_path / "networks.json"
     path.write_text(json.dumps({"machine": {}, "entries": [old]}))
@@ -135,7 +135,7 @@ def test_tables_of_networks(tmp_path: Path) -> None:
 
 
 def test_fit_of_the_cost_model() -> None:
-    """Recovers what made the times."""
+    """Recovers the constants from which the times were computed."""
 
     def entry(**sizes: Any) -> dict[str, Any]:
         decoder = decoders.Decoder(**sizes)

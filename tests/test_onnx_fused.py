@@ -3,7 +3,6 @@ the convolution over a pyramid."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import decoder_networks
@@ -12,7 +11,7 @@ import torch
 from test_onnx import check, pytestmark  # noqa: F401
 from torch import Tensor, nn
 
-from stripctx import StripPooling, fuse
+from stripctx import fuse
 
 
 class Logits(nn.Module):
@@ -49,10 +48,3 @@ def test_for_any_size(name: str) -> None:
     exported = check(network, *images)
     weights = [node.inputs[1] for node in exported.program.model.graph if node.op_type == "Conv"]
     assert max(int(weight.shape[1]) for weight in weights) < widest, "maps are concatenated"
-
-
-def test_the_exporter_through_torchscript() -> None:
-    """Knows no operator of ours, and says what does; a fused network it takes as it was."""
-    x = torch.randn(1, 4, 8, 8)
-    with pytest.raises(RuntimeError, match="call it with dynamo=True"):
-        torch.onnx.export(StripPooling(4).eval(), (x,), io.BytesIO(), dynamo=False)

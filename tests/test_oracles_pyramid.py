@@ -1,5 +1,5 @@
-"""Pyramid pooling against mmseg's and smp's own modules, in float64: outputs, the gradients of the
-input and of every parameter, and the statistics of the norms. Ours loads their weights."""
+"""Pyramid pooling against mmseg's and smp's modules, in float64: outputs, gradients of the input
+and of all parameters, and the statistics of the norms. Ours load their weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NORM = {"norm_cfg": {"type": "BN", "requires_grad": True}}
 
 
 class Called(nn.Module):
-    """A module, or several in turn, called in another way than by x."""
+    """One or more modules, called by a given function."""
 
     def __init__(self, call: Callable[[Tensor], Tensor], *modules: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Called(nn.Module):
 
 
 def mmseg_pyramid(align_corners: bool, **norm: Any) -> nn.Module:
-    """mmseg's PPM, whose head puts the maps behind x."""
+    """mmseg's PPM, followed by its head's concatenation of x and the maps."""
     options = {"norm_cfg": None, "conv_cfg": None, "act_cfg": {"type": "ReLU"}} | norm
     pyramid = oracles.mmseg().PPM(BINS, 8, 3, align_corners=align_corners, **options)
     return Called(lambda x: torch.cat([x, *pyramid(x)], 1), pyramid)
@@ -53,7 +53,7 @@ def functions(layer: PyramidPooling) -> nn.Module:
     return Called(call, layer)
 
 
-# Each pair: theirs, and our layer that should equal it.
+# Each pair: the upstream module, and our layer that should equal it.
 WIDTH = {"branch_channels": 3}
 PYRAMIDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], PyramidPooling]]] = {
     "mmseg": (
@@ -87,7 +87,7 @@ def prepared(module: nn.Module, training: bool) -> nn.Module:
 
 
 def results(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, and the gradients of the input and of every parameter."""
+    """The output, and the gradients of the input and of all parameters."""
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     module.zero_grad()
     out = module(leaf)
@@ -97,7 +97,7 @@ def results(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
-    """Both list their parameters and buffers in one order."""
+    """Compares them; both list parameters and buffers in the same order."""
     for a, b in zip(results(ours, x), results(theirs, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
@@ -119,7 +119,7 @@ def test_pyramid_equals_theirs(name: str, training: bool, layout: str, as_layer:
         assert_same(ours if as_layer else functions(ours), theirs, x)
 
 
-# The heads, which begin with a pyramid and a convolution: theirs, and ours for these two.
+# Heads that start with a pyramid and a convolution: upstream's, and ours for these two.
 
 
 def mmseg_head(align_corners: bool) -> tuple[nn.Module, nn.Module, Sequence[nn.Module]]:

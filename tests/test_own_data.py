@@ -74,16 +74,16 @@ def test_values_are_merged_ignored_and_ordered(tmp_path: Path) -> None:
         (["data.classes=[a]"], "data.classes: must be 2 to 255, got 1"),
         ([f"data.classes={list(range(300))}"], "data.classes: must be 2 to 255, got 300"),
         (["data.classes=[a]", "data.values={0: a, 1: c}"], "data.classes: must be 2 to 255, got 1"),
-        (["data.classes=[a,b]", "data.values={0: a, 1: c}"], "data.values: .* of a, b, got 'c'"),
-        (["data.classes=[a,b]", "data.values={0: a}"], "data.values: .* got none of 'b'"),
+        (["data.classes=[a,b]", "data.values={0: a, 1: c}"], "data.values: .* name a, b, got 'c'"),
+        (["data.classes=[a,b]", "data.values={0: a}"], "data.values: .* got none for 'b'"),
         (["data.values={0: a, '1 2 3': b}"], "data.values: must be all numbers or all colours"),
         (["data.values={1: a, 01: b}"], "data.values: must be all numbers .* each once"),
         (["data.values={0: a, 70000: b}"], "data.values: must be 0 to 65535, got 70000"),
         (["data.values={0: a, red: b}"], "data.values: must be like '128 64 0'.* got 'red'"),
         (["data.values={0: a, 0: b}"], "data.values: cannot be read"),
         (["data.classes=[a,b]", "data.colours={a: blue}"], "data.colours: must be like '128"),
-        (["data.classes=[a,b]", "data.colours={c: 1 2 3}"], "data.colours: .* of a, b, got 'c'"),
-        (["data.values={1 2 3: a, 4 5 6: b}", "data.ignored=[0]"], "data.ignored: is for numbers"),
+        (["data.classes=[a,b]", "data.colours={c: 1 2 3}"], "data.colours: .* name a, b, got 'c'"),
+        (["data.values={1 2 3: a, 4 5 6: b}", "data.ignored=[0]"], "data.ignored: must be empty"),
         (["data.name=voc", "data.classes=[a,b]"], "data.classes: is for data.name=folders"),
         (["data.label_name=mask.png"], "data.label_name: must be a file's name with {name} once"),
         (["data.table=none.csv"], "none.csv: cannot be read as a table"),
@@ -95,7 +95,7 @@ def test_settings_that_cannot_be(changes: list[str], words: str, tmp_path: Path)
 
 
 def test_another_dataset_has_labels_of_its_own(tmp_path: Path) -> None:
-    """A network that was trained on own data is scored on a published one by its name alone."""
+    """A network trained on custom data is scored on a published dataset by its name alone."""
     own = small(tmp_path, "data.name=folders", "data.values={0: soil, 255: plant}")
     other = recipe.from_dict(recipe.to_dict(own), ["data.name=voc"]).data
     assert (other.name, other.classes, other.values) == ("voc", [], {})
@@ -124,7 +124,7 @@ def test_label_files_in_colour(tmp_path: Path) -> None:
     assert shown.tolist() == [[[128, 64, 0], [0, 160, 0], [0, 0, 0]]]
     pixels[0, 0] = (9, 8, 7)
     write(tmp_path / "labels" / "a.png", pixels)
-    with pytest.raises(DataError, match=r"a\.png: must be in the colours .* got \[9, 8, 7\]"):
+    with pytest.raises(DataError, match=r"a\.png: colours must be among .* got \[9, 8, 7\]"):
         scenes.labels(0)
 
 
@@ -132,7 +132,7 @@ def test_colours_without_their_meaning(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "labels" / "a.png")
     scenes = catalogue.open_split(data(tmp_path, "data.classes=[a,b]"), "train")
-    with pytest.raises(DataError, match=r"one channel, got an image of RGB; data\.values says"):
+    with pytest.raises(DataError, match=r"one channel, got an image of RGB; data\.values maps"):
         scenes.labels(0)
 
 
@@ -144,7 +144,7 @@ def test_table_of_colours(tmp_path: Path) -> None:
         "\ufeffname, r, g, b\nsoil,1,2,3\nplant,4,5,6\nsoil,7,8,9\n,0,0,0\n"
     )
     found = data(tmp_path, f"data.table={tmp_path}/t.csv")
-    assert (found.table, found.classes) == ("", ["soil", "plant"])  # nobody needs the file later
+    assert (found.table, found.classes) == ("", ["soil", "plant"])  # the file is no longer needed
     assert catalogue.labelling(found).colours == (
         ((1, 2, 3), 0), ((4, 5, 6), 1), ((7, 8, 9), 0), ((0, 0, 0), IGNORE)
     )  # fmt: skip
@@ -161,7 +161,7 @@ def test_table_of_values(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("class,colour\na,1\n", "must have the columns name and value, .* line 2 has"),
-        ("name,value\na,1\nb,1\n", "1 stands twice, the second time in line 3"),
+        ("name,value\na,1\nb,1\n", "1 occurs twice, again in line 3"),
         ("name,value\n", "data.classes: must name the classes"),
     ],
 )
@@ -176,7 +176,7 @@ def test_names_that_stand_twice_keep_their_scores() -> None:
     assert Labelling(tuple(classes), (3, 5, 8)).names == ["bin", "car", "bin (8)"]
 
 
-# Names of files.
+# File names.
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_names_that_stand_twice_keep_their_scores() -> None:
 def test_label_files_of_other_names(
     files: list[tuple[str, str]], patterns: tuple[str, str], together: bool, tmp_path: Path
 ) -> None:
-    if together and files[0][0] == "a.jpg":  # nothing but the pattern tells b.jpg from a label
+    if together and files[0][0] == "a.jpg":  # only the pattern identifies label files
         files = [pair for pair in files if pair[0] != pair[1] and "*" not in patterns[1]]
     folders = (tmp_path / "a", tmp_path / "a") if together else (tmp_path / "a", tmp_path / "b")
     for folder in folders:
@@ -214,12 +214,14 @@ def test_what_is_said_of_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"^{labels}/1.png: missing, the labels of {images}/1.jpg$"):
         naming.paired(images, labels, "", "{name}.png")
     write(labels / "1_mask.png")
-    words = r"1_mask\.png is there: data\.label_name=\{name\}_mask\.png"
+    words = r"1_mask\.png exists: data\.label_name=\{name\}_mask\.png"
     with pytest.raises(DataError, match=words):
         naming.paired(images, labels, "", "{name}.png")
     write(labels / "1_mask.tif")
-    with pytest.raises(DataError, match=r"1_mask\.tif: is a second label file beside 1_mask\.png"):
+    with pytest.raises(
+        DataError, match=r"1_mask\.tif: is a second label file with the name of 1_mask\.png"
+    ):
         naming.paired(images, labels, "", "{name}_mask.*")
     write(images / "1.png")
-    with pytest.raises(DataError, match=r"1\.png: is a second image beside 1\.jpg"):
+    with pytest.raises(DataError, match=r"1\.png: is a second image with the name of 1\.jpg"):
         naming.paired(images, labels, "", "{name}_mask.png")

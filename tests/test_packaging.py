@@ -30,7 +30,7 @@ def wheel(sandbox: Sandbox, **changes: str) -> Path:
 
 
 def install(sandbox: Sandbox, built: Path) -> None:
-    """Unpacks the wheel elsewhere and imports from there from now on."""
+    """Unpacks the wheel elsewhere; later imports use it."""
     target = sandbox.folder / "site"
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target)]
     subprocess.run([*command, str(built)], check=True, capture_output=True)
@@ -98,6 +98,6 @@ def test_a_prebuilt_wheel_needs_neither_cache_nor_compiler(tmp_path: Path) -> No
 
 
 def make_unloadable(path: Path) -> None:
-    """As one for another system: intact, and yet the loader refuses it."""
+    """Makes a library intact but unloadable, like one for another system."""
     path.write_bytes(b"\x7fELF")
     cache.seal(str(path))

@@ -1,7 +1,7 @@
 """The testing protocols against their authors' loops, pixel by pixel in float64.
 
-The network in these tests depends on the position of a pixel in the window and on left and right,
-so that misplaced windows, mirror images that are not mirrored back and wrong padding are detected.
+The network in these tests depends on the position of a pixel in the window and distinguishes left
+from right, so that misplaced windows, unflipped mirror images and wrong padding are detected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCALES = (0.5, 1.0, 1.75)
 
 
 class Where(nn.Module):
-    """Logits from the colours around a pixel and from its place in the window."""
+    """Logits that depend on the colours around a pixel and its position in the window."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def picture(height: int, width: int) -> Tensor:
 
 
 def resized(x: np.ndarray, height: int, width: int, align_corners: bool) -> np.ndarray:
-    """Bilinear, pixel by pixel: (C, h, w) to (C, height, width)."""
+    """Bilinear interpolation, pixel by pixel: (C, h, w) to (C, height, width)."""
     out = np.empty((x.shape[0], height, width))
     for i in range(height):
         for j in range(width):
@@ -80,7 +80,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def asked(network: nn.Module, crop: np.ndarray, flip: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """The logits of a crop, and those of its mirror image, mirrored back."""
+    """The logits of a crop, and those of its mirror image, flipped back."""
 
     def ask(x: np.ndarray) -> np.ndarray:
         return network(torch.from_numpy(x.copy())[None])["out"][0].detach().numpy()
@@ -143,7 +143,7 @@ def encoding(
     scales: tuple[float, ...],
     flip: bool,
 ) -> np.ndarray:
-    """encoding/models/sseg/base.py: MultiEvalModule, its scores summed over the scales."""
+    """encoding/models/sseg/base.py: MultiEvalModule, with scores summed over the scales."""
     h, w = image.shape[1:]
     stride = int(crop * (2.0 / 3.0))
     black = np.array(protocols.BLACK)[:, None, None]
@@ -188,7 +188,7 @@ def encoding(
 def hanet(
     network: nn.Module, image: np.ndarray, crop: int, scales: tuple[float, ...], flip: bool
 ) -> np.ndarray:
-    """eval.py: sliding windows over every scale and flip, logits averaged."""
+    """eval.py: sliding windows over every scale and flip, with logits averaged."""
     h, w = image.shape[1:]
     total = np.zeros((CLASSES, h, w))
     for scale in scales:
@@ -253,7 +253,7 @@ def test_whole_image(network: Where, flip: bool) -> None:
     close(ours, expected)
 
 
-# What runs them.
+# inference.infer.
 
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
@@ -278,7 +278,7 @@ def test_float32_scores_of_half_networks() -> None:
 
 @pytest.mark.parametrize("sum_of_logits", [80.0, 2000.0])
 def test_encoding_does_not_overflow(sum_of_logits: float) -> None:
-    """Upstream's exp of float32 is infinite above 88, and the first class wins wherever it is."""
+    """Upstream's float32 exp overflows above 88, so the first class with infinity wins."""
 
     class Sure(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def test_encoding_does_not_overflow(sum_of_logits: float) -> None:
 
 
 class Heights(nn.Module):
-    """Logits that are the heights it was told."""
+    """Returns the heights it receives as logits."""
 
     def forward(self, x: Tensor, pos: Tensor | None = None) -> Tensor:
         assert pos is not None and pos.shape == (x.shape[0], x.shape[2])
@@ -363,7 +363,7 @@ def test_bad_protocols(name: str, options: dict, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["fcn", "deeplabv3plus_hanet"])
 def test_label_maps_at_once(name: str) -> None:
-    """A whole image by itself needs no logits of its size: the same labels as from its scores."""
+    """Label maps of whole images equal the argmax of scores, without logits at the image's size."""
     torch.manual_seed(0)
     network = models.create(name, num_classes=5, backbone="resnet18", aux=False).eval()
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)

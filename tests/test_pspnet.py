@@ -25,7 +25,7 @@ def test_pspnet_zoom(zoom_factor: int, size: tuple[int, int]) -> None:
 
 
 def test_pspnet_is_plain() -> None:
-    """The whole network against its formula in plain PyTorch, the pyramid built."""
+    """The whole network against its formula in plain PyTorch, which materialises the pyramid."""
     network = randomise(models.pspnet(5, Tiny(), head_channels=16)).double().eval()
     x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
     y = network.backbone(x)[-1]
@@ -40,7 +40,7 @@ def test_pspnet_is_plain() -> None:
 
 
 def test_aspp_is_plain() -> None:
-    """The concatenation built, the mean enlarged; in training, so that gradients are compared."""
+    """Against the concatenation with the mean expanded; in training, to compare gradients."""
     network = models.pspnet(5, Tiny(), head_channels=16, context="aspp", rates=(1, 2, 5))
     network = undropped(randomise(network)).double()
     other = copy.deepcopy(network)

@@ -27,7 +27,7 @@ MODES = ("mean", "max")
 
 
 def plain_pool(x: Tensor, bins: Bins, mode: str) -> tuple[Tensor, ...]:
-    if x.size(1) == 0:  # which torch refuses
+    if x.size(1) == 0:  # not supported by torch
         bins = [(b, b) if isinstance(b, int) else b for b in bins]
         return tuple(x.new_empty((*x.shape[:2], *b)) + 0 * x.sum() for b in bins)
     pool = F.adaptive_avg_pool2d if mode == "mean" else F.adaptive_max_pool2d
@@ -59,8 +59,8 @@ ROWS = tuple(row_case(mode) for mode in MODES)
 any_mode = pytest.mark.parametrize("mode", MODES)
 
 
-# Maps and bins that take another way: many bins, cells of a whole row, planes split into chunks of
-# rows, more bins than a table or shared memory holds.
+# Maps and bins for other code paths: many bins, cells of a whole row, planes split into chunks of
+# rows, more bins than a table or shared memory can hold.
 OTHER_WAYS: tuple[tuple[Shape, Bins], ...] = (
     ((1, 20, 31, 45), (20, 12)),
     ((2, 5, 16, 24), ((16, 1), (1, 24), 3)),
@@ -83,7 +83,7 @@ def test_many_bins(shape: Shape, bins: Bins, mode: str, layout: str, dtype: torc
 @any_mode
 @pytest.mark.parametrize("layout", FORMATS)
 def test_every_bin_of_every_size(mode: str, layout: str) -> None:
-    """1 to 24 bins over 1 to 26 positions, rows and columns of different ones."""
+    """1 to 24 bins over 1 to 26 positions, with different numbers for rows and columns."""
     for size in range(1, 27):
         x = operator_checks.make((1, 3, size, 27 - size), torch.float64, layout)
         for first in (1, 9, 17):
@@ -126,7 +126,8 @@ def test_autocast(mode: str) -> None:
 
 
 def with_ties(shape: Shape, layout: str) -> Tensor:
-    """Few values, so equals in every window; some NaN; a plane of -infinity, one of NaN."""
+    """Few distinct values, so that every window has ties; NaNs; a plane of -infinity, one of
+    NaN."""
     x = torch.randint(0, 3, shape, device=DEVICE).float()
     x[torch.rand(shape, device=DEVICE) < 0.05] = float("nan")
     x[0, 0] = float("-inf")
@@ -138,7 +139,7 @@ def with_ties(shape: Shape, layout: str) -> Tensor:
 @pytest.mark.parametrize("bins", [PSP, (7, (9, 2)), (40, 1)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_indices_are_those_of_torch(bins: Bins, layout: str, dtype: torch.dtype) -> None:
-    """Of equals the first, of NaNs the last."""
+    """The first of equal values, the last of NaNs."""
     x = with_ties((2, 6, 11, 37), layout).to(dtype)
     flat = [size for b in bins for size in (b if isinstance(b, tuple) else (b, b))]
     pooled = OPS.pyramid_max_pool(x, flat)
@@ -152,7 +153,7 @@ def test_indices_are_those_of_torch(bins: Bins, layout: str, dtype: torch.dtype)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("bins", [(1,), (3,), (40,)], ids=str)
 def test_a_foreign_index_adds_nothing(bins: Bins, layout: str) -> None:
-    """Nothing is written out of bounds, and nothing outside the window of a bin."""
+    """Indices out of bounds, or outside the window of their bin, contribute nothing."""
     x = operator_checks.make((2, 19, 7, 9), torch.float32, layout).requires_grad_()
     (out,) = functional.pyramid_pool(x, bins, "max")
     grad = torch.randn_like(out)
@@ -167,14 +168,14 @@ def test_a_foreign_index_adds_nothing(bins: Bins, layout: str) -> None:
     assert torch.equal(value, want)
     whole = OPS.pyramid_max_pool_backward([grad], [index], 7, 9, channels_last)
     assert torch.equal(whole, expected)
-    if bins == (3,):  # an index of another bin
+    if bins == (3,):  # an index into another bin
         value = OPS.pyramid_max_pool_backward([grad], [index.flip(2)], 7, 9, channels_last)
         assert value[:, :, [0, 1, 5, 6]].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_adjoint_of_foreign_indices(layout: str) -> None:
-    """Double backward reads exactly where backward adds."""
+    """Double backward reads exactly the elements that backward adds to."""
     grad = torch.randn(1, 2, 2, 2, dtype=torch.float64, device=DEVICE).requires_grad_()
     index = torch.tensor([0, 7, -5, 19, 2, 99, 3, 10], device=DEVICE).view(1, 2, 2, 2)
     assert torch.autograd.gradcheck(
@@ -195,8 +196,8 @@ def test_offsets_past_two_to_the_31() -> None:
 @any_mode
 @pytest.mark.parametrize("layout", FORMATS)
 def test_extra_memory(mode: str, layout: str) -> None:
-    """Whatever a kernel allocates beside its results is at most 5 % of x and what keeps a GPU busy
-    with a small map: 128 KiB of partial sums."""
+    """A kernel allocates, in addition to its results, at most 5 % of x and 128 KiB of partial sums,
+    which a GPU needs for small maps."""
     x = operator_checks.make((1, 64, 60, 60), torch.float32, layout)
     allowed = x.numel() * x.element_size() // 20 + (128 << 10) * (
         DEVICE.type == "cuda" or operator_checks.EMULATED
@@ -212,9 +213,9 @@ def test_extra_memory(mode: str, layout: str) -> None:
     assert taken <= results + allowed
 
 
-# The CUDA kernels, counted and shuffled by the emulator.
+# The CUDA kernels, with traffic counted and threads reordered by the emulator.
 
-emulated_only = pytest.mark.skipif(not operator_checks.EMULATED, reason="asks the emulator")
+emulated_only = pytest.mark.skipif(not operator_checks.EMULATED, reason="needs the emulator")
 
 
 def emulator() -> ctypes.CDLL:
@@ -233,9 +234,8 @@ def emulator() -> ctypes.CDLL:
     ids=str,
 )
 def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
-    """One read of x, one write of grad_x; bins, and parts of them, within 5 % and 64 KiB: small
-    maps are divided among many blocks, and each writes partial sums or reads the bins over its own.
-    """
+    """One read of x, one write of grad_x; bins and their partial sums, within 5 % and 64 KiB. Small
+    maps are divided among many blocks, each of which writes partial sums or reads the bins."""
     library = emulator()
 
     def moved(call: Callable[[], Any]) -> tuple[int, int]:
@@ -266,7 +266,7 @@ def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
 @any_mode
 @pytest.mark.parametrize("layout", FORMATS)
 def test_thread_order_does_not_matter(mode: str, layout: str) -> None:
-    """A missing barrier would show."""
+    """Detects missing barriers."""
     library = emulator()
     for shape, bins in (
         ((2, 5, 16, 24), PSP),
@@ -384,7 +384,7 @@ REFUSED: list[Refusal] = [
 
 @dataclass(frozen=True)
 class Distinct(Case):
-    """Values far apart, so that no difference step changes which is the largest."""
+    """Values so far apart that finite differences do not change the maxima."""
 
     def arguments(
         self, shape: Shape, dtype: torch.dtype, layout: str = "contiguous"

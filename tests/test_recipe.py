@@ -1,5 +1,5 @@
-"""Recipes: reading, overriding, writing, errors; every recipe in the repository builds its
-network."""
+"""Recipes: reading, overriding, writing, errors; the networks of all recipes in the repository can
+be built."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_options_are_replaced_or_changed_one_by_one(file: Path) -> None:
     [
         ("train.batch=x", "train.batch: Value 'x'"),
         ("train.bach=3", "train.bach: Key 'bach' not in 'Train'"),
-        ("train.batch", "train.batch: a change must read setting=value"),
+        ("train.batch", "train.batch: a change must have the form setting=value"),
         ("train.precision=int8", "train.precision: must be one of float32"),
         ("train.batch=0", "train.batch: must be positive, got 0"),
         ("train.norms=off", "train.norms: must be sync"),
-        ("augmentation.crop=[8]", "augmentation.crop: must be 2 positives, got [8]"),
+        ("augmentation.crop=[8]", "augmentation.crop: must be 2 positive numbers, got [8]"),
     ],
 )
 def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
@@ -103,7 +103,7 @@ def test_files_that_cannot_be(file: Path, text: str | bytes | None) -> None:
         recipe.load(file)
 
 
-# Text stays as it is written.
+# Text is not converted.
 
 NAMES = ["on", "off", "yes", "no", "y", "true", "null", "~", "007", "1_0", "1e3", "2024-01-01"]
 
@@ -133,7 +133,7 @@ def test_paths_are_text(file: Path, path: str) -> None:
 
 
 def test_names_with_hashes(file: Path) -> None:
-    """Quoted, or within a word; else they are refused rather than cut off."""
+    """Accepted if quoted or within a word, otherwise refused instead of being cut off."""
     found = recipe.load(file, ["data.name=folders", "data.classes=['#1', a#2]"])
     assert found.data.classes == ["#1", "a#2"]
     for change in ("data.classes=[a, #1]", "data.classes=[a #1]"):
@@ -153,7 +153,7 @@ def test_what_is_no_text_is_read_as_before(file: Path) -> None:
 def test_settings_that_stand_twice(file: Path) -> None:
     for text in ("train: {batch: 2, batch: 4}", "train: {batch: 2}\ntrain: {epochs: 2}"):
         file.write_text(text)
-        with pytest.raises(RecipeError, match=f"^{file}: .*(batch|train) stands twice"):
+        with pytest.raises(RecipeError, match=f"^{file}: .*(batch|train) occurs twice"):
             recipe.load(file)
 
 
@@ -170,7 +170,7 @@ def test_network_of_a_recipe(file: Path) -> None:
 
 
 def test_weights_in_timms_names(tmp_path: Path) -> None:
-    """As timm keeps them, and as a backbone of ours does."""
+    """In timm's own layout, and in that of our backbones."""
     timm = oracles.timm()
     with pytest.raises(RecipeError, match=r"^network: .*no_such_network"):
         networks.build(recipe.Network("fcn", "timm:no_such_network"), 5)
@@ -184,7 +184,7 @@ def test_weights_in_timms_names(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    """Each is refused by the setting and the file, in one line."""
+    """The error names the setting and the file, in one line."""
     own = networks.TinyBackbone().state_dict()
     whole = {**own, "stem.0.weight": own["stem.0.weight"][:5]}
     part = {key: value for key, value in own.items() if key != "stem.0.weight"}
@@ -227,7 +227,7 @@ def test_recipe_stands_on_its_base(file: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_recipe_in_the_repository(path: Path) -> None:
-    """The network, its groups, its loss and its protocol can be made; nothing is computed."""
+    """The network, its parameter groups, loss and protocol can be created; nothing is computed."""
     found = recipe.load(path)
     classes = len(catalogue.labelling(found.data).classes)
     if ":" in found.network.name:
@@ -243,8 +243,8 @@ def test_recipe_in_the_repository(path: Path) -> None:
     protocols.create(found.evaluation.protocol, **found.evaluation.options)
 
 
-# What each comes to through its bases: crop, batch, rate and length of training, in steps from 1000
-# on, else in epochs; long side at scale 1 and crop of the test.
+# The settings of each recipe including its bases: crop, batch, rate, length of training (in steps
+# from 1000, otherwise in epochs), long side at scale 1 and crop of the test.
 COMES_TO = {
     "ade20k_encnet50": (480, 16, 0.004, 180, 520, 480),
     "ade20k_encnet50_dist": (480, 16, 0.01, 120, 520, 480),
@@ -278,7 +278,7 @@ OWN = {
     "camvid_segformer",
     "camvid_upernet",
     "scenes",
-}  # settings of no paper
+}  # recipes with our own settings
 
 
 def test_every_recipe_of_a_paper_is_listed() -> None:

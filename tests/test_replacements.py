@@ -1,5 +1,5 @@
 """The replacements for upstream's code on the pages in docs/layers compute the same: both columns
-are executed with upstream's parameters. mmseg and smp run if installed; other upstreams are
+are executed with upstream's parameters. mmseg and smp are used if installed; other upstreams are
 represented by the modules of tests/upstream_models.py.
 """
 
@@ -20,7 +20,7 @@ from torch import nn
 
 LAYERS = sorted((Path(__file__).resolve().parent.parent / "docs" / "layers").glob("*.md"))
 
-# Upstreams that cannot be installed, from tests/upstream_models.py; norms are BatchNorm2d there.
+# Upstreams that cannot be installed, from tests/upstream_models.py, with BatchNorm2d norms.
 UPSTREAMS: dict[str, dict[str, Any]] = {
     "models.resnet": {"SPBlock": upstream_models.SPBlock},
     "models.customize": {
@@ -44,7 +44,7 @@ RESULTS = ("encoded", "features", "logits", "out", "x", "y")
 
 
 def replacements() -> list[tuple[Path, list[str], list[str]]]:
-    """Page, upstream's lines, and those to write instead."""
+    """The pages, upstream's lines, and their replacements."""
     rows: list[Any] = []
     for page in LAYERS:
         found = re.findall(r"^\| (`from .+`) \| (`from .+`) \|$", page.read_text(), re.MULTILINE)
@@ -54,22 +54,22 @@ def replacements() -> list[tuple[Path, list[str], list[str]]]:
 
 
 def run(lines: list[str], names: dict[str, Any], *, results: bool) -> None:
-    """Those lines that make modules, or those that make results."""
+    """Executes the lines that create modules, or those that compute results."""
     for line in lines:
         if (re.split(r"\W", line)[0] in RESULTS) == results:
             exec(line, names)
 
 
 def made(lines: list[str], names: dict[str, Any]) -> dict[str, nn.Module]:
-    """The modules that the lines make, in evaluation and in float64."""
+    """The modules that the lines create, in evaluation mode and float64."""
     run(lines, names, results=False)
     modules = {name: value for name, value in names.items() if isinstance(value, nn.Module)}
     return {name: module.eval().double() for name, module in modules.items()}
 
 
 def load(here: dict[str, nn.Module], upstream: dict[str, nn.Module]) -> None:
-    """Upstream's parameters, the keys of a second module after its name. Where ours is a
-    convolution and the norm behind it, as for UPerNet, each gets its own."""
+    """Loads upstream's parameters; keys of a second module are prefixed with its name. If ours is a
+    convolution followed by a norm, as for UPerNet, each is loaded separately."""
     main, *beside = upstream
     state = dict(randomise(upstream[main]).state_dict())
     for name in beside:
@@ -88,8 +88,8 @@ def load(here: dict[str, nn.Module], upstream: dict[str, nn.Module]) -> None:
 def test_replacements_compute_the_same(
     page: Path, before: list[str], after: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With upstream's parameters, loaded strictly, the lines on the right give what those on the
-    left give."""
+    """With upstream's parameters, loaded strictly, the lines on the right compute the same as those
+    on the left."""
     for name, contents in UPSTREAMS.items():
         module = ModuleType(name)
         vars(module).update(contents)

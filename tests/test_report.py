@@ -14,7 +14,8 @@ MIB = 2**20
 
 
 def entry(mode: str, operator: str = "strip_pool", **candidates: Any) -> dict[str, Any]:
-    """`candidates` are pairs of milliseconds and bytes, other keywords replace parts."""
+    """An entry; `candidates` are pairs of milliseconds and bytes, other keywords override
+    fields."""
     others = {key: candidates.pop(key) for key in ("shape", "dtype", "floor") if key in candidates}
     return {
         "operator": operator,
@@ -81,7 +82,7 @@ def test_table_of_every_entry() -> None:
 
 
 def test_operators_are_compared_with_their_faster_peer() -> None:
-    """Forward and backward at the first shape; layers stand elsewhere."""
+    """Forward and backward at the first shape; layers are in other tables."""
     both = entry("fwd+bwd", "row_gate", fused=(2.0, 0), eager=(5.0, 0), compile=(3.0, 0))
     lines = report.operators_table([*ENTRIES, both]).splitlines()
     assert [line.split("`")[1] for line in lines[2:]] == ["strip_pool", "encode", "row_gate"]

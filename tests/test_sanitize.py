@@ -1,5 +1,5 @@
-"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer. `make sanitize` also takes
-the AVX2 build, which `make test` leaves out for its time (STRIPCTX_SANITIZE_ALL).
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer. `make sanitize` includes
+the AVX2 build, which `make test` skips to save time (STRIPCTX_SANITIZE_ALL).
 
 tests/sanitize runs every CPU kernel on exact-size buffers at the shapes of every family's tests, in
 all dtypes and layouts, compiled once for each variant of csrc/cpu/simd.hpp. The sanitizers stop at
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 FOLDER = toolkit.REPOSITORY / "tests" / "sanitize"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
-# Names as in stripctx/extension/build.py; the machine's own instruction set comes first.
+# Names as in stripctx/extension/build.py, starting with the machine's own instruction set.
 BUILDS = ["native", "DEFAULT"] if IS_X86 else ["native"]
 if IS_X86 and os.environ.get("STRIPCTX_SANITIZE_ALL"):
     BUILDS.append("AVX2")
@@ -45,20 +45,20 @@ class Run:
 
 
 def flags(name: str) -> list[str]:
-    """Unoptimised: every access that the source makes is checked, and compiling takes a third. Line
-    numbers are all that reports need of -g."""
+    """Unoptimised, so that every access in the source is checked, and compiling takes a third of
+    the time. Reports only need line numbers from -g."""
     ours = [flag for flag in toolkit.build.CXX_FLAGS if flag != "-O3"]
     return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", "-g1", *SANITIZE]
 
 
 def runs_here(name: str) -> bool:
-    """Whether this CPU has the instructions."""
+    """Whether this CPU supports the build's instructions."""
     return name != "AVX2" or "avx2" in Path("/proc/cpuinfo").read_text()
 
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The program as each build makes it; all compiled at once, on all cores."""
+    """The program compiled for each build, in parallel on all cores."""
     folder = tmp_path_factory.mktemp("sanitize")
     compiler = [*toolkit.toolchain.cxx().command]
     probe = folder / "probe.cpp"
@@ -68,7 +68,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     except RuntimeError as error:
         pytest.skip(f"the compiler has no sanitizers: {error}")
     includes = [f"-I{toolkit.SOURCES}", f"-I{FOLDER}"]
-    # The largest first, so that no core waits for it in the end.
+    # The largest first, to finish early.
     sources = [
         *toolkit.SOURCES.glob("*/*cpu.cpp"),
         *toolkit.SOURCES.glob("cpu/*.cpp"),
@@ -92,7 +92,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(program: Path) -> Run:
     output = program.with_suffix(".results")
     shapes = [",".join(str(size) for size in shape) for shape in SHAPES]
-    # Leaks are not what is looked for, and their search fails under a debugger or in a sandbox.
+    # Leak detection is not needed, and fails under a debugger or in a sandbox.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
         [str(program), str(output), *shapes],
@@ -113,7 +113,7 @@ def run(program: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def outcomes(programs: dict[str, Path]) -> dict[str, Run]:
-    """Each program takes one core: as many at once as there are."""
+    """Runs one program per core at a time."""
     found = {name: path for name, path in programs.items() if runs_here(name)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(found, pool.map(run, found.values()), strict=True))
@@ -139,7 +139,7 @@ def test_builds_agree(name: str, outcomes: dict[str, Run]) -> None:
         assert error <= TOLERANCE[title.split()[1]] * np.linalg.norm(expected), title
 
 
-# Loads a whole vector where one element is left.
+# Loads a whole vector where only one element is left.
 MISTAKE = """
 #include "cpu/simd.hpp"
 #include "sample.hpp"
@@ -153,7 +153,7 @@ int main() {
 
 
 def test_an_element_too_many_is_seen(programs: dict[str, Path], tmp_path: Path) -> None:
-    """The sanitizers are at work and the buffers exact."""
+    """The sanitizers are active and the buffers have exact sizes."""
     source, program = tmp_path / "mistake.cpp", tmp_path / "mistake"
     source.write_text(MISTAKE)
     includes = [f"-I{toolkit.SOURCES}", f"-I{FOLDER}"]

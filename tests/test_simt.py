@@ -18,7 +18,7 @@ import pytest
 import toolkit
 import torch
 
-pytestmark = pytest.mark.slow  # compiles
+pytestmark = pytest.mark.slow  # compiles C++
 
 KERNELS = sorted((toolkit.EMULATOR / "kernels").glob("*.cu"))
 ORDERS = ["ascending", "descending", "random:1", "random:2"]
@@ -38,7 +38,8 @@ class Emulator:
         self.library = toolkit.load(path)
 
     def __call__(self, name: str, *arguments: Argument) -> None:
-        """Calls run_<name>; tensors pass as pointers, integers as 64 bits. Raises what it threw."""
+        """Calls run_<name>; tensors are passed as pointers, integers as 64 bits. Raises its
+        errors."""
         function = getattr(self.library, f"run_{name}")
         function.restype = ctypes.c_char_p
         error = function(*map(convert, arguments))
@@ -189,7 +190,7 @@ def test_bytes_of_a_copy_are_counted_exactly(emulator: Emulator, count: int) -> 
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
-    """The bit patterns, with all NaNs alike."""
+    """The bit patterns, with all NaNs equal."""
     integers = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     return integers.masked_fill(x.isnan(), 0)
 
@@ -230,7 +231,7 @@ def test_a_view_of_another_dtype_is_refused(emulator: Emulator) -> None:
 
 
 def round_tf32(x: torch.Tensor) -> torch.Tensor:
-    """Ten bits of mantissa, ties away from zero; x is finite and not near the largest float."""
+    """Rounds to ten bits of mantissa, ties away from zero; x is finite and not near the maximum."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
@@ -243,7 +244,7 @@ def test_tf32_rounds_to_nearest_ties_away(emulator: Emulator) -> None:
     emulator("round_tf32", x, out, x.numel())
     assert torch.equal(out, round_tf32(x))
     patterns = torch.tensor([0x7FC00000, 0x7F800001, -0x7FFFFF, 0x7FFFFFFF], dtype=torch.int32)
-    nans = patterns.view(torch.float32)  # of any payload
+    nans = patterns.view(torch.float32)  # with various payloads
     emulator("round_tf32", nans, out, 4)
     assert nans.isnan().all() and out[:4].isnan().all()
 
@@ -268,8 +269,8 @@ def test_products_are_those_of_the_rounded_operands(
 
 @pytest.mark.parametrize("bfloat16", [0, 1], ids=["tf32", "bfloat16"])
 def test_long_sums_of_products_do_not_drift(emulator: Emulator, bfloat16: int) -> None:
-    """3600 positions a block. One accumulator all along, as hardware cuts what is added to it,
-    drifts by more than float32 may; the emulator cuts likewise."""
+    """3600 positions per block. Hardware truncates what is added to an accumulator, so a single one
+    drifts by more than float32's rounding; the emulator truncates in the same way."""
     depth = 3600
     a, b = torch.rand(16, depth), torch.randn(depth, 8) + 1
     if bfloat16:
@@ -285,7 +286,7 @@ def test_long_sums_of_products_do_not_drift(emulator: Emulator, bfloat16: int) -
 
 
 def test_products_are_cut_towards_zero(emulator: Emulator) -> None:
-    """Sums of one sign never exceed the exact ones, and mostly lie below them."""
+    """Sums of one sign never exceed the exact ones, and are mostly smaller."""
     for dtype, depth in ((torch.float32, 8), (torch.bfloat16, 16)):
         a, b = torch.rand(16, depth).to(dtype), torch.rand(depth, 8).to(dtype)
         rounded_a, rounded_b = (round_tf32(a), round_tf32(b)) if depth == 8 else (a, b)
@@ -342,7 +343,7 @@ def test_two_os_threads_launch_at_once(emulator: Emulator) -> None:
 
 
 def in_new_process(library: Path, order: str) -> subprocess.CompletedProcess[str]:
-    """Runs the kernel without its barrier with STRIPCTX_SIMT_ORDER set."""
+    """Runs the kernel without barriers, with STRIPCTX_SIMT_ORDER set."""
     code = (
         "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"
         "library.run_fault.restype = ctypes.c_char_p;"

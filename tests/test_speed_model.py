@@ -17,7 +17,7 @@ import torch
 
 PLANTED = toolkit.EMULATOR / "kernels" / "planted.cu"
 RECORD = "benchmarks/results/model.json"
-COUNT = 2**27  # elements, in memory that nobody touches
+COUNT = 2**27  # elements, in untouched memory
 
 needs_compilers = pytest.mark.skipif(
     toolkit.nvcc() is None or toolkit.cuobjdump() is None or not toolkit.include_directories(),
@@ -27,7 +27,7 @@ needs_compilers = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, speed_model.Result]:
-    """Each planted kernel, by name, as it copies COUNT elements."""
+    """The result of each planted kernel, by name, for copying COUNT elements."""
     nvcc, disassembler = toolkit.nvcc(), toolkit.cuobjdump()
     assert nvcc and disassembler
     folder = tmp_path_factory.mktemp("planted")
@@ -61,7 +61,7 @@ def test_a_plain_copy_is_a_copy(planted: dict[str, speed_model.Result]) -> None:
     assert one.sectors == 4 and one.conflicts == 1
     assert one.moved == 8 * COUNT
     assert 0.004 < result.instructions_a_byte < 0.02
-    assert one.occupancy > 0.5 and one.in_flight > 64 * 1024  # four packs a thread
+    assert one.occupancy > 0.5 and one.in_flight > 64 * 1024  # four packs per thread
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_plain_copy_is_a_copy(planted: dict[str, speed_model.Result]) -> None:
 def test_what_is_serial_waits_for_memory(planted: dict[str, speed_model.Result]) -> None:
     result = planted["planted_serial"]
     assert result.share() < 0.5 and result.binds() == "latency"
-    assert result.longest.occupancy <= 0.5  # 32 blocks of a warp
+    assert result.longest.occupancy <= 0.5  # 32 blocks of one warp
 
 
 @pytest.mark.slow
@@ -83,11 +83,11 @@ def test_colliding_banks_are_found(planted: dict[str, speed_model.Result]) -> No
 @pytest.mark.slow
 @needs_compilers
 def test_arithmetic_is_found(planted: dict[str, speed_model.Result]) -> None:
-    """200 multiply-adds for 8 bytes of each of 32 lanes, though nothing counts them."""
+    """200 multiply-adds per 8 bytes in each of 32 lanes, which the emulator does not count."""
     result = planted["planted_arithmetic"]
     assert 200 / (8 * 32) < result.instructions_a_byte < 240 / (8 * 32)
     assert result.binds() == "instructions"
-    assert 0.2 < result.share() < 0.3  # 0.2 instructions a byte are what a copy's time allows
+    assert 0.2 < result.share() < 0.3  # a copy's time allows 0.2 per byte
 
 
 LOOP = """
@@ -107,7 +107,7 @@ LOOP = """
 
 
 def test_loops_run_as_often_as_their_loads_say() -> None:
-    """Ten warps with eight trips each, by the cheaper way around."""
+    """Ten warps with eight iterations each, on the cheaper path."""
     code = sass.functions(LOOP)["kernel"]
     assert len(code) == 11 and code[2].kind == ("load 16", 1) and code[5].target == 0x80
     counted = {"load 16": 160.0, "store 4": 10.0}
@@ -123,7 +123,7 @@ def test_both_ways_of_a_branch_run_where_counts_say_so() -> None:
 
 
 def test_the_cheapest_way() -> None:
-    """min x + 2 y with x + y >= 4, x <= 3: 3 and 1."""
+    """min x + 2 y with x + y >= 4, x <= 3: the solution is 3 and 1."""
     rows = [{0: 1.0, 1: 1.0}, {0: -1.0}]
     solution = sass.cheapest(np.array([1.0, 2.0]), rows, np.array([4.0, -3.0]))
     assert solution == pytest.approx([3, 1])
@@ -134,13 +134,13 @@ def test_the_cheapest_way() -> None:
     [(32, 256, 0, 8), (64, 256, 0, 4), (33, 1024, 0, 1), (32, 32, 0, 32), (32, 256, 48 * 1024, 4)],
 )
 def test_occupancy_of_an_h100(registers: int, threads: int, shared: int, blocks: int) -> None:
-    """Nvidia's own calculator gives these."""
+    """Values from Nvidia's occupancy calculator."""
     kernel = speed_code.Kernel([], registers)
     assert speed_model.resident_blocks(kernel, threads, shared, speed_model.H100) == blocks
 
 
 def test_the_table_says_what_binds_the_longest_launch() -> None:
-    """Two launches after torch's own copy of half the bytes: 10 + 20 + 30 us, and 2 us between."""
+    """Two launches after torch's copy of half the bytes: 10 + 20 + 30 us, and 2 us between them."""
     times = {"bytes": 1e3, "instructions": 2e4, "shared memory": 5.0, "latency": 9.0}
     lines = [
         speed_model.Line("a", 264, 4, 0.5, 2048, 3e6, 1e6, 4, 1, {**times, "instructions": 1e4}),
@@ -157,7 +157,7 @@ def test_the_table_says_what_binds_the_longest_launch() -> None:
 
 
 def test_a_kernel_that_has_become_slower_is_named() -> None:
-    """By more than compilers differ by; what is not on record is no fault."""
+    """If the slowdown exceeds differences between compilers; kernels without a record pass."""
     before = [["op", "1x2", "float32", "contiguous", "90%"], ["op", "2x2", "float32", "c", "50%"]]
     now = [[*before[0][:4], "87%"], [*before[1][:4], "48%"], ["new", "1x2", "float32", "c", "1%"]]
     assert speed_record.fallen(before, now, 4) == [
@@ -189,7 +189,7 @@ def test_comments_are_no_code(tmp_path: Path) -> None:
 
 @needs_compilers
 def test_no_kernel_is_slower_than_on_record(tmp_path: Path) -> None:
-    """Models those again that are not what the record speaks of: none, where it is up to date."""
+    """Models only kernels that changed since the record was made: none if it is up to date."""
     recorded = speed_record.read()
     if not recorded["rows"]:
         pytest.skip("nothing is on record: python tests/speed_model.py --json " + RECORD)

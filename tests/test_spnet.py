@@ -33,7 +33,7 @@ def test_spnet_variants() -> None:
 
 
 def test_every_parameter_trains() -> None:
-    """Those of the strip pooling modules in the backbone, too."""
+    """Including those of the strip pooling modules in the backbone."""
     network = models.spnet(5, "resnet50s", pool_sizes=(3, 2))
     network(torch.randn(2, 3, 33, 41))["out"].square().sum().backward()
     for key, parameter in network.named_parameters():

@@ -61,7 +61,7 @@ STRIP_GATE = Case(
 
 
 def test_autocast() -> None:
-    """Pooling and gating keep x's dtype; the convolution inside casts as conv2d does."""
+    """Pooling and gating keep x's dtype; the inner convolution casts as conv2d does."""
     x = torch.randn(2, 8, 5, 7, device=DEVICE)
     half = torch.randn(2, 8, 5, 7, device=DEVICE, dtype=torch.bfloat16)
     rows, cols = functional.strip_pool(x)
@@ -80,7 +80,7 @@ def test_autocast() -> None:
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_conv_makes_the_gradients_asked_for(layout: str) -> None:
-    """None of a frozen weight, and vmap."""
+    """No gradient for a frozen weight; also under vmap."""
     operator_checks.check_vmap(CONV, (2, 5, 6, 7))
     rows, cols, weight = CONV.arguments((2, 5, 6, 7), torch.float64, layout)
     rows.requires_grad_()
@@ -116,7 +116,7 @@ def test_extreme_logits() -> None:
 
 
 def test_subnormal_numbers_in_bfloat16_survive() -> None:
-    """Processors' own rounding to bfloat16 makes zeros of them."""
+    """Hardware conversions to bfloat16 flush them to zero."""
     powers = torch.arange(-133, -101, device=DEVICE, dtype=torch.float64)
     rows = torch.exp2(powers).bfloat16().view(1, 1, 32, 1)
     out = functional.strip_add_relu(rows, torch.zeros(1, 1, 1, 20, device=DEVICE).bfloat16())
@@ -195,7 +195,7 @@ class TestStrip(OperatorSuite):
     kernels = (POOL, ADD_RELU, GATE)
     compositions = (CONV, STRIP_GATE)
     refusals = REFUSED
-    # Many channels_last maps: whole ones, and some that are cut along H and W.
+    # Many channels_last maps: whole ones, and some that are divided along H and W.
     shapes = (*SHAPES, (32, 128, 3, 5), (128, 2, 25, 66))
 
     @staticmethod
@@ -229,7 +229,7 @@ def test_refuses_sparse() -> None:
 
 
 def plain_layer(layer: StripPooling, x: Tensor) -> Tensor:
-    """SPNet's SPBlock in plain PyTorch, times its input, on the layer's own modules."""
+    """SPNet's SPBlock in plain PyTorch, times its input, with the layer's modules."""
     rows = layer.bn1(layer.conv1(F.adaptive_avg_pool2d(x, (None, 1)))).expand_as(x)
     cols = layer.bn2(layer.conv2(F.adaptive_avg_pool2d(x, (1, None)))).expand_as(x)
     return x * layer.conv3(F.relu(rows + cols)).sigmoid()
@@ -254,7 +254,7 @@ def test_layer_equals_plain(training: bool, layout: str) -> None:
 
 
 def test_layer_loads_spblock() -> None:
-    """SPBlock's keys and parameter counts, as upstream has them."""
+    """SPBlock's keys and parameter counts equal upstream's."""
     counts = {64: 28_992, 128: 115_328, 256: 460_032, 512: 1_837_568}
     for channels, count in counts.items():
         assert sum(p.numel() for p in StripPooling(channels).parameters()) == count

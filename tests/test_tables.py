@@ -1,4 +1,4 @@
-"""Tables and figures of scores: class names are plain text, even if they look like markup."""
+"""Tables and figures of scores: class names are plain text, even if they resemble markup."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ def test_table_side_by_side(scores: Scores) -> None:
 
 
 def test_picture_of_confusions(scores: Scores, tmp_path: Path) -> None:
-    """A single $ would be taken for the start of a formula."""
+    """A single $ must not start a formula."""
     figures.confusion(["$x^$", "b", "$\\nothing$"], scores, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000

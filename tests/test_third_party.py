@@ -1,4 +1,4 @@
-"""Networks of smp and transformers in recipes: built by name, fused, trained, read back."""
+"""Networks of smp and transformers in recipes: built by name, fused, trained, loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build(name: str) -> third_party.Adapted:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_of_another_package(name: str) -> None:
-    """Any size to logits of that size, with and without being fused; read back from its file."""
+    """Any size to logits of that size, fused or not; loads from its checkpoint."""
     network = build(name).eval().double()
     assert networks.describe(network).startswith(type(network.network).__name__)
     assert not networks.takes_heights(network)
@@ -73,7 +73,7 @@ def test_network_of_another_package(name: str) -> None:
 
 
 def test_padding_is_cut_off() -> None:
-    """What lies at the right and the bottom of the image's own multiple does not move it."""
+    """The padding at the right and the bottom does not shift the result."""
     network = build("smp:UPerNet").eval().double()
     image = torch.randn(1, 3, 64, 90, dtype=torch.float64)
     padded = F.pad(image, (0, 6, 0, 0), mode="replicate")
@@ -103,7 +103,7 @@ def test_recipe_trains_it(tmp_path: Path) -> None:
 
 
 def test_pretrained_weights_of_a_folder(tmp_path: Path) -> None:
-    """Those of another number of classes, but for the classifier."""
+    """Loads weights with another number of classes, except for the classifier."""
     package = oracles.transformers()
     config = package.SegformerConfig(num_labels=3, **SMALL_SEGFORMER)
     published = package.SegformerForSemanticSegmentation(config)

@@ -35,7 +35,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fake_nvcc(folder: Path, version: str) -> Path:
-    """A toolkit folder whose nvcc knows its version and nothing else."""
+    """A toolkit folder whose nvcc only reports its version."""
     path = folder / "bin" / "nvcc"
     path.parent.mkdir(parents=True)
     path.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n")
@@ -108,7 +108,7 @@ def test_nvcc_of_another_major_version_is_refused_with_a_cure(
 
     new = str(fake_nvcc(tmp_path / "new", "13.2") / "bin/nvcc")
     monkeypatch.setattr(toolchain, "nvcc_candidates", lambda: [old, new])
-    assert toolchain.toolkit("13.0").nvcc == new  # one that fits, wherever it comes in the order
+    assert toolchain.toolkit("13.0").nvcc == new  # a matching one, independent of its position
     assert toolchain.toolkit(None).nvcc == old
 
     monkeypatch.setattr(toolchain, "nvcc_candidates", list)
@@ -266,7 +266,7 @@ int nvmlDeviceGetCudaComputeCapability(void* device, int* major, int* minor) {
 
 @pytest.mark.slow
 def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
-    """A pretended CUDA torch and driver; the compiler, the linker and the loader are real."""
+    """torch's CUDA support and the driver are mocked; compiler, linker and loader are real."""
     sandbox = Sandbox(tmp_path)
     try:
         toolchain.toolkit("13.0").includes  # noqa: B018
@@ -295,8 +295,8 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real CUDA library for one architecture (`make cuda-check` takes all), compiled once; its
-    build.log lies beside it."""
+    """The real CUDA library for one architecture (`make cuda-check` compiles all), compiled once,
+    and its build.log in the same folder."""
     sandbox = Sandbox(tmp_path_factory.mktemp("cuda"), stand_in=False)
     output = sandbox.folder / "stripctx_cuda.so"
     code = f"from stripctx.extension import build; build.cuda(['9.0'], {str(output)!r})"
@@ -314,9 +314,9 @@ def test_the_real_cuda_library_needs_only_torch_and_the_system(cuda_library: Pat
     names = subprocess.run(command, capture_output=True, text=True, check=True)
     undefined = re.findall(
         r"^ +U ([^@\s]+)$", names.stdout, re.MULTILINE
-    )  # the system's have @versions
+    )  # system symbols have @versions
     assert [name for name in undefined if not name.startswith(("aoti_torch_", "torch_"))] == []
-    assert " T cuda" not in names.stdout  # the runtime inside is for this library alone
+    assert " T cuda" not in names.stdout  # the runtime is not exported
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_cure_of_a_failed_build(tmp_path: Path, log: str, cure: str) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("-mf16c",)], ids=["software", "instruction"])
 def test_float16_on_the_cpu(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """Every half widens to torch's float; floats at and beside every midpoint round as torch's."""
+    """Every half widens to torch's float; floats at and next to every midpoint round as torch's."""
     if flags and "f16c" not in build.this_cpu():
         pytest.skip("this CPU has no F16C")
     source = tmp_path / "half.cpp"
@@ -389,7 +389,7 @@ def test_float16_on_the_cpu(tmp_path: Path, flags: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_kernel_of_the_real_cuda_library_spills(cuda_library: Path) -> None:
-    """As `make cuda-check` finds for every architecture, in a compilation of its own."""
+    """As in `make cuda-check`, which compiles for every architecture."""
     usages = cuda_check.parse_resources(cuda_library.with_name("build.log").read_text())
     assert len(usages) > 100
     for symbol, usage in usages.items():

@@ -3,12 +3,14 @@ TorchScript traces."""
 
 from __future__ import annotations
 
+import networks
 import pytest
 import test_layers
 import torch
 from operator_checks import DEVICE
 from test_layers import LAYERS
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from stripctx import EncodingLayer, PyramidPoolingConv, StripPooling, functional
@@ -37,7 +39,7 @@ def test_every_operator_has_a_formula() -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_flops(backward: bool) -> None:
-    """Two a multiply-add; a backward pass has a product for each operand."""
+    """Two per multiply-add; a backward pass has a product for each operand."""
     n, c, h, w, k = 2, 16, 12, 10, 8
     x, times = rand(n, c, h, w).requires_grad_(), 3 if backward else 1
     strips = 3 * c * c * (h + w) + c * c * h * w
@@ -73,14 +75,22 @@ def test_batches_of_gradients(name: str) -> None:
 
 @every_layer
 def test_torchscript_traces(name: str) -> None:
-    """For any size of map. An operator that is given sizes is never in a trace."""
+    """For any map size."""
     layer = test_layers.make(name).eval()
     traced = torch.jit.trace(layer, test_layers.arguments(name, 2, 9, 7), check_trace=False)
-    if name == "HeightAttention":  # whose positions are interpolated to a fixed number of rows
-        return
     for size in ((2, 9, 7), (1, 13, 18), (2, 3, 3)):
         inputs = test_layers.arguments(name, *size)
         test_layers.assert_close(traced(*inputs), layer(*inputs))
+
+
+@networks.every_network
+def test_torchscript_traces_of_networks(name: str) -> None:
+    network = networks.make(name).eval()
+    image = networks.image(2, 3, 64, 96)
+    traced = torch.jit.trace(network, image, check_trace=False, strict=False)
+    for x in (image, networks.image(1, 3, 97, 65)):
+        for got, want in zip(*map(tree_leaves, (traced(x), network(x))), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("x_index", [0, 1, 2])

@@ -1,4 +1,4 @@
-"""torch.fx: layers and networks in the hands of tools that trace them, and int8 networks."""
+"""torch.fx: tools that trace layers and networks, and int8 networks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_layer_by_itself_is_refused() -> None:
 
 @pytest.mark.parametrize("name", models.available())
 def test_networks(name: str) -> None:
-    """For any size of image, and the outputs of training."""
+    """For any image size, and with the outputs of training."""
     network = networks.make(name).eval()
     traced = torch.fx.symbolic_trace(network)
     for size in ((1, 3, 64, 48), (2, 3, 33, 65)):
@@ -85,13 +85,13 @@ def test_normalisations_are_folded(network: nn.Module) -> None:
         torch.testing.assert_close(folded(image), network(image), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization's, of its own end
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels of CPUs")
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization's deprecation
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels need a CPU")
 @pytest.mark.skipif(
     find_spec("torch.ao.quantization.quantize_fx") is None, reason="this torch has no quantize_fx"
 )
 def test_int8(network: nn.Module) -> None:
-    """As docs/deploy.md does it."""
+    """As in docs/deploy.md."""
     from torch.ao.quantization import get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 

@@ -1,4 +1,4 @@
-"""Training: a killed run resumes with the same curve, two processes equal one, files stay
+"""Training: an interrupted run resumes with the same curve, two processes equal one, files stay
 intact."""
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ def curve(folder: Path) -> list[list[str]]:
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
-    """The same log but for the time, and the same bits in the last checkpoint."""
+    """The logs are equal except for the time, and the last checkpoints bitwise equal."""
     assert curve(folder) == curve(other)
     ours, theirs = (checkpoint.read(each / checkpoint.LAST) for each in (folder, other))
     for part in ("network", "optimizer", "step", "scores", "best"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
 
 
-# Killed and resumed.
+# Interrupted and resumed runs.
 
 
 @pytest.mark.slow
 def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Killed after some steps, between checkpoints, with the process that reads for it, or asked to
-    stop, as by a scheduler; then the same command again."""
+    """A run is killed after some steps, between checkpoints, together with its reader process, or
+    asked to stop, as by a scheduler; then the same command is repeated."""
     small(tmp_path, "train.epochs=8")
 
     def start(folder: str) -> subprocess.Popen[str]:
-        """A process of its own each time: the bits of a library's sums are those of its threads."""
+        """In a new process each time, because a library's sums depend on the number of threads."""
         command = [
             sys.executable, str(REPOSITORY / "examples" / "train.py"), str(tmp_path / "small.yaml"),
             "train.epochs=8", "train.workers=1", "data.class_uniform=0.5", "data.tile=20",
@@ -90,7 +90,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert run.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL), errors
         assert 2 <= checkpoint.read(tmp_path / folder / checkpoint.LAST)["step"] < 24
         if number == signal.SIGTERM:
-            assert "the same command goes on" in said.replace("\n", " ")
+            assert "repeat the command to resume" in said.replace("\n", " ")
     runs = [start(folder) for folder in ("killed", "stopped", "whole")]
     for run in runs:
         _, errors = run.communicate(timeout=300)
@@ -102,7 +102,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_stopped_at_any_step_goes_on(tmp_path: Path) -> None:
-    """Between log lines too, whose means it has to keep; dropout and readers in other processes."""
+    """Also between log rows, whose means it restores; with dropout and reader processes."""
     settings = small(tmp_path, "train.log_every=4", "train.save_every=0", "train.workers=1")
     train(settings, tmp_path / "whole")
     for step in (2, 5):
@@ -133,7 +133,7 @@ def test_other_recipe_does_not_go_on(tmp_path: Path) -> None:
 
 
 def save_again_and_again(path: Path) -> None:
-    torch.set_num_threads(1)  # a forked process has not its parent's others
+    torch.set_num_threads(1)  # the parent's threads do not exist in a forked process
     for step in range(1_000_000):
         checkpoint.save(path, {"step": step, "weights": torch.full((50_000,), float(step))})
 
@@ -167,7 +167,7 @@ def test_file_that_is_no_checkpoint(content: bytes | None, tmp_path: Path) -> No
     with pytest.raises(checkpoint.CheckpointError, match=f"^{path}: "):
         checkpoint.read(path)
     torch.save({"weights": 1}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="is no checkpoint of"):
+    with pytest.raises(checkpoint.CheckpointError, match="is not a checkpoint of"):
         checkpoint.read(path)
 
 
@@ -183,7 +183,7 @@ def test_trained_network_comes_back(tmp_path: Path) -> None:
 
 
 def test_run_starts_from_another(tmp_path: Path) -> None:
-    """With other classes, without its attention: these start anew, all else is as it was."""
+    """With other classes and more attentions: these are initialised, everything else is loaded."""
     options = "network.options={slots: [true,false,false,false,false]}"
     hanet = ("network.name=deeplabv3plus_hanet", "train.steps=1")
     plain = train(small(tmp_path, *hanet, options.replace("true", "false")), tmp_path / "first")
@@ -202,7 +202,7 @@ def test_run_starts_from_another(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in kept)
     assert len(after["aux_head.4.bias"]) == 11 and len(kept) > 40
     started.run()
-    path.unlink()  # to go on, it is not needed
+    path.unlink()  # not needed to resume
     assert Trainer(small(tmp_path, *changes), tmp_path / "second").step == 1
 
 
@@ -228,11 +228,11 @@ def test_run_of_before_a_setting_came_goes_on(tmp_path: Path) -> None:
     assert Trainer(settings, tmp_path / "run").step == 3
 
 
-# Many processes.
+# Several processes.
 
 
 def write_scenes(root: Path) -> None:
-    """Images with very different shares of labelled pixels."""
+    """Images with very different fractions of labelled pixels."""
     for split in ("train", "val"):
         for number in range(6):
             values = np.random.default_rng(number).integers(0, 11, (32, 32))
@@ -247,9 +247,9 @@ def write_scenes(root: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        # weights from the labels of all scenes; what is validated is the average
+        # class weights from the labels of all scenes; the average is validated
         ("network.options={dropout: 0.0}", "loss.balance=median", "train.average=0.5"),
-        # whose auxiliary loss is a mean over fewer pixels
+        # its auxiliary loss is a mean over fewer pixels
         (
             "network.name=deeplabv3plus_hanet",
             "network.options={dropout: 0.0, enlarge_aux: false, reduction: 8}",
@@ -259,8 +259,8 @@ def write_scenes(root: Path) -> None:
     ids=["fcn", "hanet"],
 )
 def test_two_processes_equal_one(settings: tuple[str, ...], tmp_path: Path) -> None:
-    """The same log and the same network to rounding, norms frozen, without dropout; though the two
-    were stopped in between, and only the first has the checkpoint."""
+    """The same log and, up to rounding, the same network, with frozen norms and without dropout.
+    The two processes are stopped once, and only the first one has the checkpoint."""
     write_scenes(tmp_path / "camvid")
     changes = (
         "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",
@@ -303,7 +303,8 @@ def test_processes_share_out_every_batch() -> None:
 def test_norms_see_all_processes_on_gpus(
     norms: str, kind: str, synced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every one of them, those of HANet's attentions too; without a GPU as far as that goes."""
+    """All norms, including those in HANet's attentions; as far as this can be tested without a
+    GPU."""
     monkeypatch.setattr(processes, "DistributedDataParallel", lambda network, devices: network)
     network = networks.build(recipe.Network("deeplabv3plus_hanet", "tiny"), 5)
     here = Processes(0, 2, torch.device(kind, 0) if kind == "cuda" else torch.device(kind))
@@ -316,14 +317,14 @@ def is_norm(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
 
 
-# What is shown.
+# Output.
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_loss_miou_and_time_left(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bar on a terminal; elsewhere a line, at most every half minute."""
+    """A bar on a terminal, otherwise a line every half minute."""
     clock = iter(range(0, 10_000, 20))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
@@ -348,7 +349,7 @@ def test_progress_shows_loss_miou_and_time_left(
         )
 
 
-# What is learnt, and how.
+# Optimization.
 
 
 @pytest.mark.slow
@@ -372,7 +373,7 @@ def test_rates_follow_groups_and_schedule() -> None:
     assert rates == pytest.approx([10, 1, 1])
     network.hanet0.weight.requires_grad_(False)
     assert sum(len(g["params"]) for g in objective.optimizer(network, settings).param_groups) == 5
-    with pytest.raises(RecipeError, match="no parameter is called 'ppm'"):
+    with pytest.raises(RecipeError, match="no parameter matches 'ppm'"):
         objective.optimizer(network, recipe.Optimizer(groups=[recipe.Group("ppm")]))
 
 
@@ -390,7 +391,7 @@ def test_rates_follow_groups_and_schedule() -> None:
 def test_every_way_to_train_resumes(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch.compile stands for itself here: Inductor would take half a minute."""
+    """torch.compile is replaced: Inductor would take half a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     settings = small(tmp_path, "train.epochs=1", *changes)
     train(settings, tmp_path / "whole")
@@ -404,7 +405,7 @@ def test_every_way_to_train_resumes(
     assert np.isfinite(values).all()
 
 
-# What cannot be is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -425,7 +426,7 @@ def test_recipe_that_cannot_be_followed(change: str, words: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_command_names_the_broken_file(tmp_path: Path) -> None:
-    """In a reader's process, too."""
+    """Also in a reader process."""
     scene_files.write_camvid(tmp_path / "camvid", [0, 1, 11])
     broken = tmp_path / "camvid" / "train" / "labels" / "2.png"
     Image.fromarray(np.full(scene_files.SIZE, 77, np.uint8)).save(broken)
@@ -469,7 +470,7 @@ def test_log_drops_what_was_cut_off(tmp_path: Path) -> None:
 def test_same_curve_from_logits_of_either_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interpolated in the loss, or before it."""
+    """Interpolated in the loss or before it."""
     settings = small(tmp_path)
     train(settings, tmp_path / "small")
     monkeypatch.setattr(networks, "may_resize", lambda network: False)

@@ -22,7 +22,7 @@ from examples.training.average import Average  # noqa: E402
 from examples.training.recipe import RecipeError  # noqa: E402
 from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 
-# The average of the weights.
+# Weight averaging.
 
 
 def test_average_is_the_recursion() -> None:
@@ -54,7 +54,7 @@ def test_average_is_what_is_scored_and_kept(tmp_path: Path) -> None:
     last, best = (checkpoint.read(tmp_path / "run" / f"{name}.pt") for name in ("last", "best"))
     theirs, own = plain.network.state_dict(), trainer.average.network.state_dict()
     for key, value in own.items():
-        assert torch.equal(last["network"][key], theirs[key])  # the average changes no step
+        assert torch.equal(last["network"][key], theirs[key])  # averaging does not change the steps
         assert torch.equal(best["network"][key], value)
         assert torch.equal(last["average"]["network"][key], value)
     assert not torch.equal(own["head.0.weight"], theirs["head.0.weight"])
@@ -79,7 +79,7 @@ def test_average_resumes(tmp_path: Path) -> None:
     assert left["average"]["steps"] == 6
 
 
-# Weights of classes.
+# Class weights.
 
 COUNTS = np.array([[90, 10, 0, 7], [50, 0, 0, 50]])
 

@@ -65,7 +65,7 @@ def maps() -> list[Tensor]:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", HEADS)
 def test_head_is_theirs(name: str, training: bool) -> None:
-    """Outputs, the gradients of features and parameters, and the statistics of the norms."""
+    """Outputs, gradients of features and parameters, and the statistics of the norms."""
     make, align_corners = HEADS[name]
     theirs = randomise(make()).train(training)
     head = ours(align_corners).train(training)
@@ -92,7 +92,7 @@ def test_head_is_theirs(name: str, training: bool) -> None:
 
 
 class Around(models.Backbone):
-    """Somebody else's backbone."""
+    """Wraps another package's backbone."""
 
     def __init__(self, network: nn.Module, channels: Any) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Around(models.Backbone):
 
 @pytest.mark.parametrize("aux", [True, False])
 def test_network_of_transformers(aux: bool) -> None:
-    """Its checkpoint, but for the backbone's own names; logits of both heads."""
+    """Loads its checkpoint, with the backbone's own names; compares the logits of both heads."""
     transformers = oracles.transformers()
     backbone = transformers.ConvNextConfig(
         hidden_sizes=list(CHANNELS), depths=[1] * 4, out_features=[f"stage{i}" for i in range(1, 5)]
@@ -130,7 +130,7 @@ def test_network_of_transformers(aux: bool) -> None:
 
 
 def test_network_of_mmseg() -> None:
-    """A whole checkpoint, strictly."""
+    """Loads a whole checkpoint strictly."""
     heads = {"num_classes": 5, "norm_cfg": {"type": "BN"}, "align_corners": False}
     config = {
         "type": "EncoderDecoder",
@@ -159,7 +159,7 @@ def test_network_of_mmseg() -> None:
 
 
 def test_network_is_plain() -> None:
-    """With plain PyTorch in place of our functions: the concatenation built, each map enlarged."""
+    """Against plain PyTorch, which materialises the concatenation and each interpolated map."""
     network = randomise(undropped(models.upernet(5, Tiny(), head_channels=WIDTH))).double()
     other = copy.deepcopy(network)
     x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
@@ -184,7 +184,7 @@ def test_network_is_plain() -> None:
     ],
 )
 def test_backbones_of_timm(name: str, channels: tuple[int, ...]) -> None:
-    """Images of any size, also a Swin transformer's, whose features have their channels last."""
+    """Images of any size; includes a Swin transformer, whose features are (N, H, W, C)."""
     timm = oracles.timm()
     network = models.upernet(5, f"timm:{name}", head_channels=WIDTH, aux_channels=8)
     assert network.backbone.channels == channels

@@ -19,13 +19,13 @@ OPS = torch.ops.stripctx
 
 PSP = ((1, 1), (2, 2), (3, 3), (6, 6))
 MPM = ((20, 20), (12, 12))
-ODD = ((5, 3), (1, 9), (14, 31))  # not square, larger than most maps
+ODD = ((5, 3), (1, 9), (14, 31))  # not square, or larger than most maps
 KERNEL = {"kernel": (3, 2), "padding": (1, 2), "dilation": (1, 2)}
 
 
 def up(level: Tensor, size: tuple[int, int], align_corners: bool | None, mode: str) -> Tensor:
-    """F.interpolate, also of nothing. The nearest by float32's indices: of contiguous float64 maps
-    torch takes others, here and there, than of any other."""
+    """F.interpolate, also for empty tensors. Nearest modes use float32 indices: for contiguous
+    float64 maps torch sometimes uses other indices than for other dtypes and layouts."""
     if level.numel() == 0 or 0 in size:
         return level.new_zeros((*level.shape[:2], *size)) + 0 * level.sum()
     if mode != "bilinear":
@@ -37,7 +37,7 @@ def up(level: Tensor, size: tuple[int, int], align_corners: bool | None, mode: s
     return F.interpolate(level, size, mode=mode, align_corners=align_corners)
 
 
-# (align_corners, mode) of levels, one after the other and again from the first; codes as in
+# (align_corners, mode) of the levels, repeated cyclically; codes as in
 # stripctx/reference/upsample.py.
 ALIGNED, HALF_PIXEL = ((True, "bilinear"),), ((False, "bilinear"),)
 MIXED = ((None, "nearest"), (True, "bilinear"), (None, "nearest-exact"), (False, "bilinear"))
@@ -88,7 +88,7 @@ def plain_taps_add(
     dilation: tuple[int, int],
     ways: Ways,
 ) -> Tensor:
-    """Each tap's map, padded, shifted and cut out."""
+    """Each tap's map, padded, shifted and cropped."""
     height, width = base.shape[2:]
     for level in at_size(size, taps, ways):
         maps = F.pad(level, (padding[1], padding[1], padding[0], padding[0]))
@@ -107,7 +107,7 @@ def concat_case(name: str, sizes: Any, ways: Ways, x_index: int) -> Case:
         lambda x, *levels: plain_concat(x, *levels, ways=ways, x_index=x_index),
         lambda s: [s, *((s[0], (s[1] + i) // 2, *size) for i, size in enumerate(sizes))],
         rounds_as_plain=True,
-        cancels=5,  # a level of one cell gets the sum of a whole plane
+        cancels=5,  # a level of one cell is the sum of a whole plane
     )
 
 
@@ -188,14 +188,15 @@ CONVS = (
 @pytest.mark.parametrize("shape", [(1, 8, 60, 60), (2, 4, 33, 97), (1, 8, 129, 130)], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_maps_as_in_networks(shape: Shape, layout: str) -> None:
-    """Many rows between two cells, several tiles of rows and columns, planes that fit no block."""
+    """Many rows between two cells, several tiles of rows and columns, planes larger than a
+    block."""
     for case in (CONCAT, ADD_RELU, TAPS):
         operator_checks.check_float64(case, shape, torch.float32, layout)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_large_levels(layout: str) -> None:
-    """Levels that fit no shared memory: halved maps, and a map a tenth of its level."""
+    """Levels larger than shared memory: halved maps, and a map with a tenth of its level's size."""
     case = add_relu_case("large", ((40, 70), (64, 8)), HALF_PIXEL)
     operator_checks.check_float64(case, (1, 5, 80, 140), torch.float32, layout)
     case = add_relu_case("shrink", ((97, 120),), ALIGNED)
@@ -207,7 +208,7 @@ def test_large_levels(layout: str) -> None:
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("layout", FORMATS)
 def test_every_level_of_every_size(align_corners: bool, layout: str) -> None:
-    """1 to 24 cells over 1 to 26 positions, rows and columns of different ones."""
+    """1 to 24 cells over 1 to 26 positions, with different numbers for rows and columns."""
     for size in range(1, 27):
         x = operator_checks.make((1, 2, size, 27 - size), torch.float64, layout)
         for first in (1, 9, 17):
@@ -269,7 +270,7 @@ def test_conv_allocates_no_concatenation() -> None:
 
 
 def peak_bytes(work: Callable[[], None]) -> int:
-    """The most memory that torch's allocator holds during `work` above what it held before."""
+    """The peak of torch's allocator during `work`, in excess of what was allocated before."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -291,7 +292,7 @@ def peak_bytes(work: Callable[[], None]) -> int:
 X = (2, 3, 4, 5)
 L = (2, 3, 2, 2)
 ONES, NONE = [1, 1], [0, 0]
-ONE_LEVEL = [1], [0.0, 0.0]  # its mode and ratios
+ONE_LEVEL = [1], [0.0, 0.0]  # mode and ratios
 
 
 def concat(x: Tensor, *levels: Tensor) -> Tensor:
@@ -350,7 +351,7 @@ REFUSED: list[Refusal] = [
         (map_of(*X), map_of(*L), [4, 5], [1, 0], NONE, ONES),
         "kernel must be two integers of at least 1, got (1, 0)",
     ),
-    (  # 4 * 2^62 is 0 in 64 bits
+    (  # 4 * 2^62 overflows to 0 in 64 bits
         taps_add,
         (map_of(*X), map_of(*L), [4, 5], [2**62 + 1, 1], NONE, [4, 1]),
         "kernel must be at most 32767, got (4611686018427387905, 1)",
@@ -479,7 +480,8 @@ class TestUpsample(OperatorSuite):
 @pytest.mark.parametrize("way", CODES, ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> None:
-    """1 to 24 cells over 1 to 26 positions, alone, in a sum and under a kernel, both ways."""
+    """1 to 24 cells over 1 to 26 positions, alone, in a sum and in a convolution, both
+    directions."""
     for height, width in ((1, 26), (5, 13), (12, 24), (17, 7)):
         x = operator_checks.make((1, 3, height, width), torch.float64, layout)
         weight = operator_checks.make((2, 6, 3, 3), torch.float64, "contiguous")
@@ -506,7 +508,7 @@ def test_every_mode_of_every_size(way: tuple[bool | None, str], layout: str) -> 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "nearest-exact"])
 @pytest.mark.parametrize("factor", [2.0, 1.7, 2.05, (1.5, 3.3), 0.6])
 def test_scale_factors(mode: str, factor: Any) -> None:
-    """torch reads by the factor it was given, not by the sizes that came of it."""
+    """torch computes positions from the given factor, not from the resulting sizes."""
     for size in ((10, 7), (5, 9), (3, 3)):
         level = operator_checks.make((1, 3, *size), torch.float64, "contiguous").requires_grad_()
         up = F.interpolate(level, scale_factor=factor, mode=mode)
@@ -527,7 +529,7 @@ def test_nearest_keeps_infinities() -> None:
 
 @pytest.mark.parametrize("x_index", [0, 1, 2, -1])
 def test_levels_of_the_maps_own_size(x_index: int) -> None:
-    """Convolved as x is; of several maps at full size any may be called x."""
+    """They are convolved like x; any of several full-size maps may be passed as x."""
     x = operator_checks.make((2, 3, 6, 7), torch.float64, "contiguous")
     levels = [
         operator_checks.make((2, 2, *size), torch.float64, "contiguous")
@@ -578,7 +580,7 @@ def test_taps_added_in_place(layout: str) -> None:
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("layout", FORMATS)
 def test_conv_gradients_of_each_operand(kernel: int, layout: str) -> None:
-    """Whichever operands want one; twice, and with a gradient of any layout."""
+    """Any subset of operands may require gradients; also second order, and any gradient layout."""
     x = operator_checks.make((2, 3, 6, 7), torch.float64, layout)
     levels = [operator_checks.make((2, 2, *s), torch.float64, layout) for s in ((6, 7), (3, 4))]
     weight, bias = torch.randn(4, 7, kernel, kernel).double(), torch.randn(4).double()
@@ -608,7 +610,7 @@ def test_conv_gradients_of_each_operand(kernel: int, layout: str) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_map_of_no_channels(bias: bool) -> None:
-    """It only says how large: all that is convolved is interpolated."""
+    """It only defines the size: everything that is convolved is interpolated."""
     x = torch.empty(2, 0, 6, 7, dtype=torch.float64)
     level = operator_checks.make((2, 3, 3, 4), torch.float64, "contiguous").requires_grad_()
     weight = operator_checks.make((4, 3, 3, 3), torch.float64, "contiguous")

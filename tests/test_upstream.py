@@ -1,4 +1,4 @@
-"""Whole networks load published checkpoints, wrapped or not, and strictly."""
+"""Whole networks load published checkpoints strictly, with or without a wrapper's prefix."""
 
 from __future__ import annotations
 
@@ -204,7 +204,8 @@ def test_hanet_loads(backbone: str) -> None:
 
 
 class Parts(nn.Module):
-    """What SEMSEG and MMSEG rename in every network: the backbone and the auxiliary head."""
+    """The parts that SEMSEG and MMSEG rename in every network: the backbone and the auxiliary
+    head."""
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
@@ -278,7 +279,7 @@ def test_strict_stays_strict() -> None:
 
 @pytest.mark.parametrize("name", ["deeplabv3plus_hanet", "pspnet", "spnet"])
 def test_a_weighted_criterion_is_left_out(name: str) -> None:
-    """Upstream's networks hold their losses, whose class weights are saved with them."""
+    """Upstream's networks contain their losses, whose class weights are saved too."""
     options = {"strip_pooling": False, "pool_sizes": (3, 2)} if name == "spnet" else {}
     backbone = "resnet18s"
     build = getattr(models, name)
@@ -312,7 +313,7 @@ def test_layers_take_wrapped_files(name: str) -> None:
     state = {f"module.{key}": value for key, value in source.state_dict().items()}
     target.load_state_dict({"epoch": 1, "state_dict": state}, strict=True)
     same_state(source, target)
-    network = nn.Sequential(randomise(LAYERS[name]()))  # and inside a network, as they are
+    network = nn.Sequential(randomise(LAYERS[name]()))  # also as part of a network
     network.load_state_dict({f"0.{key[7:]}": value for key, value in state.items()}, strict=True)
     same_state(source, network[0])
 

@@ -1,5 +1,5 @@
-"""The library by itself: processes that load it and never import the package know every operator,
-and a C++ program runs an exported network."""
+"""The library without the package: processes that only load it know every operator, and a C++
+program runs an exported network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_library = pytest.mark.skipif(LIBRARY is None, reason="the reference backen
 
 
 def script(code: str, *arguments: object, quiet: bool = True) -> str:
-    """What a process prints that has torch and nothing of ours but what it loads."""
+    """The output of a process that imports torch and, of stripctx, only what it loads itself."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(
@@ -106,9 +106,9 @@ assert x.grad.sum() == 6
 
 
 @needs_library
-@pytest.mark.skipif(LIBRARY is None or LIBRARY.name != "cpu", reason="what a user would load")
+@pytest.mark.skipif(LIBRARY is None or LIBRARY.name != "cpu", reason="tests the CPU library")
 def test_a_library_loaded_before_or_after_the_package(tmp_path: Path) -> None:
-    """It is not loaded again; nor does a second one, of another path, define anything twice."""
+    """It is not loaded again, and a copy at another path does not define operators twice."""
     path = f"import sys; sys.path.insert(0, {str(toolkit.REPOSITORY)!r})\n"
     other = shutil.copy(LIBRARY.path, tmp_path)
     said = script(path + LATER, LIBRARY.path, other, quiet=False)
@@ -119,7 +119,7 @@ def test_a_library_loaded_before_or_after_the_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("pixels", [7, 0])
 def test_the_strip_convolution(layout: torch.memory_format, pixels: int) -> None:
-    """The one operator that is composed, of another kernel and the library's convolution."""
+    """The only composed operator: another kernel and the library's convolution."""
     rows = torch.randn(2, 6, 5, 1, device=DEVICE).contiguous(memory_format=layout)
     cols = torch.randn(2, 6, 1, pixels, device=DEVICE).contiguous(memory_format=layout)
     weight = torch.randn(4, 6, 1, 1, device=DEVICE).contiguous(memory_format=layout)
@@ -133,7 +133,7 @@ def test_the_strip_convolution(layout: torch.memory_format, pixels: int) -> None
 
 
 class Head(nn.Module):
-    """Operators of several families."""
+    """Uses operators of several families."""
 
     def __init__(self) -> None:
         super().__init__()

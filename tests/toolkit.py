@@ -1,6 +1,6 @@
 """CUDA's compiler, headers and tools as stripctx/extension finds them, for tests of kernels.
 
-The extension is imported as a package of its own, as setup.py does: no torch, and nothing is built.
+The extension is imported as a separate package, as in setup.py: without torch, and without a build.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ else:
 
 sys.path.pop(0)
 
-# As in sm_90: what the CUDA library is compiled for where no GPU says otherwise.
+# The CUDA library's default architectures, 90 for sm_90.
 ARCHITECTURES = [int(a.removesuffix("+PTX").replace(".", "")) for a in architectures.DEFAULT]
 
 
@@ -40,14 +40,14 @@ def nvcc() -> str | None:
 
 
 def cuobjdump() -> str | None:
-    """The disassembler, which comes with a system toolkit or as PyPI's nvidia-cuda-cuobjdump."""
+    """The disassembler, from a system toolkit or PyPI's nvidia-cuda-cuobjdump."""
     folders = [os.path.dirname(path) for path in toolchain.nvcc_candidates()]
     folders += [os.path.join(root, "bin") for root in toolchain.pypi_roots()]
     return shutil.which("cuobjdump", path=os.pathsep.join(folders)) or shutil.which("cuobjdump")
 
 
 def include_directories() -> list[str]:
-    """Where g++ finds cuda_fp16.h and the <nv/target> that it includes; empty where it cannot."""
+    """Include paths for g++ with cuda_fp16.h and its <nv/target>; empty if not found."""
     try:
         return toolchain.cuda_includes()
     except UnavailableError:
@@ -70,7 +70,7 @@ def compile_emulated(kernels: Sequence[Path], output: Path, flags: Sequence[str]
 
 
 def load(library: Path) -> ctypes.CDLL:
-    """Opens what compile_emulated built, with the types of its C functions declared."""
+    """Loads a library that compile_emulated built, and declares the types of its C functions."""
     opened = ctypes.CDLL(str(library))
     opened.stripctx_simt_counts.restype = ctypes.c_char_p
     opened.stripctx_simt_set_order.argtypes = [ctypes.c_char_p]

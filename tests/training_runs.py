@@ -1,4 +1,4 @@
-"""Runs of a second or two for the tests of training: a recipe, and two processes that follow it."""
+"""Training runs of a second or two for tests: a recipe, and two processes that run it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(settings: recipe.Recipe, folder: Path) -> Trainer:
 
 
 def stop_after(trainer: Trainer, step: int) -> None:
-    """Has the run end as a SIGTERM in that step would."""
+    """Ends the run as a SIGTERM in that step would."""
     learn = trainer._learn
 
     def learn_and_stop(*arguments: object) -> None:
@@ -52,8 +52,8 @@ def stop_after(trainer: Trainer, step: int) -> None:
 
 
 def train_in_processes(rank: int, size: int, folder: str, changes: tuple[str, ...]) -> None:
-    """What each of `size` spawned processes does: the second is asked to stop after three steps,
-    then both go on. The first writes into folder/many."""
+    """The work of each of `size` spawned processes: the second is asked to stop after three steps,
+    then both resume. The first writes into folder/many."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",

@@ -14,7 +14,7 @@ Maps = tuple[Tensor, Tensor, Tensor]
 
 
 class UNet(nn.Module):
-    """Three maps, a decoder, and a classifier of what that gives."""
+    """A stem that returns three maps, a decoder, and a classifier of its result."""
 
     def __init__(self, decoder: nn.Module, channels: int = 8) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def double(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Stage(nn.Module):
-    """Padded to the skip's size, which an odd image makes larger than twice the map."""
+    """Pads to the skip's size, which exceeds twice the map's for odd images."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Padding(nn.Module):
 
 
 class Shapes(nn.Module):
-    """The size from `.shape`; the map first; half pixels."""
+    """The size from `.shape`; the map first; align_corners=False."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,8 @@ class Shapes(nn.Module):
 
 
 class UpFirst(nn.Module):
-    """Nearest, by a factor; `nn.Upsample` and a convolution in one Sequential; dropout, off."""
+    """Nearest, by a factor; `nn.Upsample` and a convolution in one Sequential; dropout,
+    disabled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class UpFirst(nn.Module):
 
 
 def fit(x: Tensor, like: Tensor) -> Tensor:
-    """Resized where an odd image asks for it, and made contiguous."""
+    """Resizes if an odd image requires it, and makes the result contiguous."""
     _, _, *size = like.shape
     if [*x.shape[2:]] != size:
         x = F.interpolate(x, size, mode="nearest")
@@ -105,7 +106,7 @@ def fit(x: Tensor, like: Tensor) -> Tensor:
 
 
 class Functional(nn.Module):
-    """Parameters of its own, `torch.nn.functional` and methods."""
+    """Own parameters, `torch.nn.functional` and methods."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class Functional(nn.Module):
 
 
 class Nested(nn.Module):
-    """Concatenations of concatenations, as UNet++ has them; modes and alignments that differ."""
+    """Nested concatenations, as in UNet++, with different modes and alignments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class Nested(nn.Module):
 
 
 class AllUp(nn.Module):
-    """Nothing is at full size but what was upsampled."""
+    """All full-size maps are upsampled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +152,7 @@ class AllUp(nn.Module):
 
 
 class Sums(nn.Module):
-    """A feature pyramid: laterals, sums in place, a ReLU over three, a product."""
+    """A feature pyramid: laterals, in-place sums, a ReLU over three maps, a product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class Sums(nn.Module):
 
 
 class Gated(nn.Module):
-    """Attention's gate: a level goes into a product and a convolution alike."""
+    """An attention gate: a level is used in a product and in a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +184,8 @@ class Gated(nn.Module):
 
 
 class Left(nn.Module):
-    """What is not the pattern: shrinking, bicubic, a norm between, a depthwise convolution."""
+    """Cases that are not fused: downsampling, bicubic, a norm in between, a depthwise
+    convolution."""
 
     def __init__(self) -> None:
         super().__init__()

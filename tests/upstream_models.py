@@ -16,7 +16,7 @@ UP = {"mode": "bilinear", "align_corners": True}
 
 
 def unit(inputs: int, outputs: int, kernel: Any, relu: bool = True) -> nn.Sequential:
-    """A convolution of the same size, without bias, a norm and perhaps a ReLU."""
+    """A convolution of the same size without bias, a norm and optionally a ReLU."""
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     conv = nn.Conv2d(inputs, outputs, kernel, 1, (kernel[0] // 2, kernel[1] // 2), bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] * relu))
@@ -47,7 +47,7 @@ class PPM(nn.Module):
 
 
 class PSPNet(nn.Module):
-    """Its forward's own business stands between the pyramid and the classifier: `use`."""
+    """Its forward calls a method of its own, `use`, between the pyramid and the classifier."""
 
     def __init__(self, classes: int = 3, **options: Any) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class EncHead(nn.Module):
         return outputs
 
 
-# Pyramids that `fuse` must leave.
+# Pyramids that `fuse` must not change.
 
 
 class pyramidPooling(nn.Module):  # noqa: N801

@@ -80,45 +80,46 @@ class Shape:
         return Shape(self.batch, channels, self.height, self.width, self.element_size)
 
     def floor(self, *, read: int, written: int, operations: int) -> Floor:
-        """From elements to bytes."""
+        """Converts elements to bytes."""
         return Floor(read * self.element_size, written * self.element_size, operations)
 
 
 FloorOf = Callable[[Shape], Floor]
 
-Product = tuple[int, int, int]  # of matrices, (rows, inner) by (inner, columns)
+Product = tuple[int, int, int]  # of matrices (rows, inner) by (inner, columns)
 ProductOf = Callable[[Shape], Product]
 
 
 def multiply_adds(product: Product) -> int:
-    """Operations of a product: a multiplication and an addition each."""
+    """The operations of a product: a multiplication and an addition each."""
     return 2 * math.prod(product)
 
 
-# What CUDA kernels move beyond the floor, computed from their launches. The work of a block and of
-# a thread is described in csrc/cuda; repeated reads come from a cache unless stated otherwise.
+# Bytes that CUDA kernels move in addition to the floor, computed from their launches. The work of a
+# block and of a thread is described in csrc/cuda; repeated reads hit a cache unless stated
+# otherwise.
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Blocks and threads of a kernel, each (x, y, z)."""
+    """The grid and block sizes of a kernel, each (x, y, z)."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
 
 
-Launches = Mapping[str, Launch]  # the kernels that one call ran, by name
+Launches = Mapping[str, Launch]  # the kernels that one call launched, by name
 Extra = Callable[[Shape, Launches], Floor]
 
 
 def launch_of(launches: Launches, family: str) -> tuple[str, Launch]:
-    """The kernel with this prefix; the layout determines ..._planes or ..._pixels."""
+    """The kernel with this prefix; its suffix is the layout, ..._planes or ..._pixels."""
     ((kernel, launch),) = ((k, v) for k, v in launches.items() if k.startswith(family))
     return kernel.removeprefix(family), launch
 
 
 def partial_sums(shape: Shape, results: int, parts: int) -> Floor:
-    """`parts` partial sums of each of `results`, written by one stage and read by the next."""
+    """`parts` partial sums for each of `results`, written by one stage and read by the next."""
     size = results * parts * shape.accumulate_size
     return Floor(read=size, written=size, operations=results * max(0, parts - 1))
 

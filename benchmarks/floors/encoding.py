@@ -19,7 +19,7 @@ CODES = 32
 
 
 def parameters(shape: Shape) -> int:
-    """Elements of codewords and scale."""
+    """The number of elements of codewords and scale."""
     return CODES * (shape.channels + 1)
 
 
@@ -28,7 +28,7 @@ def encoded(shape: Shape) -> int:
 
 
 def encode_product(shape: Shape) -> Product:
-    """Positions by codewords."""
+    """The product of positions and codewords."""
     return shape.pixels, shape.channels, CODES
 
 
@@ -42,7 +42,7 @@ def encode(shape: Shape) -> Floor:
 
 
 def encode_backward(shape: Shape) -> Floor:
-    """Five products: x.c, x.G, q.x, and a.G and q.c toward x; the softmax and its derivative."""
+    """Five products: x.c, x.G, q.x, and a.G and q.c for x; the softmax and its derivative."""
     return shape.floor(
         read=shape.map + parameters(shape) + encoded(shape),
         written=shape.map + parameters(shape),
@@ -70,8 +70,8 @@ def channel_gate_backward(shape: Shape) -> Floor:
 
 
 def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int) -> Floor:
-    """Codewords and G in float32: so many matrices (K, D) a tile and a block, from the first-level
-    cache but for the first time."""
+    """Codewords and G in float32: the number of matrices (K, D) read per tile and per block, from
+    the L1 cache except for the first time."""
     positions = 32 if shape.channels <= 128 else 16
     tiles = shape.batch * -(-shape.height * shape.width // positions)
     matrices = CODES * shape.channels * (tiles * a_tile + blocks * a_block)
@@ -79,8 +79,8 @@ def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int
 
 
 def encode_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords, once or twice a tile, or where they stay in shared memory four times a block;
-    a part of every result from each block."""
+    """The codewords, once or twice per tile, or four times per block if they stay in shared memory;
+    and a partial sum of every result per block."""
     kind, launch = launch_of(launches, "encode_")
     blocks, a_tile, a_block = launch.grid[0], 2 if shape.channels <= 128 else 1, 3
     if kind == "resident":
@@ -91,8 +91,9 @@ def encode_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords and G, for the assignments and again toward x, or where they stay in shared
-    memory five times and twice a block; a part of the parameters' gradients from each block."""
+    """The codewords and G, for the assignments and again for the gradient of x, or five times and
+    twice per block if they stay in shared memory; partial sums of the parameters' gradients per
+    block."""
     kind, launch = launch_of(launches, "encode_backward_")
     blocks, a_tile, a_block = launch.grid[0], 6 if shape.channels <= 128 else 4, 6
     if kind == "resident":
@@ -104,7 +105,7 @@ def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def channel_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """The gate, once a block that owns a piece of a plane or once a thread that owns channels."""
+    """The gate, read once per block that owns part of a plane, or per thread that owns channels."""
     layout, launch = launch_of(launches, "channel_gate")
     gates = shape.batch * shape.channels
     if layout.endswith("_planes"):
@@ -113,7 +114,7 @@ def channel_gate_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def channel_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and a sum of the gate's gradient from each block."""
+    """The same, and a partial sum of the gate's gradient per block."""
     layout, launch = launch_of(launches, "channel_gate_backward")
     parts = launch.grid[1] if layout == "_planes" else launch.grid[0] // shape.batch
     gates = shape.batch * shape.channels

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from benchmarks.floors.base import SIGMOID_OPERATIONS, Extra, Floor, FloorOf, Launches, Shape
 
-GATE_ROWS = 16  # row_pool's results and row_gate's logits a channel
+GATE_ROWS = 16  # results of row_pool and logits of row_gate, per channel
 
 
 def gate_rows(shape: Shape) -> int:
-    """Elements of the pooled rows, or of the logits."""
+    """The number of elements of the pooled rows, or of the logits."""
     return shape.batch * shape.channels * GATE_ROWS
 
 
@@ -35,7 +35,7 @@ def row_gate(shape: Shape) -> Floor:
 
 
 def row_gate_backward(shape: Shape) -> Floor:
-    """A product for the gradient of x, a product and a sum for that of the gates."""
+    """A product for the gradient of x; a product and a sum for the gradient of the gates."""
     logits = gate_rows(shape)
     return shape.floor(
         read=2 * shape.map + logits,
@@ -45,14 +45,14 @@ def row_gate_backward(shape: Shape) -> Floor:
 
 
 def row_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """Two logits for every row and channel, instead of each once."""
+    """Two logits are read for every row and channel, instead of each logit once."""
     logits = gate_rows(shape)
     return shape.floor(read=2 * shape.rows - logits, written=0, operations=0)
 
 
 def row_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and each logit once more; the sums over W, which the logits' kernel reads twice,
-    where there is one."""
+    """The same, and each logit once more; if there is a kernel for the logits, it reads the sums
+    over W twice."""
     sums = shape.rows * shape.accumulate_size
     again = Floor(read=gate_rows(shape) * shape.element_size)
     if "row_gate_backward_logits" in launches:

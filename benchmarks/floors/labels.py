@@ -1,5 +1,5 @@
-"""The labels family: label maps and losses from logits several times smaller than the map, a
-class a channel. Targets are int64; what stands for a pixel is in the type that sums run in.
+"""The labels family: label maps and losses from logits several times smaller than the map, with one
+class per channel. Targets are int64; per-pixel values have the dtype of the sums.
 """
 
 from __future__ import annotations
@@ -7,11 +7,11 @@ from __future__ import annotations
 from benchmarks.floors.base import Extra, Floor, FloorOf, Launches, Shape, partial_sums
 
 LABEL_STRIDE = 8
-STRIDES = {(150, 512, 512): 4}  # of other networks, by classes and size
+STRIDES = {(150, 512, 512): 4}  # other networks, by classes and size
 TARGET_BYTES = 8
 
-# Operations of a class and pixel: interpolation, 2 multiply-adds (rows share the other two); a
-# subtraction, an exponential and an addition of the softmax; a comparison.
+# Operations per class and pixel: interpolation, 2 multiply-adds (the other two are shared by rows);
+# a subtraction, an exponential and an addition for the softmax; a comparison.
 UP, SOFTMAX, COMPARE = 4, 3, 1
 
 # csrc/labels/tile.cuh and adjoint.cuh
@@ -21,18 +21,18 @@ LEAST_BAND, MOST_BAND = 4, 32
 
 
 def cells(shape: Shape) -> tuple[int, int]:
-    """Rows and columns of the logits."""
+    """The height and width of the logits."""
     return small(shape.channels, shape.height, shape.width)
 
 
 def small(classes: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the logits of an image of this size."""
+    """The height and width of the logits for an image of this size."""
     stride = STRIDES.get((classes, height, width), LABEL_STRIDE)
     return -(-height // stride), -(-width // stride)
 
 
 def logits(shape: Shape) -> int:
-    """Elements."""
+    """The number of elements of the logits."""
     rows, columns = cells(shape)
     return shape.batch * shape.channels * rows * columns
 
@@ -48,7 +48,7 @@ def _floor(
     each: int,
     more_written: int = 0,
 ) -> Floor:
-    """Logits once, the target once, `maps` of a number a pixel, labels."""
+    """Logits once, the target once, `maps` with a value per pixel, labels."""
     read = logits(shape) * shape.element_size + maps_read * shape.pixels * shape.accumulate_size
     written = maps_written * shape.pixels * shape.accumulate_size + shape.pixels * label_bytes
     return Floor(
@@ -69,13 +69,13 @@ def upsample_softmax_max(shape: Shape) -> Floor:
 
 
 def upsample_cross_entropy(shape: Shape) -> Floor:
-    """Writes log-sum-exps, and two sums a row of pixels."""
+    """Writes log-sum-exps, and two sums per row of pixels."""
     rows = 2 * shape.batch * shape.height
     return _floor(shape, maps_written=1, more_written=rows, each=UP + COMPARE + SOFTMAX)
 
 
 def upsample_cross_entropy_backward(shape: Shape) -> Floor:
-    """Each slope takes a product and a difference, and is added to two rows."""
+    """Each slope requires a product and a difference, and is added to two rows."""
     return _floor(shape, maps_read=2, gradient=True, each=UP + SOFTMAX + 6)
 
 
@@ -86,7 +86,7 @@ def upsample_binary_cross_entropy(shape: Shape) -> Floor:
 
 
 def upsample_binary_cross_entropy_backward(shape: Shape) -> Floor:
-    """A gradient a class and pixel."""
+    """A gradient per class and pixel."""
     least = _floor(shape, target=False, gradient=True, each=UP + 14)
     return (
         least
@@ -107,13 +107,13 @@ def upsample_dice_backward(shape: Shape) -> Floor:
 
 
 def first_cell(position: int, count: int, extent: int) -> int:
-    """The first of the two cells between which a position lies, corners not aligned."""
+    """The first of the two cells around a position, with align_corners=False."""
     source = max(0.0, (position + 0.5) * count / extent - 0.5)
     return min(int(source), count - 1)
 
 
 def _spans(count: int, extent: int, tile: int) -> int:
-    """Cells of one axis that tiles of it read, all tiles together."""
+    """The number of cells along one axis that its tiles read, in total."""
     total = 0
     for begin in range(0, extent, tile):
         last = min(begin + tile, extent) - 1
@@ -123,19 +123,19 @@ def _spans(count: int, extent: int, tile: int) -> int:
 
 
 def _staged(shape: Shape) -> int:
-    """Elements of the logits that tiles of pixels read: neighbours share cells."""
+    """The elements of the logits that tiles of pixels read; neighbours share cells."""
     rows, columns = cells(shape)
     of_tiles = _spans(rows, shape.height, TILE_ROWS) * _spans(columns, shape.width, TILE_COLUMNS)
     return shape.batch * shape.channels * of_tiles
 
 
 def forward_extra(shape: Shape, launches: Launches) -> Floor:
-    """What neighbouring tiles read of each other's cells, mostly from the second-level cache."""
+    """Cells that neighbouring tiles read too, mostly from the L2 cache."""
     return shape.floor(read=_staged(shape) - logits(shape), written=0, operations=0)
 
 
 def _parts(shape: Shape, rows: int) -> Floor:
-    """Sums along W, in a part a tile of columns; one part is the result."""
+    """Sums along W, with a partial sum per tile of columns; a single one is the result."""
     parts = -(-shape.width // TILE_COLUMNS)
     return partial_sums(shape, rows, parts) if parts > 1 else Floor()
 
@@ -151,15 +151,15 @@ def binary_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def dice_extra(shape: Shape, launches: Launches) -> Floor:
-    """The logits a second time, and a part of the sums from every tile."""
+    """The logits a second time, and a partial sum per tile."""
     parts = -(-shape.width // TILE_COLUMNS) * -(-shape.height // TILE_ROWS)
     again = shape.floor(read=2 * _staged(shape) - logits(shape), written=0, operations=0)
     return again + partial_sums(shape, 3 * shape.batch * shape.channels, parts)
 
 
 def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor:
-    """What blocks of cells read: the cells under their pixels, two rows a chunk of rows of pixels;
-    `pixel_bytes` of each pixel once a block of classes, `class_bytes` of each pixel and class."""
+    """The reads of blocks of cells: the cells around their pixels, two rows per chunk of rows of
+    pixels; `pixel_bytes` per pixel and block of classes, `class_bytes` per pixel and class."""
     rows, columns = cells(shape)
     fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
     tile = min(columns, max(1, fit))
@@ -167,7 +167,7 @@ def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor
     tiles, blocks = -(-columns // tile), -(-shape.channels // classes)
     wanted = max(1, GRADIENT_BLOCKS // max(1, shape.batch * tiles * blocks))
     band = min(max(-(-rows // wanted), LEAST_BAND), MOST_BAND)
-    row_counts = [0] * rows  # pixels whose first cell is this row
+    row_counts = [0] * rows  # the number of pixels whose first cell is this row
     for h in range(shape.height):
         row_counts[first_cell(h, rows, shape.height)] += 1
     staged_rows = pixel_rows = 0
@@ -194,7 +194,7 @@ def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor
 
 
 def cross_entropy_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same reads as the floor's, with what blocks share."""
+    """The reads of the floor, and repeated reads by several blocks."""
     all_reads = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * shape.accumulate_size)
     return Floor(read=all_reads.read - upsample_cross_entropy_backward(shape).read)
 
@@ -205,15 +205,15 @@ def binary_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def dice_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """A map of dots, from another pass over logits, target and log-sum-exps; the gradients of the
-    sums, once a block of either kernel."""
+    """A map of dot products, from another pass over logits, target and log-sum-exps; the gradients
+    of the sums, once per block of either kernel."""
     size = shape.accumulate_size
     dots = _staged(shape) * shape.element_size + shape.pixels * (TARGET_BYTES + size)
     dots += launches["upsample_dice_dots"].grid[0] * 2 * shape.channels * size
     slopes = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * size)
     columns = cells(shape)[1]
     fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
-    classes = max(CLASSES_AT_ONCE, HELD_SUMS // min(columns, max(1, fit)))  # of a block
+    classes = max(CLASSES_AT_ONCE, HELD_SUMS // min(columns, max(1, fit)))  # per block
     blocks = launches["upsample_dice_backward"].grid[0] // -(-shape.channels // classes)
     dots += blocks * 2 * shape.channels * size
     return Floor(

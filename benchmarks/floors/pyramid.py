@@ -1,12 +1,11 @@
-"""The pyramid family's pooling: means and maxima of PSPNet's bins. A level of b stands for b x b
-cells."""
+"""The pyramid family's pooling: means and maxima of PSPNet's bins. A level b has b x b cells."""
 
 from __future__ import annotations
 
 from benchmarks.floors.base import Extra, Floor, FloorOf, Launches, Shape, launch_of
 
 PSP_BINS = (1, 2, 3, 6)
-INDEX_SIZE = 8  # an int64 for each maximum
+INDEX_SIZE = 8  # int64, one per maximum
 
 
 def square_cells(bins: tuple[int, ...]) -> int:
@@ -14,7 +13,7 @@ def square_cells(bins: tuple[int, ...]) -> int:
 
 
 def level_cells(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
-    """Elements of the levels."""
+    """The number of elements of the levels."""
     return shape.batch * channels * square_cells(bins)
 
 
@@ -43,8 +42,8 @@ def pyramid_max_pool_backward(shape: Shape) -> Floor:
 
 
 def parts_of_bins(shape: Shape, launches: Launches, state: int) -> Floor:
-    """`state` bytes for each bin that a chunk of rows meets, where there are several: written by
-    one stage, read by the next. The end of a chunk cuts a row of bins of every level."""
+    """`state` bytes per bin and chunk of rows that it overlaps, if there are several: written by
+    one stage, read by the next. The end of a chunk splits a row of bins of every level."""
     _, launch = launch_of(launches, "pyramid_pool")
     chunks = launch.grid[1]
     parts = square_cells(PSP_BINS) + (chunks - 1) * sum(PSP_BINS)
@@ -57,7 +56,7 @@ def pyramid_pool_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def pyramid_max_pool_extra(shape: Shape, launches: Launches) -> Floor:
-    """A maximum and its place."""
+    """A maximum and its index."""
     return parts_of_bins(shape, launches, 2 * shape.accumulate_size)
 
 

@@ -41,7 +41,7 @@ def strip_add_relu_backward(shape: Shape) -> Floor:
 
 
 def sigmoid_gate(shape: Shape) -> Floor:
-    """Adds the bias, takes the sigmoid, multiplies."""
+    """Adds the bias, applies the sigmoid, multiplies."""
     return shape.floor(
         read=2 * shape.map + shape.channels,
         written=shape.map,
@@ -64,7 +64,7 @@ def strip_gate_product(shape: Shape) -> Product:
 
 
 def strip_conv(shape: Shape) -> Floor:
-    """One convolution whose input never reaches memory."""
+    """A convolution whose input is never written to memory."""
     middle, weight = shape.middle, shape.channels * shape.middle.channels
     return Floor(operations=multiply_adds(strip_gate_product(shape))) + shape.floor(
         read=middle.strips + weight,
@@ -74,7 +74,7 @@ def strip_conv(shape: Shape) -> Floor:
 
 
 def strip_gate(shape: Shape) -> Floor:
-    """One convolution whose input and output never reach memory."""
+    """A convolution whose input and output are never written to memory."""
     middle, weight = shape.middle, shape.channels * shape.middle.channels
     return Floor(operations=multiply_adds(strip_gate_product(shape))) + shape.floor(
         read=shape.map + middle.strips + weight + shape.channels,
@@ -95,14 +95,14 @@ def strip_gate_backward(shape: Shape) -> Floor:
 
 
 def pack_of(shape: Shape) -> int:
-    """Channels of a pack of a channels_last map: 16 bytes, 8 of a half type, or one channel."""
+    """Channels per pack of a channels_last map: 16 bytes, 8 for half types, or one channel."""
     widths = [16 // shape.element_size, 8 // shape.element_size]
     return next((n for n in widths if shape.channels % n == 0 and n >= 4), 1)
 
 
 def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
-    """Pieces of rows where W is cut into tiles, pieces of cols where H is cut into chunks. Small
-    channels_last maps have neither, and are read again, from the cache that holds them."""
+    """Partial sums of rows if W is divided into tiles, and of cols if H is divided into chunks.
+    Small channels_last maps have neither, but are read twice, the second time from a cache."""
     layout, launch = launch_of(launches, "strip_reduce")
     if layout == "_small_pixels":
         return visits(shape, shape.map, 2)
@@ -116,9 +116,9 @@ def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and the sign's operands: each tile reads its rows, each slot (threadIdx.y) of each
-    chunk its cols. The slots of a block read them at once: one trip to memory. On channels_last
-    maps each of the warp's slots reads rows, once for each tile of 64 columns."""
+    """The same, and the operands of the sign: each tile reads its rows, each slot (threadIdx.y) of
+    each chunk its cols. The slots of a block read them simultaneously, once from memory. On
+    channels_last maps each of the warp's slots reads rows, once for each tile of 64 columns."""
     layout, launch = launch_of(launches, "strip_reduce")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     pack = pack_of(shape)
@@ -135,7 +135,7 @@ def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
-    """Each tile reads its rows, each chunk its cols; on contiguous maps each slot for itself."""
+    """Each tile reads its rows, each chunk its cols; on contiguous maps each slot does."""
     layout, launch = launch_of(launches, "strip_expand")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     times = chunks * slots if layout == "_planes" else chunks
@@ -143,7 +143,7 @@ def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """The bias, once a thread: of the team that owns a piece of a plane, or of channels."""
+    """The bias, read once per thread: of a team that owns part of a plane, or channels."""
     layout, launch = launch_of(launches, "sigmoid_gate")
     if layout.endswith("_planes"):
         return visits(shape, shape.channels, shape.batch * launch.grid[1] * launch.block[0])
@@ -151,7 +151,7 @@ def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def sigmoid_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and a sum of the bias's gradient from each block."""
+    """The same, and a partial sum of the bias's gradient per block."""
     layout, launch = launch_of(launches, "sigmoid_gate_backward")
     parts = shape.batch * launch.grid[1] if layout == "_planes" else launch.grid[0]
     return sigmoid_gate_extra(shape, launches) + partial_sums(shape, shape.channels, parts)

@@ -1,5 +1,5 @@
-"""Interpolation, the pyramid family's other half. Between two cells an element costs 3 operations,
-and its adjoint 4."""
+"""Interpolation, the other half of the pyramid family. Interpolating an element between two cells
+costs 3 operations, and its adjoint 4."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from benchmarks.floors.base import (
 )
 from benchmarks.floors.pyramid import PSP_BINS, level_cells
 
-MPM_BINS = (20, 12)  # pyramid_add_relu's levels: SPNet's mixed pooling
-KERNEL = 3  # rows and columns of the convolution whose taps are added
-PLANE_BYTES = 40 * 1024  # of a gradient that csrc/upsample/add_backward_cuda.cu keeps in a block
+MPM_BINS = (20, 12)  # levels of pyramid_add_relu: SPNet's mixed pooling
+KERNEL = 3  # size of the convolution whose taps are added
+PLANE_BYTES = 40 * 1024  # largest gradient in shared memory (add_backward_cuda.cu)
 
 
 def level_lines(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
-    """Elements of the levels' rows at the map's width."""
+    """The number of elements of the levels' rows at the map's width."""
     return shape.batch * channels * shape.width * sum(bins)
 
 
@@ -52,7 +52,7 @@ def pyramid_concat_backward(shape: Shape) -> Floor:
 
 
 def half(shape: Shape) -> Shape:
-    """The map below in a feature pyramid: the level of pyramid_add."""
+    """The next coarser map in a feature pyramid, the level of pyramid_add."""
     return replace(shape, height=-(-shape.height // 2), width=-(-shape.width // 2))
 
 
@@ -81,7 +81,7 @@ def pyramid_add_relu(shape: Shape) -> Floor:
 
 
 def pyramid_add_relu_backward(shape: Shape) -> Floor:
-    """Reads the gradient and the output, which masks it."""
+    """Reads the gradient and the output, which serves as the mask."""
     lines = level_lines(shape, MPM_BINS, shape.channels)
     return shape.floor(
         read=2 * shape.map,
@@ -91,7 +91,7 @@ def pyramid_add_relu_backward(shape: Shape) -> Floor:
 
 
 def pyramid_taps_add(shape: Shape) -> Floor:
-    """Per element and level, two cells for each row of the kernel."""
+    """Two cells per element, level and row of the kernel."""
     lines = level_lines(shape, PSP_BINS, KERNEL * shape.channels)
     return shape.floor(
         read=shape.map + level_cells(shape, PSP_BINS, KERNEL**2 * shape.channels),
@@ -110,13 +110,13 @@ def pyramid_taps_add_backward(shape: Shape) -> Floor:
 
 
 def pyramid_conv_product(shape: Shape) -> Product:
-    """One tap of the convolution from x's own C channels to C / 4."""
+    """One tap of the convolution from the C channels of x to C / 4."""
     return shape.pixels, shape.channels, shape.channels // 4
 
 
 def pyramid_conv(shape: Shape) -> Floor:
-    """To C / 4 channels from x and PSPNet's levels, of C / 4 each: the convolution over x, one of
-    1 x 1 over the levels' few cells for every tap, and the taps added."""
+    """From x and PSPNet's levels, with C / 4 channels each, to C / 4 channels: the convolution of
+    x, a 1 x 1 convolution of the levels' few cells per tap, and the sum of the taps."""
     quarter = replace(shape, channels=shape.channels // 4)
     cells = level_cells(quarter, PSP_BINS, quarter.channels)
     taps = KERNEL**2
@@ -146,8 +146,8 @@ def pyramid_conv_backward(shape: Shape) -> Floor:
 def pyramid_add_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, taps: int = 1
 ) -> Floor:
-    """The levels' cells, once a tile of columns and a chunk of rows that read them; `taps` squared
-    maps of each."""
+    """The levels' cells, once per tile of columns and chunk of rows that reads them; `taps` squared
+    maps of each level."""
     layout, launch = launch_of(launches, "pyramid_add_walk")
     (_, _, chunks), (lanes, slots, _) = launch.grid, launch.block
     rows = math.ceil(math.ceil(shape.height / chunks) / 4) * 4
@@ -162,8 +162,8 @@ def pyramid_add_extra(
 
 
 def cells_staged(cells: int, extent: int, span: int, taps: int) -> int:
-    """Cells of one axis that tiles of `span` positions keep, aligned at the corners, all tiles
-    together: from the first that a tile reads under a tap, as many as any tile may read."""
+    """The cells along one axis that tiles of `span` positions hold, corners aligned, in total: from
+    the first cell that a tile reads for a tap, the maximum number that any tile reads."""
     most = min(cells, span * cells // max(1, extent - 1) + 4)
     scale = (cells - 1) / (extent - 1) if extent > 1 else 0
     total = 0
@@ -175,7 +175,7 @@ def cells_staged(cells: int, extent: int, span: int, taps: int) -> int:
 
 
 def pyramid_concat_extra(shape: Shape, launches: Launches) -> Floor:
-    """x goes by torch's own copy, which is not counted."""
+    """x is copied by torch, which is not counted."""
     copied = shape.floor(read=-shape.map, written=-shape.map, operations=0)
     return copied + pyramid_add_extra(shape, launches, PSP_BINS, shape.channels // 4)
 
@@ -189,7 +189,7 @@ def pyramid_taps_add_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def times_read(cells: int, positions: int) -> float:
-    """How often a position is read where each cell gathers its own: it lies between two."""
+    """How often a position is read if each cell gathers its own: it lies between two cells."""
     return 1 if cells == 1 else 2 - 1 / positions
 
 
@@ -198,8 +198,8 @@ def pyramid_add_backward_extra(
 ) -> Floor:
     """Contiguous planes that do not fit in a block's shared memory are summed along H from global
     memory, for each level and each row of taps. channels_last levels that do not fit together read
-    the gradient once each; those that do not fit alone, four times, cell by cell. `first` of these
-    visits is in the floor already. All this comes from a cache."""
+    the gradient once each; those that do not fit alone four times, cell by cell. The floor already
+    includes `first` of these reads. All of them hit a cache."""
     map = shape.pixels * channels
     if "pyramid_add_backward_planes" in launches:
         if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
@@ -216,7 +216,7 @@ def pyramid_add_backward_extra(
 
 
 def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """Each level by itself, from channels of its own."""
+    """Each level separately, from its own channels."""
     extra = Floor()
     for level in PSP_BINS:
         channels = shape.channels // 4
@@ -225,7 +225,7 @@ def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def pyramid_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """Repeated reads of the masked gradient, which is not in the floor."""
+    """Repeated reads of the masked gradient, which is not part of the floor."""
     return pyramid_add_backward_extra(shape, launches, MPM_BINS, shape.channels, taps=1, first=0)
 
 

@@ -1,7 +1,7 @@
-"""Draws the figures of the documentation, all of them computed with this package.
+"""Draws the figures of the documentation, which are all computed with this package.
 
 python -m docs.draw                       docs/figures/*.svg
-python -m docs.draw --to FOLDER encode    one of them, somewhere else; --format png to look at
+python -m docs.draw --to FOLDER encode    one figure into another folder; --format png for viewing
 """
 
 from __future__ import annotations

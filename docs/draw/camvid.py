@@ -1,4 +1,4 @@
-"""Training on road scenes: the curves of every network, as measured."""
+"""Figures of the study on road scenes: measured curves and label maps of the networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOURS = {
 
 
 def camvid() -> Page:
-    """Cross-entropy in training and mIoU in validation: the mean of the seeds, in their range."""
+    """Training cross-entropy and validation mIoU: means over the seeds, and their range."""
     entries = report.read(report.RESULTS / "camvid.json")["entries"]
     networks = by_network(complete(entries))
     page = Page(3.05)
@@ -44,7 +44,7 @@ def camvid() -> Page:
 
 
 def camvid_maps() -> Page:
-    """The label maps of one scene by every network, as examples/predict.py wrote them."""
+    """The label maps of one scene by every network, as written by examples/predict.py."""
     page = Page(3.9)
     for place, (name, title) in enumerate(NETWORKS.items()):
         row, column = divmod(place, 3)

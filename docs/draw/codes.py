@@ -1,4 +1,4 @@
-"""The figures of the encoding family: soft assignment in a picture, in a plane, and the gates."""
+"""The figures of the encoding family: soft assignment in an image, in a plane, and the gates."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from stripctx import functional
 
 CODES = 6
 SUBSCRIPTS = "₁₂₃₄₅₆"
-LABELS = ((7, 4), (-17, -6), (7, 4))  # where codewords' names stand, in points
+LABELS = ((7, 4), (-17, -6), (7, 4))  # offsets of codeword names, in points
 CHANNEL_COLOURS = (style.VERMILLION, style.GREEN, style.BLUE)  # red, green, blue
-SMOOTHING = 60.0  # the scale's negative, for colours from 0 to 1
+SMOOTHING = 60.0  # the negated scale, for colours from 0 to 1
 
 
 def street_colours() -> Tensor:
-    """(1, 3, H, W), 0 to 1: a map of three channels that can be shown."""
+    """(1, 3, H, W), 0 to 1: a map with three channels that can be displayed."""
     image, _ = fields.street(*MAP)
     return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double() / 255
 
 
 def fitted_codewords(x: Tensor) -> Tensor:
-    """(CODES, 3), by twenty steps of k-means from colours spread over the brightness."""
+    """(CODES, 3), from twenty steps of k-means starting at colours of different brightness."""
     points = x.flatten(2)[0].T
     order = points.sum(1).argsort()
     codes = points[order[torch.linspace(0, len(order) - 1, 2 * CODES + 1).long()[1::2]]]
@@ -39,18 +39,18 @@ def fitted_codewords(x: Tensor) -> Tensor:
 
 
 def assign(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """(positions, K), in the words of the paper's formula."""
+    """(positions, K), computed by the paper's formula."""
     points = x.flatten(2)[0].T
     return (scale * torch.cdist(points, codes) ** 2).softmax(1)
 
 
 def shown(colours: Tensor) -> np.ndarray:
-    """As bytes, of 26 levels: a small file."""
+    """Converts to uint8 with 26 levels, for a small file."""
     return (colours * 25).round().byte().numpy() * 10
 
 
 def encoding_layer() -> Page:
-    """The picture, its assignments to each codeword, and what each codeword collects."""
+    """The image, its assignments to each codeword, and each codeword's weighted sum."""
     x = street_colours()
     codes = fitted_codewords(x)
     scale = torch.full((CODES,), -SMOOTHING, dtype=x.dtype)
@@ -91,7 +91,7 @@ def encoding_layer() -> Page:
 
 
 def encode() -> Page:
-    """Positions as points of a plane, D = 2: assignments, residuals, and the sums of both."""
+    """Positions as points in a plane, D = 2: assignments, residuals, and the sums of both."""
     generator = torch.Generator().manual_seed(3)
     centres = torch.tensor([[-1.0, 0.55], [0.95, 0.75], [0.15, -0.9]], dtype=torch.float64)
     points = torch.cat(
@@ -145,7 +145,7 @@ def encode() -> Page:
 
 
 def context_encoding() -> Page:
-    """What one output depends on; and the gates, which do not change where positions do."""
+    """The receptive field of one output; and the gates, which do not depend on positions."""
     classes = len(scenes.CLASSES)
     layer = fields.fresh(lambda: stripctx.ContextEncoding(24, classes))
     _, labels = fields.street(*MAP)

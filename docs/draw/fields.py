@@ -1,6 +1,6 @@
-"""What one position of a layer's output depends on, measured: the size of the derivative of that
-output with respect to every position of the input, at fresh parameters and on noise, so that it
-shows what the layer can see and not what some training made of it."""
+"""The measured receptive field of an output position of a layer: the magnitude of the derivative of
+that output with respect to every position of the input, with initial parameters and noise as input,
+so that it shows the layer's structure and not the result of a training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Function = Callable[[Tensor], Tensor]
 
 MAP = (36, 72)  # rows and columns of the maps
 CHANNELS = 48
-STREET = 5  # the scene's number
-POSITION = (15, 20)  # of the output that is asked about
+STREET = 5  # the seed of the scene
+POSITION = (15, 20)  # of the output
 PROBES = 12
 SHADES = 24
 
@@ -61,14 +61,14 @@ def class_colours() -> np.ndarray:
 
 @cache
 def classes_by_row(streets: int) -> np.ndarray:
-    """(H, classes): how often each class is met in each row of generated scenes."""
+    """(H, classes): the frequency of each class in each row of generated scenes."""
     _, labels = zip(*(street(64, 128, seed) for seed in range(streets)), strict=True)
     stacked = np.stack(labels).transpose(1, 0, 2).reshape(64, -1)
     return (stacked[..., None] == np.arange(len(scenes.CLASSES))).mean(1)
 
 
 def backdrop(axes: Axes, fade: float = 0.72) -> None:
-    """The scene, faint, in the colours of its classes, behind a map."""
+    """Draws the scene's class colours faintly behind a map."""
     _, labels = street(3 * MAP[0], 3 * MAP[1])
     colours = class_colours() * (1 - fade) + 255 * fade
     extent = (-0.5, MAP[1] - 0.5, MAP[0] - 0.5, -0.5)
@@ -76,8 +76,8 @@ def backdrop(axes: Axes, fade: float = 0.72) -> None:
 
 
 def overlay(axes: Axes, field: np.ndarray, position: tuple[int, int] = POSITION) -> None:
-    """The scene, and over it how much each position counts: the stronger, the less transparent,
-    relative to the strongest other than the position itself."""
+    """Draws the scene, and over it the influence of each position as opacity, relative to the
+    largest other than at the position itself."""
     backdrop(axes)
     others = field.copy()
     others[position] = 0
@@ -95,13 +95,13 @@ def strip_pooling() -> np.ndarray:
 
 
 def mixed_pooling(arms: str) -> np.ndarray:
-    """With grids that suit so small a map; its branches have a quarter of the channels."""
+    """Uses grids that suit a small map; branches have a quarter of the channels."""
     layer = fresh(lambda: stripctx.MixedPooling(3 * CHANNELS, (12, 6), arms=arms))
     return sensitivity(layer, noise(3 * CHANNELS), *POSITION)
 
 
 def pyramid_pooling(bins: tuple[int, ...]) -> np.ndarray:
-    """Of the branches' channels: those of x are x."""
+    """The channels of the branches only; those of x are the identity."""
     layer = fresh(lambda: stripctx.PyramidPooling(CHANNELS, bins, branch_channels=16))
     return sensitivity(lambda x: layer(x)[:, CHANNELS:], noise(), *POSITION)
 

@@ -1,4 +1,4 @@
-"""The figure of the labels family: what stands for a pixel, and what for the image."""
+"""The figure of the labels family: small logits, and results at the image's size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ COLOURS = (style.BLUE, style.ORANGE, style.GREEN)
 
 
 def labels() -> Page:
-    """Small logits of three classes; their label map, its probability, and a loss a pixel, none of
-    which needed the logits at the image's size."""
+    """Small logits of three classes; their label map, its probability, and a loss per pixel, all
+    computed without logits at the image's size."""
     generator = torch.Generator().manual_seed(4)
     logits = 2.5 * torch.randn((1, 3, SIDE, SIDE), generator=generator)
     size = (SIDE * FACTOR, SIDE * FACTOR)

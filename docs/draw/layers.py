@@ -1,4 +1,4 @@
-"""One figure a layer: what it looks at."""
+"""One figure per layer: its receptive field."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from docs.draw.fields import MAP, POSITION
 from docs.draw.style import Page
 from examples.street import scenes
 
-PANEL, GAP, TITLE = 2.5, 0.25, 0.22  # inches
+PANEL, GAP, TITLE = 2.5, 0.25, 0.22  # in inches
 STREETS = 64
 HEIGHT = PANEL * MAP[0] / MAP[1]
 
 
 def panel(page: Page, index: int, title: str, columns: int = 3) -> Axes:
-    """The next of a grid of maps."""
+    """The next panel in a grid of maps."""
     left = index % columns * (PANEL + GAP)
     axes = page.axes(left, TITLE + index // columns * (HEIGHT + 0.3), PANEL, HEIGHT)
     axes.set_title(title)
@@ -52,7 +52,7 @@ def overview() -> Page:
 
 
 def strip_pooling() -> Page:
-    """The cross on the whole map, and its middle from near."""
+    """The cross on the whole map, and a close-up of its centre."""
     field = fields.strip_pooling()
     page = Page(2.45)
     axes = page.axes(0, TITLE, 4.35, 2.175)
@@ -89,7 +89,7 @@ def mixed_pooling() -> Page:
 
 
 def pyramid_pooling() -> Page:
-    """Each branch alone, its bins drawn as lines, and all four."""
+    """Each branch alone, with its bins drawn as lines, and all four."""
     page = Page(grid_height(2))
     scene_panel(panel(page, 0, "A street, and one position of a map"))
     for index, bins in enumerate((1, 2, 3, 6)):
@@ -104,7 +104,7 @@ def pyramid_pooling() -> Page:
 
 
 def height_attention() -> Page:
-    """The bands, what stands at which height in many streets, and the rows an output sees."""
+    """The bands, the frequency of classes by height in many scenes, and the rows an output sees."""
     page = Page(1.9)
     axes = panel(page, 0, "Sixteen bands of rows are averaged")
     _, labels = fields.street(3 * MAP[0], 3 * MAP[1])

@@ -1,4 +1,4 @@
-"""The figure that opens the README: whole networks before and after `fuse`, as measured."""
+"""The first figure of the README: measurements of whole networks before and after `fuse`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BARS = {
 
 
 def networks() -> Page:
-    """How many times as fast as the network itself, in eager PyTorch."""
+    """The speed-up over the unmodified network in eager PyTorch."""
     entries = report.read(report.RESULTS / "networks.json")["entries"]
     names = list(dict.fromkeys(entry["network"] for entry in entries))
     height = 0.2 * len(names) * len(BARS) / 2 + 0.12 * len(names)

@@ -1,4 +1,4 @@
-"""One figure a family of operators: what they compute, on small examples."""
+"""One figure per operator family: what they compute, on small examples."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ BIN_COLOURS = {1: style.SKY, 2: style.BLUE, 3: style.GREEN, 6: style.ORANGE}
 
 
 def windows(size: int, bins: int) -> list[tuple[int, int]]:
-    """First and last + 1 of every bin."""
+    """The first position of every bin, and one past its last."""
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
 
 def pyramid() -> Page:
-    """The windows of all levels on an axis of 13 positions, and the cells they cut a map into."""
+    """The windows of all levels on an axis of 13 positions, and the cells they divide a map
+    into."""
     size = 13
     cuts = sorted({cut for bins in BINS for window in windows(size, bins) for cut in window})
     page = Page(3.05)

@@ -1,4 +1,4 @@
-"""How every figure of the documentation looks: colours, type, and a page measured in inches."""
+"""The style of all figures in the documentation: colours, fonts, and a page measured in inches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from matplotlib.patches import Rectangle
 
 from examples.figures import STYLE as PLOTS
 
-# Okabe and Ito's palette.
+# Okabe and Ito's palette
 BLUE, ORANGE, VERMILLION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 INK, FAINT, PALE = "#222222", "#7A7A7A", "#D9D9D9"
-WIDTH = 8.0  # inches, of every figure
+WIDTH = 8.0  # in inches, of every figure
 
 STYLE = PLOTS | {
     "font.size": 8.5,
@@ -40,7 +40,7 @@ STYLE = PLOTS | {
 
 
 class Page:
-    """A figure on which things are placed in inches from its upper left corner."""
+    """A figure on which elements are placed in inches from its upper left corner."""
 
     def __init__(self, height: float) -> None:
         self.height = height
@@ -55,7 +55,7 @@ class Page:
         self.figure.text(left / WIDTH, 1 - top / self.height, text, **options)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """From one place to another, in inches."""
+        """Draws an arrow between two points in inches."""
         where = {"xycoords": "figure fraction", "textcoords": "figure fraction"}
         self.figure.add_artist(
             mpl.text.Annotation(
@@ -68,17 +68,19 @@ class Page:
         )
 
     def save(self, path: Path) -> None:
-        """As SVG, the same bytes on every run, or in another format that matplotlib knows."""
+        """Saves as SVG, with the same bytes on every run, or in another format that matplotlib
+        supports."""
         if path.suffix != ".svg":
             self.figure.savefig(path, dpi=160)
             return
         self.figure.savefig(path, metadata={"Date": None, "Creator": None})
-        text = re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text())  # a hundredth of a point will do
+        text = re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text())  # 0.01 points
         path.write_text(re.sub(r"\s*\n\s*", "\n", text))
 
 
 def picture(axes: Axes, values: np.ndarray, **options: Any) -> Any:
-    """Pixels as they are, without ticks; the file holds no more of them than the array."""
+    """Draws pixels unsmoothed and without ticks; the file contains no more pixels than the
+    array."""
     bare(axes)
     return axes.imshow(values, interpolation="none", aspect="auto", **options)
 
@@ -90,25 +92,25 @@ def bare(axes: Axes, *, frame: bool = False) -> None:
 
 
 def mark(axes: Axes, row: int, column: int, colour: str = VERMILLION) -> None:
-    """The position that is asked about: a frame around one cell of a map."""
+    """Marks the output position: a frame around one cell of a map."""
     box = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=colour, lw=1.1, zorder=5)
     axes.add_patch(box)
 
 
 def light(colour: str, share: float) -> tuple[float, float, float]:
-    """`colour` with a share of white."""
+    """Mixes `colour` with a share of white."""
     r, g, b = mpl.colors.to_rgb(colour)
     return r + (1 - r) * share, g + (1 - g) * share, b + (1 - b) * share
 
 
 def ramp(*colours: str) -> mpl.colors.Colormap:
-    """From white to a colour, or from one to another through white."""
+    """A colour map from white to a colour, or between two colours through white."""
     ends = ["white", *colours] if len(colours) == 1 else [colours[0], "white", colours[1]]
     return mpl.colors.LinearSegmentedColormap.from_list("ramp", ends, N=65)
 
 
 def legend(axes: Axes, entries: Sequence[tuple[Any, str]], **options: Any) -> None:
-    """Squares of colours and their names."""
+    """Colour patches and their names."""
     patches = [Rectangle((0, 0), 1, 1, fc=colour, ec=PALE, lw=0.5) for colour, _ in entries]
     names = [name for _, name in entries]
     options = {

@@ -1,4 +1,4 @@
-"""The figure of the convolution over a pyramid: both ways from one level to the same map."""
+"""The figure of the convolution over a pyramid: both methods from one level to the same map."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from docs.draw.style import Page
 from stripctx import functional
 
 CELLS, CHANNELS, SIZE = 6, 8, (30, 60)
-PSPNET, SIDE = 512, 60  # channels of a level and of the result, rows and columns of the map
+PSPNET, SIDE = 512, 60  # channels of a level and of the result; rows and columns of the map
 
 
 def pyramid_pooling_conv() -> Page:
@@ -24,7 +24,7 @@ def pyramid_pooling_conv() -> Page:
     weight = torch.randn((1, CHANNELS, 3, 3), generator=generator, dtype=torch.float64)
     up = F.interpolate(level, SIZE, mode="bilinear", align_corners=True)
     above = F.conv2d(up, weight, padding=1)
-    nothing = torch.zeros((1, 1, *SIZE), dtype=torch.float64)  # x: its share is the same both ways
+    nothing = torch.zeros((1, 1, *SIZE), dtype=torch.float64)  # x is 0: only the level matters
     joined = F.pad(weight, (0, 0, 0, 0, 1, 0))
     below = functional.pyramid_conv(nothing, [level], joined, padding=1, align_corners=True)
     taps = torch.einsum("ocyx,bcij->yxij", weight, level)
@@ -58,7 +58,7 @@ def pyramid_pooling_conv() -> Page:
 
 
 def interpolation(operator: str, shape: floors.Shape) -> int:
-    """In multiply-adds, two operations each."""
+    """The number of multiply-adds, two operations each."""
     return floors.floor(operator, shape).operations // 2
 
 

@@ -2,10 +2,10 @@
 //
 //   segment LIBRARY NETWORK.aoti.pt2 IMAGE.pt OUTPUT.pt
 //
-// LIBRARY is stripctx_cpu.so, whose path `python -m stripctx` tells. It defines the operators that
-// the package calls; nothing else of stripctx is needed. IMAGE.pt holds a tensor (N, 3, H, W) of
-// the size that the package was made for, as torch.save writes it; what the network returns first
-// is written the same way, for torch.load. Both are a stand-in for the program's own images.
+// LIBRARY is stripctx_cpu.so; `python -m stripctx` prints its path. It defines the operators that
+// the package calls; nothing else of stripctx is needed. IMAGE.pt contains a tensor (N, 3, H, W)
+// with the size of the exported network's input, written by torch.save. The network's first output
+// is written in the same format, for torch.load. Both stand for the program's own images.
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/serialization/pickle.h>

@@ -2,11 +2,11 @@
 
 The geometric part is a single affine map from the scene to the crop with a single resampling:
 bilinear for the image, nearest for labels and heights. They stay aligned, no enlarged image is
-built, and a crop costs the same at every scale. The result equals scaling, rotating, flipping,
+allocated, and a crop costs the same at every scale. The result equals scaling, rotating, flipping,
 padding and cropping in sequence.
 
-Random numbers depend only on the seed, the epoch and the index of the scene, not on the order of
-reading or the process.
+Random numbers depend only on the seed, the epoch and the index of the scene, not on the reading
+order or the process.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from examples.data.labels import IGNORE
 from examples.data.pairs import Scene, Scenes
 from examples.ranges import number
 
-HEIGHTS = 128  # steps from the top of an uncropped image to its bottom; padding has this value
+HEIGHTS = 128  # steps from the top to the bottom of an uncropped image; padding has this value
 
 
 @dataclass
 class Augmentation:
-    """How scenes are varied. What is left at its default does not happen.
+    """Random variations of training scenes. By default none is applied.
 
-    crop: rows and columns of what training sees.
-    scale: of the image, drawn uniformly from this range; ...
-    long_side: ... or if positive, of this many pixels, to which the longer side is then scaled.
-    rotation: degrees to either side, drawn uniformly with probability rotation_chance.
-    flip_chance: of a left-right flip.
-    blur_chance: of a Gaussian blur of blur_kernel pixels, with a sigma from blur_sigma.
+    crop: height and width of the training crops.
+    scale: the range of the scale factor, drawn uniformly.
+    long_side: if positive, the longer side is scaled to this many pixels, times the scale factor.
+    rotation: maximum angle in degrees in either direction, drawn uniformly with probability
+        rotation_chance.
+    flip_chance: probability of a left-right flip.
+    blur_chance: probability of a Gaussian blur of blur_kernel pixels, with a sigma from blur_sigma.
     jitter: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter, and the
-        hue is turned by up to jitter turns.
-    padding: `mean`, of ImageNet's pixels, or `black`; what lies beyond the image. It has no label.
-    padded: `around` an image smaller than the crop, or `after` its right and bottom.
-    mean, std: of the three channels, from 0 to 1, for networks to see them around 0.
+        hue is shifted by up to jitter turns.
+    padding: the colour outside the image: `mean`, ImageNet's mean, or `black`. It has no label.
+    padded: where smaller images are padded: `around`, or `after`, at the right and the bottom.
+    mean, std: the normalisation of the three channels, which range from 0 to 1.
     """
 
     crop: list[int] = field(default_factory=lambda: [256, 256])
@@ -62,12 +63,14 @@ class Augmentation:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be."""
+        """Raises ValueError for invalid settings."""
         ranges.check("augmentation", self)
         for name, length in (("crop", 2), ("scale", 2), ("blur_sigma", 2), ("mean", 3), ("std", 3)):
             values = getattr(self, name)
             if len(values) != length or min(values) <= 0:
-                raise ValueError(f"augmentation.{name}: must be {length} positives, got {values}")
+                raise ValueError(
+                    f"augmentation.{name}: must be {length} positive numbers, got {values}"
+                )
         for name in ("scale", "blur_sigma"):
             if sorted(values := getattr(self, name)) != values:
                 raise ValueError(f"augmentation.{name}: must be a range, got {values}")
@@ -81,9 +84,9 @@ class Augmentation:
 
 
 class Example(NamedTuple):
-    """What a network is trained on: the image, float32 (3, H, W) around 0; labels, int64 (H, W);
-    and heights, uint8 (H, W), HANet's positions: 0 to 127 from top to bottom of the uncropped
-    image, 128 for padding. Stacked to batches by torch's default collation."""
+    """A training example: the image, float32 (3, H, W), normalised; labels, int64 (H, W); and
+    heights, uint8 (H, W), HANet's positions: 0 to 127 from top to bottom of the uncropped image,
+    128 for padding. Can be batched by torch's default collation."""
 
     image: Tensor
     labels: Tensor
@@ -91,8 +94,8 @@ class Example(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Which scene, in which epoch: what decides how it is varied. `turn` tells apart those of one
-    scene in one epoch; `centre`, a row and a column of the scene, is where its crop shall be."""
+    """The epoch and scene, which determine the random augmentation. `turn` distinguishes crops of
+    the same scene in an epoch; `centre`, (row, column) of the scene, is a pixel to crop around."""
 
     epoch: int
     index: int
@@ -101,7 +104,7 @@ class Key(NamedTuple):
 
 
 class Augmented:
-    """Scenes as `Example`s: a map-style dataset whose indices are `Key`s."""
+    """Augmented scenes: a map-style dataset of `Example`s, indexed by `Key`s."""
 
     def __init__(self, scenes: Scenes, settings: Augmentation, seed: int) -> None:
         settings.check()
@@ -121,15 +124,15 @@ def augment(
     rng: np.random.Generator,
     centre: tuple[int, int] | None = None,
 ) -> Example:
-    """One random variation of a scene; with a `centre`, a row and a column, one whose crop holds
-    that pixel, at any place in it, unless a rotation turns it out of the image."""
+    """One random variation of a scene. With a `centre`, (row, column), the crop contains that pixel
+    at a random position, unless the rotation moves it out of the image."""
     height, width = scene.labels.shape
     drawn = _draw_matrix(height, width, settings, rng, centre)
     matrix = torch.from_numpy(drawn[None, :2]).float()
     crop = (settings.crop[0], settings.crop[1])
 
     def warp(maps: Tensor, fill: Tensor | float, mode: str) -> Tensor:
-        """Around `fill`, so that what comes from beyond the edge, 0, means `fill`."""
+        """Subtracts `fill` before sampling, so that pixels outside the image, 0, become `fill`."""
         return warp_affine(maps[None] - fill, matrix, crop, mode)[0] + fill
 
     mean = torch.tensor(settings.mean)[:, None, None]
@@ -144,12 +147,12 @@ def augment(
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) to float32 (3, H, W) from 0 to 1."""
+    """Converts uint8 (H, W, 3) to float32 (3, H, W) from 0 to 1."""
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 def normalise(image: Tensor, settings: Augmentation) -> Tensor:
-    """(..., 3, H, W) from 0 to 1, to around 0 with a spread of about 1."""
+    """Normalises (..., 3, H, W) from 0 to 1 to a mean near 0 and a standard deviation near 1."""
     mean, std = (torch.tensor(v).to(image)[:, None, None] for v in (settings.mean, settings.std))
     return (image - mean) / std
 
@@ -167,7 +170,7 @@ def _draw_matrix(
     rng: np.random.Generator,
     centre: tuple[int, int] | None,
 ) -> np.ndarray:
-    """(3, 3): from the scene's pixels (x, y, 1), centres at whole numbers, to the crop's."""
+    """(3, 3): maps pixels (x, y, 1) of the scene to those of the crop; centres are integers."""
     factor = rng.uniform(settings.scale[0], settings.scale[1])
     if settings.long_side > 0:
         factor *= settings.long_side / max(height, width)
@@ -197,12 +200,12 @@ def _draw_matrix(
 
 
 def _scale(across: float, down: float) -> np.ndarray:
-    """Keeps the edges of the image, half a pixel outside the outermost centres, in their places."""
+    """Scales about the image's corner, which is half a pixel outside the first pixel's centre."""
     return np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
 
 
 def _rotate(degrees: float, x: float, y: float) -> np.ndarray:
-    """About the point (x, y)."""
+    """Rotates about the point (x, y)."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.array(
         [[cos, sin, x - cos * x - sin * y], [-sin, cos, y + sin * x - cos * y], [0, 0, 1]]
@@ -210,7 +213,7 @@ def _rotate(degrees: float, x: float, y: float) -> np.ndarray:
 
 
 def _jitter(image: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:
-    """In random order, as torchvision's ColorJitter, which upstream uses, does it."""
+    """Applies the changes in random order, like torchvision's ColorJitter, which upstream uses."""
     if settings.jitter == 0:
         return image
     brightness, contrast, saturation = rng.uniform(1 - settings.jitter, 1 + settings.jitter, 3)

@@ -20,31 +20,31 @@ from examples.ranges import number, within
 from examples.street.scenes import SHORTEST
 
 SPLITS = ("train", "val")
-OF_FOLDERS = ("classes", "values", "table", "colours")  # settings that no other dataset has
+OF_FOLDERS = ("classes", "values", "table", "colours")  # settings for `folders` only
 
 
 @dataclass
 class Data:
-    """Which scenes.
+    """The scenes of a run.
 
     name: one of `names()`.
     root: the dataset's folder; see `examples.data.layouts`.
-    train_on_val: whether training sees the dataset's validation scenes too, as for a submission.
-    class_uniform: the share of an epoch that is drawn class by class: a crop around a place of the
-        class, in whatever scene it lies; see `examples.data.centroids`. The rest are whole scenes.
-    tile: the side of the squares in which each class has its place, in pixels.
-    coarse: the names of classes whose centroids in Cityscapes' coarse labels are drawn too.
-    white: the value of a white pixel in grey images of more than 8 bits, 4095 say; 0 stands for
-        65535 in 16-bit ones, and refuses those of 32 bits and of floats.
-    max_pixels: images of more are refused: small files can unpack to more than memory holds.
-    The others are for `folders`, a pair of folders a split, and for `scenes`, the generated ones.
-    image_name, label_name: patterns of the names of files; see `examples.data.naming`.
-    classes: K names. Without `values` the files hold 0 to K - 1.
-    values: what the values or colours of label files mean, like {0: soil, 255: plant} or
-        {'128 64 0': soil}; nothing after the colon is ignored. See `examples.data.mapping`.
-    table: a CSV file that says all of this; its lines stand in classes, values and colours, then.
-    ignored: values of label files that count nowhere.
-    colours: of classes in figures, others than PASCAL VOC's, like {soil: 128 64 0}.
+    train_on_val: whether to train on the validation scenes too, as for a submission.
+    class_uniform: the share of an epoch that is drawn class by class, as crops around a location of
+        the class in any scene; see `examples.data.centroids`. The rest are whole scenes.
+    tile: the side in pixels of the tiles in which classes are located.
+    coarse: classes whose centroids in Cityscapes' coarse labels are drawn too.
+    white: the value of a white pixel in grey images of more than 8 bits, such as 4095; 0 stands for
+        65535 in 16-bit images, and refuses images of 32 bits or floats.
+    max_pixels: larger images are refused: small files can decompress to more than memory holds.
+    The other settings are for `folders`, a pair of folders per split, and for generated `scenes`.
+    image_name, label_name: patterns of file names; see `examples.data.naming`.
+    classes: the names of K classes. Without `values` the files contain 0 to K - 1.
+    values: the meaning of the values or colours in label files, such as {0: soil, 255: plant} or
+        {'128 64 0': soil}; a value without a name is ignored. See `examples.data.mapping`.
+    table: a CSV file that sets classes, values and colours.
+    ignored: values of label files that are ignored.
+    colours: of classes in figures, where other than PASCAL VOC's, such as {soil: 128 64 0}.
     """
 
     name: str = "scenes"
@@ -78,7 +78,7 @@ class Data:
         return Reading(self.white, self.max_pixels)
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be."""
+        """Raises ValueError for invalid settings."""
         ranges.check("data", self)
         if self.coarse and not (self.name == "cityscapes" and self.class_uniform):
             raise ValueError(
@@ -104,10 +104,10 @@ class Data:
             _own_labelling(self)
 
     def resolved(self) -> Data:
-        """With what the table says, and no table: then a checkpoint needs no other file.
+        """The same with the table's settings and no table, so that a checkpoint needs no file.
 
         Raises:
-            DataError: the table cannot be.
+            DataError: the table is invalid.
         """
         if not self.table:
             return self
@@ -123,7 +123,7 @@ class _Known(NamedTuple):
 _KNOWN = {
     "ade20k": _Known(lambda: from_table("ade20k", {0}), layouts.ade20k),
     "camvid": _Known(lambda: from_table("camvid", {11}), layouts.camvid),
-    # labelIds: 0 to 33, and -1, a licence plate's, which a PNG holds as 255
+    # labelIds: 0 to 33, and -1, a licence plate, which a PNG stores as 255
     "cityscapes": _Known(
         lambda: from_table("cityscapes", {*range(34), IGNORE}), layouts.cityscapes
     ),
@@ -139,13 +139,13 @@ _KNOWN = {
 
 
 def names() -> list[str]:
-    """The datasets that there are; pascal_context_60 counts the background as a class,
-    voc_original leaves out the additional annotations."""
+    """The available datasets; pascal_context_60 counts the background as a class, voc_original
+    leaves out the additional annotations."""
     return sorted([*_KNOWN, "folders", "scenes"])
 
 
 def labelling(data: Data) -> Labelling:
-    """The classes of a dataset, without a look at its files."""
+    """The labelling of a dataset, determined without reading its files."""
     if data.name in _KNOWN:
         return _KNOWN[data.name].labelling()
     if data.name == "scenes":
@@ -158,17 +158,17 @@ def labelling(data: Data) -> Labelling:
 
 
 def _own_labelling(data: Data) -> Labelling:
-    """Raises ValueError, by the setting."""
+    """The labelling of `folders`; raises ValueError with the name of an invalid setting."""
     if data.values:
         return mapping.mapped(data.classes, data.values, data.ignored, data.colours)
     return mapping.numbered(data.classes, data.ignored, data.colours)
 
 
 def open_split(data: Data, split: str) -> Scenes:
-    """The scenes for training (`train`) or for scoring (`val`).
+    """Opens the scenes for training (`train`) or for scoring (`val`).
 
     Raises:
-        DataError: the name of the file or folder that is missing, or of the setting.
+        DataError: a file, folder or setting is missing; the message names it.
     """
     if split not in SPLITS:
         raise ValueError(f"open_split: split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -188,8 +188,8 @@ def open_split(data: Data, split: str) -> Scenes:
 
 
 def open_training(data: Data) -> tuple[Scenes, int]:
-    """The scenes for training, and how many of them every epoch sees. Those after are Cityscapes'
-    coarse ones, for class-uniform sampling only, where `coarse` names classes.
+    """The training scenes, and the number of those that every epoch uses. Later ones are
+    Cityscapes' coarse scenes for class-uniform sampling, present if `coarse` names classes.
 
     Raises:
         DataError: as `open_split`.

@@ -1,11 +1,12 @@
 """Locates the classes in the scenes of a dataset, to draw crops around them.
 
-Every scene is cut into square tiles, from its top left corner; a class that a tile holds has its
-centroid there, the mean row and column of its pixels in that tile: HANet's class-uniform sampling
-(as released; Choi et al., CVPR 2020). A class scattered over a tile may lie around its centroid.
+Every scene is divided into square tiles from its top left corner. A class that occurs in a tile has
+its centroid there: the mean row and column of its pixels in the tile. This is HANet's class-uniform
+sampling (as released; Choi et al., CVPR 2020). The centroid of a scattered class may lie outside
+it.
 
-Centroids are int32 (M, 4), a row each: the scene's number, the class, the row and the column of a
-pixel. They are in the order of the scenes, in a scene by tiles, in a tile by classes.
+Centroids are int32 (M, 4), with the rows (scene index, class, row, column). They are ordered by
+scene, then tile, then class.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ def of_scene(number: int, labels: np.ndarray, classes: int, tile: int) -> np.nda
     """The centroids of one scene.
 
     Args:
-        number: of the scene.
-        labels: uint8 (H, W); values from `classes` on have no centroids.
+        number: the index of the scene.
+        labels: uint8 (H, W); values from `classes` up have no centroids.
         classes: K.
-        tile: the side of a tile, in pixels. The last of a row or column may be smaller.
+        tile: the side of a tile, in pixels. The last tile of a row or column may be smaller.
 
     Example:
         >>> of_scene(7, np.array([[0, 0, 1], [0, 0, 1]], np.uint8), 2, tile=2).tolist()

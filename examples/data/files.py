@@ -14,7 +14,7 @@ _TEMPORARY = ".partial"
 
 def listed(folder: Path, suffixes: Collection[str], pattern: str = "*") -> list[Path]:
     """The files with one of these suffixes (case-insensitive), sorted by name. Hidden files are
-    skipped, such as the `._street.png` that macOS leaves on other file systems."""
+    skipped, such as the `._street.png` that macOS writes on other file systems."""
     return sorted(
         path
         for path in folder.glob(pattern)
@@ -34,7 +34,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that atomically replaces `path` at the end of the block, after an fsync. A
+    """Opens a file that atomically replaces `path` at the end of the block, after an fsync. A
     killed process leaves either the old or the new file."""
     temporary = path.with_name(path.name + _TEMPORARY)
     with temporary.open("wb") as file:
@@ -46,7 +46,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name too must outlive a power cut."""
+    """Syncs the folder, so that the new name survives a power failure."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

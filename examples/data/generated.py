@@ -10,17 +10,17 @@ from examples.data.labels import Labelling
 from examples.data.pairs import Scene
 from examples.street import scenes
 
-VALIDATION_SEEDS = 1_000_000  # validation scenes are those from this seed on
-_drawn = functools.lru_cache(maxsize=512)(scenes.scene)  # of each process its own
+VALIDATION_SEEDS = 1_000_000  # the seeds of validation scenes start here
+_drawn = functools.lru_cache(maxsize=512)(scenes.scene)  # one cache per process
 
 
 class GeneratedScenes:
-    """`count` scenes of one size, by their seeds.
+    """`count` scenes of one size, identified by their seeds.
 
     Args:
         split: train or val; no scene is in both.
-        count: how many.
-        height, width: of each, in pixels.
+        count: the number of scenes.
+        height, width: of each scene, in pixels.
     """
 
     labelling = Labelling(tuple(scenes.CLASSES), tuple(range(len(scenes.CLASSES))))

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from examples.data.labels import DataError
 
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses a file
+MAX_PIXELS = 178_956_970  # Pillow's own limit
 _BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 _SIXTEEN_BITS = 65535
 _pillows_limit = threading.Lock()
@@ -19,7 +19,7 @@ _pillows_limit = threading.Lock()
 
 class Reading(NamedTuple):
     """white: the value of a white pixel in grey images of more than 8 bits; 0 stands for the
-    largest value of 16-bit ones. max_pixels: larger images are refused."""
+    maximum of 16-bit images. max_pixels: larger images are refused."""
 
     white: float = 0.0
     max_pixels: int = MAX_PIXELS
@@ -29,8 +29,8 @@ PLAIN = Reading()
 
 
 def read_image(path: Path, reading: Reading = PLAIN, *, upright: bool = False) -> np.ndarray:
-    """uint8 (H, W, 3), from any format that Pillow reads; `upright`: turned as its camera says,
-    where the labels of a dataset go with the pixels as they lie in the file."""
+    """Reads uint8 (H, W, 3) from any format that Pillow supports. `upright` applies the EXIF
+    orientation; datasets' labels correspond to the pixels as stored in the file."""
     with opened(path, reading) as file:
         try:
             image = ImageOps.exif_transpose(file) if upright else file
@@ -43,8 +43,8 @@ def read_image(path: Path, reading: Reading = PLAIN, *, upright: bool = False) -
 
 
 def read_values(path: Path, reading: Reading = PLAIN, *, colours: bool = False) -> np.ndarray:
-    """Integers (H, W), from a picture with one channel or with a palette; with `colours`, uint8
-    (H, W, 3), from one of 8 bits a channel or with a palette."""
+    """Reads integers (H, W) from an image with one channel or with a palette; with `colours`, uint8
+    (H, W, 3) from one with 8 bits per channel or with a palette."""
     with opened(path, reading) as file:
         if colours:
             if file.mode.startswith(("I", "F")):
@@ -56,22 +56,22 @@ def read_values(path: Path, reading: Reading = PLAIN, *, colours: bool = False) 
         if values.ndim != 2 or values.dtype.kind not in "bui":
             raise DataError(
                 f"{path}: labels must have one channel, got an image of {file.mode}; "
-                "data.values says what colours mean"
+                "data.values maps colours to classes"
             )
     return values.astype(np.int64) if values.dtype != np.uint8 else values
 
 
 def size(path: Path, reading: Reading = PLAIN) -> tuple[int, int]:
-    """Rows and columns, without decoding the pixels. Raises DataError, as `opened` does."""
+    """Height and width, without decoding the pixels. Raises DataError, as `opened` does."""
     with opened(path, reading, decoded=False) as file:
         return file.height, file.width
 
 
 def opened(path: Path, reading: Reading, *, decoded: bool = True) -> Image.Image:
-    """The image, decoded.
+    """Opens an image and decodes it.
 
     Raises:
-        DataError: there is none, it cannot be read, or is too large.
+        DataError: the file does not exist, cannot be read, or is too large.
     """
     try:
         file = _header(path)
@@ -79,7 +79,7 @@ def opened(path: Path, reading: Reading, *, decoded: bool = True) -> Image.Image
         if pixels > reading.max_pixels:
             raise DataError(
                 f"{path}: {file.height} x {file.width} are {pixels} pixels, more than "
-                f"data.max_pixels, {reading.max_pixels}; raise that where the file is to be trusted"
+                f"data.max_pixels, {reading.max_pixels}; raise it if you trust the file"
             )
         if reading.white and _is_deep_colour(file):
             raise DataError(f"{path}: has colours of 16 bits, and data.white is for grey images")
@@ -93,7 +93,7 @@ def opened(path: Path, reading: Reading, *, decoded: bool = True) -> Image.Image
 
 
 def _header(path: Path) -> Image.Image:
-    """Without Pillow's limit, which is one of the process and has no name that a recipe knows."""
+    """Opens a file without Pillow's global size limit; `max_pixels` replaces it."""
     with _pillows_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -103,7 +103,7 @@ def _header(path: Path) -> Image.Image:
 
 
 def _is_deep_colour(file: Image.Image) -> bool:
-    """Whether Pillow will keep the upper 8 of 16 bits a channel, before it has decoded any."""
+    """Whether Pillow will keep only the upper 8 of 16 bits per channel; must precede decoding."""
     parts = getattr(file, "tile", None)
     coded = str(parts[0][3]) if parts else ""
     return file.mode in ("RGB", "RGBA", "LA") and ";16" in coded
@@ -112,9 +112,9 @@ def _is_deep_colour(file: Image.Image) -> bool:
 def _eight_bits(
     values: np.ndarray, mode: str, form: str | None, path: Path, white: float
 ) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8: 0 is black, `white` and what is above is white."""
+    """Grey values of more than 8 bits as uint8: 0 is black, `white` and above is white."""
     if not white and (mode.startswith("I;16") or (mode == "I" and form == "PNG")):
-        white = _SIXTEEN_BITS  # older Pillows read 16-bit PNGs as I
+        white = _SIXTEEN_BITS  # older versions of Pillow read 16-bit PNGs as I
     if not white:
         kind = "floating-point" if mode == "F" else "32-bit"
         raise DataError(
@@ -122,5 +122,5 @@ def _eight_bits(
             "data.white must be the value of its white pixels"
         )
     if not np.isfinite(values).all():
-        raise DataError(f"{path}: holds pixels that are no numbers")
+        raise DataError(f"{path}: contains NaN or infinite pixels")
     return np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)

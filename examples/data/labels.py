@@ -1,6 +1,6 @@
 """Labellings: classes, their colours, and their values in label files.
 
-In memory a label is the class's index, 0 to K - 1, or IGNORE, whatever the files hold.
+In memory a label is the class's index, 0 to K - 1, or IGNORE, independent of the files' values.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORE = 255
-LARGEST = 65535  # value of a label file
+LARGEST = 65535  # the largest value in a label file
 TABLES = Path(__file__).parent / "classes"
 _REFUSED = -1
 
 
 class DataError(Exception):
-    """Something about a dataset's files; the message starts with the file's name."""
+    """A problem with a dataset's files; the message starts with the file's name."""
 
 
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
@@ -28,7 +28,7 @@ Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 
 class Class(NamedTuple):
     name: str
-    colour: Colour  # in figures
+    colour: Colour  # used in figures
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Labelling:
     """The classes of a dataset and the values, or the colours, of its label files.
 
     Args:
-        classes: K of them, at most 255.
-        values: what stands for each in the files, and is written for it.
-        ignored: the values of pixels that count nowhere. All that are neither are an error.
-        others: more values, with the number of the class that each stands for.
-        colours: for label files in colour, what each colour stands for, a class's number or IGNORE;
-            `values` are then not of the files.
+        classes: at most 255.
+        values: the value of each class in label files.
+        ignored: values of ignored pixels. Values that are in no list are an error.
+        others: further values, with the index of the class that each stands for.
+        colours: for label files in colour, the class index or IGNORE of each colour; `values` are
+            then not used for the files.
     """
 
     classes: tuple[Class, ...]
@@ -66,20 +66,20 @@ class Labelling:
 
     @property
     def palette(self) -> np.ndarray:
-        """uint8 (K, 3)."""
+        """The colours of the classes, uint8 (K, 3)."""
         return np.array([each.colour for each in self.classes], np.uint8)
 
     @property
     def names(self) -> list[str]:
-        """One a class; where a dataset has a name twice, the later one with its value."""
+        """One name per class; if a name occurs twice, the later one has its value appended."""
         found: list[str] = []
         for each, value in zip(self.classes, self.values, strict=True):
             found.append(each.name if each.name not in found else f"{each.name} ({value})")
         return found
 
     def decode(self, values: np.ndarray, path: Path | str) -> np.ndarray:
-        """The values of a label file, integers (H, W), or its colours, uint8 (H, W, 3), as labels,
-        uint8 (H, W)."""
+        """Converts the values of a label file, integers (H, W), or its colours, uint8 (H, W, 3), to
+        labels, uint8 (H, W)."""
         if self.colours:
             return self._decode_colours(values, path)
         if values.size and not (values.min() >= 0 and values.max() < len(self._table)):
@@ -90,8 +90,8 @@ class Labelling:
         return labels.astype(np.uint8)
 
     def encode(self, labels: np.ndarray) -> np.ndarray:
-        """Labels or predictions as the dataset's files have them: their values, uint8 or where
-        those need it uint16, or their colours, uint8 (H, W, 3)."""
+        """Converts labels or predictions to the dataset's format: values, uint8 or if necessary
+        uint16, or colours, uint8 (H, W, 3)."""
         if self.colours:
             unlabelled = next((colour for colour, k in self.colours if k == IGNORE), (0, 0, 0))
             shown = np.full((256, 3), unlabelled, np.uint8)
@@ -111,7 +111,7 @@ class Labelling:
         wrong = known[order][place] != asked
         if wrong.any():
             found = ", ".join(str(c.tolist()) for c in np.unique(colours[wrong], axis=0)[:5])
-            raise DataError(f"{path}: must be in the colours of data.values; got {found}")
+            raise DataError(f"{path}: colours must be among data.values; got {found}")
         return np.array([k for _, k in self.colours], np.uint8)[order][place]
 
     def _refuse(self, values: np.ndarray, wrong: np.ndarray, path: Path | str) -> None:
@@ -122,7 +122,7 @@ class Labelling:
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) as a number each."""
+    """Packs colours (..., 3) into one number each."""
     red, green, blue = np.moveaxis(colours.astype(np.int64), -1, 0)
     return red << 16 | green << 8 | blue
 
@@ -146,7 +146,8 @@ def from_table(
 
 
 def pascal_colour(index: int) -> Colour:
-    """PASCAL VOC's colour map: the bits of the index, in turn, are high bits of the channels."""
+    """PASCAL VOC's colour map: the bits of the index become the high bits of the channels in
+    turn."""
     channels = [0, 0, 0]
     for bit in range(8):
         channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
@@ -154,7 +155,7 @@ def pascal_colour(index: int) -> Colour:
 
 
 def _ranges(values: Iterable[int]) -> str:
-    """1, 2, 3, 7 as 1-3, 7."""
+    """Formats 1, 2, 3, 7 as 1-3, 7."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:

@@ -9,9 +9,9 @@
 | voc | JPEGImages/X.jpg | SegmentationClassAug/X.png, or SegmentationClass |
 | camvid | train/images/X.jpg | train/labels/X.png |
 
-Roots: ADEChallengeData2016, VOC2010, VOC2012 and so on. PASCAL's splits are lists,
-ImageSets/SegmentationContext/train.txt and ImageSets/Segmentation/trainaug.txt, or train.txt. The
-label PNGs of PASCAL Context are those of mmseg's converter.
+Roots: ADEChallengeData2016, VOC2010, VOC2012 and so on. The splits of the PASCAL datasets are
+lists: ImageSets/SegmentationContext/train.txt and ImageSets/Segmentation/trainaug.txt, or
+train.txt. The label PNGs of PASCAL Context are written by mmseg's converter.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def folders(images: Path, labels: Path) -> list[Pair]:
-    """Every image of a folder, with the PNG of the same name in another."""
+    """Pairs every image of a folder with the PNG of the same name in another folder."""
     return [Pair(path, labels / f"{path.stem}.png") for path in _images(images)]
 
 
 def cityscapes(root: Path, split: str, labels: str = "gtFine") -> list[Pair]:
-    """The labels are the original labelIds: no preparation is needed. gtCoarse has coarse ones, of
-    the split train_extra too."""
+    """The labels are the original labelIds; no preparation is needed. `gtCoarse` has the coarse
+    labels, which include the split train_extra."""
     kept = existing(root / "leftImg8bit" / split)
     pairs = []
     for path in listed(kept, SUFFIXES, "*/*_leftImg8bit.png"):
@@ -52,7 +52,7 @@ def pascal_context(root: Path, split: str) -> list[Pair]:
 
 
 def voc(root: Path, split: str, *, additional: bool = True) -> list[Pair]:
-    """With the additional annotations (SBD) where they are there and wanted."""
+    """With the additional annotations (SBD) if they exist and `additional` is set."""
     augmented = additional and (root / "SegmentationClassAug").is_dir()
     lists = root / "ImageSets" / "Segmentation"
     name = "trainaug" if augmented and split == "train" else split
@@ -79,7 +79,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def existing(folder: Path) -> Path:
-    """The folder; raises DataError where there is none."""
+    """Returns the folder; raises DataError if it does not exist."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     return folder

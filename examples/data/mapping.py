@@ -1,14 +1,14 @@
 """Maps the values or colours of custom label files to classes.
 
-A recipe says it as `data.values`, or names a table, a CSV file with a line for each value:
+A recipe defines the mapping as `data.values`, or names a table, a CSV file with a line per value:
 
     name,value,red,green,blue
     soil,0,128,64,0
     plant,255,0,160,0
 
-Lines of one name are one class; a line without a name is ignored. Without the column `value` label
-files are pictures in these colours; with it the colours are those of figures, and may be left out.
-`r,g,b` are known too, as in CamVid's class_dict.csv.
+Lines with the same name are one class; a line without a name is ignored. Without the column
+`value`, label files are images in these colours; with it, the colours are used in figures and are
+optional. The columns `r,g,b` are accepted too, as in CamVid's class_dict.csv.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COLUMNS = {"r": "red", "g": "green", "b": "blue", "class": "name", "id": "value
 
 
 class Table(NamedTuple):
-    """What a table says, as `data.classes`, `data.values` and `data.colours` do."""
+    """The contents of a table, in the form of `data.classes`, `data.values` and `data.colours`."""
 
     classes: list[str]
     values: dict[str, str]
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Raises DataError for one that cannot be."""
+    """Raises DataError for an invalid table."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [_named_row(row) for row in csv.DictReader(file)]
@@ -60,7 +60,7 @@ def read_table(path: Path) -> Table:
                 f"line {line} has {', '.join(f'{k}={v}' for k, v in row.items()) or 'none'}"
             )
         if key in values:
-            raise DataError(f"{path}: {key} stands twice, the second time in line {line}")
+            raise DataError(f"{path}: {key} occurs twice, again in line {line}")
         values[key] = name
         if name and name not in classes:
             classes.append(name)
@@ -75,17 +75,17 @@ def mapped(
     ignored: Sequence[int],
     colours: Mapping[str, str],
 ) -> Labelling:
-    """The labelling that `data.values` says.
+    """The labelling that `data.values` defines.
 
     Args:
-        classes: K names in order; if empty, that of their first values.
-        values: a number like "255", or a colour like "128 64 0" or "#804000", and the name of its
-            class; an empty name is ignored.
-        ignored: more values that count nowhere.
+        classes: K names in order; if empty, in the order of their first values.
+        values: maps a number such as "255", or a colour such as "128 64 0" or "#804000", to the
+            name of its class; an empty name means ignored.
+        ignored: further values that are ignored.
         colours: of classes in figures.
 
     Raises:
-        ValueError: the message starts with the setting.
+        ValueError: a setting is invalid; the message starts with it.
     """
     names = list(classes) or list(dict.fromkeys(name for name in values.values() if name))
     if not 2 <= len(names) <= IGNORE:
@@ -99,8 +99,8 @@ def mapped(
     if isinstance(first[0], tuple):
         if list(ignored) not in ([], [IGNORE]):
             raise ValueError(
-                "data.ignored: is for numbers; a colour is ignored that has no name in "
-                f"data.values, got {list(ignored)}"
+                "data.ignored: must be empty if data.values has colours; give ignored colours "
+                f"an empty name, got {list(ignored)}"
             )
         own = tuple(range(len(names)))
         return Labelling(every, own, frozenset(), colours=tuple(meaning.items()))
@@ -115,10 +115,10 @@ def mapped(
 
 
 def _meaning(names: Sequence[str], values: Mapping[str, str]) -> dict[Any, int]:
-    """The class's number or IGNORE by value or by colour; every class has one."""
+    """The class index or IGNORE by value or by colour; every class must have one."""
     for name in values.values():
         if name and name not in names:
-            raise ValueError(f"data.values: must be of {', '.join(names)}, got {name!r}")
+            raise ValueError(f"data.values: must name {', '.join(names)}, got {name!r}")
     found = {_key(key): names.index(name) if name else IGNORE for key, name in values.items()}
     if len({type(key) for key in found}) > 1 or len(found) < len(values):
         raise ValueError(
@@ -127,26 +127,28 @@ def _meaning(names: Sequence[str], values: Mapping[str, str]) -> dict[Any, int]:
         )
     for number, name in enumerate(names):
         if number not in found.values():
-            raise ValueError(f"data.values: must have a value of every class, got none of {name!r}")
+            raise ValueError(
+                f"data.values: must have a value for each class, got none for {name!r}"
+            )
     return found
 
 
 def _shown(names: Sequence[str], colours: Mapping[str, str]) -> list[Colour]:
-    """Those of figures."""
+    """The classes' colours in figures."""
     for name in colours:
         if name not in names:
-            raise ValueError(f"data.colours: must be of {', '.join(names)}, got {name!r}")
+            raise ValueError(f"data.colours: must name {', '.join(names)}, got {name!r}")
     given = {name: _colour("data.colours", text) for name, text in colours.items()}
     return [given.get(name, pascal_colour(number)) for number, name in enumerate(names)]
 
 
 def _free(ignored: Sequence[int], classes: Mapping[int, str]) -> frozenset[int]:
-    """The ignored values, which may be of no class; but that the default yields to one."""
+    """The ignored values without those of classes; only the default may overlap with classes."""
     for value in ignored:
         if value in classes and list(ignored) != [IGNORE]:
             raise ValueError(
-                f"data.ignored: must be values of no class, but {value} is {classes[value]!r}; "
-                "data.values says which values are classes"
+                f"data.ignored: must not contain values of classes, but {value} is "
+                f"{classes[value]!r} in data.values"
             )
     return frozenset(ignored) - classes.keys()
 
@@ -156,7 +158,7 @@ def numbered(
     ignored: Sequence[int] = (IGNORE,),
     colours: Mapping[str, str] = {},
 ) -> Labelling:
-    """Classes 0 to K - 1 by number or by name, by default in the colours of PASCAL VOC."""
+    """Classes 0 to K - 1, given as a number or as names, by default in PASCAL VOC's colours."""
     names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
     return mapped(names, {str(i): name for i, name in enumerate(names)}, ignored, colours)
 
@@ -171,7 +173,7 @@ def _key(text: str) -> int | Colour:
 
 
 def _colour(setting: str, text: str) -> Colour:
-    """128 64 0, with commas or without, or #804000."""
+    """Parses 128 64 0, with or without commas, or #804000."""
     if found := re.fullmatch(r"\s*#([0-9a-fA-F]{6})\s*", text):
         red, green, blue = bytes.fromhex(found[1])
         return red, green, blue
@@ -184,7 +186,7 @@ def _colour(setting: str, text: str) -> Colour:
 
 
 def _named_row(row: Mapping[str | None, str | None]) -> dict[str, str]:
-    """By the names of our own tables."""
+    """Renames the columns to those of our own tables."""
     known = {
         (key or "").strip().lower(): (value or "").strip() for key, value in row.items() if key
     }

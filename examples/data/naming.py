@@ -1,4 +1,4 @@
-"""Pairs image files with label files by patterns of their names.
+"""Pairs image files with label files by file name patterns.
 
     data.label_name={name}_mask.png          street.jpg and street_mask.png
     data.image_name={name}_sat.jpg           0001_sat.jpg ...
@@ -27,14 +27,14 @@ def check(setting: str, pattern: str) -> None:
 
 
 def paired(images: Path, labels: Path, image_name: str, label_name: str) -> list[Pair]:
-    """Every image of a folder with its label file.
+    """Pairs every image of a folder with its label file.
 
     Args:
-        image_name: the pattern of images; if empty, all files that end as pictures do are images.
+        image_name: the pattern of images; if empty, all files with an image's suffix.
         label_name: the pattern of label files.
 
     Raises:
-        DataError: a folder, or the labels of an image, are not there; or a name means two files.
+        DataError: a folder or an image's label file is missing, or a name matches two files.
     """
     named_labels = _named(labels, label_name)
     named_images = _named(images, image_name or f"{NAME}.*")
@@ -58,12 +58,12 @@ def _labels(
     hint = ""
     if others:
         near = min(others, key=len)
-        hint = f"; {near} is there: data.label_name={near.replace(name, NAME, 1)}"
+        hint = f"; {near} exists: data.label_name={near.replace(name, NAME, 1)}"
     raise DataError(f"{missing}: missing, the labels of {image}{hint}")
 
 
 def _named(folder: Path, pattern: str) -> dict[str, list[Path]]:
-    """The pictures of a folder that fit a pattern, by what stands for {name}."""
+    """The images of a folder that match a pattern, by the text that matches {name}."""
     parts = re.split(r"(\{name\}|\*)", pattern)
     known = {NAME: "(?P<name>.+)", "*": ".*"}
     fits = re.compile("".join(known.get(part, re.escape(part)) for part in parts))
@@ -76,5 +76,5 @@ def _named(folder: Path, pattern: str) -> dict[str, list[Path]]:
 
 def _only(paths: list[Path], kind: str) -> Path:
     if len(paths) > 1:
-        raise DataError(f"{paths[1]}: is a second {kind} beside {paths[0].name}, by its name")
+        raise DataError(f"{paths[1]}: is a second {kind} with the name of {paths[0].name}")
     return paths[0]

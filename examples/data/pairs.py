@@ -1,4 +1,4 @@
-"""Images with their label maps, read from files, with errors for mismatched pairs."""
+"""Images and label maps read from files, with errors for mismatched pairs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from examples.data.labels import DataError, Labelling
 
 
 class Scene(NamedTuple):
-    """An image uint8 (H, W, 3), its labels uint8 (H, W) with IGNORE where there are none, and the
-    name that messages and predictions use."""
+    """An image uint8 (H, W, 3), its labels uint8 (H, W) with IGNORE for unlabelled pixels, and the
+    name used in messages and for predictions."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -23,7 +23,7 @@ class Scene(NamedTuple):
 
 
 class Scenes(Protocol):
-    """A dataset: labelled images by number."""
+    """A dataset of labelled images, indexed by number."""
 
     labelling: Labelling
 
@@ -32,15 +32,15 @@ class Scenes(Protocol):
     def __getitem__(self, index: int) -> Scene: ...
 
     def labels(self, index: int) -> np.ndarray:
-        """Those of a scene, without its image."""
+        """The labels of a scene, without its image."""
         ...
 
     def checked_labels(self, index: int) -> np.ndarray:
-        """The same, where the image is of their size."""
+        """The labels of a scene, after checking that the image has the same size."""
         ...
 
     def version(self) -> str:
-        """Another one where the labels are others."""
+        """A string that changes when the labels change."""
         ...
 
 
@@ -50,11 +50,11 @@ class Pair(NamedTuple):
 
 
 class PairedFiles:
-    """Images and the files of their labels.
+    """Image files and their label files.
 
     Raises:
-        DataError: there is no pair, or a label file is missing; when one is read, it is broken, of
-            another size than its image, or holds a value that means nothing.
+        DataError: there is no pair, or a label file is missing; on reading, a file is broken, an
+            image and its labels differ in size, or a value is unknown.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PairedFiles:
         reading: Reading = PLAIN,
     ) -> None:
         if not pairs:
-            raise DataError(f"{where}: holds no images")
+            raise DataError(f"{where}: contains no images")
         for pair in pairs:
             if not pair.labels.is_file():
                 raise DataError(f"{pair.labels}: missing, the labels of {pair.image}")
@@ -86,7 +86,7 @@ class PairedFiles:
         return self.labelling.decode(read_values(path, self.reading, colours=in_colour), path)
 
     def checked_labels(self, index: int) -> np.ndarray:
-        """Of a scene whose image is of their size, by its header."""
+        """The labels of a scene, after comparing their size with the image's header."""
         pair, labels = self.pairs[index], self.labels(index)
         self._check_size(pair, size(pair.image, self.reading), labels)
         return labels
@@ -100,7 +100,7 @@ class PairedFiles:
             )
 
     def version(self) -> str:
-        """By the names, sizes and times of the label files."""
+        """Hashes the names, sizes and modification times of the label files."""
         meaning = (
             self.labelling.values,
             sorted(self.labelling.ignored),

@@ -1,4 +1,4 @@
-"""Prefetches in threads, with bounded memory."""
+"""Prefetching in threads with bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def prefetch(read: Callable[[int], T], indices: Iterable[int], readers: int) -> Iterator[T]:
-    """The results of `read`, in order, with at most two in flight per reader."""
+    """Yields the results of `read`, in order, with at most two in flight per reader."""
     with ThreadPoolExecutor(max(1, readers)) as pool:
         waiting: deque[Future[T]] = deque()
         for index in indices:

@@ -19,12 +19,12 @@ from examples.demonstration import plain
 from examples.demonstration.measure import Measured, measure
 from stripctx import functional, reference
 
-BOUND = 1e-5  # of max |fused - reference| / max |reference|, float32 against float64
-BUSY = 2.0  # times the 20th percentile: where the 80th lies on a machine that others use
+BOUND = 1e-5  # bound of max |fused - reference| / max |reference|, float32 against float64
+BUSY = 2.0  # an 80th percentile over this many times the 20th suggests a busy machine
 
 
 def check(console: Console, layer: stripctx.StripPooling, features: Tensor) -> float:
-    """The largest relative error of the fused functions and their gradients, on real features."""
+    """The largest relative error of the fused functions and their gradients, on these features."""
     with torch.no_grad():
         rows, cols = functional.strip_pool(features)
         rows, cols = layer.bn1(layer.conv1(rows)), layer.bn2(layer.conv2(cols))
@@ -57,7 +57,7 @@ def reference_gate(x: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, bias: 
 
 
 def with_gradients(function: Callable[..., Any], arguments: Sequence[Tensor]) -> list[Tensor]:
-    """Results, and the gradients of the sum of their squares."""
+    """The results, and the gradients of the sum of their squares."""
     outputs = function(*arguments)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     total = sum(output.square().sum() for output in outputs)

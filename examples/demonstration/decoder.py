@@ -20,9 +20,9 @@ from examples.demonstration.measure import Measured, measure
 if TYPE_CHECKING:
     from examples.demonstration.figure import Page
 
-BOUND = 1e-4  # of max |fused - own| / max |own|, both in float32
+BOUND = 1e-4  # bound of max |fused - own| / max |own|, both in float32
 BARS, GAP = 0.55, 0.5  # inches
-WIDTHS = (32, 64, 160, 256)  # of the stages, as in SegFormer's smallest
+WIDTHS = (32, 64, 160, 256)  # channels of the stages, as in SegFormer-B0
 
 
 class Decoder(nn.Module):
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
 
 @dataclass
 class Outcome:
-    """error: between the logits of both, relative. Times and peaks of inference."""
+    """error: relative, between the logits of both. Times and peak memory of inference."""
 
     error: float
     found: Measured
@@ -115,7 +115,8 @@ def before_and_after(
 
 
 def loss_of_small_logits(logits: Tensor, image: Tensor) -> Measured:
-    """Cross-entropy of logits at a quarter of the image's size: interpolated before, or in it."""
+    """Cross-entropy of logits at 1/4 of the image's size, interpolated before or within the
+    loss."""
     small = F.interpolate(logits, scale_factor=0.25, mode="nearest")
     target = torch.randint(0, logits.size(1), (image.size(0), *image.shape[2:]))
 
@@ -130,7 +131,7 @@ def loss_of_small_logits(logits: Tensor, image: Tensor) -> Measured:
 
 
 def draw(page: Page, left: float, top: float, width: float, outcome: Outcome) -> None:
-    """Two groups of bars below `top`."""
+    """Draws two groups of bars below `top`."""
     before, after = (f"{count / 1e9:.2g} G" for count in outcome.products)
     half, indent = (width - GAP) / 2, 1.0
     times = {name: outcome.found.median(name) * 1e3 for name in outcome.found.times}

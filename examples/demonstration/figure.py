@@ -22,7 +22,7 @@ from examples.demonstration.training import Study
 INK, FAINT, ROWS, COLUMNS = "#222222", "#8A8A8A", "#0072B2", "#D55E00"
 STYLE = figures.STYLE | {"text.color": INK, "axes.labelcolor": INK}
 
-# Inches.
+# sizes in inches
 WIDTH, MARGIN, GAP = 13.0, 0.4, 0.5
 TALLEST = 6.0
 TITLE, LEGEND, PROFILE, BARS = 0.62, 0.35, 0.55, 0.95
@@ -81,7 +81,7 @@ class Page:
 
 
 def compose(content: Content) -> Figure:
-    """Two pictures, two maps, four groups of bars."""
+    """Lays out two pictures, two maps and four groups of bars."""
     rows, columns = content.image.shape[:2]
     half = (WIDTH - 2 * MARGIN - GAP) / 2
     width = min(half, TALLEST * columns / rows)
@@ -94,7 +94,7 @@ def compose(content: Content) -> Figure:
     fused = bars + BARS + 0.5
     lower = fused + decoder.BARS + 0.45
     page = Page(lower + (training_figure.HEIGHT if content.study else 0) + 0.1)
-    page.text(MARGIN, 0.22, "One picture through strip pooling", fontsize=15, weight="bold")
+    page.text(MARGIN, 0.22, "Strip pooling on one image", fontsize=15, weight="bold")
 
     _picture(page.axes(MARGIN, TITLE + 0.3, width, height), content.image, "The picture")
     _prediction(page.axes(second, TITLE + 0.3, width, height), content)
@@ -120,7 +120,7 @@ def _picture(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def _prediction(axes: Axes, content: Content) -> None:
-    """With what was to be predicted in the corner, and a legend of the classes that occur."""
+    """The prediction with the ground truth in a corner, and a legend of the classes that occur."""
     colours = np.array([colour for _, colour in content.palette], np.uint8)
     _picture(axes, colours[content.prediction], content.prediction_title)
     inset = axes.inset_axes((0.685, 0.02, 0.305, 0.305))
@@ -174,7 +174,7 @@ def _gate(
     """The gate of the same channel."""
     axes = page.axes(left, top, width, height)
     drawn = axes.imshow(content.gate, cmap="magma", aspect="auto")
-    axes.set_title(f"The gate learnt for it, from the means of all {content.channels} features")
+    axes.set_title(f"Its learnt gate, from the means of all {content.channels} features")
     _bare(axes)
     bar = page.figure.colorbar(drawn, cax=page.axes(left + width + 0.08, top, 0.13, height))
     bar.outline.set_visible(False)

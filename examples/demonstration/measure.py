@@ -16,7 +16,7 @@ ROUNDS, SECONDS = 30, 2.0
 
 @dataclass
 class Measured:
-    """Seconds a call, every sample, and bytes, by candidate; what could not run, and why."""
+    """Samples of seconds per call and peak bytes, by candidate; why candidates failed."""
 
     times: dict[str, list[float]] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Measured:
 
     @property
     def spread(self) -> float:
-        """The largest of the 80th over the 20th percentiles."""
+        """The largest ratio of the 80th to the 20th percentile over the candidates."""
         fifths = [statistics.quantiles(each, n=5) for each in self.times.values()]
         return max(each[3] / each[0] for each in fifths)
 
@@ -39,8 +39,8 @@ def measure(
     *,
     backward: bool,
 ) -> Measured:
-    """Interleaves samples, so that disturbances of the machine affect all candidates equally. Skips
-    a candidate that cannot run, such as torch.compile without a compiler."""
+    """Interleaves the candidates' samples, so that disturbances of the machine affect all equally.
+    Skips a candidate that cannot run, such as torch.compile without a compiler."""
     found = Measured()
     calls: dict[str, Callable[[], object]] = {}
     for name, function in candidates.items():
@@ -59,7 +59,7 @@ def measure(
         if number >= 5 and time.perf_counter() - started > SECONDS:
             break
         for name, call in calls.items():
-            call()  # what the others left in the caches does not count
+            call()  # so that its own data are in the caches
             before = time.perf_counter()
             call()
             found.times[name].append(time.perf_counter() - before)
@@ -83,7 +83,7 @@ def with_gradients(
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most that torch's allocator hands out at once during a call."""
+    """The peak memory in use in torch's allocator during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     held = peak = 0

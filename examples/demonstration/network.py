@@ -23,7 +23,7 @@ class Segmenter(nn.Module):
 
     Args:
         num_classes: K.
-        channels: C, of the features that strip pooling works on.
+        channels: C, of strip pooling's input.
 
     Shape:
         (N, 3, H, W) to (N, K, H, W); H and W divisible by 4.
@@ -40,11 +40,11 @@ class Segmenter(nn.Module):
         self.head = nn.Sequential(
             _convolution(channels, channels),
             nn.Conv2d(channels, 4 * num_classes, 1),
-            nn.PixelShuffle(2),  # twice the size, so that thin things survive
+            nn.PixelShuffle(2),  # twice the resolution, for thin objects
             nn.UpsamplingBilinear2d(scale_factor=2),
         )
 
-        with torch.no_grad():  # four neighbours start alike: no checkerboard
+        with torch.no_grad():  # the four subpixels start with equal weights: no checkerboard
             wide: Any = self.head[1]
             for parameter in (wide.weight, wide.bias):
                 parameter.copy_(parameter[::4].repeat_interleave(4, 0))
@@ -68,15 +68,15 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 @dataclass
 class Step:
-    """The progress of the fit."""
+    """The state of the fit after a step."""
 
     elapsed: float  # seconds
     loss: float
-    accuracy: float  # share of the pixels that are right
+    accuracy: float  # fraction of correct pixels
 
 
 def fit(network: Segmenter, image: Tensor, labels: Tensor, *, seconds: float) -> Iterator[Step]:
-    """Fits the network to one picture for `seconds`, at least one step.
+    """Fits the network to one image for `seconds`, at least one step.
 
     Args:
         image: (1, 3, H, W).
@@ -106,11 +106,11 @@ def fit(network: Segmenter, image: Tensor, labels: Tensor, *, seconds: float) ->
 
 @torch.no_grad()
 def _settle(network: Segmenter, image: Tensor) -> None:
-    """Recomputes the norms' statistics: after so short a fit the running means lag behind."""
+    """Recomputes the norms' statistics: after a short fit the running means lag behind."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0  # forget all but the next call
+        norm.momentum = 1.0  # use the next batch's statistics only
     network(image)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
@@ -118,14 +118,14 @@ def _settle(network: Segmenter, image: Tensor) -> None:
 
 
 def clusters(image: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Pseudo-labels for a picture without any: k-means over colour and place.
+    """Pseudo-labels for an image without labels: k-means over colour and position.
 
     Args:
         image: uint8 (H, W, 3).
-        count: how many clusters.
+        count: the number of clusters.
 
     Returns:
-        uint8 (H, W), clusters numbered from the top of the picture to its bottom.
+        uint8 (H, W), clusters numbered from the top of the image to the bottom.
     """
     rng = np.random.default_rng(seed)
     smooth = Image.fromarray(image).filter(ImageFilter.GaussianBlur(2)).convert("YCbCr")

@@ -1,4 +1,4 @@
-"""The demo's two context layers in plain PyTorch, with a layer's own parameters, for comparison."""
+"""The demo's two context layers in plain PyTorch, using a layer's parameters, for comparison."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def strip_pooling(layer: stripctx.StripPooling, x: Tensor) -> Tensor:
 
 
 def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tensor:
-    """For a layer with the demo's options: means, and x first."""
+    """Computes a layer with the demo's options: means, and x first in the concatenation."""
     maps = [x]
     for bins, branch in zip(layer.bins, layer.branches, strict=True):
         level = branch(F.adaptive_avg_pool2d(x, bins))
@@ -32,7 +32,7 @@ def pyramid_pooling_conv(layer: stripctx.PyramidPoolingConv, x: Tensor) -> Tenso
 
 @contextmanager
 def instead() -> Iterator[None]:
-    """Makes every PyramidPoolingConv compute in plain PyTorch."""
+    """Within this context, every PyramidPoolingConv computes in plain PyTorch."""
     fused = stripctx.PyramidPoolingConv.forward
     layer: Any = stripctx.PyramidPoolingConv
     layer.forward = pyramid_pooling_conv

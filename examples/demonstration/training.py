@@ -1,8 +1,8 @@
-"""The end of the demo: a small network learns generated street scenes, without its context module,
-with it, and with it on plain PyTorch in place of the fused kernels.
+"""The last part of the demo: a small network learns generated street scenes, without a context
+module, with one, and with one in plain PyTorch instead of the fused kernels.
 
-The network is PSPNet's on a backbone whose features see 15 x 15 pixels; without the pyramid it is
-FCN, equal in all else.
+The network is PSPNet on a backbone with a receptive field of 15 x 15 pixels; without the pyramid
+it is FCN and otherwise identical.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from examples.training.trainer import Trainer
 WITHOUT, FUSED, PLAIN = "without context", "pyramid pooling, fused", "pyramid pooling, plain"
 LEAST, MOST = 12, 600  # steps
 CALIBRATION = 8  # steps
-AVERAGED = 10  # steps, in curves
-DIGITS = 1e-8  # what the log's losses are rounded to
-FIRST_BOUND = 1e-5  # of the relative gap between the fused and the plain loss in the first step
-MEAN_BOUND = 0.03  # of its mean over the averaged curves: training amplifies rounding
+AVERAGED = 10  # steps in the moving average of curves
+DIGITS = 1e-8  # the relative precision of losses in the log
+FIRST_BOUND = 1e-5  # bound of the relative gap of fused to plain loss in the first step
+MEAN_BOUND = 0.03  # bound of its mean over the averaged curves: training amplifies rounding
 
 NETWORKS: dict[str, dict[str, Any]] = {
     WITHOUT: {"name": "fcn", "options": {"aux": False, "dropout": 0.0}},
@@ -52,8 +52,8 @@ RECIPE: dict[str, Any] = {
 
 @dataclass
 class Study:
-    """What three runs gave: predictions for a scene that none has seen, uint8 (H, W); losses, a
-    number a step, averaged; mIoU on all such scenes; and the seconds of the context module."""
+    """The results of three runs: predictions for an unseen scene, uint8 (H, W); averaged losses,
+    one per step; mIoU on all unseen scenes; and the seconds of the context module."""
 
     scene: Scene
     palette: np.ndarray
@@ -72,7 +72,7 @@ class Study:
 
 
 def study(console: Console, seconds: float) -> Study:
-    """Trains three times, for about `seconds` altogether, as many steps each."""
+    """Trains three networks for the same number of steps, in about `seconds` altogether."""
     with tempfile.TemporaryDirectory(prefix="stripctx-demo-") as name:
         folder = Path(name)
         with console.status("drawing scenes"):
@@ -125,18 +125,18 @@ def _train(label: str, folder: Path, steps: int, console: Console | None) -> Tra
 
 
 def _affordable(folder: Path, seconds: float) -> int:
-    """How many steps take `seconds` here, from a short run that also draws the scenes."""
+    """The number of steps that take `seconds`, from a short run that also draws the scenes."""
     trainer = Trainer(_settings(FUSED, CALIBRATION), folder / "calibration")
     for index in range(len(trainer.examples)):
         _ = trainer.examples.scenes[index]
     trainer.run()
     _, times = log.curve(folder / "calibration" / "log.csv", "seconds")
-    each = float(np.median(np.diff(times[:CALIBRATION])))  # the row after those is a validation's
+    each = float(np.median(np.diff(times[:CALIBRATION])))  # the last row is the validation's
     return min(MOST, max(LEAST, math.floor(seconds / each)))
 
 
 def _averaged(losses: np.ndarray) -> np.ndarray:
-    """Each with those of the steps before it, up to AVERAGED."""
+    """The moving average over AVERAGED steps."""
     sums = np.cumsum(losses)
     sums[AVERAGED:] -= sums[:-AVERAGED].copy()
     return sums / np.minimum(np.arange(1, len(losses) + 1), AVERAGED)
@@ -148,7 +148,7 @@ def _predict(trainer: Trainer, scene: Scene) -> np.ndarray:
 
 
 def _measure(trainer: Trainer) -> tuple[Measured, tuple[int, ...]]:
-    """A copy of the context module, on features of scenes, forward and backward."""
+    """Measures a copy of the context module on features of scenes, forward and backward."""
     network, scenes = trainer.network.eval(), trainer.examples.scenes
     context = copy.deepcopy(network.head[0]).train()
     images = [to_tensor(scenes[index].image) for index in range(RECIPE["train"]["batch"])]

@@ -1,4 +1,4 @@
-"""The lower part of the demo's picture: what the small networks learnt, and how fast."""
+"""The lower part of the demo's figure: what the small networks learnt, and how fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from examples.demonstration.figure import Page
 
-HEIGHT = 5.6  # inches that it takes
+HEIGHT = 5.6  # in inches
 GAP = 0.18
 CURVES = 2.1
 LINES = {
@@ -27,7 +27,7 @@ LINES = {
 
 
 def draw(page: Page, left: float, top: float, width: float, study: Study) -> None:
-    """Below `top`: four pictures in a row, then the curves and the bars."""
+    """Draws four pictures in a row below `top`, then the curves and the bars."""
     page.text(left, top, "A small network learns street scenes", fontsize=15, weight="bold")
     rows, columns = study.scene.labels.shape
     each = (width - 3 * GAP) / 4

@@ -1,7 +1,7 @@
 """The objects of a street: ground, buildings, trees, lamps, signs, cars, people.
 
-Each function draws one thing on a canvas at a place in metres (x to the right, z ahead) and takes
-its looks from a random stream. `label` maps class names to label values.
+Each function draws one object on a canvas at a position in metres (x to the right, z ahead) with a
+random appearance. `label` maps class names to label values.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ METAL: Colour = (88, 94, 100)
 
 
 def pick(rng: Random, colours: tuple[Colour, ...]) -> Colour:
-    """One of them, a little brighter or darker."""
+    """One of the colours, slightly brighter or darker."""
     return shade(colours[rng.integers(len(colours))], float(rng.uniform(0.9, 1.1)))
 
 
@@ -66,7 +66,7 @@ def ground(
 
     def strip(left: float, right: float, near: float, end: float, paint: Colour, name: str) -> None:
         steps = np.geomspace(max(near, NEAR), max(end, NEAR + 0.01), 1 + math.ceil(end / 12))
-        for z0, z1 in itertools.pairwise(steps):  # in pieces, for the haze
+        for z0, z1 in itertools.pairwise(steps):  # in pieces, because haze depends on z
             corners = [(left, 0.0, z0), (right, 0.0, z0), (right, 0.0, z1), (left, 0.0, z1)]
             canvas.face(corners, paint, label[name])
 
@@ -118,7 +118,7 @@ def building(
     wall: float,
     length: float,
 ) -> None:
-    """A block whose near end and street front are seen, with windows, a cornice and a shop."""
+    """A block with its near end and street front visible, with windows, a cornice and a shop."""
     floors, floor_height = int(rng.integers(2, 8)), 3.3
     height = floors * floor_height + 1.2
     paint, name = pick(rng, WALLS), label["building"]
@@ -141,7 +141,7 @@ def building(
             corners = [(x0, low, near), (x0, low, end), (x0, high, end), (x0, high, near)]
             canvas.face(corners, colour, name)
 
-    for piece in np.arange(z, z1, 4.0):  # in pieces, for the haze
+    for piece in np.arange(z, z1, 4.0):  # in pieces, because haze depends on z
         front(piece, min(piece + 4.0, z1), 0, height, paint)
     front(z, z1, height - 0.5, height, shade(paint, 1.16))
     front(z, z1, floor_height + 0.05, floor_height + 0.35, shade(paint, 0.8))
@@ -208,7 +208,7 @@ def sign(canvas: Canvas, rng: Random, label: Labels, *, x: float, z: float) -> N
 
 
 def person(canvas: Canvas, rng: Random, label: Labels, *, x: float, z: float) -> None:
-    """Somebody standing or walking."""
+    """A person standing or walking."""
     name, tall = label["person"], float(rng.uniform(1.5, 1.85))
     coat, trousers = pick(rng, CLOTHES), shade(pick(rng, CLOTHES), 0.7)
     step = float(rng.uniform(0.02, 0.2))
@@ -222,17 +222,17 @@ def person(canvas: Canvas, rng: Random, label: Labels, *, x: float, z: float) ->
 
 
 def car(canvas: Canvas, rng: Random, label: Labels, *, x: float, z: float, away: float) -> None:
-    """A car seen from behind (away > 0) or from ahead, and the side that faces the camera."""
+    """A car seen from behind (away > 0) or from the front, and the side that faces the camera."""
     name, paint = label["car"], pick(rng, PAINTS)
     tall, long = float(rng.uniform(1.4, 1.75)), float(rng.uniform(3.8, 4.6))
     belt, slope, inset = 0.58 * tall, 0.07 * long, 0.16
-    # Along the car, from its nearer end: where the cabin starts and ends, at the belt and on top.
+    # Along the car from its nearer end: start and end of the cabin, at the belt and at the roof.
     cabin = (0.0, 0.08, 0.58, 0.8) if away > 0 else (0.26, 0.42, 0.9, 1.0)
     start, top_start, top_end, end = (z + share * long for share in cabin)
-    outward = 1 if x < 0 else -1  # the flank that is seen
+    outward = 1 if x < 0 else -1  # the visible side
 
     def side(profile: list[tuple[float, float]], colour: Colour) -> None:
-        """(z, height) corners; above the belt the flank leans inward."""
+        """Draws a side from (z, height) corners; above the belt it leans inward."""
         corners = []
         for along, y in profile:
             lean = inset * max(0.0, y - belt) / (tall - belt)
@@ -242,7 +242,7 @@ def car(canvas: Canvas, rng: Random, label: Labels, *, x: float, z: float, away:
     def across(
         low: tuple[float, float], high: tuple[float, float], paint: Colour, margin: float
     ) -> None:
-        """A panel over the car's width between two (z, height), narrower by a margin."""
+        """Draws a panel across the car between two (z, height), narrower by a margin."""
         w, v = (
             0.9 - inset * max(0.0, y - belt) / (tall - belt) - margin for y in (low[1], high[1])
         )

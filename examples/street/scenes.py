@@ -1,9 +1,9 @@
-"""Street scenes drawn from a seed, with the class of every pixel: a training set, no download.
+"""Street scenes drawn from a seed, with per-pixel labels: a training set without a download.
 
     image, labels = scene(7, 256, 512)      # uint8 (H, W, 3) and uint8 (H, W)
 
 Scenes are straight streets seen by a pinhole camera, so classes depend on the height in the image
-(sky above, road below) and many objects are long and thin (poles, lane marks, kerbs), the case for
+(sky above, road below) and many objects are long and thin (poles, lane marks, kerbs), which suits
 strip pooling. The same seed and size give the same pixels.
 """
 
@@ -33,10 +33,10 @@ CLASSES = (
 LABEL = {each.name: index for index, each in enumerate(CLASSES)}
 
 OVERSAMPLING = 3
-SHORTEST = 32  # pixels of a scene's sides
+SHORTEST = 32  # minimum side of a scene, in pixels
 FAR = 160.0  # metres to the end of the street
 
-# Zenith, horizon and sunlight of a clear day, an overcast one, a morning and an evening.
+# Zenith, horizon and sunlight colours of a clear day, an overcast one, a morning and an evening.
 SKIES: tuple[tuple[Colour, Colour, Colour], ...] = (
     ((88, 148, 212), (206, 226, 240), (255, 250, 238)),
     ((150, 162, 176), (216, 220, 224), (232, 236, 240)),
@@ -46,10 +46,10 @@ SKIES: tuple[tuple[Colour, Colour, Colour], ...] = (
 
 
 def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws street number `seed`.
+    """Draws the street scene of a seed.
 
     Args:
-        seed: any non-negative number.
+        seed: any non-negative integer.
         height, width: in pixels, at least 32.
 
     Returns:
@@ -74,7 +74,7 @@ def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paint_sky(canvas: Canvas, rng: np.random.Generator, zenith: Colour, haze: Colour) -> None:
-    """A gradient, soft clouds, and hills where the street ends."""
+    """A gradient, soft clouds, and hills at the end of the street."""
     bottom = canvas.camera.horizon
     steps = np.clip(np.arange(canvas.height) / bottom, 0, 1)[:, None]
     column = np.array(zenith) * (1 - steps) + np.array(haze) * steps
@@ -102,8 +102,8 @@ def _paint_sky(canvas: Canvas, rng: np.random.Generator, zenith: Colour, haze: C
 
 
 def _paint_street(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The ground, the two rows of houses, then what stands between them, each from far to near."""
-    lanes = int(rng.integers(1, 3))  # a direction
+    """The ground, the two rows of houses, then the objects between them, each from far to near."""
+    lanes = int(rng.integers(1, 3))  # per direction
     half = 3.3 * lanes + rng.uniform(0.2, 2.4)
     pavement = rng.uniform(2.4, 4.6)
     scenery.ground(canvas, rng, LABEL, half=half, pavement=pavement, lanes=lanes, far=FAR)
@@ -111,7 +111,7 @@ def _paint_street(canvas: Canvas, rng: np.random.Generator) -> None:
     between: list[tuple[float, Callable[[], None]]] = []
 
     def add(depth: float, draw: Callable[..., None], **where: float) -> None:
-        seed = int(rng.integers(2**31))  # its own stream: the order of drawing does not matter
+        seed = int(rng.integers(2**31))  # an own seed, so that the drawing order does not matter
         layer = behind if draw is scenery.building or abs(where["x"]) > half + pavement else between
         layer.append(
             (depth, lambda: draw(canvas, np.random.default_rng(seed), LABEL, z=depth, **where))
@@ -154,7 +154,7 @@ def _paint_street(canvas: Canvas, rng: np.random.Generator) -> None:
 def _finish(
     canvas: Canvas, rng: np.random.Generator, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Down to the size asked for, with the grain of a sensor and a lens's darker corners."""
+    """Downscales to the requested size, and adds sensor noise and vignetting."""
     small = canvas.image.resize((width, height), Image.Resampling.BOX)
     pixels: np.ndarray = np.asarray(small, dtype=np.float32)
     rough = np.asarray(canvas.labels)[OVERSAMPLING // 2 :: OVERSAMPLING]

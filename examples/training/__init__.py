@@ -1,1 +1,1 @@
-"""What examples/train.py stands on: recipes, the loop, checkpoints, the log."""
+"""The parts of examples/train.py: recipes, the training loop, checkpoints, the log."""

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights, which often scores better than the last ones
+"""The moving average of a network's weights, which often scores better than the final weights
 (Polyak and Juditsky, 1992)."""
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-Tensors = tuple[Tensor, ...] | list[Tensor]  # as AveragedModel calls it
+Tensors = tuple[Tensor, ...] | list[Tensor]  # the types that AveragedModel passes
 
 
 class Average:
-    """Follows a network: average = d * average + (1 - d) * weights after every step, where d is the
-    decay, but at first (1 + n) / (10 + n) after n steps, so that a short run does not hang on
-    its initial weights. Statistics of norms are those of the network.
+    """Averages a network's weights: average = d * average + (1 - d) * weights after every step. The
+    decay d is limited to (1 + n) / (10 + n) after n steps, so that a short run does not depend on
+    its initial weights. The norms' statistics are copied from the network.
 
     Args:
-        network: as it is before the first step.
-        decay: d, 0.999 say.
+        network: the network before the first step.
+        decay: d, such as 0.999.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -45,6 +45,6 @@ class Average:
 
     @torch.no_grad()
     def _average(self, averages: Tensors, weights: Tensors, _: object) -> None:
-        """Counts steps by itself: to ask the module would wait for the device."""
+        """Counts steps itself: reading the module's counter would synchronize the device."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -1,4 +1,4 @@
-"""Weights of classes from how often they occur in the labels of training, rare ones higher."""
+"""Class weights from the frequencies of the classes in the training labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ BALANCES = ("none", "median", "log")
 
 
 def weights(balance: str, counts: np.ndarray) -> list[float]:
-    """A weight a class; 0 for one that never occurs.
+    """One weight per class, higher for rare classes; 0 for a class that does not occur.
 
     `median`: median(f) / f_k, where f_k is the share of class k in the pixels of the scenes that
-    hold it (median frequency balancing, Eigen and Fergus, ICCV 2015; SegNet). `log`:
-    1 / ln(1.02 + p_k), where p_k is its share of all pixels: from 1.42 to 50 (ENet).
+    contain it (median frequency balancing, Eigen and Fergus, ICCV 2015; SegNet). `log`:
+    1 / ln(1.02 + p_k), where p_k is its share of all pixels; between 1.42 and 50 (ENet).
 
     Args:
-        counts: the pixels of each class in each scene, and last those without a label, (M, K + 1).
+        counts: pixels per scene and class, (M, K + 1); the last column counts unlabelled pixels.
 
     Example:
         >>> weights("median", np.array([[90, 10, 0], [50, 0, 50]]))

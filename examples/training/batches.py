@@ -1,4 +1,4 @@
-"""Which scenes each step sees, known for every step without those before it."""
+"""The scenes of each step, computed without iterating over the steps before it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from examples.training.processes import Processes
 
 
 class Order(Protocol):
-    """The keys of every epoch. `len` is how many each epoch has."""
+    """The keys of every epoch; `len` is their number per epoch."""
 
     def __len__(self) -> int: ...
 
     def epoch(self, number: int) -> list[Key]:
-        """From the seed and the epoch's number alone."""
+        """The keys of an epoch, a function of the seed and the epoch's number only."""
         ...
 
 
@@ -39,18 +39,18 @@ class EveryScene:
 
 
 class ClassUniform:
-    """As many as there are scenes; a share of them around centroids of classes, as many of
-    each class.
+    """Class-uniform sampling: a share of the epoch is crops around centroids of classes, equally
+    many of each class. The other keys are whole scenes, each at most once; an epoch has as many
+    keys as there are scenes.
 
-    The others are scenes, each at most once. Among the centroids of a class none comes twice before
-    all have come once. HANet's class-uniform sampling, but that its shares are rounded down for
-    every class, and that its epochs are shorter where a class occurs nowhere; here the other
-    classes have its share.
+    A centroid is not repeated before all others of its class have been drawn. This is HANet's
+    class-uniform sampling with two differences: HANet rounds the share of every class down, and its
+    epochs are shorter if a class does not occur; here the other classes take its share.
 
     Args:
-        scenes: how many there are.
-        centroids: int32 (M, 4), as `examples.data.centroids` describes them. Those in scenes beyond
-            `scenes` are drawn like all others.
+        scenes: their number.
+        centroids: int32 (M, 4), as `examples.data.centroids` describes them. They may be in scenes
+            with an index of `scenes` or above; these are drawn like the others.
         share: 0 to 1.
     """
 
@@ -68,7 +68,7 @@ class ClassUniform:
         keys = [Key(number, index) for index in plain.tolist()]
         parts = len(self.classes)
         for part, kind in enumerate(rng.permutation(parts).tolist()):
-            drawn = (self.uniform - part + parts - 1) // parts  # they sum to self.uniform
+            drawn = (self.uniform - part + parts - 1) // parts  # these sum to self.uniform
             order = rng.permutation(self.classes[kind])
             for turn in range(drawn):
                 index, _, row, column = order[turn % len(order)].tolist()
@@ -79,12 +79,12 @@ class ClassUniform:
 class Batches(Sampler[list[Key]]):
     """The keys of this process's scenes, step by step, from step `start` to the last.
 
-    What is left over at the end of an epoch is dropped. The processes share out the batch that one
-    alone would see.
+    An incomplete batch at the end of an epoch is dropped. Each batch is divided between the
+    processes; their union is the batch that a single process would use.
 
     Args:
-        order: of each epoch.
-        batch: scenes a step, of all processes together.
+        order: the order of each epoch.
+        batch: scenes per step over all processes.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class Batches(Sampler[list[Key]]):
 
 
 def loader(scenes: Augmented, batches: Batches, workers: int) -> DataLoader:
-    """Reads batches ahead in other processes. Draws nothing from torch's global generator."""
+    """Reads batches ahead in worker processes. Does not use torch's global random generator."""
     return DataLoader(
         scenes,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=batches.processes.device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=_leave_group,
@@ -120,7 +120,7 @@ def loader(scenes: Augmented, batches: Batches, workers: int) -> DataLoader:
 
 
 def _leave_group(_: int) -> None:
-    """torchrun and terminals signal the whole group of a process. That is for the one that trains:
-    it goes on to the end of its step, and ends its readers itself."""
+    """torchrun and terminals send signals to the whole process group. Only the training process
+    should receive them: it finishes its step, and stops its workers itself."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

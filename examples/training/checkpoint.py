@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code from them."""
+"""Checkpoints: written atomically, read without executing code from the file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FORMAT = 1
 
 
 class CheckpointError(Exception):
-    """A file that is no checkpoint of examples/train.py; the message starts with its name."""
+    """The file is not a checkpoint of examples/train.py; the message starts with its name."""
 
 
 def weights(state: dict[str, Any]) -> dict[str, Any]:
-    """Of a network in a checkpoint: their average, where it is kept beside the last ones."""
+    """The weights of a checkpoint's network: their moving average if there is one."""
     return state["average"]["network"] if state.get("average") else state["network"]
 
 
 @dataclass
 class Trained:
-    """A network from a checkpoint, in eval mode, and what it was made by."""
+    """A network from a checkpoint, in eval mode, and its recipe and dataset."""
 
     network: nn.Module
     recipe: Recipe
@@ -40,31 +40,31 @@ class Trained:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replaces `path` in one step: a kill at any time leaves the old file or the new one."""
+    """Replaces `path` atomically: a killed process leaves the old file or the new one."""
     with replaced(path) as file:
         torch.save({"format": FORMAT, **state}, file)
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """What `save` wrote, on the CPU.
+    """Reads a file that `save` wrote, onto the CPU.
 
     Raises:
-        CheckpointError: the file cannot be read, or is none of ours.
+        CheckpointError: the file cannot be read, or is not a checkpoint of examples/train.py.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+    except Exception as error:  # torch.load documents no exceptions; pickle and zipfile raise many
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is no checkpoint of examples/train.py")
+        raise CheckpointError(f"{path}: is not a checkpoint of examples/train.py")
     return state
 
 
 def load_network(path: Path | str, device: torch.device | str = "cpu") -> Trained:
-    """The trained network of a checkpoint, `best.pt` say.
+    """Loads the trained network of a checkpoint, such as `best.pt`.
 
     Example:
         >>> trained = load_network("runs/camvid/best.pt")

@@ -1,4 +1,4 @@
-"""What can be known of a recipe before anything is computed."""
+"""Checks of a recipe before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examples.training.recipe import Recipe, RecipeError
 
 
 def check(settings: Recipe, num_classes: int, processes: Processes) -> None:
-    """Raises RecipeError, by the setting."""
+    """Raises RecipeError with the name of an invalid setting."""
     written = settings.evaluation
     try:
         protocols.create(written.protocol, **written.options)
@@ -20,15 +20,15 @@ def check(settings: Recipe, num_classes: int, processes: Processes) -> None:
     objective.check(settings.loss, num_classes)
     size, batch = processes.size, settings.train.batch
     if batch % size:
-        raise RecipeError(f"train.batch: must divide among {size} processes, got {batch}")
+        raise RecipeError(f"train.batch: must be a multiple of {size} processes, got {batch}")
     synced = settings.train.norms == "sync" and processes.device.type == "cuda"
     if (batch if synced else batch // size) == 1:
         _check_one(settings, num_classes, size)
 
 
 def _check_one(settings: Recipe, num_classes: int, size: int) -> None:
-    """That the network trains with a batch of one in each process: a norm of a pooled map of one
-    pixel would see a single value of each channel. Tried by shapes alone."""
+    """Checks that the network trains with a batch of one per process: batch norm over a map pooled
+    to one pixel would see a single value per channel. Runs on shapes only (meta device)."""
     with torch.device("meta"):
         height, width = settings.augmentation.crop
         inputs = [torch.empty(1, 3, height, width)]
@@ -42,7 +42,7 @@ def _check_one(settings: Recipe, num_classes: int, size: int) -> None:
         except ValueError as error:
             raise RecipeError(
                 f"train.batch: must be 2 or more for each process, got {settings.train.batch} for "
-                f"{size} ({error}); train.norms=frozen trains with one"
+                f"{size} ({error}); train.norms=frozen allows one"
             ) from None
         except (RuntimeError, NotImplementedError):
-            return  # what shapes alone do not tell
+            return  # not decidable from shapes alone

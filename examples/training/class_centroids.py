@@ -1,4 +1,4 @@
-"""Where the classes lie in all scenes, found once and kept beside the run."""
+"""Locates the classes in all scenes, once per run; the result is cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def find_centroids(
 
     Args:
         tile: the side of a tile, in pixels.
-        folder: of the run, for centroids.npz.
+        folder: of the run, where centroids.npz is written.
         console: where progress is shown; None shows nothing.
         readers: threads that read label files.
 
     Raises:
-        DataError: in every process, where one of them finds a broken label file.
+        DataError: in every process, if any of them finds a broken label file.
     """
     classes = len(scenes.labelling.classes)
 

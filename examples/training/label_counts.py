@@ -1,5 +1,5 @@
-"""What the labels of a run hold, before it starts: how often each class occurs, and what cannot be
-trained or scored with them."""
+"""Surveys the labels before a run: how often each class occurs, and whether they can be trained on
+and scored."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def count(
     console: Console | None = None,
     readers: int = 2,
 ) -> np.ndarray:
-    """The pixels of each class, and last those without a label, int64 (scenes, K + 1).
+    """Pixels per scene and class, int64 (scenes, K + 1); the last column counts unlabelled pixels.
 
     Args:
-        split: of which scenes; counts_<split>.npz in the folder keeps what was found.
+        split: the split of the scenes; the result is cached as counts_<split>.npz in the folder.
         folder: of the run.
         console: where progress is shown; None shows nothing.
         readers: threads that read label files.
 
     Raises:
-        DataError: in every process, where one of them finds a broken label file, or one of another
-            size than its image.
+        DataError: in every process, if any of them finds a label file that is broken or differs in
+            size from its image.
     """
     classes = len(scenes.labelling.classes)
 
@@ -65,15 +65,15 @@ def check_labels(
     console: Console | None = None,
     readers: int = 2,
 ) -> np.ndarray | None:
-    """Looks at the labels of training and validation, and says what is amiss.
+    """Checks the labels of training and validation, and prints warnings.
 
     Args:
-        own: whether nobody else has looked at them: every pixel is counted, then. Of others it is
-            seen to that validation has any.
-        counted: whether to count those of training in any case.
+        own: whether these are the user's own data, whose pixels are all counted. For published
+            datasets, only the presence of a label in validation is checked.
+        counted: whether to count the training labels in any case.
 
     Returns:
-        What `count` found for training, where it was counted.
+        The result of `count` for training, if it was counted.
 
     Raises:
         DataError: as `count` and `judge`.
@@ -103,14 +103,14 @@ def class_weights(
     processes: Processes,
     console: Console | None,
 ) -> list[float]:
-    """Checks the labels of a run, and weighs the classes where its recipe says so.
+    """Checks the labels of a run, and computes class weights if the recipe asks for them.
 
     Args:
-        scenes: for training; every epoch draws from the first `drawn`.
+        scenes: for training; every epoch draws from the first `drawn` ones.
         folder: of the run.
 
     Returns:
-        One weight a class, or none.
+        One weight per class, or an empty list.
 
     Raises:
         DataError: as `check_labels`.
@@ -132,12 +132,12 @@ def class_weights(
     if console is not None:
         listed = zip(scenes.labelling.names, found, strict=True)
         said = ", ".join(f"{name} {weight:.3g}" for name, weight in listed)
-        console.print(f"weights of the classes: {said}", highlight=False, markup=False)
+        console.print(f"class weights: {said}", highlight=False, markup=False)
     return found
 
 
 def check_labelled(validation: Scenes) -> None:
-    """That there is something to score; reads label files up to the first with a label.
+    """Checks that there is a label to score; reads label files until one is found.
 
     Raises:
         DataError: no scene has a label, or a label file is broken.
@@ -147,23 +147,23 @@ def check_labelled(validation: Scenes) -> None:
 
 
 def judge(names: list[str], train: np.ndarray, val: np.ndarray | None) -> list[str]:
-    """What is to be said of the labels at the start, in lines.
+    """Warnings about the labels at the start of a run, one per line.
 
     Args:
         names: of the K classes.
-        train, val: what `count` found.
+        train, val: results of `count`.
 
     Raises:
-        DataError: training would learn nothing, or nothing could be scored.
+        DataError: there is nothing to learn, or nothing to score.
     """
     seen, scenes = train[:, :-1].sum(0), len(train)
     found = [name for name, pixels in zip(names, seen, strict=True) if pixels]
     if len(found) < 2:
         unlabelled = train[:, -1].sum() / max(train.sum(), 1)
-        only = f"all pixels with a label are {found[0]!r}" if found else "no pixel has a label"
+        only = f"all labelled pixels are {found[0]!r}" if found else "no pixel has a label"
         raise DataError(
             f"data.classes: {only} in {scenes} training scenes ({unlabelled:.1%} of the pixels are "
-            "ignored); data.values says which values are which class, like "
+            "ignored); data.values assigns values to classes, such as "
             f"{{0: {names[0]}, 255: {names[1]}}}"
         )
     lines = []

@@ -1,6 +1,6 @@
 """The curve of a run as CSV: a row every few steps, and a row for every validation.
 
-Losses are means over the steps since the row before; a column stays empty where there is nothing.
+Losses are means over the steps since the previous row. Columns without a value are empty.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ COLUMNS = (
     "miou", "pixel_accuracy", "seconds",
 )  # fmt: skip
 NO_CURVES = ("step", "epoch", "seconds")
-CURVE = COLUMNS[:-1]  # what two runs of one recipe have in common
+CURVE = COLUMNS[:-1]  # the columns that must agree between two runs of one recipe
 
 
 class Log:
-    """Appends to a file.
+    """Appends rows to a file.
 
     Args:
-        path: the file; made where there is none.
-        step: rows after this step are of a run that was killed, and are dropped.
-        loggers: are told the same.
+        path: the file; created if it does not exist.
+        step: the step at which the run resumes; later rows are dropped.
+        loggers: further loggers that receive the same values.
     """
 
     def __init__(self, path: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
@@ -44,7 +44,7 @@ class Log:
         self.loggers = loggers
 
     def write(self, **values: Any) -> None:
-        """One row; it is in the file when this returns."""
+        """Writes one row and flushes it to the file."""
         shown = {k: f"{v:.8g}" if isinstance(v, float) else v for k, v in values.items()}
         self.writer.writerow(shown)
         self.file.flush()
@@ -60,13 +60,13 @@ class Log:
 
 
 def read(path: Path | str) -> list[dict[str, str]]:
-    """The complete rows; a last one that was cut off is left out."""
+    """The complete rows; an incomplete last row is skipped."""
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [row for row in rows if None not in row.values() and row["step"].isdigit()]
 
 
 def curve(path: Path | str, column: str) -> tuple[list[int], list[float]]:
-    """The steps at which a column has a value, and the values."""
+    """The steps at which a column has a value, and these values."""
     rows = [row for row in read(path) if row[column]]
     return [int(row["step"]) for row in rows], [float(row[column]) for row in rows]

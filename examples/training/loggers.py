@@ -1,9 +1,9 @@
-"""Where the curve of a run goes besides log.csv: TensorBoard, or what a function of yours makes.
+"""Loggers of a training run besides log.csv: TensorBoard, or one that a function of yours creates.
 
     python examples/train.py ... --log-to tensorboard
     python examples/train.py ... --log-to my_logging:Wandb --log-to tensorboard
 
-`my_logging.py` lies where the command is called, or is installed. For Weights & Biases:
+`my_logging.py` is in the current directory, or installed. For Weights & Biases:
 
     import wandb
 
@@ -43,29 +43,29 @@ TENSORBOARD = "tensorboard"
 
 
 class Logger(Protocol):
-    """Is told what log.csv is told, by the first process only."""
+    """Receives the same values as log.csv, in the first process only."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """What was found after a step: `train/loss`, `train/out`, `train/rate` and so on, or
-        `validation/miou` and `validation/pixel_accuracy`. A run that was killed and goes on may
-        write steps again, with the same values."""
+        """Records the values of a step: `train/loss`, `train/out`, `train/rate` and so on, or
+        `validation/miou` and `validation/pixel_accuracy`. A resumed run may write the same steps
+        again, with the same values."""
         ...
 
     def close(self) -> None: ...
 
 
-# Is given the run's folder, its recipe as `recipe.to_dict` gives it, and the step it starts from.
+# Called with the run's folder, its recipe as returned by `recipe.to_dict`, and the first step.
 Maker = Callable[[Path, dict[str, Any], int], Logger]
 
 
 def find(name: str) -> Maker:
-    """What makes the logger of this name.
+    """Returns the function that creates the logger of this name.
 
     Args:
-        name: `tensorboard`, or `module:function`, to be imported.
+        name: `tensorboard`, or `module:function`, which is imported.
 
     Raises:
-        ArgumentError: it cannot be imported.
+        ArgumentError: the function cannot be imported.
     """
     if name == TENSORBOARD:
         try:
@@ -79,7 +79,7 @@ def find(name: str) -> Maker:
     if not colon:
         raise ArgumentError(f"--log-to: must be {TENSORBOARD} or module:function, got {name}")
     if "" not in sys.path:
-        sys.path.append("")  # where the command was called
+        sys.path.append("")  # the current directory
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -87,11 +87,11 @@ def find(name: str) -> Maker:
 
 
 class TensorBoard:
-    """Into the folder `tensorboard` of the run; the recipe stands there as text."""
+    """Writes into the subfolder `tensorboard` of the run; the recipe is stored as text."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], step: int) -> None:
         board = importlib.import_module("torch.utils.tensorboard")
-        # what a killed run wrote after its last checkpoint is written again
+        # A resumed run repeats the steps after its last checkpoint: drop their earlier records.
         self.writer = board.SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
         if step == 0:
             lines = [f"    {name}: {values}" for name, values in recipe.items()]

@@ -1,5 +1,5 @@
-"""Looks something up in every label file of a dataset, once: shared out to the processes, and kept
-beside the run for those that follow."""
+"""Computes something for every label file of a dataset, once: the work is divided between the
+processes, and the result is cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def look_up(
     console: Console | None = None,
     readers: int = 2,
 ) -> np.ndarray:
-    """What `find` gives for the scenes, in their order, concatenated, in every process.
+    """The results of `find` for all scenes, concatenated in order, in every process.
 
-    From the file where it was found in these labels; else every label file is read, and the file
-    written.
+    They are read from the file if it was computed from the same labels. Otherwise every label file
+    is read, and the file is written.
 
     Args:
-        find: an array (m, ...), any m, for the number of a scene.
-        path: the file; the first process's is used.
-        title: what is looked for.
-        how: of what the result depends on beside the labels.
+        find: returns an array (m, ...), with any m, for the index of a scene.
+        path: the cache file; that of the first process is used.
+        title: the title of the progress display.
+        how: what the result depends on in addition to the labels; part of the cache's key.
         console: where progress is shown; None shows nothing.
         readers: threads that read label files.
 
     Raises:
-        DataError: in every process, where one of them finds a broken label file.
+        DataError: in every process, if any of them finds a broken label file.
     """
     kept, found_in = None, ""
     if processes.first:
@@ -83,7 +83,7 @@ def _own(
     console: Console | None,
     readers: int,
 ) -> Iterator[np.ndarray]:
-    """Of this process's scenes, scene by scene."""
+    """The results for this process's scenes, one by one."""
     own = range(processes.rank, len(scenes), processes.size)
     with Progress(
         TextColumn(title),
@@ -98,7 +98,7 @@ def _own(
 
 
 def _read(path: Path, found_in: str) -> np.ndarray | None:
-    """None where there is no such file, or a broken one, or one of other labels."""
+    """The cached result; None if the file is missing, broken, or of other labels."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             found, known = kept[path.stem], str(kept["found_in"])

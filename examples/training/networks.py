@@ -1,4 +1,4 @@
-"""The network of a recipe, and a backbone small enough for a CPU."""
+"""Builds the network of a recipe; defines a backbone small enough for a CPU."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from stripctx.models.backbones import TimmBackbone, load_weights
 
 
 def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn.Module:
-    """The network that a recipe describes.
+    """Builds the network that a recipe describes.
 
     Args:
-        settings: the recipe's section.
+        settings: the recipe's section `network`.
         num_classes: K.
-        pretrained: whether to load the backbone's weights that the recipe names; not where a
-            checkpoint follows.
+        pretrained: whether to load the recipe's backbone weights; False if a checkpoint is loaded
+            afterwards.
 
     Raises:
-        RecipeError: an option that the network does not know or refuses, or weights that do not
-            fit.
+        RecipeError: an option is unknown or invalid, or the weights do not fit.
     """
     if third_party.is_meant(settings.name):
         try:
@@ -36,7 +35,7 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
             KeyError,
             AttributeError,
             RuntimeError,  # weights of another size
-            ImportError,  # a package of theirs
+            ImportError,  # an optional package is missing
         ) as error:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"network: {settings.name}: {said}") from error
@@ -52,7 +51,7 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
             settings.name, num_classes=num_classes, backbone=backbone, **settings.options
         )
     except (TypeError, ValueError, OSError, RuntimeError, AssertionError) as error:
-        # of these, timm says that it has no such network with RuntimeError
+        # timm reports an unknown network as RuntimeError.
         raise RecipeError(f"network: {' '.join(str(error).split())}") from error
     if not isinstance(network, models.SegmentationNetwork):
         raise RecipeError(f"network.name: {settings.name} classifies images, not their pixels")
@@ -62,16 +61,16 @@ def build(settings: Network, num_classes: int, *, pretrained: bool = True) -> nn
 
 
 def _load(backbone: models.Backbone, path: Path) -> None:
-    """ImageNet's weights into the backbone; a file of timm's own has its names."""
+    """Loads ImageNet weights into the backbone; files in timm's own layout are accepted too."""
     try:
         entries = upstream.read(path)
-        own = "network."  # what TimmBackbone calls timm's network
+        own = "network."  # the prefix of timm's network in TimmBackbone
         if isinstance(backbone, TimmBackbone) and not any(key.startswith(own) for key in entries):
             entries = {own + key: value for key, value in entries.items()}
         load_weights(backbone, entries)
     except FileNotFoundError:
         raise RecipeError(f"network.weights: there is no file {path}") from None
-    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+    except Exception as error:  # torch.load documents no exceptions; pickle and zipfile raise many
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RecipeError(f"network.weights: {path} does not fit ({reason})") from None
 
@@ -83,21 +82,22 @@ def describe(network: nn.Module) -> str:
 
 
 def takes_heights(network: nn.Module) -> bool:
-    """Whether the network's forward wants the rows' heights, as HANet's does."""
+    """Whether the network's forward takes the heights of the rows, as HANet's does."""
     return "pos" in inspect.signature(network.forward).parameters
 
 
 def may_resize(network: nn.Module) -> bool:
-    """Whether the network's forward leaves logits at its head's size when told resize=False."""
+    """Whether the network's forward accepts resize=False and then returns logits at the head's
+    size."""
     return "resize" in inspect.signature(network.forward).parameters
 
 
 class TinyBackbone(models.Backbone):
-    """Five convolutions to 1/4 of the image's size, for demos and tests: 0.03 M parameters. Each of
-    its features sees 15 x 15 pixels, so that what lies further away is left to the head.
+    """Five convolutions to 1/4 of the image's size, for demos and tests: 0.03 M parameters. The
+    receptive field is 15 x 15 pixels, so longer-range context is left to the head.
 
     Shape:
-        (N, 3, H, W) to four maps at 1/4 of the size, of 32, 48, 64 and 96 channels.
+        (N, 3, H, W) to four maps at 1/4 of the size, with 32, 48, 64 and 96 channels.
     """
 
     channels = (32, 48, 64, 96)

@@ -1,4 +1,4 @@
-"""What is minimised, over all processes, and how: the loss, the parameter groups, the rate."""
+"""The optimization of a recipe over all processes: loss, parameter groups, learning rate."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ _MEANS_OVER_PIXELS = ("out", "aux")
 
 
 class Objective(nn.Module):
-    """The loss of a recipe, by the outputs of a network.
+    """The loss of a recipe, one term per output of the network.
 
-    A mean over labelled pixels of one process's scenes is not its share of the mean over all: each
-    is weighed by the pixels it stands for, so that cross-entropy is that of the whole batch, as one
-    process would have it. Other criteria are averaged over the processes.
+    The mean over one process's labelled pixels is not its share of the mean over all. Each mean is
+    therefore weighted by its number of pixels, so that cross-entropy equals that of a single
+    process with the whole batch. Other criteria are averaged over the processes.
 
     Args:
-        network: whose outputs these are; says how they are interpolated to the target's size.
-        class_weights: where the recipe names none, one a class, or none.
+        network: the network whose outputs these are; defines their interpolation to the target's
+            size.
+        class_weights: weights to use if the recipe gives none; one per class, or empty.
     """
 
     weight: Tensor | None
@@ -61,7 +62,8 @@ class Objective(nn.Module):
         )
 
     def forward(self, outputs: Mapping[str, Tensor] | Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The summands of the loss, by output; their mean over the processes is that of all."""
+        """The terms of the loss, by output; their mean over the processes is that of the whole
+        batch."""
         terms = self.criterion.terms(outputs, target)
         if self.shared:
             for name in _MEANS_OVER_PIXELS:
@@ -74,7 +76,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def _share(self, target: Tensor) -> Tensor:
-        """This process's pixels of all, by weight, times the number of processes."""
+        """This process's weighted share of all labelled pixels, times the number of processes."""
         labels = target.clamp(max=self.num_classes)
         weight = torch.ones(self.num_classes) if self.weight is None else self.weight
         own = nn.functional.pad(weight.to(target.device, torch.float64), (0, 1))[labels].sum()
@@ -83,7 +85,7 @@ class Objective(nn.Module):
 
 
 def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
-    """The criterion; raises RecipeError, by the setting, for what cannot be."""
+    """Returns the criterion; raises RecipeError with the name of an invalid setting."""
     criterion: Any = getattr(losses, settings.criterion, None)
     takes = {} if criterion is None else inspect.signature(criterion).parameters
     if settings.criterion not in losses.__all__ or "logits" not in takes:
@@ -99,11 +101,11 @@ def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
         )
     if settings.class_weights and len(settings.class_weights) != num_classes:
         raise RecipeError(
-            f"loss.class_weights: must be {num_classes}, one a class, "
+            f"loss.class_weights: must be {num_classes}, one per class, "
             f"got {len(settings.class_weights)}"
         )
     if settings.class_weights and not any(settings.class_weights):
-        raise RecipeError("loss.class_weights: must have a positive one, got none")
+        raise RecipeError("loss.class_weights: must contain a positive weight, got none")
     try:
         labels = torch.zeros(1, 2, 2, dtype=torch.int64)
         criterion(torch.zeros(1, num_classes, 2, 2), labels, **settings.options)
@@ -113,12 +115,13 @@ def check(settings: Loss, num_classes: int) -> Callable[..., Tensor]:
 
 
 def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """SGD or AdamW over the recipe's groups; `share` in a group is its rate's factor."""
+    """Creates SGD or AdamW with the recipe's groups; a group's `share` is its factor of the
+    rate."""
     try:
         patterns = [re.compile(group.match) for group in settings.groups]
     except re.error as error:
         raise RecipeError(
-            f"optimizer.groups: {error.pattern!r} is no regular expression ({error.msg})"
+            f"optimizer.groups: {error.pattern!r} is not a regular expression ({error.msg})"
         ) from None
     chosen: list[list[nn.Parameter]] = [[] for _ in range(len(patterns) + 1)]
     for name, parameter in network.named_parameters():
@@ -127,7 +130,7 @@ def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
             chosen[next(found, len(patterns))].append(parameter)
     for pattern, parameters in zip(patterns, chosen, strict=False):
         if not parameters:
-            raise RecipeError(f"optimizer.groups: no parameter is called {pattern.pattern!r}")
+            raise RecipeError(f"optimizer.groups: no parameter matches {pattern.pattern!r}")
     groups = []
     for i, parameters in enumerate(chosen):
         group = settings.groups[i] if i < len(patterns) else None
@@ -146,7 +149,7 @@ def optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, settings: Optimizer, step: int, steps: int) -> float:
-    """Sets the rates for the step after `step` others; returns the base rate."""
+    """Sets the learning rates of step `step` (from 0); returns the base rate."""
     rate = settings.rate * (1 - step / steps) ** settings.power
     if step < settings.warmup:
         rate *= (step + 1) / settings.warmup

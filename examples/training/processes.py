@@ -1,4 +1,4 @@
-"""One process or many: started plainly there is one, started by torchrun there are several."""
+"""One training process, or several when started by torchrun."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train one network together."""
+    """This process and the group that trains one network."""
 
     rank: int = 0
     size: int = 1
@@ -27,17 +27,17 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files and speaks to the user."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def sum_(self, value: Tensor) -> Tensor:
-        """In place over all processes; the result is the same in each."""
+        """Sums over all processes in place; the result is the same in each."""
         if self.size > 1:
             distributed.all_reduce(value)
         return value
 
     def share(self, value: Any) -> Any:
-        """What the first process has, to all: they may be on machines with other disks."""
+        """Broadcasts the first process's value; other machines may have other disks."""
         if self.size == 1:
             return value
         box = [value]
@@ -45,7 +45,7 @@ class Processes:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, to all, in the order of the processes."""
+        """Gathers the values of all processes, in order, in every process."""
         if self.size == 1:
             return [value]
         everyone = [None] * self.size
@@ -53,16 +53,16 @@ class Processes:
         return everyone
 
     def any(self, here: bool) -> bool:
-        """Whether it holds in any process; all must ask. Waits for the device."""
+        """Whether the condition holds in any process. All must call it. Synchronizes the device."""
         if self.size == 1:
             return here
         return bool(self.sum_(torch.tensor(int(here), device=self.device)).item())
 
     def distribute(self, network: nn.Module, norms: str) -> nn.Module:
-        """What to call for training instead of `network`, which is on the device.
+        """Returns the module to call for training in place of `network`, which is on the device.
 
-        norms: `sync` gives batch norms the statistics of the whole batch, on GPUs; else each
-        process has its own, and those of the first are kept.
+        norms: `sync` computes batch norm statistics over the whole batch (GPUs only); otherwise
+        each process uses its own, and the first process's are saved.
         """
         if self.size == 1:
             return network
@@ -73,13 +73,13 @@ class Processes:
 
 
 def join(device: str = "") -> Processes:
-    """Joins the others where torchrun started this process; takes the GPU of its own number.
+    """Joins the process group if torchrun started this process; selects the GPU of its local rank.
 
     Args:
-        device: cpu or cuda; by default cuda where there is one.
+        device: cpu or cuda; by default cuda if available.
 
     Raises:
-        ArgumentError: the GPU is not there.
+        ArgumentError: there is no such GPU.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -103,7 +103,7 @@ def leave() -> None:
 
 
 def set_training(network: nn.Module, *, frozen_norms: bool) -> None:
-    """Training mode, but for norms whose statistics are frozen."""
+    """Sets training mode, but eval mode for norms if their statistics are frozen."""
     network.train()
     if frozen_norms:
         for module in network.modules():

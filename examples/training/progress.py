@@ -1,4 +1,4 @@
-"""How a run is going, on a terminal as a bar, elsewhere as a line now and then."""
+"""Training progress: a bar on a terminal, elsewhere a line at intervals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-QUIET = 30.0  # seconds between lines where there is no terminal
+QUIET = 30.0  # seconds between lines when the output is not a terminal
 
 
 class Display:
-    """Steps, loss, the last validation's mIoU, and the time left.
+    """Shows steps, loss, the last validation's mIoU, and the remaining time.
 
     Args:
-        console: where to; None shows nothing.
-        title: what is trained.
-        start, steps: where it starts, and how many steps there are.
+        console: where to print; None prints nothing.
+        title: a title for the run.
+        start, steps: the first step, and the total number of steps.
     """
 
     def __init__(self, console: Console | None, title: str, start: int, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides how a network is trained, as a YAML file.
+"""Recipes: YAML files with all settings of a training run.
 
     network:
       name: pspnet
@@ -6,14 +6,14 @@
     train:
       batch: 16
 
-What a recipe leaves out has the default that stands here; what is not known here is an error, as
-is a value of another type. `base: other.yaml`, beside it, starts from another recipe. Any setting
-can be replaced where a command is called:
+Settings that a recipe omits have the defaults defined here. Unknown settings and values of the
+wrong type are errors. `base: other.yaml`, in the same folder, starts from another recipe. Any
+setting can be overridden on the command line:
 
     python examples/train.py examples/recipes/camvid.yaml data.root=~/camvid train.epochs=10
 
-`network.options={lateral: true}` replaces all options, `network.options.lateral=true` one. Names
-and paths are text as it is written: a class may be called `off`.
+`network.options={lateral: true}` replaces all options, `network.options.lateral=true` sets one.
+Names and paths are taken literally: a class may be called `off`.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class RecipeError(Exception):
-    """A recipe that cannot be; the message names the file or the setting."""
+    """An invalid recipe; the message names the file or the setting."""
 
 
 @dataclass
 class Network:
     """name: one of stripctx.models.available(), or `smp:Segformer`, `transformers:...`; see
-    `examples.training.third_party`. backbone: as create_backbone takes it, or `tiny`.
-    weights: the file of the backbone's ImageNet weights, or none. options: of the network's
-    function. start: a checkpoint of the whole network to start from, ours or a published one; see
-    `examples.training.start`."""
+    `examples.training.third_party`. backbone: a name that create_backbone accepts, or `tiny`.
+    weights: the file of the backbone's ImageNet weights; none if empty. options: arguments of the
+    network's function. start: a checkpoint of the whole network to start from, ours or a published
+    one; see `examples.training.start`."""
 
     name: str = "fcn"
     backbone: str = "resnet50"
@@ -61,8 +61,8 @@ class Network:
 
 @dataclass
 class Loss:
-    """criterion: of stripctx.losses, with its options. class_weights: none, or one a class.
-    balance: `median` or `log` weighs classes by how often they occur in the labels of training; see
+    """criterion: a loss of stripctx.losses and its options. class_weights: empty, or one weight per
+    class. balance: `median` or `log` weights classes by their frequency in the training labels; see
     `examples.training.balance`."""
 
     criterion: str = "cross_entropy"
@@ -75,18 +75,18 @@ class Loss:
 
 @dataclass
 class Group:
-    """The parameters whose names this regular expression finds (re.search; a parameter belongs to
-    the first group that finds it): their rate is the optimizer's times `rate`."""
+    """A parameter group: the parameters whose names match this regular expression (re.search; the
+    first matching group applies). Their learning rate is the optimizer's times `rate`."""
 
     match: str = ""
     rate: float = number(1.0, low=0)
-    weight_decay: float | None = number(None, low=0)  # that of the optimizer
+    weight_decay: float | None = number(None, low=0)  # default: the optimizer's
 
 
 @dataclass
 class Optimizer:
-    """kind: `sgd`, or `adamw`, which has no momentum. After i of n steps the rate is
-    rate * (1 - i / n) ** power, and during the first `warmup` steps (i + 1) / warmup of that."""
+    """kind: `sgd` or `adamw`; the latter has no momentum. The learning rate of step i of n is
+    rate * (1 - i / n) ** power, multiplied by (i + 1) / warmup during the first `warmup` steps."""
 
     kind: str = "sgd"
     rate: float = number(0.01, low=0)
@@ -99,14 +99,15 @@ class Optimizer:
 
 @dataclass
 class Train:
-    """batch: scenes a step, of all processes together. epochs, or if positive, steps: how long.
-    precision: of autocast; float16 scales the loss. norms: `sync` over the processes of GPUs,
-    `own`, or `frozen` at their statistics. validate_every: epochs between validations, the last
-    epoch always; 0 is never. validate_scale: that of the images then, seen whole. save_every: steps
-    between checkpoints, besides one an epoch; 0 is none. log_every: steps a line of the log.
-    workers: processes that read scenes, for each that trains. average: if positive, what is
-    validated, and kept as best.pt, is the moving average of the weights, with this decay a step;
-    0.999 say."""
+    """batch: scenes per step over all processes. epochs: length of the run, unless steps is
+    positive. steps: length of the run in steps. precision: autocast's; float16 uses loss scaling.
+    norms: `sync` synchronizes batch norms between the processes (GPUs), `own` does not, `frozen`
+    keeps their statistics. validate_every: epochs between validations; the last epoch is always
+    validated; 0 disables validation. validate_scale: scale of the validation images, which are not
+    cropped. save_every: steps between checkpoints in addition to one per epoch; 0 is none.
+    log_every: steps per row of the log. workers: reader processes per training process. average: if
+    positive, the decay per step of a moving average of the weights (such as 0.999), which is then
+    validated and saved as best.pt."""
 
     batch: int = number(16, low=1)
     epochs: int = number(100, low=0)
@@ -126,7 +127,8 @@ class Train:
 
 @dataclass
 class Evaluation:
-    """How the trained network is scored: a name of examples.protocols and its options."""
+    """The evaluation protocol of the trained network: a name from examples.protocols and its
+    options."""
 
     protocol: str = "whole"
     options: dict[str, Any] = field(default_factory=dict)
@@ -144,21 +146,21 @@ class Recipe:
 
 
 def load(path: Path | str, changes: Sequence[str] = ()) -> Recipe:
-    """A recipe from its file, with changes like `train.batch=8`.
+    """Loads a recipe from a file and applies changes such as `train.batch=8`.
 
     Raises:
-        RecipeError: the file or a setting is missing, unknown, or of another type.
+        RecipeError: the file or a setting is missing, unknown, or of the wrong type.
     """
     return _merge(str(path), _written(Path(path)), changes)
 
 
 def from_dict(values: dict[str, Any], changes: Sequence[str] = ()) -> Recipe:
-    """A recipe as `to_dict` gave it, from a checkpoint say."""
+    """Restores a recipe from the result of `to_dict`, such as a checkpoint's."""
     return _merge("recipe", OmegaConf.create(values), changes)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Dictionaries, lists, strings and numbers only."""
+    """Converts a recipe to plain dictionaries, lists, strings and numbers."""
     values = OmegaConf.to_container(OmegaConf.structured(recipe))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -169,7 +171,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _written(path: Path) -> DictConfig:
-    """What the file says, over what its base says."""
+    """The settings of the file merged over those of its base."""
     try:
         found = written.parse(path.read_text(), Recipe)
     except OSError as error:
@@ -177,7 +179,7 @@ def _written(path: Path) -> DictConfig:
     except (YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: is not YAML ({_reason(error)})") from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: must hold sections like network and train")
+        raise RecipeError(f"{path}: must contain sections such as network and train")
     base = found.pop("base", None)
     own = OmegaConf.create(found)
     if base is None:
@@ -206,7 +208,7 @@ def _merge(source: str, values: Any, changes: Sequence[str]) -> Recipe:
 
 
 def _leave_own_labels(whole: DictConfig, changes: Sequence[str]) -> None:
-    """What a recipe says of label files goes where a change names another dataset."""
+    """Drops the recipe's label file settings if a change selects another dataset."""
     named = [c.partition("=")[2] for c in changes if c.startswith("data.name=")]
     if named and named[-1] != whole.data.name:
         plain = OmegaConf.structured(Data)
@@ -215,13 +217,13 @@ def _leave_own_labels(whole: DictConfig, changes: Sequence[str]) -> None:
 
 
 def _change(whole: DictConfig, change: str) -> None:
-    """By `setting=value`."""
+    """Applies one change, `setting=value`."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise RecipeError(f"{change}: a change must read setting=value")
+        raise RecipeError(f"{change}: a change must have the form setting=value")
     try:
         value = written.parse_change(text, written.declared(Recipe, key))
-        # these are replaced, where merging would keep those of another name
+        # These settings are replaced; merging would keep entries with other keys.
         OmegaConf.update(whole, key, value, merge=not key.endswith(_REPLACED))
     except YAMLError as error:
         reason = f"{_reason(error)}; names with # or : in a list need quotes"
@@ -261,7 +263,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in a line, and where OmegaConf knows it, the name of the setting."""
+    """The error in one line, with the setting's name where OmegaConf reports it."""
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark
         return f"{error.problem}, line {mark.line + 1}" if mark else str(error.problem)

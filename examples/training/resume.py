@@ -1,4 +1,4 @@
-"""Whether a run goes on from the checkpoint in its folder."""
+"""Decides whether a run resumes from the checkpoint in its folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.training import checkpoint, recipe
 from examples.training.processes import Processes
 from examples.training.recipe import Recipe, RecipeError
 
-# What may differ from the recipe of the run that goes on: where and how, not what, is computed.
+# Settings that a resumed run may change: they do not affect the result.
 _FREE = {
     "data": {"root", "train_images", "train_labels", "val_images", "val_labels", "max_pixels"},
     "network": {"weights", "start"},
@@ -19,23 +19,23 @@ _FREE = {
 
 
 def kept(folder: Path, settings: Recipe, processes: Processes) -> dict[str, Any] | None:
-    """The folder's checkpoint, where there is one of this recipe.
+    """The checkpoint in the folder if it is of this recipe, else None.
 
     Raises:
-        RecipeError: it is of another one.
+        RecipeError: the checkpoint is of another recipe.
     """
     path = folder / checkpoint.LAST
     readable = processes.first and path.exists()
     state = processes.share(checkpoint.read(path) if readable else None)
     if state is None:
         return None
-    trained = recipe.to_dict(recipe.from_dict(state["recipe"]))  # of before a setting came
+    trained = recipe.to_dict(recipe.from_dict(state["recipe"]))  # with defaults of newer settings
     for section, own in recipe.to_dict(settings).items():
         for name, value in own.items():
             before = trained[section][name]
             if before != value and name not in _FREE.get(section, ()):
                 raise RecipeError(
                     f"{section}.{name}: is {value}, but {path} was trained with {before}; "
-                    "choose another folder to start anew"
+                    "choose another folder for a new run"
                 )
     return state

@@ -1,4 +1,4 @@
-"""A run that is asked to end ends after the step at hand."""
+"""Ends a run after the current step when a signal asks it to stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def graceful(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` at the first SIGTERM or SIGINT; a second one ends the program at once."""
+    """Calls `stop` at the first SIGTERM or SIGINT; the second one ends the program at once."""
 
     def handle(number: int, _: object) -> None:
         stop()
@@ -18,7 +18,7 @@ def graceful(stop: Callable[[], None]) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT)
     try:
         before = [signal.signal(number, handle) for number in numbers]
-    except ValueError:  # not in the main thread: the caller decides
+    except ValueError:  # not in the main thread: signals are left to the caller
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""A run that starts from a network trained before, on other data or without a part of it."""
+"""Initializes a network from one that was trained on other data or lacks some modules."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stripctx import upstream
 
 
 def load(network: nn.Module, path: Path, num_classes: int) -> list[str]:
-    """Fills a network from a checkpoint of examples/train.py or in a published layout.
+    """Loads a checkpoint of examples/train.py or a file in a published layout.
 
-    Classifiers of another number of classes, and modules that the file has not, keep their initial
-    values; all else must fit.
+    Classifiers with another number of classes, and modules that are not in the file, keep their
+    initial values; everything else must fit.
 
     Returns:
-        The names of the modules with parameters of initial values.
+        The names of the modules that keep initial values.
 
     Raises:
-        RecipeError: the file cannot be read, or does not fit.
+        RecipeError: the file cannot be read or does not fit.
     """
     try:
         entries = upstream.read(path)
@@ -33,7 +33,7 @@ def load(network: nn.Module, path: Path, num_classes: int) -> list[str]:
             result = network.load_state_dict(entries, strict=False)
     except FileNotFoundError:
         raise RecipeError(f"network.start: there is no file {path}") from None
-    except Exception as error:  # torch.load documents none; pickle and zip raise many kinds
+    except Exception as error:  # torch.load documents no exceptions; pickle and zipfile raise many
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RecipeError(f"network.start: {path} does not fit ({reason})") from None
     own = dict(network.named_parameters())
@@ -41,16 +41,16 @@ def load(network: nn.Module, path: Path, num_classes: int) -> list[str]:
     if result.unexpected_keys or len(missing) == len(own):
         listed = ", ".join(result.unexpected_keys[:4]) or "all"
         raise RecipeError(
-            f"network.start: {path} does not fit ({len(result.unexpected_keys)} entries are none "
-            f"of the network's: {listed})"
+            f"network.start: {path} does not fit ({len(result.unexpected_keys)} entries are not "
+            f"in the network: {listed})"
         )
     return sorted({key.rpartition(".")[0] for key in (*missing, *others)})
 
 
 @contextmanager
 def _other_classes(network: nn.Module, num_classes: int) -> Iterator[list[str]]:
-    """While it lasts, entries with another number of classes are left out when loaded; their names
-    are in the list. The hooks run after those that rename the entries of published files."""
+    """Within this context, loading skips entries with another number of classes and adds their
+    names to the list. The hooks run after those that rename the entries of published files."""
     found: list[str] = []
 
     def keep(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -1,16 +1,16 @@
-"""Other people's networks in recipes, by name, computing with stripctx's functions: `fuse` is
-called on them.
+"""Networks of other packages in recipes, computed with stripctx's functions by `fuse`.
 
     network: {name: smp:Segformer, backbone: mit_b0, weights: imagenet}
 
-is a class of segmentation_models_pytorch: `backbone` is its encoder, `weights` the encoder's, as
-smp calls them, `options` go to the class.
+names a class of segmentation_models_pytorch: `backbone` is its encoder, `weights` the encoder's
+weights (smp's name for them), `options` the arguments of the class.
 
     network: {name: transformers:SegformerForSemanticSegmentation, weights: nvidia/mit-b0}
 
-is a class of transformers: `options` are those of its configuration, `weights` is what its
-from_pretrained takes, a folder or a name of its hub; what does not fit there starts anew. Its
-auxiliary heads are left out. `weights` are read where a run starts, and never again.
+names a class of transformers: `options` are those of its configuration, `weights` is an argument
+of its from_pretrained, a folder or a name on the hub; modules without matching weights are
+initialized. Auxiliary heads are left out. `weights` are loaded only when a run starts, not when it
+resumes.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _INSTALLED_AS = {"smp": "segmentation-models-pytorch", "transformers": "transfor
 
 
 def is_meant(name: str) -> bool:
-    """Whether a recipe's network.name is of another package."""
+    """Whether a recipe's network.name refers to another package."""
     return name.partition(":")[0] in PACKAGES and ":" in name
 
 
 def build(settings: Network, num_classes: int, *, pretrained: bool) -> nn.Module:
-    """The network, fused.
+    """Builds the network and fuses it.
 
     Args:
-        settings: the recipe's section.
+        settings: the recipe's section `network`.
         num_classes: K.
-        pretrained: whether to read the weights that it names.
+        pretrained: whether to load the weights that it names.
 
     Raises:
-        RecipeError: the package, the class or an option is not there.
+        RecipeError: the package or the class does not exist, or an option is invalid.
     """
     package, _, name = settings.name.partition(":")
     kind = getattr(_imported(package), name, None)
@@ -76,15 +76,16 @@ def _of_transformers(
 
 
 class Adapted(nn.Module):
-    """A network as the loss and the scores want it: an image of any size to logits of that size, or
-    with resize=False to logits that may be smaller.
+    """Adapts a network's interface: an image of any size to logits of that size, or with
+    resize=False to logits that may be smaller.
 
     Args:
-        network: gives logits, or an object that has them; they may be smaller than the image.
-        stride: of what height and width of its image must be multiples. What is missing is added
-            at the right and the bottom, by repeating the edge, and cut off the logits.
+        network: returns logits, or an object with an attribute for them; they may be smaller than
+            the image.
+        stride: the height and width of the network's input are multiples of it. The image is padded
+            at the right and the bottom by repeating the edge, and the logits are cropped.
 
-    Its own name is left out of what it loads: files of the network itself fit.
+    Loading adds the wrapper's prefix to the names, so files of the network itself fit.
     """
 
     def __init__(self, network: nn.Module, stride: int) -> None:
@@ -92,7 +93,7 @@ class Adapted(nn.Module):
         self.network, self.stride = network, stride
         self.register_load_state_dict_pre_hook(_add_name)
 
-    align_corners = False  # of the last resize
+    align_corners = False  # of the final resize
 
     def forward(self, x: Tensor, *, resize: bool = True) -> Tensor:
         height, width = x.shape[2:]

@@ -1,7 +1,7 @@
-"""YAML as its settings are declared: what is declared as text stays as it was written.
+"""Parses YAML by the declared types of the settings: text stays as it was written.
 
-By themselves YAML and its libraries take the names `on`, `off`, `yes` and `no` for booleans, 007
-for 7, and 2024-01-01 for a date. A class may be called so, and a folder.
+YAML libraries read the names `on`, `off`, `yes` and `no` as booleans, 007 as 7, and 2024-01-01 as
+a date. Classes and folders may have such names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 
 class _Loader(yaml.SafeLoader):
-    """Of what is declared as no text: no dates, and 1e-4 is a number."""
+    """For settings that are not text: no dates, and 1e-4 is a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -30,10 +30,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, kind: Any) -> Any:
-    """What the text says, for a setting of this type.
+    """Parses the text as a value of this type.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or says one thing twice.
+        yaml.YAMLError: it is not valid YAML, or has a duplicate key.
     """
     loader = _Loader(text)
     try:
@@ -44,15 +44,15 @@ def parse(text: str, kind: Any) -> Any:
 
 
 def parse_change(text: str, kind: Any) -> Any:
-    """The value of `setting=value` on a command line: there, text needs no quotes at all."""
+    """Parses the value of `setting=value` on a command line, where text needs no quotes."""
     if kind is str and not re.fullmatch(r"'.*'|\".*\"", text, re.DOTALL):
         return text
     return parse(text, kind)
 
 
 def declared(whole: type, setting: str) -> Any:
-    """The type of a setting like `network.options.bins` or `optimizer.groups[0].match`; Any where
-    nothing is declared."""
+    """The declared type of a setting such as `network.options.bins` or `optimizer.groups[0].match`;
+    Any if none is declared."""
     kind: Any = whole
     for name in re.findall(r"[^.\[\]]+", setting):
         if is_dataclass(kind):
@@ -84,7 +84,7 @@ def _mapping(loader: _Loader, node: MappingNode, kind: Any) -> dict[Any, Any]:
         name = key.value if as_text else loader.construct_object(key, deep=True)
         if name in found:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{name} stands twice", key.start_mark
+                None, None, f"{name} occurs twice", key.start_mark
             )
         found[name] = _value(loader, value, names.get(name, of_values))
     return found

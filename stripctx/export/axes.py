@@ -76,7 +76,7 @@ def _source(cells: Size, extent: Size, mode: int, ratio: float, position: Tensor
     if _compat.known_equal(cells, extent):
         return position
     if mode == BILINEAR_ALIGNED:
-        return position * (cells - 1) / torch.sym_max(extent - 1, 1)
+        return position * (cells - 1) / _compat.at_least_one(extent - 1)
     if ratio:
         return (position + 0.5) * ratio - 0.5
     return (position + 0.5) * cells / extent - 0.5

@@ -16,9 +16,9 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor, allow_tf32: bool) -> Ten
     wide = widen(codewords)
     centre = wide.mean(0)
     codes = wide - centre
-    positions = widen(x).flatten(2).mT - centre
+    positions = widen(x).flatten(2).transpose(1, 2) - centre
     assignments = (expanded_distances(positions, codes) * widen(scale)).softmax(-1)
-    encoded = assignments.mT @ positions - assignments.sum(1)[..., None] * codes
+    encoded = assignments.transpose(1, 2) @ positions - assignments.sum(1)[..., None] * codes
     return encoded.to(codewords.dtype)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stripctx import _compat
@@ -64,7 +65,7 @@ def pyramid_taps_add(
             )
             for axis in (0, 1)
         )
-        split = widen(level).unflatten(1, (kernel[0], kernel[1], base.size(1)))
+        split = widen(level).unflatten(1, (kernel[0], kernel[1], -1))
         by_row = split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         total = total + rows @ (by_row @ columns.T)
     return total.to(base.dtype)
@@ -77,7 +78,7 @@ def _tap_matrix(
     """(outputs, kernel * cells), the taps side by side: each is the same matrix, further on."""
     steps = [tap * dilation for tap in range(kernel)]
     matrix = interpolation(cells, extent, mode, ratio, like, outputs + steps[-1], -padding)
-    return torch.cat([matrix.narrow(0, step, outputs) for step in steps], 1)
+    return torch.cat([_compat.rows(matrix, step, outputs) for step in steps], 1)
 
 
 def _at_size(
@@ -96,6 +97,9 @@ def upsample(level: Tensor, size: Sequence[Size], mode: int, ratios: Sequence[fl
     if mode in (NEAREST, NEAREST_EXACT):
         return _nearest(level, size, mode, ratios)
     if not any(ratios) and exported_products(level.shape[2:], size) > EXPORTED_RESIZE:
+        if _compat.is_tracing():  # which records sizes as F.interpolate takes them
+            corners = mode == BILINEAR_ALIGNED
+            return F.interpolate(level, tuple(size), mode="bilinear", align_corners=corners)
         return torch.ops.aten.upsample_bilinear2d.vec(
             level, list(size), mode == BILINEAR_ALIGNED, None
         )

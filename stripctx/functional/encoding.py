@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stripctx.ops.calls import call
+
 _OPS = torch.ops.stripctx
 
 
@@ -36,7 +38,7 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     """
     if x.dim() == 3:
         x = x.unsqueeze(3)
-    return _OPS.encode(x, codewords, scale, _tf32_allowed())
+    return call(_OPS.encode, x, codewords, scale, _tf32_allowed())
 
 
 def _tf32_allowed() -> bool:
@@ -65,4 +67,4 @@ def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
         >>> channel_gate(torch.tensor([[[[-1.0, 2.0]]]]), torch.tensor([[0.5]]))
         tensor([[[[0., 3.]]]])
     """
-    return _OPS.channel_gate(x, gate)
+    return call(_OPS.channel_gate, x, gate)

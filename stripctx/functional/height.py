@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stripctx.ops.calls import call
+
 _OPS = torch.ops.stripctx
 
 
@@ -26,4 +28,4 @@ def row_gate(x: Tensor, logits: Tensor) -> Tensor:
         >>> row_gate(torch.full((1, 1, 3, 1), 4.0), torch.tensor([[[-1e9, 1e9]]])).flatten()
         tensor([0., 2., 4.])
     """
-    return _OPS.row_gate(x, logits)
+    return call(_OPS.row_gate, x, logits)

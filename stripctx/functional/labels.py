@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stripctx.ops.calls import call
 from stripctx.ops.labels_checks import accumulate_dtype
 
 _OPS = torch.ops.stripctx
@@ -42,7 +43,8 @@ def upsample_argmax(
         >>> upsample_argmax(logits, (1, 4), align_corners=True)
         tensor([[[1, 0, 0, 0]]])
     """
-    return _OPS.upsample_argmax(logits, list(size), align_corners, _bytes("upsample_argmax", dtype))
+    bytes = _bytes("upsample_argmax", dtype)
+    return call(_OPS.upsample_argmax, logits, list(size), align_corners, bytes)
 
 
 def upsample_softmax_max(
@@ -69,7 +71,7 @@ def upsample_softmax_max(
         (tensor([[[0, 0]]]), tensor([[[0.2500, 0.2500]]]))
     """
     name = "upsample_softmax_max"
-    return _OPS.upsample_softmax_max(logits, list(size), align_corners, _bytes(name, dtype))
+    return call(_OPS.upsample_softmax_max, logits, list(size), align_corners, _bytes(name, dtype))
 
 
 def upsample_cross_entropy(
@@ -141,9 +143,8 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     if weight is not None:
         weight = weight.detach().to(accumulate_dtype(logits))
-    losses, weights, _ = _OPS.upsample_cross_entropy(
-        logits, target, weight, align_corners, ignore_index, label_smoothing, per_pixel
-    )
+    options = align_corners, ignore_index, label_smoothing, per_pixel
+    losses, weights, _ = call(_OPS.upsample_cross_entropy, logits, target, weight, *options)
     return losses, weights
 
 
@@ -187,9 +188,8 @@ def upsample_binary_cross_entropy(
         if value is not None:
             value = _expanded(name, argument, value.detach().to(logits.dtype), target)
         factors.append(value)
-    losses = _OPS.upsample_binary_cross_entropy(
-        logits, target, *factors, align_corners, reduction == "none"
-    )
+    operands = logits, target, *factors, align_corners, reduction == "none"
+    losses = call(_OPS.upsample_binary_cross_entropy, *operands)
     if reduction == "none":
         return losses
     total = losses.sum(2).sum(1).sum()
@@ -219,7 +219,7 @@ def upsample_dice(
         >>> overlap, mass, count
         (tensor([[0.5000, 1.0000]]), tensor([[1.5000, 1.5000]]), tensor([[1., 2.]]))
     """
-    sums, _ = _OPS.upsample_dice(logits, target, align_corners, ignore_index)
+    sums, _ = call(_OPS.upsample_dice, logits, target, align_corners, ignore_index)
     overlap, mass, count = sums.unbind(1)
     return overlap, mass, count.detach()
 

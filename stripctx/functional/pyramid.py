@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stripctx import _compat
+from stripctx.ops.calls import call
+
 _OPS = torch.ops.stripctx
 
 
@@ -72,9 +75,11 @@ def _pool(
         )
     flat = [size for pair in pairs for size in pair]
     if mode == "mean":
-        return _OPS.pyramid_pool(x, flat)
-    return _OPS.pyramid_max_pool(x, flat)[: len(pairs)]
+        return call(_OPS.pyramid_pool, x, flat)
+    return call(_OPS.pyramid_max_pool, x, flat)[: len(pairs)]
 
 
 def _is_count(value: object) -> bool:
+    if isinstance(value, Tensor):  # a size, in a trace
+        return _compat.is_tracing() and value.dim() == 0 and not value.is_floating_point()
     return isinstance(value, (int, torch.SymInt)) and value >= 1

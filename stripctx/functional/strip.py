@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stripctx.ops.calls import call
+
 _OPS = torch.ops.stripctx
 
 
@@ -25,7 +27,7 @@ def strip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> rows.flatten(), cols.flatten()
         (tensor([1., 4.]), tensor([1.5000, 2.5000, 3.5000]))
     """
-    return _OPS.strip_pool(x)
+    return call(_OPS.strip_pool, x)
 
 
 def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ def strip_add_relu(rows: Tensor, cols: Tensor) -> Tensor:
         tensor([[[[1.5000, 4.0000],
                   [0.0000, 1.0000]]]])
     """
-    return _OPS.strip_add_relu(rows, cols)
+    return call(_OPS.strip_add_relu, rows, cols)
 
 
 def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,7 +70,7 @@ def sigmoid_gate(x: Tensor, logits: Tensor, bias: Tensor | None = None) -> Tenso
     """
     if bias is None:
         bias = x.new_zeros(x.shape[1:2])
-    return _OPS.sigmoid_gate(x, logits, bias)
+    return call(_OPS.sigmoid_gate, x, logits, bias)
 
 
 def strip_gate(
@@ -96,4 +98,4 @@ def strip_gate(
         >>> strip_gate(x, rows, cols, torch.randn(8, 8, 1, 1)).shape
         torch.Size([2, 8, 5, 7])
     """
-    return sigmoid_gate(x, _OPS.strip_conv(rows, cols, weight), bias)
+    return sigmoid_gate(x, call(_OPS.strip_conv, rows, cols, weight), bias)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stripctx._compat import same_sizes
+from stripctx.ops.calls import call
 from stripctx.ops.upsample_composed import Geometry
 from stripctx.ops.upsample_conv import pyramid_conv as convolve
 
@@ -63,7 +64,7 @@ def pyramid_concat(
     """
     name, maps = "pyramid_concat", list(levels)
     modes, ratios = _interpolation(name, len(maps), mode, align_corners, scale_factor)
-    return _OPS.pyramid_concat(x, maps, modes, ratios, _place(name, x_index, len(maps)))
+    return call(_OPS.pyramid_concat, x, maps, modes, ratios, _place(name, x_index, len(maps)))
 
 
 def pyramid_add(
@@ -95,7 +96,7 @@ def pyramid_add(
     maps = list(levels)
     interpolation = _interpolation("pyramid_add", len(maps), mode, align_corners, scale_factor)
     size = list(x.shape[2:])
-    return _OPS.pyramid_taps_add(x, maps, size, [1, 1], [0, 0], [1, 1], *interpolation)
+    return call(_OPS.pyramid_taps_add, x, maps, size, [1, 1], [0, 0], [1, 1], *interpolation)
 
 
 def pyramid_add_relu(
@@ -127,7 +128,7 @@ def pyramid_add_relu(
     """
     maps = list(levels)
     interpolation = _interpolation("pyramid_add_relu", len(maps), mode, align_corners, scale_factor)
-    return _OPS.pyramid_add_relu(x, maps, *interpolation)
+    return call(_OPS.pyramid_add_relu, x, maps, *interpolation)
 
 
 def pyramid_conv(

@@ -1,9 +1,10 @@
-"""`fuse`, `unfuse` and `fusing`: somebody else's network, made to compute with ours.
+"""`fuse`, `unfuse` and `fusing`: networks from other packages, computing with stripctx's functions.
 
-Interpolation waits (`lazy`) while a module that interpolates runs (`scope`, found by `find`), and a
-convolution, a sum or a product takes the small maps where that pays (`cost`). Context modules that
-no such rule covers have recipes by their names (strip, height, encoding), which are tried out
-first (`verify`). A module stays itself (`module`): nothing of it changes but its class.
+Inside a module that interpolates (found by `find`, run by `scope`), F.interpolate returns a lazy
+tensor (`lazy`, `lazy_maps`). A convolution, sum, product or loss that receives it (`consumers`,
+`labels`) uses the small map if that is cheaper (`cost`). Context modules without interpolation have
+recipes by class name (`strip`, `height`, `encoding`), which are compared with the original before
+they are used (`verify`). Of a replaced module only its class changes (`module`).
 
 The package is called fusion because `stripctx.fuse` is the function.
 """
@@ -47,34 +48,34 @@ _RECIPES: tuple[type[Fused], ...] = (
 def fuse(network: nn.Module, *example: Any) -> Report:
     """Makes a network compute with stripctx's functions, in place.
 
-    In every module that interpolates, an interpolated map waits for what takes it: a convolution
-    over its concatenation with others becomes `pyramid_conv`, a sum `pyramid_add` or
-    `pyramid_add_relu`, wherever shapes say that this pays. Context modules of SPNet, HANet, EncNet
-    and mmseg's kin are found by the name of their class and by their structure, and tried out
-    first.
+    A convolution over a concatenation with interpolated maps becomes `pyramid_conv`, a sum with
+    them `pyramid_add` or `pyramid_add_relu`, and a loss or label map of interpolated logits its
+    `upsample_` form, where a cost model expects this to be faster. Context modules of SPNet, HANet,
+    PyTorch-Encoding and mmseg are recognised by class name and structure; the replacement must
+    agree with the original on random inputs.
 
-    Nothing but the way of computing changes. The module objects stay, and with them the Parameter
-    objects, state_dict keys, buffers, hooks, dtype, device, mode and requires_grad: an optimiser
-    made before and old checkpoints work on. Results are the same but for the rounding. deepcopy,
-    pickle (where stripctx can be imported), DDP, torch.compile and torch.export work as before.
+    The module objects stay, with their Parameters, state_dict keys, buffers, hooks, dtype, device,
+    mode and requires_grad, so existing optimisers and checkpoints keep working. Results agree up to
+    rounding. deepcopy, pickle (where stripctx can be imported), DDP, torch.compile and torch.export
+    work as before.
 
-    While a module inside has a hook, its own forward runs, and calls the hook with tensors.
+    While any submodule has a hook, a module runs its original forward, so hooks see tensors.
 
     Args:
         network: any module.
-        example: arguments of its forward. With them the network is run on them both ways, outputs
-            and gradients are compared, in float32 to its rounding, and what differs is undone; and
-            only the modules are replaced in which a convolution or a sum was found. Nothing of the
-            network's state changes.
+        example: arguments of its forward. If given, the network runs on them before and after;
+            outputs and gradients are compared, and if they differ by more than rounding, everything
+            is undone. Modules in which nothing could be replaced are restored. The network's state
+            does not change.
 
     Returns:
-        What was replaced, and what was left and why. Printed, it says one line a module and, with
-        an example, one a convolution.
+        What was replaced, and what was left and why. Prints one line per module and, with an
+        example, one per convolution.
 
     Examples:
         >>> from stripctx import models
-        >>> print(fuse(models.fcn(3, "resnet18")))  # nothing of anybody else's in there
-        nothing that fuse knows
+        >>> print(fuse(models.fcn(3, "resnet18")))  # already uses stripctx
+        nothing to replace
     """
     replaced: list[Replaced] = []
     left: list[Left] = []
@@ -82,7 +83,7 @@ def fuse(network: nn.Module, *example: Any) -> Report:
     for path, module in modules:
         recipes = [recipe for recipe in _RECIPES if _named(module, recipe)]
         if isinstance(module, Fused):
-            left.append(Left(path, type(module).__name__, "it is fused already"))
+            left.append(Left(path, type(module).__name__, "it is already fused"))
         elif recipes:
             _apply(recipes, path, module, replaced, left)
     for path, module, kind in _scopes(network):
@@ -94,10 +95,10 @@ def fuse(network: nn.Module, *example: Any) -> Report:
 
 
 def unfuse(network: nn.Module) -> list[str]:
-    """Undoes `fuse`, in place: every module computes by its own forward again.
+    """Undoes `fuse`, in place: every module runs its original forward again.
 
     Args:
-        network: what was given to `fuse`, any part of it, or a copy.
+        network: the network given to `fuse`, a submodule, or a copy.
 
     Returns:
         The paths of the modules that were fused.
@@ -109,8 +110,8 @@ def unfuse(network: nn.Module) -> list[str]:
 
 
 def _scopes(network: nn.Module) -> list[tuple[str, nn.Module, type[Scope]]]:
-    """The modules that get a scope or become a boundary: those that interpolate, their callers, and
-    those that take a fused gate. Inside a recipe's module nothing waits."""
+    """The modules that become a Scope or a Boundary: those that interpolate, their callers, and the
+    callers of a fused gate. Submodules of a module replaced by a recipe are excluded."""
     found = find.scopes(network)
     modules = dict(network.named_modules())
     for path, module in modules.items():
@@ -132,7 +133,7 @@ def _apply(
     replaced: list[Replaced],
     left: list[Left],
 ) -> None:
-    """Replaces the module by the first recipe that knows it, or says why none does."""
+    """Applies the first recipe that accepts the module, or records why none does."""
     reasons = []
     for recipe in recipes:
         name = type(module).__name__
@@ -141,7 +142,7 @@ def _apply(
                 raise UnknownModuleError("it has a forward of its own, set on the object")
             recipe.check(module)
             check_names(recipe, module)
-            if not issubclass(recipe, Scope):  # which changes nothing of what is computed
+            if not issubclass(recipe, Scope):  # a scope still runs the module's own forward
                 verify.try_out(recipe, module)
             become(module, generated(recipe, type(module)))
         except UnknownModuleError as reason:
@@ -157,7 +158,8 @@ def _apply(
 def _try(
     network: nn.Module, example: tuple[Any, ...], replaced: list[Replaced], left: list[Left]
 ) -> tuple[cost.Convolution, ...]:
-    """Runs the network both ways on an example; undoes what differs or found nothing to do."""
+    """Compares the network before and after on an example. Undoes everything if they differ, and
+    otherwise the scopes in which nothing was replaced."""
 
     @contextmanager
     def own() -> Iterator[None]:
@@ -184,12 +186,13 @@ def _try(
         if isinstance(module, Scope) and not recorder.met(one.path):
             become(module, module.own)
             replaced.remove(one)
-            left.append(Left(one.path, type(module).__name__, "no interpolated map met a consumer"))
+            why = "no interpolated map reached a convolution, sum or loss"
+            left.append(Left(one.path, type(module).__name__, why))
     return tuple(recorder.convolutions)
 
 
 def _named(module: nn.Module, recipe: type[Fused]) -> bool:
-    """Whether the module's class, or one that it is made from, has a name that the recipe knows."""
+    """Whether the module's class or one of its bases has one of the recipe's names."""
     return any(base.__name__ in recipe.names for base in type(module).__mro__ if not _is_ours(base))
 
 

@@ -1,5 +1,5 @@
-"""What a concatenation, a convolution, a sum or a product does with a promise; NotImplemented where
-the tensor is wanted after all."""
+"""Concatenation, convolution, addition and multiplication of lazy tensors. Each function returns
+NotImplemented if it cannot use the lazy form; the tensor is then computed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from stripctx import functional
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import CONSUMERS, METHODS, Lazy, made
-from stripctx.fusion.promises import Gate, Level, Pyramid, Sum, alike
+from stripctx.fusion.lazy_maps import Gate, Level, Pyramid, Sum, alike
 from stripctx.ops import checks
 from stripctx.ops.upsample_checks import MOST_LEVELS
 
 
 def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
-    """Of maps of one size, each a tensor, a level or a concatenation that waits."""
+    """Concatenates maps of one size along the channels: tensors, levels and lazy concatenations."""
     if dim not in (1, -3) or options or not isinstance(tensors, (list, tuple)):
         return NotImplemented
     parts: list[Tensor | Level] = []
@@ -57,14 +57,15 @@ def _conv2d(
 
 
 def _pair(value: Any) -> Any:
-    """As conv2d reads an argument: a number, one in a sequence, or two."""
+    """A conv2d argument as a pair: it may be a number or a sequence of one or two."""
     if isinstance(value, (tuple, list)):
         return tuple(value) * 2 if len(value) == 1 else tuple(value)
     return value, value
 
 
 def _is_plain(weight: Any) -> bool:
-    """A dense tensor, or what stands for one in a trace: nothing with a convolution of its own."""
+    """Whether it is a dense tensor, or a traced one, and no subclass that implements conv2d itself
+    (DTensor, quantised weights)."""
     if not isinstance(weight, Tensor) or weight.layout is not torch.strided or weight.is_quantized:
         return False
     if torch.compiler.is_compiling():
@@ -73,7 +74,7 @@ def _is_plain(weight: Any) -> bool:
 
 
 def _add(a: Any, b: Any, *, alpha: Any = 1) -> Any:
-    """Of a map and a level of its shape, on either side, or of such a sum and either."""
+    """The sum of one map and levels interpolated to its shape, in any nesting and order."""
     if alpha != 1:
         return NotImplemented
     terms = [*_terms(a), *_terms(b)]

@@ -1,9 +1,9 @@
-"""When a convolution over a pyramid pays: the one place that decides, from shapes.
+"""The cost model: from shapes, whether to convolve a level before or after interpolation.
 
-A level of h x w cells under a k x k kernel costs O k^2 C products a cell on the level, and on the
-map of H x W the interpolation of O k^2 taps and their sum. In the concatenation it costs O k^2 C
-products a position, and the writing of C interpolated maps. Times are of one position of the map,
-in products of a library's convolution.
+A level of h x w cells under a k x k kernel, convolved before interpolation, costs O k^2 C
+multiply-adds per cell, then per position of the H x W map the interpolation and sum of O k^2 taps.
+Convolved after, it costs O k^2 C multiply-adds per position and the writing of C interpolated
+values. Costs are per position of the map, in multiply-adds of the library's convolution.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import nn
 
 from stripctx import _compat
 
-# Products that take as long as one output's share of a tap (two or four cells read, weighted and
-# added), and as long as writing, reading and copying one position of an interpolated map.
+# In multiply-adds: one tap of one output (reading, weighting and adding two or four cells), one
+# value of an interpolated map (writing, copying and reading it), and the overhead of a level.
 # `python -m benchmarks.decoders --fit` finds 34 and 340 forward, 32 and 320 with the backward pass,
-# for a CPU with AVX-512 in float32. A map costs less where it stays in the caches: these err on the
-# side of leaving a network as it was. None for CUDA.
+# for float32 on a CPU with AVX-512. A map that stays in the caches costs less; these values err on
+# the side of leaving a network as it was. They have not been measured on CUDA.
 TAP = 30.0
 MAP = 180.0
-LEAST_PRODUCTS = 2**22  # of the whole convolution: below, calls cost more than products
+CALL = 2.0**25  # the calls that each level adds: 0.2 to 0.4 ms with the backward pass
 
-# Of an exported network, whose runtime interpolates by its own resizing or by products with a
-# matrix along each axis: products of such a kind that take as long as one position's resizing, and
-# how many products of a convolution take as long as one of them. ONNX Runtime 1.32 on a CPU.
+# In an exported network the runtime interpolates, by Resize or by a matrix product along each axis:
+# the cost of one resized value in multiply-adds of those matrix products, and the cost of one of
+# these in multiply-adds of a convolution. Measured with ONNX Runtime 1.32 on a CPU.
 EXPORTED_RESIZE = 64.0
 EXPORTED_PRODUCT = 2.0
 
@@ -37,21 +37,19 @@ EXPORTED_PRODUCT = 2.0
 def pays(
     level: Sequence[int], size: Sequence[int], out_channels: int, kernel: Sequence[int]
 ) -> bool:
-    """Whether the level (N, C, h, w) is convolved where it is, for a map of `size`."""
+    """Whether to convolve the level (N, C, h, w) before it is interpolated to `size`."""
     batch, channels, height, width = level
     if torch.onnx.is_in_onnx_export():
         return _exported_pays(channels, (height, width), size, out_channels, list(kernel))
-    positions, taps = size[0] * size[1], kernel[0] * kernel[1] * out_channels
-    shrinks = height > size[0] or width > size[1]
-    if shrinks or batch * positions * taps * channels < LEAST_PRODUCTS:
+    if height > size[0] or width > size[1]:
         return False
-    return saving(level, size, out_channels, kernel) > 0
+    return batch * size[0] * size[1] * saving(level, size, out_channels, kernel) > CALL
 
 
 def saving(
     level: Sequence[int], size: Sequence[int], out_channels: int, kernel: Sequence[int]
 ) -> float:
-    """Products a position that the level saves where it is convolved where it is."""
+    """Multiply-adds per position saved by convolving the level before interpolation."""
     _, channels, height, width = level
     taps = kernel[0] * kernel[1] * out_channels
     share = height * width / (size[0] * size[1])
@@ -63,9 +61,9 @@ def exported_products(
     size: Sequence[int | torch.SymInt],
     kernel: Sequence[int] = (1, 1),
 ) -> float:
-    """The products of a position, and of an output channel under a kernel, where an exported
-    network interpolates (h, w) cells to (H, W) by matrices, the columns first. Of symbolic sizes
-    those of the example count."""
+    """Multiply-adds per position and output channel of interpolating (h, w) cells to (H, W) by
+    matrix products, columns first, for all taps of a kernel. Symbolic sizes count with the values
+    of the example."""
     height, width, rows, _ = (_compat.hint(one) or 1 for one in (*cells, *size))
     return kernel[0] * height * (kernel[1] * width / rows + 1)
 
@@ -73,8 +71,8 @@ def exported_products(
 def _exported_pays(
     channels: int, cells: Sequence[int], size: Sequence[int], out_channels: int, kernel: list[int]
 ) -> bool:
-    """`pays` for torch.onnx.export, where the interpolation is a runtime's. Asks no symbolic size,
-    which would become a condition on what can be exported."""
+    """`pays` for torch.onnx.export. Uses hints of symbolic sizes: comparing the sizes themselves
+    would add a guard to the exported program."""
     cells, size = ([_compat.hint(one) or 1 for one in each] for each in (cells, size))
     if any(cell > extent for cell, extent in zip(cells, size, strict=True)):
         return False
@@ -87,27 +85,27 @@ def _exported_pays(
 
 @dataclass
 class Convolution:
-    """One convolution over a concatenation: where, how, and its products each way."""
+    """A convolution over a concatenation: its module, its form, and its cost before and after."""
 
     path: str
     form: str
     products_before: int
     products_after: int
-    bytes_before: int  # of the concatenation and its interpolated maps
-    bytes_after: int  # of the taps
+    bytes_before: int  # the concatenation and the interpolated maps
+    bytes_after: int  # the taps
 
 
 @dataclass
 class Recorder:
-    """Collects what promises met while a network runs on an example, and in which module."""
+    """Records how lazy tensors were used while a network ran on an example, and in which module."""
 
     convolutions: list[Convolution] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)  # of the modules that run, innermost last
-    modules: set[str] = field(default_factory=set)  # where a promise was made, and where consumed
+    paths: list[str] = field(default_factory=list)  # of the running modules, innermost last
+    modules: set[str] = field(default_factory=set)  # modules that created or used a lazy tensor
 
     def met(self, path: str) -> bool:
-        """Whether a promise was made in the module at `path` and consumed anywhere, or consumed in
-        it."""
+        """Whether the module at `path` or a submodule created a lazy tensor that was used as such,
+        or used one."""
         return any(path == "" or f"{at}.".startswith(f"{path}.") for at in self.modules)
 
 
@@ -116,7 +114,7 @@ _recorders: list[Recorder] = []
 
 @contextmanager
 def recording(network: nn.Module) -> Iterator[Recorder]:
-    """Collects while the block runs; the network's modules say when they begin and end."""
+    """Records while the block runs. Global module hooks track which module is running."""
     recorder = Recorder()
     paths = {module: path for path, module in network.named_modules()}
 
@@ -141,22 +139,22 @@ def recording(network: nn.Module) -> Iterator[Recorder]:
 
 
 def here() -> str | None:
-    """The path of the module that runs, while an example does."""
+    """The path of the running module while recording, else None."""
     if torch.compiler.is_compiling() or not _recorders:
         return None
     paths = _recorders[-1].paths
     return paths[-1] if paths else ""
 
 
-def note(promises: Sequence[Any]) -> None:
-    """Promises are consumed, here and now."""
+def note(used: Sequence[Any]) -> None:
+    """Records that the running module used these lazy tensors."""
     place = here()
     if place is not None:
-        _recorders[-1].modules.update((place, *(one.place for one in promises)))
+        _recorders[-1].modules.update((place, *(one.place for one in used)))
 
 
 def record(pyramid: Any, weight: torch.Tensor, wait: Sequence[bool]) -> None:
-    """Notes one convolution; `wait` says which parts stay small."""
+    """Records a convolution; `wait` says which parts are convolved before interpolation."""
     place = here()
     if place is None:
         return

@@ -1,8 +1,8 @@
 """Recipes for the encoding layer (Zhang et al., Deep TEN, CVPR 2017) and the context encoding
 modules built on it (Zhang et al., CVPR 2018).
 
-Every child is called as before; what changes is the residual encoding and the gate over channels.
-mmseg's EncHead stays as it is: its encoding is in its EncModule.
+Children are called as before; only the residual encoding and the channel gate are replaced. mmseg's
+EncHead contains an EncModule and needs no recipe of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class EncodingRecipe(Fused):
 
 
 class ContextRecipe(Fused):
-    """An EncModule: encodes, and gates its input. `projection` is the convolution in front."""
+    """EncModule: encodes its input and gates it by the result. `projection` is the path of its
+    first convolution."""
 
     names = ("EncModule",)
     functions = "channel_gate"
@@ -83,7 +84,7 @@ class EncodingEncModule(ContextRecipe):
 
 
 class MmsegEncModule(ContextRecipe):
-    """It gives what it encoded first; its head has the layer for the logits."""
+    """Returns the encoding first; the head computes the logits of the auxiliary loss from it."""
 
     upstream = "mmseg"
     projection = "encoding_project.conv"

@@ -1,12 +1,12 @@
-"""Which modules of a network interpolate, and how far promises may travel from them.
+"""Finds the modules of a network that interpolate, and their callers.
 
-A module that interpolates gets a scope, in which F.interpolate gives a promise; every torch
-function there costs about a microsecond more, so a backbone's thousand calls should stay outside.
-The promise may leave the module, as a pyramid's concatenation or the result of an nn.Upsample does,
-for the module that called it; that one is a boundary, which promises do not leave.
+A module that interpolates becomes a Scope, in which F.interpolate returns a lazy tensor. Every
+function of torch called in a scope costs about a microsecond more, so backbones should stay
+outside. A lazy tensor may be returned to the calling module (the result of an nn.Upsample, or the
+concatenation of a pyramid module); that caller becomes a Boundary, which returns tensors.
 
-What a module's forward does is read from the names in its code and in that of the functions and
-methods that it calls; torch's own functions are not followed.
+Whether a forward interpolates is decided by the names in its code and in the functions and methods
+it calls. Functions of torch are not followed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import nn
 UPSAMPLERS = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
 _INTERPOLATES = frozenset({"interpolate", "upsample", "upsample_bilinear", "upsample_nearest"})
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_DEPTH = 6  # of functions that are followed
-_CALLERS = 2  # a branch interpolates, its pyramid concatenates, the head convolves
+_DEPTH = 6  # of nested calls that are followed
+_CALLERS = 2  # e.g. a branch interpolates, its parent concatenates, the head convolves
 
 
 def scopes(network: nn.Module) -> dict[str, bool]:
-    """The paths of the modules that need a scope, True, or are a boundary only, False."""
+    """Maps module paths to True (becomes a Scope) or False (becomes a Boundary)."""
     modules = dict(network.named_modules())
     found: dict[str, bool] = {}
     for path, module in modules.items():
@@ -44,8 +44,8 @@ def scopes(network: nn.Module) -> dict[str, bool]:
 
 
 def names(module: nn.Module, depth: int = _DEPTH) -> frozenset[str]:
-    """What a module's forward names, and what the functions and methods that it calls name, `depth`
-    calls down."""
+    """The names used in a module's forward and in the functions and methods it calls, up to `depth`
+    nested calls."""
     found: set[str] = set()
     forward = getattr(type(module), "forward", None)
     for code in _codes(forward, type(module), depth, set()):
@@ -60,7 +60,7 @@ def _codes(function: Any, kind: type, depth: int, seen: set[Any]) -> Iterator[ty
         return
     seen.add(code)
     pending = [code]
-    while pending:  # and the functions that are written inside it
+    while pending:  # nested functions included
         inner = pending.pop()
         yield inner
         pending += [one for one in inner.co_consts if isinstance(one, types.CodeType)]
@@ -76,7 +76,7 @@ def _is_torchs(what: Any) -> bool:
 
 
 def _caller(modules: dict[str, nn.Module], path: str) -> str | None:
-    """The first module around one that has a forward of its own, or else the network itself."""
+    """The closest parent with a forward, or the network itself."""
     while path:
         path = path.rpartition(".")[0]
         if not isinstance(modules[path], _CONTAINERS) or not path:

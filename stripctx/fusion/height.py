@@ -1,8 +1,7 @@
 """The recipe for HANet's height-driven attention (Choi, Kim, Choo, CVPR 2020).
 
-Every child but the pooling is called as before: norms, dropout and the positional tables are the
-module's own, and so are their ways: a table takes the first column of `pos`, rounds its noise down,
-and raises where it did.
+All children except the pooling are called as before, so norms, dropout and the positional
+embeddings behave as upstream: they take the first column of `pos` and round noise down.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from stripctx.fusion.module import Fused, UnknownModuleError, idle, part
 
 
 class HANetRecipe(Fused):
-    """Where more than the gated map is asked for, an attention or a loss, the module's own forward
-    runs."""
+    """The module's own forward runs if the attention map or attention loss is requested too."""
 
     names = ("HANet_Conv",)
     upstream = "HANet"

@@ -1,10 +1,10 @@
-"""What a loss or a label map does with logits that are to be interpolated: it takes the small ones.
+"""Losses and label maps of interpolated logits, computed from the small logits:
 
     F.cross_entropy, F.binary_cross_entropy_with_logits      upsample_(binary_)cross_entropy
     argmax, max over the classes                             upsample_argmax
     softmax over the classes, then either                    upsample_argmax, upsample_softmax_max
 
-A label outside the classes counts nowhere, where torch raises an error: see functional.
+A label outside [0, K) is ignored, where torch raises an error (see stripctx.functional).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from stripctx import functional
 from stripctx.fusion import cost
 from stripctx.fusion.lazy import CONSUMERS, METHODS, Lazy
-from stripctx.fusion.promises import Level
+from stripctx.fusion.lazy_maps import Level
 
-_LABELS = (torch.int64, torch.uint8)  # what torch takes
+_LABELS = (torch.int64, torch.uint8)  # accepted by F.cross_entropy
 
 
 class Softmax(Lazy):
@@ -36,7 +36,7 @@ class Softmax(Lazy):
 
 
 class Largest(Lazy):
-    """The largest over the classes, of logits or of probabilities."""
+    """The maximum over the classes, of logits or probabilities."""
 
     def __init__(self, scores: Level | Softmax, keepdim: bool) -> None:
         batch, _, *size = scores.shape
@@ -48,14 +48,15 @@ class Largest(Lazy):
 
 
 class Maximum(NamedTuple):
-    """What `torch.max` returns, its values waiting where nobody may ask for them."""
+    """The result of `torch.max`. `values` may be lazy, since callers often use only `indices`."""
 
     values: Any
     indices: Tensor
 
 
 def _is_small(logits: Any) -> bool:
-    """Whether they wait to be interpolated as the operators of the labels family do: by sizes."""
+    """Whether these are lazily interpolated logits that the labels family can take: bilinear, with
+    the ratio given by the sizes."""
     if not isinstance(logits, Level) or not logits.waits or logits.mode != "bilinear":
         return False
     if logits.is_identity or min(logits.shape) == 0:
@@ -74,12 +75,12 @@ def _taken(logits: Any) -> tuple[Tensor, bool]:
 
 
 def _as_torch(loss: Tensor, logits: Tensor) -> Tensor:
-    """Of the dtype that torch's loss has: autocast takes losses in float32."""
+    """The loss in the dtype that torch returns: under autocast, losses are float32."""
     return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
 
 
 def _is_usual(size_average: Any, reduce: Any, reduction: Any) -> bool:
-    """Whether a loss is told how to reduce by `reduction` alone."""
+    """Whether the deprecated arguments size_average and reduce are unset."""
     return size_average is None and reduce is None and reduction in ("mean", "sum", "none")
 
 
@@ -155,7 +156,7 @@ def _binary_cross_entropy(
 
 
 def _scores(input: Any) -> Level | None:
-    """The logits behind scores over the classes; None where they do not wait."""
+    """The lazily interpolated logits behind logits or probabilities; None if they are not lazy."""
     logits = input.logits if isinstance(input, Softmax) and input.waits else input
     return logits if _is_small(logits) else None
 

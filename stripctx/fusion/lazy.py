@@ -1,13 +1,13 @@
-"""Tensors that wait for whoever consumes them.
+"""Lazy tensors: results that are computed only if something needs them as tensors.
 
-An interpolated map is a promise. A convolution over its concatenation with others takes the small
-maps instead, a sum takes them in one pass; anything else gets the tensor, which is made then, once,
-at its old cost. torch's override protocol (`__torch_function__`) tells a promise what it meets. It
-is no torch.Tensor: methods, operators and attributes of one work on it, `isinstance` alone does
-not.
+A convolution over a concatenation of lazily interpolated maps takes the small maps instead, and a
+sum adds them in one pass. Any other use computes the tensor, once, at its usual cost. Functions of
+torch are intercepted by torch's override protocol (`__torch_function__`). A lazy tensor is not a
+torch.Tensor: it has the methods, operators and attributes of one, but `isinstance` is False.
 
-Which promises there are stands in promises.py, what takes one in consumers.py and labels.py.
-torch.compile and torch.export trace through all of this and see the operators only.
+The kinds of lazy tensors are in lazy_maps.py and labels.py, the functions that use them in
+consumers.py and labels.py. torch.compile and torch.export trace through all of this and see the
+operators only.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor
 
 Function = Callable[..., Any]
 
-# What a promise does when a function of torch meets it, or a method of a tensor is called on it;
-# NotImplemented where the tensor is wanted after all. Filled by fusion/consumers.py and labels.py.
+# Implementations of torch's functions and of tensor methods for lazy tensors. They return
+# NotImplemented where the tensor has to be computed. Filled by consumers.py and labels.py.
 CONSUMERS: dict[Function, Function] = {}
 METHODS: dict[str, Function] = {}
 
 
 class Lazy:
-    """A tensor to be, of a known shape, dtype and device."""
+    """A tensor of known shape, dtype and device that has not been computed yet."""
 
     shape: torch.Size
-    inputs: tuple[Tensor, ...]  # what it is made from
+    inputs: tuple[Tensor, ...]  # what it is computed from
 
     def __init__(self, shape: Sequence[int], inputs: Sequence[Tensor]) -> None:
         self.shape = torch.Size(shape)
@@ -51,7 +51,7 @@ class Lazy:
         return self.made
 
     def check(self) -> None:
-        """Whatever takes the inputs must find what the network's own forward would have seen."""
+        """Raises if the inputs are no longer what the network's own forward would have used."""
         if [_version(one) for one in self.inputs] != self.versions:
             raise RuntimeError(
                 "fuse: a map changed in place while its interpolation waited for a convolution; "
@@ -68,7 +68,7 @@ class Lazy:
     def waits(self) -> bool:
         return self.made is None
 
-    # What code asks before it decides; none of it makes the tensor.
+    # Properties that code inspects; none of them computes the tensor.
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,7 +107,7 @@ class Lazy:
         return True
 
     def contiguous(self, *, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
-        """Whoever consumes it chooses the format."""
+        """The memory format is chosen when it is used."""
         return (
             self
             if memory_format is torch.contiguous_format
@@ -136,7 +136,7 @@ class Lazy:
         )
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # protocols ask; a promise has no others than its class
+        if name.startswith("__"):  # e.g. __array__: only what the class defines
             raise AttributeError(name)
         return partial(self._meet, name) if name in METHODS else getattr(self.tensor(), name)
 
@@ -145,15 +145,15 @@ class Lazy:
         return self._call(method, *args, **kwargs) if result is NotImplemented else result
 
 
-def holds_promise(value: Any) -> bool:
-    """Whether an argument is a promise or a sequence with one."""
+def is_lazy(value: Any) -> bool:
+    """Whether an argument is lazy or a sequence with a lazy element."""
     if isinstance(value, (list, tuple)):
         return any(isinstance(one, Lazy) for one in value)
     return isinstance(value, Lazy)
 
 
 def made(value: Any) -> Any:
-    """The value with every promise in it kept."""
+    """The value with lazy tensors computed."""
     if isinstance(value, Lazy):
         return value.tensor()
     if isinstance(value, (list, tuple)) and any(isinstance(one, Lazy) for one in value):
@@ -162,13 +162,13 @@ def made(value: Any) -> Any:
 
 
 def _version(x: Tensor) -> int:
-    """How often x was changed in place, where that is counted."""
+    """The in-place version counter of x; 0 where there is none."""
     return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _inside_function() -> bool:
-    """Whether a torch.autograd.Function's forward runs: the one kind of code that turns gradients
-    off and has them all the same."""
+    """Whether the forward of a torch.autograd.Function is on the stack: it runs without gradients
+    although its inputs may need them."""
     if torch.compiler.is_compiling():
         return False
     frame = sys._getframe(1)
@@ -181,7 +181,7 @@ def _inside_function() -> bool:
     return False
 
 
-# Python looks operators up in the class, past `__getattr__`.
+# Python looks operators up in the class, not by `__getattr__`.
 _OPERATORS = (
     *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv"),
     *("itruediv", "floordiv", "pow", "rpow", "mod", "matmul", "rmatmul", "neg", "pos", "abs"),

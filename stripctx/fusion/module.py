@@ -1,12 +1,12 @@
-"""How a module keeps being itself and computes by other means.
+"""How a module is replaced: by changing its class.
 
-Nothing of the module changes but its class, which becomes a subclass of its own with another
-`forward`. The object, its parameters, buffers, children, hooks, mode and every attribute stay what
-and where they were; `isinstance`, the class's name, deepcopy, pickle and state_dicts go on working.
+The new class is a generated subclass of the module's own class with another `forward`. The object,
+its parameters, buffers, children, hooks, mode and attributes stay as they are; `isinstance`, the
+class name, deepcopy, pickle and state_dicts keep working.
 
-A child whose work is done elsewhere is not called any more. Whoever watches such a child, by a hook
-or by a `forward` of its own, would see nothing; so while anybody does, the module's own forward
-runs, and sees to it that the child is called.
+The new forward may not call some of the children, because it computes their part in another way.
+While such a child has a hook, or a `forward` set on the object, the module's own forward runs, so
+that it is called.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from stripctx.fusion import find, scope
 
 
 class UnknownModuleError(Exception):
-    """Why a recipe leaves a module alone, in words for the report."""
+    """Why a recipe does not apply to a module; the message goes into the report."""
 
 
 class Fused(nn.Module):
-    """What every recipe is: the `forward` of a module of somebody else's class.
+    """Base of all recipes: a replacement for `forward` of a class from another package.
 
-    A recipe is never constructed. It comes before the module's own class in the generated one, so
-    that `super().forward` is the module's own, and `self` has the attributes of that class.
+    A recipe is never instantiated. The generated class derives from the recipe first and the
+    module's own class second, so `super().forward` is the original and `self` has its attributes.
     """
 
-    names: ClassVar[tuple[str, ...]]  # of the classes that it knows
+    names: ClassVar[tuple[str, ...]]  # of the classes it replaces
     upstream: ClassVar[str]
-    functions: ClassVar[str]  # what it computes with
-    own: ClassVar[type[nn.Module]]  # set in the generated class: the module's own class,
-    recipe: ClassVar[type[Fused]]  # and what is in front of it
+    functions: ClassVar[str]  # of stripctx that it calls
+    own: ClassVar[type[nn.Module]]  # the module's own class; set in the generated class
+    recipe: ClassVar[type[Fused]]  # the recipe it was generated from; likewise
 
     if TYPE_CHECKING:
 
@@ -44,27 +44,27 @@ class Fused(nn.Module):
 
     @classmethod
     def check(cls, module: Any) -> None:
-        """Raises UnknownModuleError unless the module's structure is the recipe's."""
+        """Raises UnknownModuleError if the module lacks the structure that the recipe expects."""
         raise NotImplementedError
 
     @classmethod
     def examples(cls, module: Any) -> list[tuple[Any, ...]]:
-        """Small arguments of forward, on the module's device, to try the recipe with."""
+        """Small arguments of forward, on the module's device, for comparing both forms."""
         raise NotImplementedError
 
     def unnoticed(self) -> bool:
-        """Whether nobody watches the children that are not called. `idle` says who does."""
+        """Whether the children that are not called are all `idle`."""
         raise NotImplementedError
 
     def steps_aside(self, *args: Any) -> bool:
-        """Whether the module's own forward has to run: also where what becomes of it does not know
-        our operators, TorchScript and torch.fx, whose proxies are among `args`."""
+        """Whether the module's own forward has to run: when a skipped child is watched, and under
+        TorchScript and torch.fx tracing (proxies in `args`), which do not know our operators."""
         tracing = torch.jit.is_tracing()
         if tracing or _has_proxy(args):
             return True
         try:
             return not self.unnoticed()
-        except UnknownModuleError:  # a child has become something else since
+        except UnknownModuleError:  # a child was replaced meanwhile
             return True
 
     def extra_repr(self) -> str:
@@ -72,7 +72,7 @@ class Fused(nn.Module):
         return f"{said}, fused by stripctx" if said else "fused by stripctx"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Generated classes have no name to be found by: they are generated again."""
+        """Pickles by recipe and own class: a generated class cannot be imported by name."""
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, arguments, *rest = reduced
         return _again, (make, self.recipe, self.own, *arguments[1:]), *rest
@@ -83,22 +83,22 @@ def _again(make: Any, recipe: type[Fused], own: type[nn.Module], *arguments: Any
 
 
 class Scope(Fused):
-    """A module in which interpolated maps wait: its own forward, in a scope."""
+    """A module that interpolates: runs its own forward with lazy interpolation."""
 
     names = ()
     upstream = "torch"
     functions = "pyramid_conv, pyramid_add"
-    catches: ClassVar[bool] = True  # what F.interpolate gives
+    catches: ClassVar[bool] = True  # calls of F.interpolate
 
     @classmethod
     def check(cls, module: Any) -> None:
         if "checkpoint" in find.names(module, 2):
             raise UnknownModuleError(
-                "its forward uses checkpointing, which may hide a map's gradient from a promise"
+                "its forward uses checkpointing, which may hide a map's gradient from a lazy tensor"
             )
 
     def unnoticed(self) -> bool:
-        """A hook on a module inside would be handed promises."""
+        """Whether no submodule has a hook: it would be given lazy tensors."""
         return not any(map(_hooked, self.modules()))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,14 +108,13 @@ class Scope(Fused):
 
 
 class Boundary(Scope):
-    """A module that calls one in which interpolated maps wait: they may reach it, and go no
-    further."""
+    """A module that calls a Scope: it may receive lazy tensors from it, but returns tensors."""
 
     catches = False
 
 
-# Hooks that store what they are handed, for the outputs of the network; a promise among those is
-# kept when the network returns. transformers sets them at the first call.
+# The module of hooks that only store outputs, which become tensors when the network returns.
+# transformers registers such hooks at the first call.
 _STORING = "transformers.utils.output_capturing"
 
 
@@ -130,10 +129,10 @@ _GENERATED: dict[tuple[type, type], type[Fused]] = {}
 
 
 def generated(recipe: type[Fused], own: type[nn.Module]) -> type[Fused]:
-    """The class of a fused module: `own`, with the recipe in front. One for each pair."""
+    """The class of a fused module, derived from the recipe and `own`; cached for each pair."""
     if (recipe, own) not in _GENERATED:
 
-        @functools.wraps(own.forward)  # torch.fx and torch.export read the arguments' names
+        @functools.wraps(own.forward)  # torch.fx and torch.export read the signature
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return recipe.forward(self, *args, **kwargs)
 
@@ -148,7 +147,7 @@ def generated(recipe: type[Fused], own: type[nn.Module]) -> type[Fused]:
 
 
 def check_names(recipe: type[Fused], module: nn.Module) -> None:
-    """Raises UnknownModuleError where a name of the recipe's would hide one of the module's."""
+    """Raises UnknownModuleError if an attribute of the recipe would hide one of the module."""
     recipes = recipe.__mro__[: recipe.__mro__.index(nn.Module)]
     ours = {name for base in recipes for name in vars(base) if not name.startswith("__")}
     theirs = {*vars(module), *module._modules, *module._parameters, *module._buffers}
@@ -159,10 +158,10 @@ def check_names(recipe: type[Fused], module: nn.Module) -> None:
 
 
 def become(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Gives a module another class, of the same attributes."""
+    """Changes the class of a module."""
     try:
         module.__class__ = kind
-    except TypeError as error:  # a class with slots, say
+    except TypeError as error:  # e.g. a class with slots
         raise UnknownModuleError(f"its class cannot change: {error}") from error
 
 
@@ -173,15 +172,16 @@ def _has_proxy(value: Any) -> bool:
 
 
 def idle(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a child's call may be left out: it is of one of the kinds, if any are given, has no
-    hooks, and its forward is its class's."""
+    """Whether a child may be skipped: it has one of the types, if any are given, no hooks, and the
+    forward of its class."""
     if kinds and type(module) not in kinds:
         return False
     return not _hooked(module) and "forward" not in vars(module)
 
 
 def part(module: nn.Module, path: str, *kinds: type[nn.Module]) -> Any:
-    """The child at a path, which must be of one of the kinds, if any are given."""
+    """The child at a path; raises UnknownModuleError if it has none of the types, if any are
+    given."""
     try:
         found = module.get_submodule(path)
     except AttributeError:
@@ -197,7 +197,8 @@ def of_kind(found: nn.Module, path: str, *kinds: type[nn.Module]) -> Any:
 
 
 def convolution(module: nn.Module, path: str, **expected: Any) -> Any:
-    """The convolution at a path, plain: of torch's very class, and with these attributes."""
+    """The nn.Conv2d at a path; raises UnknownModuleError if it is anything else or differs in these
+    attributes."""
     found = part(module, path, nn.Conv2d)
     for name, value in {"groups": 1, "padding_mode": "zeros", **expected}.items():
         if getattr(found, name) != value:
@@ -206,7 +207,7 @@ def convolution(module: nn.Module, path: str, **expected: Any) -> Any:
 
 
 def flag(module: Any, name: str) -> bool:
-    """An attribute, which must be True or False."""
+    """A boolean attribute; raises UnknownModuleError if it is missing or of another type."""
     value = getattr(module, name, None)
     if not isinstance(value, bool):
         raise UnknownModuleError(f"it does not say {name}")
@@ -214,7 +215,7 @@ def flag(module: Any, name: str) -> bool:
 
 
 def up_aligned(module: Any) -> bool:
-    """align_corners where PyTorch-Encoding's modules, and those made after them, keep it."""
+    """align_corners from `_up_kwargs`, as PyTorch-Encoding's and SPNet's modules store it."""
     value = getattr(module, "_up_kwargs", {}).get("align_corners")
     if not isinstance(value, bool):
         raise UnknownModuleError("it has no _up_kwargs that say align_corners")
@@ -222,12 +223,12 @@ def up_aligned(module: Any) -> bool:
 
 
 def pair(size: Any) -> tuple[Any, Any]:
-    """A pooling's output_size, as torch understands it."""
+    """A pooling layer's output_size as a pair."""
     return (size[0], size[1]) if isinstance(size, (tuple, list)) else (size, size)
 
 
 def example(conv: Any) -> Tensor:
-    """A small random map for a convolution, of odd sizes that no bin divides."""
+    """A small random input for a convolution, with odd sizes that are not divisible by the bins."""
     weight = conv.weight
     size = (2, conv.in_channels, 11, 13)
     return torch.randn(size, dtype=weight.dtype, device=weight.device)

@@ -1,4 +1,4 @@
-"""What `fuse` did, and what it did not."""
+"""The report of `fuse`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stripctx.fusion.cost import Convolution
 
 @dataclass(frozen=True)
 class _Module:
-    """Where a module is, "" for the network itself, and the name of its class."""
+    """A module's path, "" for the network itself, and the name of its class."""
 
     path: str
     name: str
@@ -20,7 +20,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class Replaced(_Module):
-    """A module that computes with our functions now."""
+    """A module that was replaced, and the functions that it uses now."""
 
     functions: str
 
@@ -30,7 +30,7 @@ class Replaced(_Module):
 
 @dataclass(frozen=True)
 class Left(_Module):
-    """A module that might have been replaced, and why it is as it was."""
+    """A module that was left unchanged, and why."""
 
     why: str
 
@@ -40,12 +40,12 @@ class Left(_Module):
 
 @dataclass(frozen=True)
 class Report:
-    """What `fuse` replaced and what it left; printed, one line a module.
+    """What `fuse` replaced and what it left. Prints one line per module.
 
-    Given an example, also one line a convolution over interpolated maps: its products, and the
-    bytes of what is concatenated or, after, of the taps; then the sum over them.
+    With an example, also one line per convolution over interpolated maps: multiply-adds before and
+    after, and bytes of the concatenation before and of the taps after; then the total.
 
-    Modules that neither interpolate nor have a known name are in none of these.
+    Modules that neither interpolate nor have a known class name are not listed.
     """
 
     replaced: tuple[Replaced, ...]
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def products(self) -> tuple[int, int]:
-        """Of all convolutions over interpolated maps, before and after."""
+        """Multiply-adds of all convolutions over interpolated maps, before and after."""
         return (
             sum(one.products_before for one in self.convolutions),
             sum(one.products_after for one in self.convolutions),
@@ -75,11 +75,11 @@ class Report:
                 f"together {_count(before)} -> {_count(after)} products in "
                 f"{len(self.convolutions)} convolutions over interpolated maps"
             )
-        return "\n".join(lines) or "nothing that fuse knows"
+        return "\n".join(lines) or "nothing to replace"
 
 
 def _count(number: float) -> str:
-    """Three digits and a unit."""
+    """The number with three digits and a unit."""
     for unit in ("", " k", " M", " G", " T"):
         if number < 1000 or unit == " T":
             return f"{number:.3g}{unit}"

@@ -1,7 +1,7 @@
-"""Where interpolation waits: a scope that catches F.interpolate, in eager and under torch.compile.
+"""Scopes in which F.interpolate is lazy, in eager mode and under torch.compile.
 
-Scopes are a thread's own, as torch's mode stack is. In a scope inside another, promises may outlive
-the inner one; the outermost keeps those that its code returns.
+Scopes are per thread, as is torch's stack of modes. A nested scope may return lazy tensors to the
+enclosing one; the outermost returns tensors.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from stripctx import functional
 from stripctx.fusion import consumers as consumers
 from stripctx.fusion import labels as labels
-from stripctx.fusion.lazy import CONSUMERS, Lazy, holds_promise, made
-from stripctx.fusion.promises import Level
+from stripctx.fusion.lazy import CONSUMERS, Lazy, is_lazy, made
+from stripctx.fusion.lazy_maps import Level
 from stripctx.ops import checks
 
 MODES = ("bilinear", "nearest", "nearest-exact")
@@ -35,7 +35,7 @@ _depth = _Depth()
 
 
 class InterpolationWaits(TorchFunctionMode):
-    """While it is entered, F.interpolate of a map to a larger one gives a `Level`."""
+    """A mode in which F.interpolate to a larger size returns a `Level`."""
 
     def __torch_function__(
         self,
@@ -46,7 +46,7 @@ class InterpolationWaits(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if function is torch.Tensor.unflatten:
-            function = torch.unflatten  # its method asks super(), which Dynamo does not follow here
+            function = torch.unflatten  # the method calls super(), which Dynamo cannot trace here
         if function is F.interpolate:
             level = _level(*args, **kwargs)
             if level is not None:
@@ -55,8 +55,8 @@ class InterpolationWaits(TorchFunctionMode):
             pooled = _pooled(function, *args, **kwargs)
             if pooled is not None:
                 return pooled
-        if function in CONSUMERS and any(map(holds_promise, args)):
-            # torch would ask the promise; Dynamo does not find it in a tuple
+        if function in CONSUMERS and any(map(is_lazy, args)):
+            # torch itself would dispatch to Lazy; Dynamo does not look into tuples
             return Lazy.__torch_function__(function, types, args, kwargs)
         return function(*args, **kwargs)
 
@@ -70,9 +70,9 @@ def _level(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Level | None:
-    """The promise for a call of F.interpolate; None where it does something else, or is wrong."""
+    """The lazy result of a call of F.interpolate; None for arguments that are left to torch."""
     if isinstance(input, Level) and input.waits and _pair(size) == tuple(input.shape[2:]):
-        return input  # to the size that it will have
+        return input  # resized to its own size
     input = made(input)
     if not isinstance(input, Tensor) or input.dim() != 4 or mode not in MODES or antialias:
         return None
@@ -81,7 +81,7 @@ def _level(
     if (align_corners is not None) and mode != "bilinear":
         return None
     if input.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return None  # torch has a slower way of its own then
+        return None  # torch then uses a decomposition
     if (size is None) == (scale_factor is None):
         return None
     sizes = input.shape[2:]
@@ -106,15 +106,15 @@ def _level(
 
 
 def _scaled(cells: Any, factor: float) -> Any:
-    """floor(cells * factor). A symbolic size stays one."""
+    """floor(cells * factor), also for symbolic sizes."""
     return cells * int(factor) if factor.is_integer() else torch.sym_int(cells * factor)
 
 
 def _pooled(
     function: Any, input: Any = None, size: Any = None, *rest: Any, **options: Any
 ) -> Tensor | None:
-    """Adaptive means, also as interpolation by "area", for torch.onnx.export, whose own form of
-    them is right for the sizes of the example only. None where it is not asked for them."""
+    """Adaptive average pooling (or interpolation by "area") by pyramid_pool, for torch.onnx.export,
+    whose own translation holds for the example's sizes only. None for arguments left to torch."""
     if function is F.adaptive_avg_pool2d:
         size = options.pop("output_size", size)
     elif function is not F.interpolate or options.pop("mode", None) != "area":
@@ -133,10 +133,10 @@ def _pair(value: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def fusing() -> Iterator[None]:
-    """What `fuse` does, for code that is no module: while the block runs, interpolated maps wait
-    for the convolution, sum or loss that takes them.
+    """`fuse` for code outside modules: a context in which F.interpolate is lazy, so that a
+    convolution over a concatenation, a sum or a loss can take the small maps.
 
-    A promise that leaves the block is one still: it becomes a tensor when it is used.
+    A lazy tensor that leaves the block is computed when it is used.
 
     Examples:
         >>> import torch.nn.functional as F
@@ -157,15 +157,15 @@ def fusing() -> Iterator[None]:
 
 
 def is_open() -> bool:
-    """Whether this thread runs inside a scope or a boundary, where promises may be returned."""
+    """Whether this thread is inside a Scope or Boundary, to which lazy tensors may be returned."""
     return _depth.scopes > 0
 
 
 def run(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], catches: bool
 ) -> Any:
-    """Calls a module's own forward where promises may be made, or caught too; what it returns is
-    tensors, or waits for the module around this one."""
+    """Runs a module's own forward as a Scope (`catches`) or a Boundary. Returns tensors, or lazy
+    ones if an enclosing module is one too."""
     inner = is_open()
     _depth.scopes += 1
     try:
@@ -180,7 +180,7 @@ def run(
 
 
 def kept(value: Any) -> Any:
-    """What a forward returned, with tensors in place of promises, in the containers it chose."""
+    """The result of a forward with lazy tensors computed, in the same containers."""
     if isinstance(value, Lazy):
         return value.tensor()
     if isinstance(value, Mapping):

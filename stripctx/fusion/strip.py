@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stripctx import functional
 from stripctx.fusion import scope
+from stripctx.fusion.lazy_maps import Gate
 from stripctx.fusion.module import (
     Fused,
     UnknownModuleError,
@@ -19,12 +20,11 @@ from stripctx.fusion.module import (
     part,
     up_aligned,
 )
-from stripctx.fusion.promises import Gate
 from stripctx.layers import MixedPooling
 
 
 class SPBlockRecipe(Fused):
-    """The gate of the paper's strip pooling module; a residual block multiplies by it."""
+    """SPNet's SPBlock: returns the gate; the residual block around it multiplies."""
 
     names = ("SPBlock",)
     upstream = "SPNet"
@@ -56,23 +56,23 @@ class SPBlockRecipe(Fused):
         rows, cols = functional.strip_pool(x)
         both = functional.strip_add_relu(self.bn1(self.conv1(rows)), self.bn2(self.conv2(cols)))
         gate = Gate(self.conv3(both))
-        return gate if scope.is_open() else gate.tensor()  # it waits for its product
+        return gate if scope.is_open() else gate.tensor()  # lazy: becomes sigmoid_gate
 
 
-# The children that are called, and what the others, whose work is done elsewhere, may be.
+# The children that are called, and the types that the others may have.
 _SPBLOCK = ("conv1", "bn1", "conv2", "bn2", "conv3")
 _SILENT = (nn.AdaptiveAvgPool2d, nn.ReLU, nn.Sigmoid)
 
 
 class StripPoolingRecipe(Fused):
-    """The paper's mixed pooling module; its children have the names of `MixedPooling`'s, whose two
-    paths it runs."""
+    """SPNet's StripPooling, the paper's mixed pooling module. Its children have the same names as
+    `MixedPooling`'s, whose two paths it runs."""
 
     names = ("StripPooling",)
     upstream = "SPNet"
     functions = "pyramid_pool, pyramid_add_relu, strip_pool, strip_add_relu"
 
-    pooling = "strip"  # of the ways of MixedPooling, this one
+    pooling = "strip"  # MixedPooling's option
     _short: Any = MixedPooling._short
     _long: Any = MixedPooling._long
 

@@ -1,12 +1,10 @@
-"""The proof of a replacement: a module's own forward and the fused one give the same outputs and
-the same gradients.
+"""Compares outputs and gradients of a module's own forward with those of the fused one.
 
-Recipes, which know a module by its name, are tried on small random maps in float64, in evaluation
-and in training, with random parameters, which an initial zero cannot hide from. A network is tried
-on the example that the user gives, with its hooks, which may be part of what it computes. Nothing
-is copied: parameters and buffers are exchanged for the call, so that modules which hold locks or
-queues can be tried too; the state of the random generators stays. Norms that talk to other
-processes are not run in training.
+Recipes are compared on small random maps in float64, in evaluation and training mode, with random
+parameters, since parameters initialised to zero could hide a difference. A network is compared on
+the user's example, with its hooks, which may be part of the computation. Modules are not copied, as
+some hold locks or queues: parameters and buffers are swapped for the call, and the state of the
+random generators is restored. Modules with synchronised norms do not run in training mode.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from torch.func import functional_call
 
 from stripctx.fusion.module import Fused, UnknownModuleError, become, generated
 
-_TOLERANCE = 1e-8  # of float64
+_TOLERANCE = 1e-8  # relative, in float64
 _OF_DTYPE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def try_out(recipe: type[Fused], module: nn.Module) -> None:
-    """Raises UnknownModuleError unless both forms agree. Where the module's own forward raises in
-    training alone, evaluation decides."""
+    """Raises UnknownModuleError if the forms differ. If the module's own forward fails in training
+    mode only, evaluation mode decides."""
     own = type(module)
     cuda = [one.device for one in _state(module) if one.device.type == "cuda"]
     device = cuda[0] if cuda else torch.device("cpu")
@@ -64,9 +62,9 @@ def try_out(recipe: type[Fused], module: nn.Module) -> None:
 
 
 def compare(network: nn.Module, example: tuple[Any, ...], own: Callable[[], Any]) -> str | None:
-    """How the network differs on an example from what it gives in the context `own`, in words; None
-    where outputs and the gradients of all that needs one agree. Evaluation only where the network
-    is in evaluation or has norms that talk to other processes."""
+    """Describes how the network's outputs or gradients on an example differ from those in the
+    context `own`; None if they agree. Runs in the network's mode, but in evaluation mode if it has
+    synchronised norms."""
     device = next((one.device for one in _state(network)), torch.device("cpu"))
     cuda = [device] if device.type == "cuda" else []
     training = network.training and not any(map(_talks, network.modules()))
@@ -85,8 +83,8 @@ def compare(network: nn.Module, example: tuple[Any, ...], own: Callable[[], Any]
 
 
 def _attempt(module: nn.Module, state: dict[str, Tensor], example: tuple[Any, ...]) -> Any:
-    """The outputs of a call with another state, and the gradients of its sum for fixed weights; or
-    the exception it ends in."""
+    """The outputs of a call with this state and the gradients of a fixed weighted sum of them, or
+    the exception raised."""
     torch.manual_seed(1)
     trained = {name for name, _ in module.named_parameters()}
     values = {name: value.clone() for name, value in state.items()}
@@ -125,7 +123,7 @@ def _difference(result: Any, expected: Any) -> str | None:
 
 
 def _close(a: Tensor, b: Tensor, scale: float) -> bool:
-    """Beside the largest number of all: what is 0 but for its rounding has none of its own."""
+    """Compares relative to the largest of all values: some tensors are zero up to rounding."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     tolerance = _OF_DTYPE.get(a.dtype, _TOLERANCE)
@@ -155,7 +153,7 @@ def _random_state(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
         if value.dim() > 1:
             random.normal_(std=max(random[0].numel(), 1) ** -0.5)
         else:
-            random.uniform_(0.5, 1.5)  # variances and factors: nothing vanishes
+            random.uniform_(0.5, 1.5)  # variances and scales: away from zero
         state[name] = random
     return state
 
@@ -183,7 +181,7 @@ def _real(value: Tensor) -> bool:
 
 
 def _talks(module: nn.Module) -> bool:
-    """Whether a norm may wait for other processes or devices in training."""
+    """Whether it is a norm that synchronises with other processes in training."""
     kind = type(module)
     return "Sync" in kind.__name__ or isinstance(module, nn.SyncBatchNorm)
 
@@ -202,7 +200,7 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def _unwatched(module: nn.Module) -> Iterator[None]:
-    """No hook of the user's fires."""
+    """Removes hooks while the block runs."""
     before = [(one, {name: vars(one)[name] for name in _HOOKS}) for one in module.modules()]
     for one, hooks in before:
         for name, value in hooks.items():

@@ -108,8 +108,8 @@ class DeepLabHANet(SegmentationNetwork):
     def decode(self, features: tuple[Tensor, ...], pos: Tensor | None = None) -> dict[str, Tensor]:
         return {"out": self.head(features, pos)}
 
-    def forward(
-        self, x: Tensor, pos: Tensor | None = None, *, resize: bool = True
+    def forward(  # type: ignore[override]
+        self, x: Tensor, pos: Tensor | None = None, resize: bool = True
     ) -> dict[str, Tensor]:
         features = self.extract(x)
         return self.collect(x, features, self.decode(features, pos), resize)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripctx import functional, tracing, upstream
+from stripctx import _compat, functional, tracing, upstream
 
 NormLayer = Callable[[int], nn.Module]
 Channels = tuple[int, int, int, int]
@@ -39,7 +39,7 @@ def check_image(network: nn.Module, x: Tensor) -> None:
 
 def resized(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     """The map, interpolated bilinearly unless it already has this size."""
-    if not tracing.is_proxy(x) and x.shape[2:] == size:
+    if not tracing.is_proxy(x) and _compat.same_sizes(x.shape[2:], size):
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
@@ -94,7 +94,8 @@ class SegmentationNetwork(nn.Module):
         """The size of the output maps for an image of this size: the same."""
         return height, width
 
-    def forward(self, x: Tensor, *, resize: bool = True) -> dict[str, Tensor]:
+    # torch.onnx.export(dynamo=False) passes whatever has a default by its position
+    def forward(self, x: Tensor, resize: bool = True) -> dict[str, Tensor]:
         features = self.extract(x)
         return self.collect(x, features, self.decode(features), resize)
 

@@ -1,5 +1,5 @@
-"""vmap. Operators that treat every channel alike take the mapped dimension as more channels; those
-that treat every image alike, as more images; any other runs in a loop."""
+"""Batching rules for vmap. Operators that treat channels independently fold the mapped dimension
+into the channels, those that treat images independently into the batch; others run in a loop."""
 
 from __future__ import annotations
 

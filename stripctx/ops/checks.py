@@ -1,4 +1,4 @@
-"""What operators refuse, in words that name the argument, the expectation and what came."""
+"""Argument checks. Messages name the argument, what was expected and what was given."""
 
 from __future__ import annotations
 

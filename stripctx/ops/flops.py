@@ -1,8 +1,8 @@
-"""What torch.utils.flop_counter counts for every operator: two a multiply-add of its products with
-weights or codewords, as for torch's own. Means, gates and interpolation count nothing there.
+"""FLOP formulas for torch.utils.flop_counter: two per multiply-add with weights or codewords, as
+for torch's own operators. Means, gates and interpolation count zero there, as in torch.
 
-Convolutions around our operators are torch's and are counted as such, also those that
-`functional.pyramid_conv` takes on small maps.
+Convolutions around these operators are torch's and counted by torch, including those that
+`functional.pyramid_conv` runs on small maps.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _check_positions(name: str, argument: str, height: int, width: int) -> None:
 
 
 def _exceeds(value: int | torch.SymInt, limit: int) -> bool:
-    """A symbolic size is not asked: the question would become a bound on what can be exported."""
+    """False for a symbolic size: the comparison would add a guard to the exported program."""
     return isinstance(value, int) and value > limit
 
 
@@ -126,7 +126,12 @@ def _save_pool_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 def _backward_pool_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return OPS.pyramid_pool(grad, ctx.bins), None, None, None  # its adjoint is the forward
+    return (
+        OPS.pyramid_pool(grad, ctx.bins),
+        None,
+        None,
+        None,
+    )  # its adjoint is the forward operator
 
 
 # pyramid_max_pool: the maximum of each window, and its index in the plane.
@@ -192,7 +197,7 @@ def _save_max_pool_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 
 
 def _backward_max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The adjoint of adding at an index is reading there."""
+    """The adjoint of a scatter-add is a gather."""
     height, width = grad.shape[2:]
     to_grads = []
     for index in ctx.saved_tensors:

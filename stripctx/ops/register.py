@@ -1,12 +1,12 @@
 """How every operator is registered: `define` turns a family's functions into an operator of
 `torch.ops.stripctx`.
 
-An operator exists whether or not anything was compiled. Its reference is the default kernel of
-every device; loading the extension adds native kernels for CPU and CUDA under the same name.
-Autograd, autocast, vmap and the fake kernel stand above both and know nothing of them.
+Operators exist even if nothing was compiled. The reference is the default kernel on every device;
+loading the extension adds native kernels for CPU and CUDA. Autograd, autocast, vmap and the fake
+kernel are the same for both.
 
-Arguments are checked here, before any kernel runs. Native kernels repeat only what memory safety
-needs, for callers that pass Autograd by (tensors made in inference mode).
+Arguments are checked here, before any kernel runs. Native kernels repeat only the checks needed for
+memory safety, for calls that bypass Autograd (tensors created in inference mode).
 
 Schemas (schemas.py) have no default values: the dispatcher drops arguments that equal them.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from stripctx import _compat
 from stripctx.ops.schemas import LIBRARY, declare
 
-FAKES: dict[Any, Callable[..., Any]] = {}  # of each operator
+FAKES: dict[Any, Callable[..., Any]] = {}  # fake kernel by operator
 
 Kernel = Callable[..., Any]
 
@@ -88,10 +88,11 @@ def _autograd_kernel(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> Kernel:
-    """`torch.library.register_autograd` at half its cost a call; refuses what that gets wrong.
+    """Like `torch.library.register_autograd` at half the overhead per call; refuses forward-mode
+    differentiation, which that would silently ignore.
 
-    `torch.autograd.Function` sees tensors only as arguments and results of their own, so lists of
-    them are laid flat on the way in and gathered again inside.
+    `torch.autograd.Function` does not look for tensors inside lists, so lists are flattened for the
+    call and restored inside.
     """
 
     class Differentiable(torch.autograd.Function):
@@ -106,7 +107,7 @@ def _autograd_kernel(
         def backward(ctx: Any, *grads: Tensor) -> Any:
             return None, None, *_lay_flat(backward(ctx, *grads))[0]
 
-    function: Any = types.new_class(name, (Differentiable,))  # which names the backward node
+    function: Any = types.new_class(name, (Differentiable,))  # also the name of the backward node
     returns_list = any(str(r.type) == "List[Tensor]" for r in operator._schema.returns)
 
     def kernel(keyset: Any, *args: Any) -> Any:
@@ -122,7 +123,7 @@ def _autograd_kernel(
 
 
 def _lay_flat(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """The arguments with lists of tensors opened, and each one's length: -1 where it is no list."""
+    """The arguments with lists of tensors flattened, and the length of each: -1 if not a list."""
     flat: list[Any] = []
     lengths: list[int] = []
     for arg in args:
@@ -144,7 +145,7 @@ def _gather(flat: Sequence[Any], lengths: tuple[int, ...]) -> tuple[Any, ...]:
 
 
 def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
-    """A kernel sees values only: without this, a tangent would silently be lost."""
+    """Kernels see values only: without this check, tangents would be lost silently."""
     if _compat.functorch_is_active():
         raise NotImplementedError(
             f"{name}: torch.func.grad, jvp, jacrev and their kin are not supported; "

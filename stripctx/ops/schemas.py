@@ -1,5 +1,5 @@
-"""The operators' schemas, read from csrc/<family>/schemas.hpp: the text that a library defines them
-by where there is no Python."""
+"""The operators' schemas, read from csrc/<family>/schemas.hpp. The library is compiled with the
+same text, for use without Python."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def find(name: str) -> Any:
 
 
 def declare(name: str) -> Any:
-    """The operator of that name, such as "pyramid_taps_add.out"; defined here unless a library that
-    is loaded has defined it."""
+    """The operator of that name, such as "pyramid_taps_add.out"; defined here unless a loaded
+    library has defined it."""
     schema = SCHEMAS[name]
     operator = find(name)
     if operator is None:

@@ -22,7 +22,7 @@ OPS = torch.ops.stripctx
 
 
 def check_strips(name: str, rows: Tensor, cols: Tensor, prefix: str = "") -> None:
-    """Refuses what are not strips of one map."""
+    """Raises ValueError unless rows and cols are strips of one map."""
     first, second = prefix + "rows", prefix + "cols"
     checks.tensor(name, first, rows, "(N, C, H, 1)")
     checks.tensor(name, second, cols, "(N, C, 1, W)")
@@ -76,7 +76,7 @@ def _save_pool_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 def _backward_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *OPS.strip_pool(grad), None  # the adjoint of spreading means is taking means
+    return *OPS.strip_pool(grad), None  # the adjoint of the adjoint is the forward
 
 
 # strip_add_relu: out = relu(rows + cols).
@@ -175,9 +175,9 @@ def _backward_gate_backward(
     return to_grad, to_x, to_logits, to_logits.sum((0, 2, 3))
 
 
-# strip_conv: relu(rows + cols) under a 1x1 convolution, the middle of the strip pooling module. The
-# product is the library's; the operator sees to it that the rectified map is not kept for the
-# backward pass, where it is made again, a write, and given back before the gradient as large.
+# strip_conv: a 1x1 convolution of relu(rows + cols), the middle of the strip pooling module. The
+# rectified map is not saved for the backward pass but computed again, at the cost of one write, and
+# freed before the gradient of the same size is allocated.
 
 
 def _check_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> None:
@@ -198,7 +198,7 @@ def _fake_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
 
 
 def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The weight's gradient first: it alone needs the rectified map."""
+    """Computes the weight's gradient first, as only it needs the rectified map."""
     rows, cols, weight = ctx.saved_tensors
     grad = grad.contiguous(memory_format=memory_format(rows, cols))
     grad_weight = None
@@ -209,7 +209,7 @@ def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _autocast_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """All as conv2d casts them; of float64 it casts nothing."""
+    """Casts as conv2d does: everything except float64."""
     if torch.promote_types(rows.dtype, cols.dtype) is torch.float64:
         return rows.double(), cols.double(), weight
     dtype = torch.get_autocast_dtype(rows.device.type)
@@ -217,8 +217,8 @@ def _autocast_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 
 def _conv1x1(map: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1 convolution, in the memory format of `map`, which is dense, whatever the weight's.
-    The library refuses maps of no pixels."""
+    """The 1x1 convolution in the memory format of `map` (dense), whatever the weight's. Handles
+    maps without pixels, which the library refuses."""
     if map.numel() == 0:
         return map.new_zeros((map.size(0), weight.size(0), *map.shape[2:]))
     return F.conv2d(map, weight.flatten(1)[:, :, None, None])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stripctx import _compat
 from stripctx.layout import memory_format
+from stripctx.ops.calls import call
 from stripctx.ops.upsample_products import as_matrix, of_each_tap
-from stripctx.reference.upsample import NEAREST
 
 OPS = torch.ops.stripctx
 
@@ -39,15 +39,9 @@ def concatenated(
     sizes, and would keep those of the example."""
     x, levels = maps[geometry.x_index], list(maps)
     del levels[geometry.x_index]
-    small = iter(range(len(geometry.modes)))
-    modes: list[int] = []
-    ratios: list[float] = []
-    for level in levels:
-        k = None if level.shape[2:] == x.shape[2:] else next(small)
-        modes.append(NEAREST if k is None else geometry.modes[k])
-        ratios += [0.0, 0.0] if k is None else geometry.ratios[2 * k : 2 * k + 2]
-    together = OPS.pyramid_concat(x, levels, modes, ratios, geometry.x_index) if levels else x
-    return F.conv2d(together, weight, bias, padding=geometry.padding, dilation=geometry.dilation)
+    if levels:
+        x = OPS.pyramid_concat(x, levels, geometry.modes, geometry.ratios, geometry.x_index)
+    return F.conv2d(x, weight, bias, padding=geometry.padding, dilation=geometry.dilation)
 
 
 def composed(
@@ -66,7 +60,7 @@ def composed(
         out = F.conv2d(
             of_maps, of_weight, bias, padding=geometry.padding, dilation=geometry.dilation
         )
-    return OPS.pyramid_taps_add(out, taps, *plan.taps) if taps else out
+    return call(OPS.pyramid_taps_add, out, taps, *plan.taps) if taps else out
 
 
 def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,7 +82,7 @@ class Maps:
         x = maps[geometry.x_index]
         self.format = memory_format(x)
         self.size, self.kernel = list(x.shape[2:]), list(weight.shape[2:])
-        same = [_compat.same_sizes(map.shape[2:], x.shape[2:]) for map in maps]
+        same = [map is x or _compat.same_sizes(map.shape[2:], x.shape[2:]) for map in maps]
         self.whole = [k for k, is_same in enumerate(same) if is_same]
         self.small = [k for k in range(len(maps)) if k not in self.whole]
         self.whole = [k for k in self.whole if maps[k].size(1) > 0] or self.whole[:1]

@@ -41,8 +41,7 @@ def pyramid_conv(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """conv2d over the maps, all at x's size, side by side."""
-    if _compat.is_tracing():
-        _compat.refuse_exporter_of_traces("pyramid_conv")
+    if _compat.is_tracing() and not torch.onnx.is_in_onnx_export():
         return concatenated(maps, weight, bias, geometry)
     operands = [weight, *maps] if bias is None else [weight, bias, *maps]
     empty = any(map.size(1) == 0 for map in maps)

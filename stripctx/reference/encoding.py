@@ -84,7 +84,7 @@ def _softmax_gradient(assignments: Tensor, toward: Tensor) -> Tensor:
 def expanded_distances(positions: Tensor, codewords: Tensor) -> Tensor:
     """|x - c|^2 as |x|^2 - 2 x.c + |c|^2, which autograd can differentiate any number of times."""
     squares = positions.square().sum(-1, keepdim=True) + codewords.square().sum(-1)
-    return squares - 2 * (positions @ codewords.mT)
+    return squares - 2 * (positions @ codewords.transpose(-1, -2))
 
 
 def expanded_gradients(

@@ -182,7 +182,7 @@ def _softmax(wide: Tensor, log_sums: Tensor | None) -> Tensor:
 
 
 def _known(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Labels, 0 where they count nowhere, and where they count."""
+    """The labels, with ignored ones as 0, and a mask of those that are not ignored."""
     labels = target.long()
     known = (labels >= 0) & (labels < classes) & (labels != ignore_index)
     return torch.where(known, labels, 0), known

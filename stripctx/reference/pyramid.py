@@ -76,7 +76,7 @@ def pyramid_max_pool_backward(
     width: int,
     channels_last: bool,
 ) -> Tensor:
-    """An index outside its bin's window adds nothing: no position it could name is asked."""
+    """Indices outside their bin's window contribute nothing."""
     first = grads[0]
     grad_x = torch.zeros(
         (*first.shape[:2], height, width), dtype=widen(first).dtype, device=first.device
@@ -93,7 +93,7 @@ def pyramid_max_pool_backward(
 
 
 def inside(index: Tensor, height: int, width: int) -> Tensor:
-    """Whether each bin's index, (N, C, h, w), stands in the bin's window."""
+    """Whether each bin's index, (N, C, h, w), is inside the bin's window."""
     tops, bottoms = windows(index.size(2), height, index.device)
     lefts, rights = windows(index.size(3), width, index.device)
     row = torch.div(index, width, rounding_mode="floor")

@@ -48,7 +48,7 @@ def strip_add_relu_backward(grad: Tensor, rows: Tensor, cols: Tensor) -> tuple[T
 
 
 def strip_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> Tensor:
-    """What the operator, which is composed of others and the library's product, is held to."""
+    """Test oracle of the operator, which is itself composed of others and a library product."""
     format = memory_format(rows, cols)
     out = torch.einsum("cm,nmhw->nchw", widen(weight).flatten(1), widen(strip_add_relu(rows, cols)))
     return out.to(rows.dtype).contiguous(memory_format=format)

@@ -1,4 +1,4 @@
-// csrc/core/bins.hpp for Python: each function as it is, lists for spans and cuts.
+// Binds csrc/core/bins.hpp to Python: all functions unchanged, spans and cuts as lists.
 #include "core/bins.hpp"
 
 #include <pybind11/pybind11.h>

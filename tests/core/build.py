@@ -1,4 +1,4 @@
-"""Compiles one file of this folder, csrc/core bound to NumPy with pybind11, into a module."""
+"""Compiles a file in this folder, which binds csrc/core to NumPy with pybind11, into a module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = HERE.parent.parent / "csrc"
 
 
 def module(name: str, folder: Path) -> ModuleType:
-    """The module `name`, built from `name`.cpp into `folder`."""
+    """Builds the module `name` from `name`.cpp into `folder`."""
     library = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = (SOURCES, pybind11.get_include(), sysconfig.get_path("include"))
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror"]

@@ -1,4 +1,4 @@
-"""csrc/core/bins.hpp by itself, bound with pybind11, against the definition of adaptive bins."""
+"""csrc/core/bins.hpp, bound with pybind11, against the definition of adaptive bins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pybind11
 import pytest
 
-pytestmark = pytest.mark.slow  # compiles
+pytestmark = pytest.mark.slow  # compiles C++
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOREVER = 2**63 - 1
@@ -39,7 +39,7 @@ def bins(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 def membership(count: int, length: int) -> np.ndarray:
-    """(bins, positions): which positions each bin holds, in the words of the definition."""
+    """(bins, positions): whether each bin contains each position, by the definition."""
     held = np.zeros((count, length), dtype=bool)
     for i in range(count):
         held[i, floor(i * length / count) : ceil((i + 1) * length / count)] = True
@@ -64,7 +64,7 @@ def check_cells(bins: ModuleType, length: int, levels: list[int], longest: int) 
     assert (np.diff(cuts) > 0).all() and (np.diff(cuts) <= longest).all()
     columns = [membership(count, length) for count in levels]
     changes = np.flatnonzero(np.any(np.diff(np.vstack(columns), axis=1), axis=0)) + 1
-    assert np.isin(changes, cuts).all()  # no bin begins or ends inside a cell
+    assert np.isin(changes, cuts).all()  # no bin starts or ends within a cell
     if longest == FOREVER:
         assert len(cuts) <= min(length, 2 * sum(levels)) + 1
         ends = {e for b in levels for i in range(b) for e in bins.window(i, b, length)}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from . import build
 
-pytestmark = pytest.mark.slow  # compiles
+pytestmark = pytest.mark.slow  # compiles C++
 
 SIZES = (1, 2, 3, 5, 6, 12, 20, 33, 60, 97, 301)
 
@@ -28,7 +28,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 def matrix(index: np.ndarray, weight: np.ndarray, cells: int) -> np.ndarray:
-    """(positions, cells), both weights of a position in their places."""
+    """(positions, cells): both weights of each position, at their cells."""
     result = np.zeros((len(index), cells), dtype=weight.dtype)
     for column in (0, 1):
         np.add.at(result, (np.arange(len(index)), index[:, column]), weight[:, column])
@@ -36,9 +36,9 @@ def matrix(index: np.ndarray, weight: np.ndarray, cells: int) -> np.ndarray:
 
 
 def torch_matrix(cells: int, extent: int, mode: int, dtype: torch.dtype) -> np.ndarray:
-    """The same by interpolating the rows of the identity."""
+    """The same matrix, from interpolating the rows of the identity."""
     identity = torch.eye(cells, dtype=dtype)[None]
-    if mode > 1:  # of maps: of lines torch takes the nearest in another type
+    if mode > 1:  # as maps, because torch computes nearest lines in another dtype
         columns = F.interpolate(identity.float()[..., None], (extent, 1), mode=MODES[mode])
         return columns[0, :, :, 0].T.numpy()
     return F.interpolate(identity, extent, mode="linear", align_corners=mode == 1)[0].T.numpy()
@@ -56,7 +56,7 @@ def test_weights_are_torchs(core: ModuleType, cells: int, extent: int, mode: int
         ours = matrix(index, weight, cells)
         assert np.abs(ours - torch_matrix(cells, extent, mode, dtype)).max() <= error
         assert index.min() >= 0 and index.max() < cells
-        assert (np.diff(index, axis=0) >= 0).all()  # the kernels walk along
+        assert (np.diff(index, axis=0) >= 0).all()  # the kernels rely on this
 
 
 @each_cells

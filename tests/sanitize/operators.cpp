@@ -1,11 +1,11 @@
 // Runs every CPU kernel on exact-size buffers, for tests/test_sanitize.py to build with
-// AddressSanitizer and UndefinedBehaviorSanitizer. A new operator is one entry of kOperators.
+// AddressSanitizer and UndefinedBehaviorSanitizer. To add an operator, add an entry to kOperators.
 //
 //   operators RESULTS N,C,H,W ...      all operators, dtypes and layouts, at each shape
 //
 // Prints a line for every result, "operator dtype layout shape: count", and writes their elements
-// to the file RESULTS as float64, one behind the other. Exit status 1 where dividing the work among
-// threads would change a bit, or where an element was not written.
+// to the file RESULTS as float64, one after another. Exit status 1 if the division of the work
+// among threads changes a bit, or if an element was not written.
 #include "encoding/params.hpp"
 #include "height/params.hpp"
 #include "labels/params.hpp"
@@ -31,7 +31,7 @@ struct Operator {
   void (*run)(Sample&);
 };
 
-// More bins than positions, fewer, one; as many as a vector holds and one more.
+// More bins than positions, fewer, one; a vector's length and one more.
 const Sizes kBins = {{1, 1}, {2, 3}, {16, 1}, {3, 17}};
 const Sizes kCells = {{1, 1}, {2, 3}, {6, 17}};
 constexpr int64_t kKernel[2] = {3, 1}, kPadding[2] = {2, 0}, kDilation[2] = {2, 1};
@@ -40,7 +40,7 @@ Taps plain(const Sample& s) {
   return {{s.height(), s.width()}};
 }
 
-// Levels in every mode by turns; one with a ratio of its own.
+// Levels with alternating modes; one has an explicit ratio.
 Levels mixed(const PooledLevels& maps) {
   Levels levels{maps.count, {}};
   for (int l = 0; l < maps.count; ++l) {
@@ -59,7 +59,7 @@ Taps tall(const Sample& s) {
   return taps;
 }
 
-// The map as logits of a larger image, and what each of its pixels has.
+// The map as logits of a larger image, and per-pixel values of that image.
 struct Image {
   Sample& sample;
   int64_t height, width;
@@ -288,7 +288,7 @@ bool same(const std::vector<double>& a, const std::vector<double>& b) {
   return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
-// Returns what is wrong with one operator in one setting, "" where nothing is.
+// Returns an error message for one operator in one setting, "" if there is none.
 std::string run(const Operator& which, Setting setting, const std::string& title,
                 std::ofstream& file) {
   setting.divided = true;

@@ -1,6 +1,6 @@
-// One call's operands for the sanitizers: every buffer holds exactly what its view reaches, so that
-// AddressSanitizer sees one element too many, and results start as NaN, so that one that nobody
-// wrote is found.
+// One call's operands for the sanitizers. Every buffer ends with the last element of its view, so
+// that AddressSanitizer detects an access beyond it, and results are initialised to NaN, so that
+// elements that are never written are detected.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ namespace stripctx::sanitize {
 using Shape = std::array<int64_t, 4>;               // (N, C, H, W)
 using Sizes = std::vector<std::array<int64_t, 2>>;  // (h, w) of each level of a pyramid
 
-// How maps lie: rows of W or pixels of C, dense or cut out of something larger.
+// The layout of maps: rows of W or pixels of C, dense or slices of something larger.
 struct Layout {
   const char* name;
   bool channels_last, sliced;
@@ -34,7 +34,7 @@ struct Setting {
   Shape shape;
   DType dtype;
   Layout layout;
-  bool divided;  // in up to 100 parts, the last first, instead of all at once
+  bool divided;  // in up to 100 parts, in reverse order, instead of all at once
 };
 
 class Sample {
@@ -48,7 +48,7 @@ class Sample {
   View cols() { return noise(cols_shape()); }
   View channels() { return noise(channels_shape()); }
 
-  // A map whose positions lie on one axis, as csrc/bind hands it to the encoding family.
+  // A map with its positions on one axis, as csrc/bind passes it to the encoding family.
   View flat_map() { return noise(flat_shape()); }
   View flat_map_result() { return result(flat_shape()); }
 
@@ -65,12 +65,12 @@ class Sample {
     return matrix(1, codes, 1, 1.0 / static_cast<double>(channel_count() + 1));
   }
 
-  // A dense matrix in the type that sums run in, times `factor`.
+  // A dense matrix in the accumulation type, times `factor`.
   View matrix(int64_t batch, int64_t rows, int64_t columns, double factor = 1) {
     return fill(allocate(dense({batch, rows, columns, 1}), 0), factor);
   }
 
-  // A weight a class, none of them negative: sums do not cancel.
+  // A weight per class, none of them negative, so that sums do not cancel.
   View class_weights() {
     const View view = matrix(1, 1, channel_count());
     dispatch<cpu::Types>(view.dtype, [&]<class T>() {
@@ -82,7 +82,7 @@ class Sample {
     return view;
   }
 
-  // (N, C) and what a kernel writes of that shape.
+  // (N, C), and a result of that shape.
   View gate() {
     const View view{nullptr,
                     setting_.dtype,
@@ -98,13 +98,13 @@ class Sample {
     return results_.back();
   }
 
-  // What every pixel of an image has, (N, H, W, 1), in the type that sums run in.
+  // A value per pixel of an image, (N, H, W, 1), in the accumulation type.
   View pixels(int64_t height, int64_t width) { return matrix(image_count(), height, width); }
   View pixels_result(int64_t height, int64_t width) {
     results_.push_back(allocate(dense({image_count(), height, width, 1}), 0));
     return results_.back();
   }
-  // What every class of every pixel has, (N, C, H, W), in that type.
+  // A value per class and pixel, (N, C, H, W), in that type.
   View class_pixels(int64_t height, int64_t width) {
     return fill(allocate(dense(level_shape(1, height, width)), 0));
   }
@@ -117,7 +117,7 @@ class Sample {
     return noise(level_shape(1, height, width), setting_.layout.sliced);
   }
 
-  // A label for every pixel, in 1, 4 or 8 bytes: each of the classes, -1 and two that are none.
+  // A label per pixel, in 1, 4 or 8 bytes: every class, -1 and two invalid values.
   View labels(int64_t height, int64_t width, int64_t bytes) {
     const View view = integers(height, width, bytes);
     for (int64_t i = 0; i < view.extent(); ++i) {
@@ -131,7 +131,7 @@ class Sample {
     return index_results_.back().view;
   }
 
-  // The levels of a pyramid, each of `times` as many channels as the map.
+  // The levels of a pyramid, each with `times` the map's channels.
   PooledLevels levels(const Sizes& sizes, int64_t times = 1) {
     return each(sizes, [&](int64_t h, int64_t w) { return noise(level_shape(times, h, w)); });
   }
@@ -139,7 +139,7 @@ class Sample {
     return each(sizes, [&](int64_t h, int64_t w) { return result(level_shape(times, h, w)); });
   }
 
-  // Where maxima stand: positions of the map, and some that are none.
+  // Indices of maxima: positions of the map, and some that are out of range.
   PooledLevels indices(const Sizes& sizes) {
     return each(sizes, [&](int64_t h, int64_t w) {
       const View view = index_view(level_shape(1, h, w));
@@ -156,7 +156,7 @@ class Sample {
     });
   }
 
-  // Half of a map of twice the channels, and that map.
+  // Half of a map with twice the channels, and that map.
   View double_map_result() { return result(level_shape(2, setting_.shape[2], setting_.shape[3])); }
   View half(View map, int which) const {
     dispatch<cpu::Types>(map.dtype, [&]<class T>() {
@@ -171,7 +171,7 @@ class Sample {
   View cols_result() { return result(cols_shape()); }
   View channels_result() { return result(channels_shape()); }
 
-  // Partial sums, in the type that sums run in.
+  // Partial sums, in the accumulation type.
   View partials(int64_t parts, int64_t sums) {
     results_.push_back(allocate(dense({parts, sums, 1, 1}), 0));
     return results_.back();
@@ -197,7 +197,7 @@ class Sample {
     }
   }
 
-  // Everything that results hold, in their order of memory.
+  // All elements of the results, in memory order.
   std::vector<std::vector<double>> values() const {
     std::vector<std::vector<double>> all;
     for (const View& view : results_) {
@@ -241,14 +241,14 @@ class Sample {
     return {setting_.shape[0], times * setting_.shape[1], h, w};
   }
 
-  // Eight bytes an element, as float64 has.
+  // Eight bytes per element, as in float64.
   View index_view(const Shape& shape) {
     View view = lay_out(shape, false);
     view.dtype = DType::kFloat64;
     return allocate(view, 0);
   }
 
-  // In the type that sums run in.
+  // In the accumulation type.
   View dense(const Shape& shape) const {
     View view{nullptr, sum_type(), {shape[0], shape[1], shape[2], shape[3]}, {0, 0, 0, 1}};
     for (int d = 3; d > 0; --d) view.stride[d - 1] = view.stride[d] * shape[d];

@@ -1,9 +1,9 @@
-"""The tensors that wait (lazy.py):
+"""The kinds of lazy maps (see lazy.py):
 
 Level      F.interpolate(level, ...)
 Pyramid    torch.cat of maps, some of them Levels
 Sum        a map + Levels
-Gate       a sigmoid, which waits for its product
+Gate       sigmoid(logits), to be multiplied with a map
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Level(Lazy):
         self.place = cost.here()
 
     def make(self) -> Tensor:
-        """As F.interpolate does, which the scope would catch."""
+        """As F.interpolate, which cannot be called here: the scope would intercept it."""
         scales = self.scale_factor
         size = None if scales else list(self.shape[2:])
         aten = torch.ops.aten
@@ -54,8 +54,7 @@ class Level(Lazy):
 
 
 class Pyramid(Lazy):
-    """Maps side by side, to be concatenated: tensors of one size, and levels to be interpolated to
-    it."""
+    """A concatenation of tensors of one size and of levels interpolated to it."""
 
     def __init__(self, parts: Sequence[Tensor | Level]) -> None:
         first = parts[0]
@@ -68,11 +67,12 @@ class Pyramid(Lazy):
         return torch.cat([made(part) for part in self.parts], 1)
 
     def conv(self, weight: Tensor, bias: Tensor | None, padding: Any, dilation: Any) -> Any:
-        """The convolution over it; NotImplemented where it is not cheaper so."""
+        """conv2d of the concatenation; NotImplemented if no level is worth convolving before
+        interpolation."""
         if not alike(*self.inputs):
             return NotImplemented
         if weight.dim() != 4 or weight.shape[1] != self.shape[1]:
-            return NotImplemented  # which is an error of torch's own
+            return NotImplemented  # torch raises the error
         size, kernel = self.shape[2:], weight.shape[2:]
         parts = [
             part.level if isinstance(part, Level) and part.waits and part.is_identity else part
@@ -93,7 +93,7 @@ class Pyramid(Lazy):
             part.level if w and isinstance(part, Level) else made(part)
             for part, w in zip(parts, wait, strict=True)
         ]
-        if all(wait):  # a map of no channels says how large
+        if all(wait):  # pyramid_conv takes the size from x: one of no channels
             maps.append(maps[0].new_empty((self.shape[0], 0, *size)))
             wait.append(False)
         x_index = wait.index(False)
@@ -120,8 +120,8 @@ class Pyramid(Lazy):
         )
 
     def _keep_the_best(self, wait: list[bool], weight: Tensor) -> None:
-        """One convolution takes so many small maps and no more: those that save most wait, and the
-        others are made."""
+        """pyramid_conv takes at most MOST_LEVELS levels: keeps those that save most, and the others
+        are interpolated."""
 
         def saving(k: int) -> float:
             level = self.inputs[k].shape
@@ -135,7 +135,7 @@ class Pyramid(Lazy):
 
 
 class Sum(Lazy):
-    """A map and levels that are added to it, in that order."""
+    """A map plus levels, added in that order."""
 
     def __init__(self, x: Tensor, levels: Sequence[Level]) -> None:
         super().__init__(x.shape, [x, *(level.level for level in levels)])
@@ -161,7 +161,7 @@ class Sum(Lazy):
 
 
 class Gate(Lazy):
-    """A sigmoid to be taken: waits for the map that it gates."""
+    """A sigmoid, to be multiplied with the map that it gates."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(logits.shape, (logits,))
@@ -172,6 +172,6 @@ class Gate(Lazy):
 
 
 def alike(*tensors: Tensor) -> bool:
-    """Of one dtype and device, without which cat and conv2d have rules of their own."""
+    """Whether all have one dtype and device; otherwise the promotion rules of torch apply."""
     first = tensors[0]
     return all(one.dtype == first.dtype and one.device == first.device for one in tensors)
