@@ -156,7 +156,7 @@ void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes
         for (int64_t tile = 0; tile < tiles.count(); ++tile) {
           const int64_t at = tiles.begin(tile), width = tiles.width(tile);
           tiles.read(n, *group, tile, k, count);
-          with_count<kMostRows>(group->count(), [&]<int kRows>() {
+          with_rows(group->count(), [&]<int kRows>() {
             slopes.template prepare<kRows>(n, *group, at, width, k);
             for (int64_t c = 0; c < count; ++c) {
               const A* low = tiles.low() + c * tiles.pitch();

@@ -55,6 +55,34 @@ inline Work group_work(const WideLogits& logits, int64_t planes) {
   return share(planes * group_count(logits), logits.pixels() * logits.classes());
 }
 
+// Calls body.operator()<kRows>() with the number of rows as a constant. A switch, where with_count
+// would do: g++ then fuses other products and sums, and last bits change.
+template <class Body>
+[[gnu::always_inline]] inline void with_rows(int rows, Body&& body) {
+  switch (rows) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    case 3:
+      return body.template operator()<3>();
+    case 4:
+      return body.template operator()<4>();
+  }
+  if constexpr (kMostRows == 8) {
+    switch (rows) {
+      case 5:
+        return body.template operator()<5>();
+      case 6:
+        return body.template operator()<6>();
+      case 7:
+        return body.template operator()<7>();
+      case 8:
+        return body.template operator()<8>();
+    }
+  }
+}
+
 // Tiles of up to `classes` classes of one image, two rows of logits at a time.
 template <class T>
 class LogitTiles {
@@ -178,7 +206,7 @@ template <class T, class Body>
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
     tiles.read(n, group, tile, k, classes);
     const int64_t begin = tiles.begin(tile), width = tiles.width(tile);
-    with_count<kMostRows>(group.count(), [&]<int kRows>() {
+    with_rows(group.count(), [&]<int kRows>() {
       for (int64_t w = 0; w < width; w += lanes) {
         const PixelVector vector{begin + w, w, static_cast<int>(std::min(lanes, width - w))};
         body.template operator()<kRows>(tiles.low() + w, tiles.high() + w, vector);
