@@ -196,7 +196,7 @@ def test_run_starts_from_another(tmp_path: Path) -> None:
     said = console.export_text()
     for name in ("aux_head.4", "head.final2.0", "head.hanet0.attention_first.0"):
         assert name in said
-    assert "backbone" not in said and said.rstrip().endswith("starts anew")
+    assert "backbone" not in said and said.rstrip().endswith("keeps its random initialisation")
     before, after = plain.network.state_dict(), started.network.state_dict()
     kept = [key for key in before if not key.startswith(("aux_head.4", "head.final2"))]
     assert all(torch.equal(before[key], after[key]) for key in kept)

@@ -1,7 +1,7 @@
-"""Trains the network of a recipe, step by step, and can be killed at any of them.
+"""Trains the network of a recipe. A run can be killed at any step and resumed.
 
-Everything a step draws at random follows from the seed, the step and the process: nothing random
-has to be kept, and a run that was killed goes on as if it had not been.
+All random choices of a step follow from the seed, the step and the process. No random state has to
+be saved, and a resumed run gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from examples.training.signals import graceful
 
 
 class StoppedError(Exception):
-    """Somebody asked the run to end early; its checkpoint is written."""
+    """Raised after SIGTERM or SIGINT, once the checkpoint is written."""
 
 
 class Trainer:
-    """One run: its network, its data, and its folder with last.pt, best.pt, log.csv, recipe.yaml.
+    """A training run: network, data, and a folder with last.pt, best.pt, log.csv and recipe.yaml.
 
-    Where the folder holds a checkpoint of the same recipe, the run goes on from it.
+    If the folder holds a checkpoint of the same recipe, the run resumes from it.
 
     Args:
         settings: the recipe.
-        folder: of the run; made where it is missing.
-        processes: those that train together.
+        folder: of the run; created if missing.
+        processes: the process group of the training.
         console: where progress is shown; None shows nothing.
-        title: of the progress; that of network and data if empty.
-        loggers: make what is told of the curve besides log.csv.
+        title: of the progress display; by default the network and the data set.
+        loggers: factories of loggers that receive what log.csv does.
 
     Raises:
         RecipeError: a setting does not fit the data, the network or the folder's checkpoint.
-        DataError: the data is not there.
+        DataError: the data is missing.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Trainer:
             anew = start.load(network, Path(settings.network.start).expanduser(), classes)
             if self.console is not None:
                 listed = ", ".join(anew) or "nothing"
-                said = f"{settings.network.start}: {listed} starts anew"
+                said = f"{settings.network.start}: {listed} keeps its random initialisation"
                 self.console.print(said, highlight=False, markup=False)
         network = network.to(device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         network = network.to(memory_format=self.layout)
         self.with_heights = networks.takes_heights(network)
-        # the loss interpolates, pixel by pixel: logits of the image's size are never made
+        # The loss takes small logits; those at image size are never allocated.
         self.options = {"resize": False} if networks.may_resize(network) else {}
         self.forward = self.processes.distribute(network, train.norms)
         self.network = getattr(self.forward, "module", self.forward)
@@ -130,7 +130,7 @@ class Trainer:
         self.objective = loss.to(device)
 
     def run(self) -> None:
-        """To the last step. Raises StoppedError after a SIGTERM or SIGINT."""
+        """Trains to the last step. Raises StoppedError after SIGTERM or SIGINT."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = None
         if self.processes.first:
@@ -146,7 +146,7 @@ class Trainer:
                 graceful(self._stop),
             ):
                 if self.step:
-                    display.say(f"going on from step {self.step} in {self.folder}")
+                    display.say(f"resuming at step {self.step} in {self.folder}")
                 for example in self._examples(order):
                     self._learn(example)
                     self._after(log, display)
@@ -155,7 +155,7 @@ class Trainer:
                 log.close()
 
     def _order(self) -> batches.Order:
-        """Which scenes each epoch sees; may have to read every label file first."""
+        """The order of the scenes in every epoch. May read every label file first."""
         data, seed = self.recipe.data, self.recipe.train.seed
         if not data.class_uniform or self.step == self.steps:
             return batches.EveryScene(self.scenes, seed)
@@ -179,7 +179,7 @@ class Trainer:
             )
 
     def _learn(self, example: Example) -> None:
-        """One step of SGD."""
+        """One optimiser step."""
         train, device = self.recipe.train, self.processes.device
         stream = np.random.SeedSequence((train.seed, self.step, self.processes.rank))
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
@@ -205,7 +205,7 @@ class Trainer:
         self.step += 1
 
     def _after(self, log: Log | None, display: Display) -> None:
-        """What is due after a step: a line of the log, a validation, a checkpoint, the end."""
+        """Logs, validates and saves a checkpoint, as due after a step."""
         train = self.recipe.train
         epoch, within = divmod(self.step, self.steps_per_epoch)
         last, loss = self.step == self.steps, None
@@ -217,7 +217,7 @@ class Trainer:
             self._validate(log, display)
         elif last or within == 0 or (train.save_every and self.step % train.save_every == 0):
             self._save()
-        # processes agree where they meet anyway
+        # `any` is collective: only called where all processes synchronise anyway
         if (logged or self.processes.size == 1) and self.processes.any(self.stopping) and not last:
             self._save()
             raise StoppedError(f"stopped after step {self.step} of {self.steps}")
@@ -236,7 +236,7 @@ class Trainer:
         return loss
 
     def validate(self) -> Scores:
-        """How good the network is now, on whole images of the validation split."""
+        """Scores the network on whole images of the validation split."""
         if self.validation is None:
             raise RecipeError("train.validate_every: is 0, so there is nothing to validate on")
         train = self.recipe.train
