@@ -65,7 +65,8 @@ __device__ void block_gate(const View& gate, Accumulate<T> (&values)[N],
                            const Shared<Accumulate<T>>& scratch) {
   if (threadIdx.x == 0) scratch[0] = to_accumulate(Global<const T>(gate).load(blockIdx.x));
   __syncthreads();
-  for (int i = 0; i < N; ++i) values[i] = scratch[0];
+  const Accumulate<T> value = scratch[0];
+  for (int i = 0; i < N; ++i) values[i] = value;
 }
 
 // Grid: (planes, pieces of a plane). Block: kBlockThreads threads.
