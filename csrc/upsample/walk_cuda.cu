@@ -242,9 +242,10 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
     const bool inside[2] = {owns && left + column(0) < W, owns && left + column(kColumns - 1) < W};
     const bool adds = op.x.data != nullptr;
     const float floor = op.rectify ? 0 : -INFINITY;
+    Pack<T, kOwned> loaded[kRowsInFlight] =
+        {};  // rows past the last keep what is there: not stored
 #pragma unroll 1
     for (int step = 0; step < (kPacked && !inside[0] ? 0 : rows); step += kRowsInFlight) {
-      Pack<T, kOwned> loaded[kRowsInFlight];
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
         if (!adds || step + r >= rows) continue;
@@ -293,9 +294,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
         }
         float sum[kOwned];
 #pragma unroll
-        for (int m = 0; m < kOwned; ++m) {
-          sum[m] = adds && row < rows ? to_accumulate(loaded[r][m]) : 0;
-        }
+        for (int m = 0; m < kOwned; ++m) sum[m] = to_accumulate(loaded[r][m]);
         const int first_weight = row * (kCombos <= 2 ? kCombos : combos);
 #pragma unroll
         for (int k = 0; k < kCombos; ++k) {
