@@ -1,7 +1,10 @@
-"""What pyproject.toml cannot say: csrc travels inside the package; STRIPCTX_BUILD=1 compiles it."""
+"""What pyproject.toml cannot say: csrc travels inside the package; STRIPCTX_BUILD=1 compiles it;
+the description is README.md without its pictures and links to files, which a wheel has not."""
 
 import os
+import re
 import sys
+from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -33,7 +36,15 @@ class BdistWheel(bdist_wheel):
         return ("py3", "none", platform) if BUILDS else (python, abi, platform)
 
 
+def description() -> str:
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[.*\]\((?!https?:).*\)\n\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"(?<!!)\[([^\]\n]+)\]\((?!https?:)[^)\n]+\)", r"\1", text)
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     packages=[*find_packages(include=["stripctx", "stripctx.*"]), "stripctx.csrc"],
     package_dir={"stripctx.csrc": "csrc"},
     package_data={

@@ -95,7 +95,7 @@ class Sandbox:
         self.folder, self.tree, self.cache = folder, folder / "tree", folder / "cache"
         self.tree.mkdir()
         requirements = (path.name for path in REPOSITORY.glob("requirements-*.txt"))
-        for name in ("pyproject.toml", "setup.py", "LICENSE", *requirements):
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", *requirements):
             shutil.copy(REPOSITORY / name, self.tree)
         ignored = shutil.ignore_patterns("__pycache__", "lib")
         if not stand_in:

@@ -66,6 +66,8 @@ def test_examples_run(
     monkeypatch.setattr(torch, "load", lambda *_, **__: names["network"].state_dict())
     monkeypatch.chdir(tmp_path)
     for block in blocks:
+        if "import torchao" in block or "from torchao" in block:
+            pytest.importorskip("torchao")  # the last block of its page
         exec(compile(block, page.name, "exec"), names)
     if uses_smp:
         assert "decoder.fuse_stage.0: pyramid_conv" in capsys.readouterr().out

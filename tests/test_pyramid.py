@@ -257,7 +257,8 @@ def test_bytes_moved(shape: Shape, bins: Bins, mode: str, layout: str) -> None:
     lists = (grads, indices) if mode == "max" else (grads,)
     backward = OPS.pyramid_pool_backward if mode == "mean" else OPS.pyramid_max_pool_backward
     read, written = moved(lambda: backward(*lists, *shape[2:], layout == "channels_last"))
-    assert written == x.nbytes
+    places = sum(g.nbytes for g in grads) if mode == "max" else 0  # of maxima, after the zeros
+    assert x.nbytes <= written <= x.nbytes + places
     extra = 0.15 if mode == "max" and layout == "channels_last" else 0.05
     assert levels <= read <= levels + extra * x.nbytes + divided
 

@@ -1,10 +1,8 @@
-"""torch.fx: tools that trace layers and networks, and int8 networks."""
+"""torch.fx: tools that trace layers and networks."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-from importlib.util import find_spec
 
 import networks
 import oracles
@@ -50,7 +48,7 @@ def test_a_layer_by_itself_is_refused() -> None:
 
 @pytest.mark.parametrize("name", models.available())
 def test_networks(name: str) -> None:
-    """For any image size, and with the outputs of training."""
+    """For any size of image, and the outputs of training."""
     network = networks.make(name).eval()
     traced = torch.fx.symbolic_trace(network)
     for size in ((1, 3, 64, 48), (2, 3, 33, 65)):
@@ -83,26 +81,3 @@ def test_normalisations_are_folded(network: nn.Module) -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.backbone.modules())
     with torch.no_grad():
         torch.testing.assert_close(folded(image), network(image), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization's deprecation
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels need a CPU")
-@pytest.mark.skipif(
-    find_spec("torch.ao.quantization.quantize_fx") is None, reason="this torch has no quantize_fx"
-)
-def test_int8(network: nn.Module) -> None:
-    """As in docs/deploy.md."""
-    from torch.ao.quantization import get_default_qconfig_mapping
-    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-
-    images = [networks.image(1, 3, 65, 65) for _ in range(3)]
-    observed = prepare_fx(copy.deepcopy(network), get_default_qconfig_mapping("x86"), (images[0],))
-    with torch.no_grad():
-        for image in images:
-            observed(image)
-        int8 = convert_fx(observed)
-        got, want = int8(images[0])["out"], network(images[0])["out"]
-    kinds = {type(module).__name__ for module in int8.modules()}
-    assert {"ConvReLU2d", "PyramidPoolingConv"} <= kinds
-    assert float((got - want).abs().max()) < 0.2 * float(want.abs().max())
-    assert float((got.argmax(1) == want.argmax(1)).float().mean()) > 0.9

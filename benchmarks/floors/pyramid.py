@@ -60,6 +60,12 @@ def pyramid_max_pool_extra(shape: Shape, launches: Launches) -> Floor:
     return parts_of_bins(shape, launches, 2 * shape.accumulate_size)
 
 
+def pyramid_max_pool_backward_extra(shape: Shape, launches: Launches) -> Floor:
+    """The places of maxima are written after the zeros, once for each bin that has its own there;
+    and each chunk of rows reads the bins over it."""
+    return shape.floor(read=0, written=level_cells(shape, PSP_BINS, shape.channels), operations=0)
+
+
 FLOORS: dict[str, FloorOf] = {
     "pyramid_pool": pyramid_pool,
     "pyramid_pool_backward": pyramid_pool_backward,
@@ -69,4 +75,5 @@ FLOORS: dict[str, FloorOf] = {
 CUDA_EXTRA: dict[str, Extra] = {
     "pyramid_pool": pyramid_pool_extra,
     "pyramid_max_pool": pyramid_max_pool_extra,
+    "pyramid_max_pool_backward": pyramid_max_pool_backward_extra,
 }

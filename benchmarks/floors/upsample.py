@@ -196,16 +196,16 @@ def times_read(cells: int, positions: int) -> float:
 def pyramid_add_backward_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, *, taps: int, first: int
 ) -> Floor:
-    """Contiguous planes that do not fit in a block's shared memory are summed along H from global
-    memory, for each level and each row of taps. channels_last levels that do not fit together read
-    the gradient once each; those that do not fit alone four times, cell by cell. The floor already
-    includes `first` of these reads. All of them hit a cache."""
+    """Contiguous planes too wide for one walk that do not fit in a block's shared memory either are
+    summed along H from global memory, for each level and each row of taps. channels_last levels
+    that do not fit together read the gradient once each; those that do not fit alone four times,
+    cell by cell. The floor already includes `first` of these reads. All of them hit a cache."""
     map = shape.pixels * channels
     if "pyramid_add_backward_planes" in launches:
         if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
             return Floor()
         times = taps * sum(times_read(b, shape.height) for b in bins) - first
-    elif "pyramid_add_backward_pixels" in launches:
+    elif {"pyramid_fold_planes", "pyramid_add_backward_pixels"} & set(launches):
         return Floor()
     else:
         times = len(bins) - first

@@ -6,6 +6,7 @@
 #include "cuda/device.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tiling.hpp"
+#include "cuda/widen.cuh"
 
 namespace stripctx::cuda {
 
@@ -15,17 +16,17 @@ constexpr int64_t kPacksABlock = 4096;  // contiguous: packs of a plane that one
 constexpr int64_t kPixelsABlock = 64;   // channels_last: pixels that one block owns
 
 template <class T, int N>
-__device__ void gate_pack(const ChannelGate& op, int64_t x, int64_t out,
+__device__ void gate_pack(const Global<const T>& x, int64_t at, const Global<T>& out, int64_t to,
                           const Accumulate<T> (&gate)[N]) {
   using A = Accumulate<T>;
-  const auto value = Global<const T>(op.x).template load_pack<N>(x);
-  Pack<T, N> result;
+  A wide[N];
+  widen(x.template load_pack<N>(at), wide);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const A wide = to_accumulate(value[i]), gated = wide + wide * gate[i];
-    result[i] = from_accumulate<T>(gated < 0 ? A(0) : gated);  // NaN stays
+    const A gated = wide[i] + wide[i] * gate[i];
+    wide[i] = gated < 0 ? A(0) : gated;  // NaN stays
   }
-  Global<T>(op.out).template store_pack<N>(out, result);
+  out.template store_pack<N>(to, pack_from_accumulate<T>(wide));
 }
 
 // Writes the gradient of a pack and adds that of the gate to `sum`.
@@ -34,17 +35,16 @@ __device__ void gate_backward_pack(const ChannelGateBackward& op, int64_t grad, 
                                    int64_t grad_x, const Accumulate<T> (&gate)[N],
                                    Accumulate<T> (&sum)[N]) {
   using A = Accumulate<T>;
-  const auto g = Global<const T>(op.grad).template load_pack<N>(grad);
-  const auto value = Global<const T>(op.x).template load_pack<N>(x);
-  Pack<T, N> result;
+  A passed[N], wide[N];
+  widen(Global<const T>(op.grad).template load_pack<N>(grad), passed);
+  widen(Global<const T>(op.x).template load_pack<N>(x), wide);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const A wide = to_accumulate(value[i]);
-    const A passed = wide + wide * gate[i] <= 0 ? A(0) : to_accumulate(g[i]);
-    result[i] = from_accumulate<T>(passed + passed * gate[i]);
-    sum[i] += passed * wide;
+    if (wide[i] + wide[i] * gate[i] <= 0) passed[i] = 0;
+    sum[i] += passed[i] * wide[i];
+    passed[i] += passed[i] * gate[i];
   }
-  Global<T>(op.grad_x).template store_pack<N>(grad_x, result);
+  Global<T>(op.grad_x).template store_pack<N>(grad_x, pack_from_accumulate<T>(passed));
 }
 
 __device__ inline int64_t offset(const View& view, int64_t n, int64_t c, int64_t i) {
@@ -71,13 +71,14 @@ __device__ void block_gate(const View& gate, Accumulate<T> (&values)[N],
 // Grid: (planes, pieces of a plane). Block: kBlockThreads threads.
 template <class T, int N>
 __global__ void channel_gate_planes(ChannelGate op) {
-  const int64_t n = blockIdx.x / op.x.size[1], c = blockIdx.x % op.x.size[1];
+  const unsigned C = static_cast<unsigned>(op.x.size[1]);
+  const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   SharedMemory memory;
   Accumulate<T> gate[N];
   block_gate<T, N>(op.gate, gate, memory.take<Accumulate<T>>(1));
-  for_packs<N>(op.x.size[3], [&](int64_t i) {
-    gate_pack<T, N>(op, offset(op.x, n, c, i), offset(op.out, n, c, i), gate);
-  });
+  const auto x = Global<const T>(op.x).from(offset(op.x, n, c, 0));
+  const auto out = Global<T>(op.out).from(offset(op.out, n, c, 0));
+  for_packs<N>(op.x.size[3], [&](int64_t i) { gate_pack<T, N>(x, i, out, i, gate); });
 }
 
 template <class T, int N>
@@ -125,7 +126,8 @@ __global__ void channel_gate_pixels(ChannelGate op) {
   Accumulate<T> gate[N];
   lane_gate<T, N>(op.gate, n, c, gate);
   for_pixels(run, op.x.size[3], [&](int64_t i) {
-    gate_pack<T, N>(op, offset(op.x, n, c, i), offset(op.out, n, c, i), gate);
+    gate_pack<T, N>(Global<const T>(op.x), offset(op.x, n, c, i), Global<T>(op.out),
+                    offset(op.out, n, c, i), gate);
   });
 }
 

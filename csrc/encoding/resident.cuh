@@ -217,9 +217,13 @@ struct ResidentTile {
       if constexpr (kDepthFastest) {
         if (j % kPairs == 0) norm[0] = 0;
 #pragma unroll
-        for (int e = 0; exists && e < 8; ++e) {
-          const float centred = __bfloat162float(pack[e]) - mean[at.d + e];
-          norm[0] += centred * centred;
+        for (int half = 0; exists && half < 8; half += 4) {  // whole packs: lanes stand 8 apart
+          const auto centre = mean.template load_pack<4>(at.d + half);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float centred = __bfloat162float(pack[half + e]) - centre[e];
+            norm[0] += centred * centred;
+          }
         }
         if (j % kPairs != kPairs - 1) continue;
         norm[0] = warp_sum(norm[0]);

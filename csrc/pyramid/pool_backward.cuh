@@ -1,7 +1,8 @@
 // The backward kernels of mean and max pooling, csrc/pyramid/pool_backward_cuda.cu: every element
 // of grad_x is the sum, over the bins that hold it, of what the bin gives it. `Give` says what that
 // is: its State is what a position needs to know of a bin, `bin` reads it, `at` is the share of one
-// position.
+// position. Where it is not the same for all positions of a cell it is 0 for all but one of the
+// bin's: a block then writes zeros, and what the bins give over those that they name, `place`.
 #pragma once
 
 #include "pyramid/tables.cuh"
@@ -66,9 +67,12 @@ __device__ inline int run_end(uint32_t run) {
   return run >> 16;
 }
 
-// The column cell of a position.
-__device__ inline int column_cell(const PoolTables& tables, int columns, int64_t w) {
+// The cell of a position.
+__device__ inline int column_cell(const PoolTables& tables, int columns, int w) {
   return first_over(columns, w, [&](int cell) { return tables.column(cell + 1); });
+}
+__device__ inline int row_cell(const PoolTables& tables, int rows, int h) {
+  return first_over(rows, h, [&](int cell) { return tables.row(cell + 1); });
 }
 
 // Grid: (groups of planes, chunks). Block: (lanes, slots, planes). A plane's team is lanes x slots
@@ -128,16 +132,19 @@ __global__ void pool_backward_planes(PoolingBackward op) {
     }
     return sum;
   };
+  const auto team_barrier = [&] {
+    if (threads == static_cast<int>(kWarpSize)) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  };
   if constexpr (Give::kConstantOnCells) {
     for (int q = rank; q < count * columns; q += threads) {
       const int r = q / columns;
       cells[cell_base + q] = sum_over(first + r, q - r * columns, 0);
     }
-    if (threads == kWarpSize) {
-      __syncwarp();
-    } else {
-      __syncthreads();
-    }
+    team_barrier();
   }
 
   const int pitch = static_cast<int>(op.grad_x.stride[2]);
@@ -159,14 +166,19 @@ __global__ void pool_backward_planes(PoolingBackward op) {
       const Pack<T, N> same = pack_from_accumulate<T>(sums);
 #pragma unroll 4
       for (int h = slot; h < bottom - top; h += slots) {
-        if constexpr (Give::kConstantOnCells) {
-          out.template store_pack<N>(int64_t{h} * pitch, same);
-        } else {
-#pragma unroll
-          for (int i = 0; i < N; ++i) sums[i] = sum_over(first + r, cell[i], (top + h) * W + w + i);
-          out.template store_pack<N>(int64_t{h} * pitch, pack_from_accumulate<T>(sums));
-        }
+        out.template store_pack<N>(int64_t{h} * pitch, same);
       }
+    }
+  }
+  if constexpr (!Give::kConstantOnCells) {
+    team_barrier();  // zeros first
+    const auto out = Global<T>(op.grad_x).from(n * op.grad_x.stride[0] + c * op.grad_x.stride[1]);
+    for (int q = rank; q < op.held_bins; q += threads) {
+      const int place = Give::place(bins[bin_base + q]), h = place / static_cast<int>(W);
+      if (place < 0 || h < tables.row(first) || h >= tables.row(first + count)) continue;
+      const int w = place - h * static_cast<int>(W);
+      const A sum = sum_over(row_cell(tables, rows, h), column_cell(tables, columns, w), place);
+      out.store(int64_t{h} * pitch + w, from_accumulate<T>(sum));
     }
   }
 }
@@ -262,16 +274,20 @@ __global__ void pool_backward_pixels(PoolingBackward op) {
     int h = slot / width, w = slot - h * width;  // of the cell
     for (int p = slot; p < width * height; p += N) {
       const int64_t at = (top + h) * op.grad_x.stride[2] + int64_t{left + w} * pitch;
-      if constexpr (Give::kConstantOnCells) {
-        if (inside) grad_x.template store_pack<N>(at, same);
-      } else if (inside) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          sums[i] = sum_over(first + r, k, own + i, (top + h) * W + left + w);
-        }
-        grad_x.template store_pack<N>(at, pack_from_accumulate<T>(sums));
-      }
+      if (inside) grad_x.template store_pack<N>(at, same);
       for (w += N; w >= width; w -= width) ++h;
+    }
+  }
+  if constexpr (!Give::kConstantOnCells) {
+    __syncthreads();  // zeros first
+    const auto out = Global<T>(op.grad_x).from(n * op.grad_x.stride[0] + c0 + rank);
+    for (int q = warp; q < held && c0 + rank < C; q += warps) {
+      const int place = Give::place(bins[q * kPoolChannels + rank]), h = place / W;
+      if (place < 0 || h < tables.row(first) || h >= tables.row(last + 1)) continue;
+      const int w = place - h * W;
+      const A sum =
+          sum_over(row_cell(tables, rows, h), column_cell(tables, columns, w), rank, place);
+      out.store(h * op.grad_x.stride[2] + int64_t{w} * pitch, from_accumulate<T>(sum));
     }
   }
 }

@@ -1,6 +1,6 @@
-// The gradients of pooling on CUDA: grad_x is written once, by whoever owns the element, from the
-// bins that hold it. A mean's gradient is constant on each cell, so a block computes its cells and
-// writes them out; a maximum's compares each position with the indices of the bins over it.
+// The gradients of pooling on CUDA, from the bins that hold an element. A mean's gradient is
+// constant on each cell, so a block computes its cells and writes them out; a maximum's is 0 but
+// for the positions that indices name, which are written after the zeros.
 //
 // Contiguous maps: a block owns a plane, or a chunk of its row cells, and keeps the plane's bins in
 // shared memory. channels_last maps: a block owns a tile of channels and a chunk of row cells, and
@@ -49,6 +49,7 @@ struct Pick {
   __device__ static A at(const State& winner, int64_t position) {
     return winner.index == position ? winner.grad : A(0);
   }
+  __device__ static int place(const State& winner) { return winner.index; }
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
 // The adjoint of interpolation on CUDA, for contiguous maps: sums of an output's gradient over the
 // positions that read each cell of each level, in fixed order. A block owns a plane: it reads the
 // gradient once into shared memory, where that fits, sums it along H for some of a level's rows at
-// a time, then along W. channels_last maps: add_backward_pixels_cuda.cu.
+// a time, then along W. Small levels: fold_cuda.cu. channels_last maps:
+// add_backward_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -200,6 +201,7 @@ void launch_planes(const PyramidAddBackward& op, Stream stream) {
 
 void launch(const PyramidAddBackward& op, Stream stream) {
   if (op.channels_last) return launch_add_backward_pixels(op, stream);
+  if (launch_add_backward_fold(op, stream)) return;
   dispatch<Types>(op.grad.dtype, [&]<class T>() {
     const View& out = op.masked() ? op.out : op.grad;
     const View& grad_x = op.masked() ? op.grad_x : op.grad;

@@ -243,18 +243,18 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
     const bool adds = op.x.data != nullptr;
     const float floor = op.rectify ? 0 : -INFINITY;
 #pragma unroll 1
-    for (int step = 0; step < rows; step += kRowsInFlight) {
-      Pack<T, kOwned> loaded[kRowsInFlight] = {};
+    for (int step = 0; step < (kPacked && !inside[0] ? 0 : rows); step += kRowsInFlight) {
+      Pack<T, kOwned> loaded[kRowsInFlight];
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
         if (!adds || step + r >= rows) continue;
         const int64_t at = from + r * op.x.stride[2];
         if constexpr (kPacked) {
-          if (inside[0]) loaded[r] = source.template load_pack<kOwned>(at);
+          loaded[r] = source.template load_pack<kOwned>(at);
         } else {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            if (inside[j]) loaded[r][j] = source.load(at + 32 * j);
+            loaded[r][j] = inside[j] ? source.load(at + 32 * j) : from_accumulate<T>(0);
           }
         }
       }
@@ -293,7 +293,9 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
         }
         float sum[kOwned];
 #pragma unroll
-        for (int m = 0; m < kOwned; ++m) sum[m] = to_accumulate(loaded[r][m]);
+        for (int m = 0; m < kOwned; ++m) {
+          sum[m] = adds && row < rows ? to_accumulate(loaded[r][m]) : 0;
+        }
         const int first_weight = row * (kCombos <= 2 ? kCombos : combos);
 #pragma unroll
         for (int k = 0; k < kCombos; ++k) {
@@ -310,7 +312,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
         const auto pack = pack_from_accumulate<T, kOwned>(sum);
         const int64_t at = to + r * op.out.stride[2];
         if constexpr (kPacked) {
-          if (inside[0]) target.template store_pack<kOwned>(at, pack);
+          target.template store_pack<kOwned>(at, pack);
         } else {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {

@@ -1,6 +1,7 @@
 """Residual blocks (He et al., CVPR 2016). Bottlenecks may be wide (Wide ResNet, Zagoruyko and
 Komodakis, BMVC 2016), grouped (ResNeXt, Xie et al., CVPR 2017), or contain strip pooling (SPNet,
-Hou et al., CVPR 2020)."""
+Hou et al., CVPR 2020). Each ReLU is a module of its own: quantisers that match patterns in an
+exported graph take two calls of one for one."""
 
 from __future__ import annotations
 
@@ -48,13 +49,14 @@ class BasicBlock(nn.Module):
         self.bn1 = norm_layer(planes)
         self.conv2 = conv3x3(planes, planes, 1, second_dilation)
         self.bn2 = norm_layer(planes)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=True)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+        out = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(out)) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -84,14 +86,16 @@ class Bottleneck(nn.Module):
         self.bn2 = norm_layer(width)
         self.conv3 = nn.Conv2d(width, self.expansion * planes, 1, bias=False)
         self.bn3 = norm_layer(self.expansion * planes)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.relu3 = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.spm = StripPooling(width, norm_layer=norm_layer) if strip_pooling else None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu2(self.bn2(self.conv2(out)))
         if self.spm is not None:
             out = self.spm(out)
-        return self.relu(self.bn3(self.conv3(out)) + shortcut)
+        return self.relu3(self.bn3(self.conv3(out)) + shortcut)

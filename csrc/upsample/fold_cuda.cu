@@ -1,0 +1,450 @@
+// The adjoint of interpolation on CUDA, for the contiguous maps and small levels that networks
+// have: reads the gradient once. A thread owns four columns of a plane and walks down its rows. It
+// adds each row to two sums for each level and row of taps, of the two cells that the row lies
+// between, and hands a sum on, into shared memory, where the walk passes a cell's edge: a row then
+// costs two multiply-adds an element for each of them. What the rows of a cell have given is added
+// up along W at the end. Where each row and column reads, and with what weights, is the same for
+// all planes: tables in shared memory, made once a block.
+//
+// Where planes are few, groups of lanes take chunks of a plane's rows, each with sums of its own.
+#include "upsample/params.hpp"
+
+#include "cuda/device.cuh"
+#include "cuda/tiling.hpp"
+#include "cuda/widen.cuh"
+#include "upsample/plan.hpp"
+#include "upsample/weights.cuh"
+
+namespace stripctx::cuda {
+
+namespace {
+
+constexpr int kOwned = 4;  // columns of a thread
+constexpr int kRowsInFlight = 4;
+constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
+constexpr int64_t kFoldBytes = 46 * 1024;
+constexpr int64_t kFoldThreads = 128;
+constexpr int64_t kProcessors = 132;  // of a large chip
+constexpr int64_t kFoldWarps = 16 * kProcessors;
+constexpr int64_t kMostItems = 1024;  // cells of all levels under all taps, of one plane
+
+struct FoldTiles {
+  int lanes, chunks, planes;  // a block's threads
+  int rows;                   // of a chunk
+  int turns;                  // planes that a team of lanes takes, one after another
+  int items;
+  int sums;               // lines of sums that a chunk of one plane keeps
+  int kept[kMostLevels];  // of these, a level's under one row of taps
+};
+
+// A cell under a tap: the columns that read it, and where its sums and its gradient stand.
+struct alignas(16) Item {
+  uint16_t begin, end;   // columns of the gradient
+  uint16_t row, column;  // the cell
+  uint16_t combo, line;  // its level under its row, and column, of taps
+  int32_t place;         // in its level, of one channel
+};
+
+// Where a position reads: a cell, the weight of it and of the next.
+struct Reading {
+  int first;
+  Pack<float, 2> weights;
+  bool inside;
+};
+
+// Outside, as the nearest position inside but with no weight.
+__device__ inline Reading reading_at(const Axis<float>& axis, int64_t position) {
+  const bool inside = position >= 0 && position < axis.extent;
+  const Sample<float> sample = axis.at(max(int64_t{0}, min(position, axis.extent - 1)));
+  const bool one = sample.first == sample.second;
+  const float first = one ? sample.first_weight + sample.second_weight : sample.first_weight;
+  return {static_cast<int>(sample.first),
+          {{inside ? first : 0, inside && !one ? sample.second_weight : 0}},
+          inside};
+}
+
+// What a block knows of the maps. A combo is a level under a row of taps, k = level * taps + row; a
+// line is a level under a column of taps.
+struct FoldTables {
+  Shared<Pack<float, 2>> row_weights;     // [row][combo]
+  Shared<int> row_cells;                  // [row][combo]: the first of the two
+  Shared<uint32_t> turns, reads;          // [row]: combos that go on to other cells; that read
+  Shared<Pack<float, 2>> column_weights;  // [line][column]
+  Shared<int> column_cells;               // [line][column]
+  Shared<int> places, kept;               // [combo]: its lines of sums in a chunk's
+  Shared<Item> items;
+
+  __device__ FoldTables(const FoldTiles& cut, int H, int W, int combos, int lines,
+                        SharedMemory& memory)
+      : row_weights(memory.take<Pack<float, 2>>(H * combos)),
+        row_cells(memory.take<int>(H * combos)),
+        turns(memory.take<uint32_t>(H)),
+        reads(memory.take<uint32_t>(H)),
+        column_weights(memory.take<Pack<float, 2>>(W * lines)),
+        column_cells(memory.take<int>(W * lines)),
+        places(memory.take<int>(combos)),
+        kept(memory.take<int>(combos)),
+        items(memory.take<Item>(cut.items)) {}
+
+  // Every thread of the block must call it; no barrier must follow.
+  __device__ void fill(const PyramidAddBackward& op, const FoldTiles& cut, int H, int W, int combos,
+                       int lines) const {
+    const int rank = static_cast<int>(thread_rank());
+    const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+    const int tap_rows = static_cast<int>(op.taps.kernel[0]);
+    const int tap_columns = static_cast<int>(op.taps.kernel[1]);
+    for (int k = rank; k < H * combos; k += threads) {
+      const int row = k / combos, combo = k - row * combos, l = combo / tap_rows;
+      const Reading reading = reading_at(op.taps.template axis<float>(op.levels[l], 0),
+                                         row + op.taps.offset(0, combo - l * tap_rows));
+      row_weights[k] = reading.weights;
+      row_cells[k] = reading.inside ? reading.first : ~reading.first;
+    }
+    for (int k = rank; k < W * lines; k += threads) {
+      const int line = k / W, column = k - line * W, l = line / tap_columns;
+      const Reading reading = reading_at(op.taps.template axis<float>(op.levels[l], 1),
+                                         column + op.taps.offset(1, line - l * tap_columns));
+      column_weights[k] = reading.weights;
+      column_cells[k] = reading.first;
+    }
+    if (rank == 0) {
+      int place = 0;
+#pragma unroll
+      for (int l = 0; l < kMostLevels; ++l) {
+        for (int dy = 0; l < op.levels.count && dy < tap_rows; ++dy) {
+          places[l * tap_rows + dy] = place;
+          kept[l * tap_rows + dy] = cut.kept[l];
+          place += cut.kept[l];
+        }
+      }
+    }
+    __syncthreads();
+    for (int row = rank; row < H; row += threads) {
+      uint32_t turning = 0, reading = 0;
+      for (int combo = 0; combo < combos; ++combo) {
+        const int at = row * combos + combo;
+        if (row_cells[at] >= 0) reading |= 1u << combo;
+        if (row > 0 && cell_of(at) != cell_of(at - combos)) turning |= 1u << combo;
+      }
+      turns[row] = turning;
+      reads[row] = reading;
+    }
+    int base = 0;
+    for (int l = 0; l < op.levels.count; ++l) {
+      const Level& level = op.levels[l];
+      const int height = static_cast<int>(level.size[2]), width = static_cast<int>(level.size[3]);
+      const int plane = height * width, count = tap_rows * tap_columns * plane;
+      for (int k = rank; k < count; k += threads) {
+        const int tap = k / plane, cell = k - tap * plane, i = cell / width, j = cell - i * width;
+        const int dy = tap / tap_columns, line = l * tap_columns + tap - dy * tap_columns;
+        const auto column = [&](int w) { return column_cells[line * W + w]; };
+        const auto search = [&](int wanted) {  // the first column that reads cells from there on
+          int low = 0, high = W;
+          while (low < high) {
+            const int middle = (low + high) / 2;
+            if (column(middle) >= wanted) {
+              high = middle;
+            } else {
+              low = middle + 1;
+            }
+          }
+          return low;
+        };
+        Item item;
+        item.begin = static_cast<uint16_t>(search(j - 1));
+        item.end = static_cast<uint16_t>(search(j + 1));
+        item.row = static_cast<uint16_t>(i), item.column = static_cast<uint16_t>(j);
+        item.combo = static_cast<uint16_t>(l * tap_rows + dy);
+        item.line = static_cast<uint16_t>(line);
+        item.place = static_cast<int>(tap * op.grad.size[1] * level.stride[1] +
+                                      i * level.stride[2] + j * level.stride[3]);
+        items[base + k] = item;
+      }
+      base += count;
+    }
+    __syncthreads();
+  }
+
+  __device__ int cell_of(int at) const {
+    const int cell = row_cells[at];
+    return cell >= 0 ? cell : ~cell;
+  }
+};
+
+// Block: (lanes, chunks, planes) threads, lanes a power of two. Grid: groups of planes. Lane x owns
+// four columns: side by side where kPacked, else `lanes` apart.
+template <class T, bool kPacked, int kCombos, bool kMasked>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    fold_rows(PyramidAddBackward op, FoldTiles cut) {
+  const int C = static_cast<int>(op.grad.size[1]), H = static_cast<int>(op.grad.size[2]);
+  const int W = static_cast<int>(op.grad.size[3]), lanes = static_cast<int>(blockDim.x);
+  const int tap_rows = static_cast<int>(op.taps.kernel[0]);
+  const int combos = op.levels.count * tap_rows;
+  const int lines = op.levels.count * static_cast<int>(op.taps.kernel[1]);
+  const int x = static_cast<int>(threadIdx.x), chunk = static_cast<int>(threadIdx.y);
+  const int chunks = static_cast<int>(blockDim.y), pitch = lanes * kOwned;
+  SharedMemory memory;
+  const FoldTables tables(cut, H, W, combos, lines, memory);
+  const auto sums = memory.take<float>(int64_t{cut.sums} * pitch * chunks * blockDim.z);
+  tables.fill(op, cut, H, W, combos, lines);
+  const int plane_base = static_cast<int>(threadIdx.z) * chunks * cut.sums * pitch;
+  const int base = plane_base + chunk * cut.sums * pitch + x * kOwned;
+  const int top = chunk * cut.rows, rows = max(0, min(cut.rows, H - top));
+  const auto column = [&](int j) { return kPacked ? x * kOwned + j : x + lanes * j; };
+  const auto team_barrier = [&] {
+    if (chunks == 1) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  };
+
+  for (int turn = 0; turn < cut.turns; ++turn) {
+    const int64_t plane = (int64_t{blockIdx.x} * cut.turns + turn) * blockDim.z + threadIdx.z;
+    const int64_t n = plane / C, c = plane - n * C;
+    const bool owns = n < op.grad.size[0];
+    const auto at = [&](const View& view) {
+      return n * view.stride[0] + c * view.stride[1] + top * view.stride[2] + column(0);
+    };
+    for (int k = 0; k < cut.sums; ++k) {
+      sums.template store_pack<kOwned>(base + k * pitch, {{0, 0, 0, 0}});
+    }
+    if (owns && column(0) < W) {
+      const auto grad = Global<const T>(op.grad).from(at(op.grad));
+      const auto out = Global<const T>(kMasked ? op.out : op.grad).from(kMasked ? at(op.out) : 0);
+      const auto grad_x =
+          Global<T>(kMasked ? op.grad_x : op.grad).from(kMasked ? at(op.grad_x) : 0);
+      const int grad_pitch = static_cast<int>(op.grad.stride[2]);
+      const int out_pitch = static_cast<int>(op.out.stride[2]);
+      const int grad_x_pitch = static_cast<int>(op.grad_x.stride[2]);
+      const auto read = [&](const Global<const T>& source, int from, Pack<T, kOwned>& pack) {
+        if constexpr (kPacked) {
+          pack = source.template load_pack<kOwned>(from);
+        } else {
+#pragma unroll
+          for (int j = 0; j < kOwned; ++j) {
+            pack[j] = column(j) < W ? source.load(from + lanes * j) : from_accumulate<T>(0);
+          }
+        }
+      };
+      float upper[kCombos][kOwned] = {}, lower[kCombos][kOwned] = {};
+      const auto keep = [&](int combo, int cell,
+                            const float (&sum)[kOwned]) __attribute__((always_inline)) {
+        const int line = cell - tables.cell_of(top * combos + combo);
+        if (line >= tables.kept[combo]) return;  // behind the last cell
+        sums.template store_pack<kOwned>(base + (tables.places[combo] + line) * pitch,
+                                         {{sum[0], sum[1], sum[2], sum[3]}});
+      };
+#pragma unroll 1
+      for (int step = 0; step < rows; step += kRowsInFlight) {
+        Pack<T, kOwned> loaded[kRowsInFlight], outs[kMasked ? kRowsInFlight : 1];
+#pragma unroll
+        for (int r = 0; r < kRowsInFlight; ++r) {
+          if (step + r >= rows) continue;
+          read(grad, (step + r) * grad_pitch, loaded[r]);
+          if constexpr (kMasked) read(out, (step + r) * out_pitch, outs[r]);
+        }
+#pragma unroll kCombos> 2 ? 1 : kRowsInFlight
+        for (int r = 0; r < kRowsInFlight; ++r) {
+          if (step + r >= rows) continue;
+          const int row = top + step + r;
+          float value[kOwned];
+          if constexpr (kMasked) {
+            float rectified[kOwned];
+            widen(outs[0], rectified);
+#pragma unroll
+            for (int j = 0; j < kOwned; ++j) {
+              if (rectified[j] <= 0) loaded[0][j] = from_accumulate<T>(0);
+            }
+            const int to = (step + r) * grad_x_pitch;
+            if constexpr (kPacked) {
+              grad_x.template store_pack<kOwned>(to, loaded[0]);
+            } else {
+#pragma unroll
+              for (int j = 0; j < kOwned; ++j) {
+                if (column(j) < W) grad_x.store(to + lanes * j, loaded[0][j]);
+              }
+            }
+          }
+          widen(loaded[0], value);
+          const uint32_t turning = step + r > 0 ? tables.turns[row] : 0;
+          if (turning != 0) {
+#pragma unroll
+            for (int k = 0; k < kCombos; ++k) {
+              if ((turning >> k & 1) == 0) continue;
+              const int last = tables.cell_of((row - 1) * combos + k);
+              const bool next = tables.cell_of(row * combos + k) == last + 1;
+              keep(k, last, upper[k]);
+              if (!next) keep(k, last + 1, lower[k]);
+#pragma unroll
+              for (int j = 0; j < kOwned; ++j) {
+                upper[k][j] = next ? lower[k][j] : 0;
+                lower[k][j] = 0;
+              }
+            }
+          }
+          const uint32_t reading = kCombos > 2 ? tables.reads[row] : ~0u;
+#pragma unroll
+          for (int k = 0; k < kCombos; ++k) {
+            if (kCombos > 2 && (reading >> k & 1) == 0) continue;
+            const Pack<float, 2> weights =
+                tables.row_weights[row * (kCombos > 2 ? combos : kCombos) + k];
+#pragma unroll
+            for (int j = 0; j < kOwned; ++j) {
+              upper[k][j] = fmaf(weights[0], value[j], upper[k][j]);
+              lower[k][j] = fmaf(weights[1], value[j], lower[k][j]);
+            }
+          }
+#pragma unroll
+          for (int next = 1; next < kRowsInFlight; ++next) {
+            loaded[next - 1] = loaded[next];
+            if constexpr (kMasked) outs[next - 1] = outs[next];
+          }
+        }
+      }
+      if (rows > 0) {
+#pragma unroll
+        for (int k = 0; k < kCombos; ++k) {
+          if (k >= combos) continue;
+          const int last = tables.cell_of((top + rows - 1) * combos + k);
+          keep(k, last, upper[k]);
+          keep(k, last + 1, lower[k]);
+        }
+      }
+    }
+    team_barrier();
+
+    // A group of lanes adds up a cell.
+    const int rank = chunk * lanes + x;
+    int first = 0;
+    for (int l = 0; l < op.levels.count; ++l) {
+      const Level& level = op.levels[l];
+      const int taps = tap_rows * static_cast<int>(op.taps.kernel[1]);
+      const int count = taps * static_cast<int>(level.size[2] * level.size[3]);
+      int group = 1;
+      while (group < lanes && group * count < lanes * chunks && group * 8 < W) group *= 2;
+      const int part = rank & (group - 1);
+      const auto target = Global<T>(level).from(n * level.stride[0] + c * level.stride[1]);
+      for (int k = 0; k < count; k += lanes * chunks / group) {  // all lanes go round together
+        const int mine = k + rank / group;
+        float sum = 0;
+        Item item{};
+        if (owns && mine < count) {
+          item = tables.items[first + mine];
+          for (int y = 0; y * cut.rows < H; ++y) {
+            const int line = item.row - tables.cell_of(y * cut.rows * combos + item.combo);
+            if (line < 0 || line >= tables.kept[item.combo]) continue;
+            const int from = plane_base + (y * cut.sums + tables.places[item.combo] + line) * pitch;
+            for (int w = item.begin + part; w < item.end; w += group) {
+              const Pack<float, 2> weights = tables.column_weights[item.line * W + w];
+              const bool upper = tables.column_cells[item.line * W + w] == item.column;
+              const int place = kPacked ? w : w % lanes * kOwned + w / lanes;
+              sum = fmaf(upper ? weights[0] : weights[1], sums[from + place], sum);
+            }
+          }
+        }
+        for (int distance = group / 2; distance > 0; distance /= 2) {
+          sum += __shfl_xor_sync(kFullMask, sum, distance);
+        }
+        if (owns && mine < count && part == 0) target.store(item.place, from_accumulate<T>(sum));
+      }
+      first += count;
+    }
+    team_barrier();  // the sums have been read
+  }
+}
+
+int64_t fold_bytes(const PyramidAddBackward& op, const FoldTiles& cut) {
+  const int64_t H = op.grad.size[2], W = op.grad.size[3];
+  const int64_t combos = op.levels.count * op.taps.kernel[0];
+  const int64_t lines = op.levels.count * op.taps.kernel[1];
+  return shared_bytes<Pack<float, 2>>(H * combos) + shared_bytes<int>(H * combos) +
+         2 * shared_bytes<uint32_t>(H) + shared_bytes<Pack<float, 2>>(W * lines) +
+         shared_bytes<int>(W * lines) + 2 * shared_bytes<int>(combos) +
+         shared_bytes<Item>(cut.items) +
+         shared_bytes<float>(int64_t{cut.sums} * cut.lanes * kOwned * cut.chunks * cut.planes);
+}
+
+// How the work is cut; false where a plane or its cells are too large.
+bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
+  const int64_t H = op.grad.size[2], W = op.grad.size[3];
+  const int64_t planes = op.grad.size[0] * op.grad.size[1];
+  const int64_t combos = op.levels.count * op.taps.kernel[0];
+  if (combos > kMostCombos || W > kWarpSize * kOwned || H > INT16_MAX || planes == 0) return false;
+  int64_t items = 0;
+  for (int l = 0; l < op.levels.count; ++l) {
+    if (op.levels[l].extent() / std::max<int64_t>(1, op.grad.size[0]) > INT32_MAX) return false;
+    items += tap_cells(op.taps, op.levels[l]);
+    if (items > kMostItems) return false;
+  }
+  cut.items = static_cast<int>(items);
+  cut.lanes = static_cast<int>(power_of_two(ceil_div(W, kOwned), kWarpSize));
+  const int64_t warps = ceil_div(planes * cut.lanes, kWarpSize);
+  const int64_t wanted = std::min(ceil_div(kFoldWarps, warps), ceil_div(H, 2 * kRowsInFlight));
+  int64_t chunks = power_of_two(wanted, kBlockThreads / cut.lanes);
+  for (;; chunks /= 2) {
+    cut.rows = static_cast<int>(ceil_div(H, chunks));
+    cut.chunks = static_cast<int>(chunks);
+    cut.sums = 0;
+    for (int l = 0; l < op.levels.count; ++l) {
+      cut.kept[l] = static_cast<int>(cells_read(op.levels[l].size[2], op.taps.size[0], cut.rows));
+      cut.sums += static_cast<int>(cut.kept[l] * op.taps.kernel[0]);
+    }
+    const int64_t team = cut.lanes * chunks;
+    const int64_t fewest = std::max<int64_t>(1, kWarpSize / team);
+    for (int64_t side = std::max(kFoldThreads / team, fewest); side >= fewest; side /= 2) {
+      cut.planes = static_cast<int>(side);
+      if (fold_bytes(op, cut) > kFoldBytes) continue;
+      const int64_t blocks = ceil_div(planes, side);
+      cut.turns = static_cast<int>(std::clamp<int64_t>(blocks / (16 * kProcessors), 1, 8));
+      return true;
+    }
+    if (chunks == 1) return false;
+  }
+}
+
+template <class T, bool kPacked, bool kMasked>
+void launch_fold(const PyramidAddBackward& op, const FoldTiles& cut, Stream stream) {
+  const int64_t planes = op.grad.size[0] * op.grad.size[1];
+  const Launch how{.kernel = "pyramid_fold_planes",
+                   .grid = {ceil_div(planes, int64_t{cut.planes} * cut.turns)},
+                   .block = {cut.lanes, cut.chunks, cut.planes},
+                   .shared_bytes = fold_bytes(op, cut),
+                   .stream = stream};
+  const int64_t combos = op.levels.count * op.taps.kernel[0];
+  if (combos == 1) {
+    launch(how, fold_rows<T, kPacked, 1, kMasked>, op, cut);
+  } else if (combos == 2) {
+    launch(how, fold_rows<T, kPacked, 2, kMasked>, op, cut);
+  } else {
+    launch(how, fold_rows<T, kPacked, kMostCombos, kMasked>, op, cut);
+  }
+}
+
+}  // namespace
+
+bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream) {
+  FoldTiles cut{};
+  if (op.grad.dtype == DType::kFloat64 || op.levels.count == 0 || !cut_planes(op, cut))
+    return false;
+  const View& out = op.masked() ? op.out : op.grad;
+  const View& grad_x = op.masked() ? op.grad_x : op.grad;
+  for (const View* view : {&op.grad, &out, &grad_x}) {  // positions of a plane are 32-bit
+    if (op.grad.size[2] * view->stride[2] > INT32_MAX) return false;
+  }
+  dispatch<Types>(op.grad.dtype, [&]<class T>() {
+    if constexpr (!std::is_same_v<T, double>) {
+      const bool packed = packs({&op.grad, &out, &grad_x}, sizeof(T), 3, op.grad.size[3], kOwned);
+      if (op.masked()) {
+        packed ? launch_fold<T, true, true>(op, cut, stream)
+               : launch_fold<T, false, true>(op, cut, stream);
+      } else {
+        packed ? launch_fold<T, true, false>(op, cut, stream)
+               : launch_fold<T, false, false>(op, cut, stream);
+      }
+    }
+  });
+  return true;
+}
+
+}  // namespace stripctx::cuda
