@@ -34,8 +34,17 @@ class ColumnInterpolation {
   template <class T>
   void write(const T* cells, int64_t tap_stride, int64_t stride, int64_t rows, A* out,
              int64_t out_stride) const {
-    with_count<kRowsTogether>(
-        rows, [&]<int kRows>() { write<kRows>(cells, tap_stride, stride, out, out_stride); });
+    static_assert(kRowsTogether == 4);
+    switch (rows) {  // not with_count: label losses would be fused in another way, to other bits
+      case 1:
+        return write<1>(cells, tap_stride, stride, out, out_stride);
+      case 2:
+        return write<2>(cells, tap_stride, stride, out, out_stride);
+      case 3:
+        return write<3>(cells, tap_stride, stride, out, out_stride);
+      default:
+        return write<4>(cells, tap_stride, stride, out, out_stride);
+    }
   }
 
  private:
