@@ -19,7 +19,7 @@ A pair of comments marks a table in a document; everything between them is repla
     <!-- /benchmarks:decoders -->
     <!-- benchmarks:tricks -->      the optimisations of the CPU kernels and their gains
     <!-- /benchmarks:tricks -->
-    <!-- benchmarks:model -->       the estimates of tests/speed_model.py for the CUDA kernels
+    <!-- benchmarks:model -->       the estimates of tests/speed_model.py for CUDA, one row per operator
     <!-- /benchmarks:model -->
     <!-- benchmarks:camvid -->      mIoU of networks on road scenes; camvid-classes by class
     <!-- /benchmarks:camvid -->
@@ -274,10 +274,23 @@ def camvid_table(result: dict[str, Any], name: str) -> str:
 
 
 def model_table(path: Path) -> str:
-    """The speed model's rows, unchanged; text columns are left-aligned."""
+    """The share of a copy that the speed model gives each operator, and what limits it, at the
+    larger and the smaller batch. All its figures are in the file."""
     found = json.loads(path.read_text())
-    rows = [[f"`{operator}`", *others] for operator, *others in found["rows"]]
-    return markdown(found["model"]["head"], rows, left=5)
+    column = {name: k for k, name in enumerate(found["model"]["head"])}
+    cells: dict[str, dict[tuple[str, str, str], str]] = {}
+    columns: list[tuple[str, str, str]] = []
+    for row in found["rows"]:
+        batch = row[column["shape"]].partition("x")[0]
+        key = (batch, row[column["dtype"]], row[column["layout"]])
+        columns += [] if key in columns else [key]
+        bound = row[column["bound by"]]
+        text = row[column["of copy"]] + ("" if bound == "bytes" else f" {bound}")
+        cells.setdefault(row[column["operator"]], {})[key] = text
+    columns.sort(key=lambda key: -int(key[0]))  # stable
+    headers = ["", *(f"batch {batch}, {dtype}, {layout}" for batch, dtype, layout in columns)]
+    rows = [[f"`{name}`", *(by.get(key, "") for key in columns)] for name, by in cells.items()]
+    return markdown(headers, rows, left=1)
 
 
 def existing(folder: Path, names: Sequence[str]) -> list[Path]:

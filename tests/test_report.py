@@ -131,16 +131,21 @@ def test_nothing_is_reported_without_results(name: str, tmp_path: Path) -> None:
 
 
 def test_the_model_of_the_cuda_kernels(tmp_path: Path) -> None:
-    head = ["operator", "shape", "dtype", "layout", "kernel", "of copy"]
-    rows = [["strip_pool", "1x2x3x4", "bfloat16", "contiguous", "reduce", "90%"]]
+    head = ["operator", "shape", "dtype", "layout", "kernel", "of copy", "bound by"]
+    rows = [
+        ["strip_pool", "1x2x3x4", "bfloat16", "contiguous", "reduce", "90%", "latency"],
+        ["strip_pool", "16x2x3x4", "bfloat16", "contiguous", "reduce", "100%", "bytes"],
+        ["row_gate", "1x2x3x4", "bfloat16", "contiguous", "gate", "7%", "instructions"],
+    ]
     text = "<!-- benchmarks:model -->\nold\n<!-- /benchmarks:model -->"
     assert "old" not in report.update(text, tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({"model": {"head": head}, "rows": rows}))
     lines = report.update(text, tmp_path).splitlines()
-    assert lines[1:4] == [
-        "| operator | shape | dtype | layout | kernel | of copy |",
-        "| --- | --- | --- | --- | --- | ---: |",
-        "| `strip_pool` | 1x2x3x4 | bfloat16 | contiguous | reduce | 90% |",
+    assert lines[1:5] == [
+        "|  | batch 16, bfloat16, contiguous | batch 1, bfloat16, contiguous |",
+        "| --- | ---: | ---: |",
+        "| `strip_pool` | 100% | 90% latency |",
+        "| `row_gate` |  | 7% instructions |",
     ]
 
 
