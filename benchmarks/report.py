@@ -19,7 +19,7 @@ A pair of comments marks a table in a document; everything between them is repla
     <!-- /benchmarks:decoders -->
     <!-- benchmarks:tricks -->      the optimisations of the CPU kernels and their gains
     <!-- /benchmarks:tricks -->
-    <!-- benchmarks:model -->       the estimates of tests/speed_model.py for CUDA, one row per operator
+    <!-- benchmarks:model -->       the estimates of tests/speed_model.py for CUDA operators
     <!-- /benchmarks:model -->
     <!-- benchmarks:camvid -->      mIoU of networks on road scenes; camvid-classes by class
     <!-- /benchmarks:camvid -->
