@@ -24,6 +24,7 @@ constexpr int kRowsInFlight = 4;
 constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
 constexpr int64_t kFoldBytes = 46 * 1024;
 constexpr int64_t kFoldThreads = 128;
+constexpr int64_t kMostAlongZ = 64;   // threads of a block, on any GPU
 constexpr int64_t kProcessors = 132;  // of a large chip
 constexpr int64_t kFoldWarps = 16 * kProcessors;
 constexpr int kPad = 4;  // floats after a line of sums: lines start in other banks
@@ -252,7 +253,8 @@ bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
     }
     const int64_t team = cut.lanes * chunks;
     const int64_t fewest = std::max<int64_t>(1, kWarpSize / team);
-    for (int64_t side = std::max(kFoldThreads / team, fewest); side >= fewest; side /= 2) {
+    const int64_t most = std::clamp<int64_t>(kFoldThreads / team, fewest, kMostAlongZ);
+    for (int64_t side = most; side >= fewest; side /= 2) {
       cut.planes = static_cast<int>(side);
       if (fold_bytes(op, cut) > kFoldBytes) continue;
       // Two waves of blocks: tables are made as seldom as may be.
