@@ -218,7 +218,8 @@ def main() -> None:
             text = ", ".join(f"{n} {median:.2f}" for n, median in medians.items())
             factor = medians["eager"] / medians["fused"]
             share = medians["floor"] / medians["fused"]
-            print(f"{name}, {mode}: {text} ms, {factor:.2f} times eager, {share:.0%} of the floor")
+            text += f" ms, {factor:.2f} times eager, {share:.0%} of the floor"
+            print(f"{name}, {mode}: {text}", flush=True)
         lines = ",\n  ".join(map(json.dumps, entries))
         facts = json.dumps(machine.describe())
         path.write_text(f'{{"machine": {facts},\n "entries": [\n  {lines}]}}\n')

@@ -283,7 +283,8 @@ def model_table(path: Path) -> str:
     for row in found["rows"]:
         batch = row[column["shape"]].partition("x")[0]
         key = (batch, row[column["dtype"]], row[column["layout"]])
-        columns += [] if key in columns else [key]
+        if key not in columns:
+            columns.append(key)
         bound = row[column["bound by"]]
         text = row[column["of copy"]] + ("" if bound == "bytes" else f" {bound}")
         cells.setdefault(row[column["operator"]], {})[key] = text

@@ -120,11 +120,6 @@ def is_tracing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
-def is_traced_for_onnx() -> bool:
-    """Whether torch.onnx.export traces by TorchScript what runs now."""
-    return is_tracing() and torch.onnx.is_in_onnx_export()
-
-
 def without_dispatch_key(key: str) -> AbstractContextManager[Any]:
     """A context in which the dispatcher skips the kernels of one key."""
     return torch._C._ExcludeDispatchKeyGuard(

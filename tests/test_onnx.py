@@ -8,6 +8,7 @@ from typing import Any
 
 import networks
 import numpy as np
+import onnx_checks
 import pytest
 import test_layers
 import torch
@@ -59,14 +60,7 @@ def check(module: nn.Module, *examples: tuple[Tensor, ...]) -> Exported:
     """Exported by the first, compared on all."""
     exported = Exported(module, examples[0])
     exported.operators()
-    for inputs in examples:
-        with torch.no_grad():
-            outputs = module(*inputs)
-        want = [y for y in torch.utils._pytree.tree_leaves(outputs) if isinstance(y, Tensor)]
-        for got, expected in zip(exported(*inputs), want, strict=True):
-            assert got.shape == tuple(expected.shape)
-            scale = max(float(expected.abs().max()), 1e-3)
-            assert np.abs(got - expected.numpy()).max() < 1e-4 * scale, inputs[0].shape
+    onnx_checks.agree(exported, module, examples)
     return exported
 
 

@@ -3,28 +3,14 @@ the convolution over a pyramid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import decoder_networks
 import pytest
 import torch
+from onnx_checks import Logits
 from test_onnx import check, pytestmark  # noqa: F401
-from torch import Tensor, nn
+from torch import nn
 
 from stripctx import fuse
-
-
-class Logits(nn.Module):
-    """Whatever the network wraps them in."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        outputs = self.network(image)
-        return outputs["logits"] if isinstance(outputs, Mapping) else outputs
-
 
 # With the sizes (N, H, W) to run. torch exports UPerNet's adaptive pooling, fused or not, for the
 # example's height and width.

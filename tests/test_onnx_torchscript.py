@@ -4,7 +4,7 @@ and functions that are given sizes, for any batch and size, against ONNX Runtime
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import decoder_networks
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import test_layers
 import torch
+from onnx_checks import Inputs, Logits, agree
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # torch's, of its own making
     pytest.mark.skipif(networks.DEVICE.type != "cpu", reason="ONNX Runtime's CPU kernels"),
 ]
-Inputs = tuple[Tensor, ...]
 
 
 def check(module: nn.Module, *examples: Inputs, opset: int = 17) -> None:
@@ -41,15 +41,12 @@ def check(module: nn.Module, *examples: Inputs, opset: int = 17) -> None:
     )  # fmt: skip
     session = onnxruntime.InferenceSession(file.getvalue())
     known = {one.name for one in session.get_inputs()}
-    for inputs in examples:
+
+    def run(*inputs: Tensor) -> list[np.ndarray]:
         feed = {n: x.numpy() for n, x in zip(names, inputs, strict=True) if n in known}
-        with torch.no_grad():
-            want = [y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)]
-        for got, expected in zip(session.run(None, feed), want, strict=True):
-            assert got.shape == tuple(expected.shape)
-            scale = max(float(expected.abs().max()), 1e-3)
-            error = np.abs(got - expected.numpy()).max()
-            assert error < 1e-4 * scale, [tuple(x.shape) for x in inputs]
+        return session.run(None, feed)
+
+    agree(run, module, examples)
 
 
 @pytest.mark.parametrize("name", test_layers.LAYERS)
@@ -111,18 +108,6 @@ def test_functions_of_sizes(name: str) -> None:
         outputs = tree_leaves(traced(*inputs)), tree_leaves(module(*inputs))
         for got, want in zip(*outputs, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
-class Logits(nn.Module):
-    """Whatever the network wraps them in."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        outputs = self.network(image)
-        return outputs["logits"] if isinstance(outputs, Mapping) else outputs
 
 
 FUSED: dict[str, Callable[[], nn.Module]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stripctx import _compat
@@ -14,7 +15,8 @@ from stripctx import _compat
 
 def call(operator: Any, *args: Any) -> Any:
     """Calls an operator of `torch.ops.stripctx`."""
-    if not _compat.is_tracing() or not (_compat.is_traced_for_onnx() or any(map(_is_sizes, args))):
+    traces = _compat.is_tracing() and (torch.onnx.is_in_onnx_export() or any(map(_is_sizes, args)))
+    if not traces:
         return operator(*args)
     from stripctx.export import decompositions  # needs every operator to be registered
 

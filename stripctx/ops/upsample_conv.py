@@ -137,10 +137,9 @@ def _backward_of_whole(
     needs_maps = any(needs[k] for k in plan.whole)
     of_maps, of_part = plan.together(maps), plan.together(parts)
     to_maps = to_part = to_bias = None
-    matrix = of_part.flatten(1)
-    if plan.pointwise and (as_matrix(of_maps) or as_pixels(of_maps, matrix)):
+    if plan.pointwise and (as_matrix(of_maps) or as_pixels(of_maps, of_part)):
         if needs_maps:
-            to_maps = product(grad, matrix.T)
+            to_maps = product(grad, of_part.flatten(1).T)
         if needs_weight:
             to_part = product_of_weights(grad, of_maps)[:, :, None, None]
         if needs_bias:

@@ -38,8 +38,9 @@ def memory(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def as_pixels(map: Tensor, matrix: Tensor) -> bool:
-    """Whether a channels_last map is taken as one matrix, a row a pixel. The library's convolution
-    is faster, except where malloc maps its result, or the map's gradient, afresh in small pages."""
+    """Whether a channels_last map is taken as one matrix, a row a pixel, times `matrix` or a 1x1
+    weight. The library's convolution is faster, except where malloc maps its result, or the map's
+    gradient, afresh in small pages."""
     last = map.is_contiguous(memory_format=torch.channels_last)
     if map.device.type != "cpu" or not last or map.dtype is torch.float16:
         return False
