@@ -29,7 +29,8 @@ import torch
 
 import stripctx
 from benchmarks import floors, peers, traffic
-from benchmarks.report import REPOSITORY, bring_up_to_date, markdown, shape_text
+from benchmarks.report import REPOSITORY, bring_up_to_date
+from benchmarks.tables import markdown, shape_text
 from benchmarks.traffic import Traffic
 
 PAGES = REPOSITORY / "docs"

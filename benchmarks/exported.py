@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks import family, machine, measuring
 from benchmarks.networks import MODES, TINY, Inference, without_chance
-from benchmarks.report import PAIR, REPOSITORY, RESULTS, median
+from benchmarks.report import REPOSITORY, RESULTS
+from benchmarks.tables import PAIR, median
 from benchmarks.zoo import NETWORKS
 from stripctx import fuse
 

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from benchmarks import family, machine, measuring, memory
 from benchmarks.compare import check_agreement, reason
 from benchmarks.measuring import Run
-from benchmarks.report import RESULTS, median
+from benchmarks.report import RESULTS
+from benchmarks.tables import median
 from benchmarks.zoo import CLASSES, NETWORKS
 from stripctx import fuse
 

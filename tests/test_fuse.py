@@ -638,7 +638,7 @@ def test_is_left(name: str) -> None:
     kind = type(network["head"])
     report = fuse(network)
     entry = next(one for one in report.left if one.path == "head")
-    assert why in entry.why and not isinstance(network["head"], fusion._RECIPES)
+    assert why in entry.why and not isinstance(network["head"], fusion._REPLACEMENTS)
     assert isinstance(network["head"], kind)
     assert f"head: {kind.__name__}: " in str(report)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import decoders, networks, report, zoo
+from benchmarks import decoders, networks, report, tables, zoo
 from stripctx.fusion import cost
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -125,12 +125,12 @@ def test_tables_of_networks(tmp_path: Path) -> None:
             "fused, compiled": candidate(60.0),
         },
     }
-    assert report.networks_table([entry], short=True).splitlines() == [
+    assert tables.networks_table([entry], short=True).splitlines() == [
         "|  | image | pass | own | fused | times as fast | products |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
         "| A | 1 x 3 x 512 x 512 | inference | 300 ms | 100 ms | 3.00 | 4 G → 1.5 G |",
     ]
-    line = report.networks_table([entry]).splitlines()[2]
+    line = tables.networks_table([entry]).splitlines()[2]
     assert "| 90.0 ms | 60.0 ms | 1.50 | 300.0 MiB | 100.0 MiB | 90.0 MiB | 60.0 MiB |" in line
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import family, report
+from benchmarks import family, report, tables
 
 MIB = 2**20
 
@@ -62,13 +62,13 @@ SUMMARY = """\
 
 
 def test_family_table() -> None:
-    assert report.family_table(report.headline(ENTRIES[:6])) == SUMMARY
+    assert tables.family_table(tables.headline(ENTRIES[:6])) == SUMMARY
 
 
 def test_a_table_has_no_columns_of_what_nobody_measured() -> None:
     one = entry("training", "pspnet", fused=(2.0, 0), eager=(1.0, MIB))
     del one["floor"]
-    header, _, line = report.family_table([one]).splitlines()
+    header, _, line = tables.family_table([one]).splitlines()
     assert header == "|  | shape | pass | fused | eager | peak memory: fused | eager |"
     assert line == (
         "| `pspnet` | 1 x 2 x 3 x 4 | training step | 2.00 ms | **1.00 ms** | 0.0 MiB | 1.0 MiB |"
@@ -76,7 +76,7 @@ def test_a_table_has_no_columns_of_what_nobody_measured() -> None:
 
 
 def test_table_of_every_entry() -> None:
-    lines = report.family_table(ENTRIES, every=True).splitlines()
+    lines = tables.family_table(ENTRIES, every=True).splitlines()
     assert len(lines) == 2 + 7
     assert lines[4].startswith("| `strip_pool` | 1 x 2 x 3 x 4 | bfloat16 | contiguous | forward |")
 
@@ -84,7 +84,7 @@ def test_table_of_every_entry() -> None:
 def test_operators_are_compared_with_their_faster_peer() -> None:
     """Forward and backward at the first shape; layers are in other tables."""
     both = entry("fwd+bwd", "row_gate", fused=(2.0, 0), eager=(5.0, 0), compile=(3.0, 0))
-    lines = report.operators_table([*ENTRIES, both]).splitlines()
+    lines = tables.operators_table([*ENTRIES, both]).splitlines()
     assert [line.split("`")[1] for line in lines[2:]] == ["strip_pool", "encode", "row_gate"]
     assert "| 2.00 ms | 5.00 ms | 3.00 ms | 1.50x | 12% |" in lines[4]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, tables
 from docs.draw import style
 from docs.draw.style import Page
 
@@ -50,7 +50,7 @@ def networks() -> Page:
 def draw(axes: Any, row: int, candidates: dict[str, Any]) -> None:
     for index, (name, (_, colour)) in enumerate(BARS.items()):
         if name in candidates:
-            factor = report.median(candidates["own"]) / report.median(candidates[name])
+            factor = tables.median(candidates["own"]) / tables.median(candidates[name])
             at = row + 0.27 * (index - 1)
             axes.barh(at, factor, 0.24, color=colour)
             axes.text(factor + 0.03, at, f"{factor:.1f}", va="center", fontsize=6)

@@ -3,8 +3,8 @@
 Inside a module that interpolates (found by `find`, run by `scope`), F.interpolate returns a lazy
 tensor (`lazy`, `lazy_maps`). A convolution, sum, product or loss that receives it (`consumers`,
 `labels`) uses the small map if that is cheaper (`cost`). Context modules without interpolation have
-recipes by class name (`strip`, `height`, `encoding`), which are compared with the original before
-they are used (`verify`). Of a replaced module only its class changes (`module`).
+replacements by class name (`strip`, `height`, `encoding`), which are compared with the original
+before they are used (`verify`). Of a replaced module only its class changes (`module`).
 
 The package is called fusion because `stripctx.fuse` is the function.
 """
@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 
 from stripctx.fusion import cost, find, verify
-from stripctx.fusion.encoding import EncodingEncModule, EncodingRecipe, MmsegEncModule
-from stripctx.fusion.height import HANetRecipe
+from stripctx.fusion.encoding import EncodingEncModule, EncodingReplacement, MmsegEncModule
+from stripctx.fusion.height import HANetReplacement
 from stripctx.fusion.module import (
     Boundary,
     Fused,
@@ -31,15 +31,15 @@ from stripctx.fusion.module import (
 )
 from stripctx.fusion.report import Left, Replaced, Report
 from stripctx.fusion.scope import fusing
-from stripctx.fusion.strip import SPBlockRecipe, StripPoolingRecipe
+from stripctx.fusion.strip import SPBlockReplacement, StripPoolingReplacement
 
 __all__ = ["Left", "Replaced", "Report", "fuse", "fusing", "unfuse"]
 
-_RECIPES: tuple[type[Fused], ...] = (
-    SPBlockRecipe,
-    StripPoolingRecipe,
-    HANetRecipe,
-    EncodingRecipe,
+_REPLACEMENTS: tuple[type[Fused], ...] = (
+    SPBlockReplacement,
+    StripPoolingReplacement,
+    HANetReplacement,
+    EncodingReplacement,
     EncodingEncModule,
     MmsegEncModule,
 )
@@ -81,11 +81,11 @@ def fuse(network: nn.Module, *example: Any) -> Report:
     left: list[Left] = []
     modules = [(path, one) for path, one in network.named_modules() if not _is_ours(type(one))]
     for path, module in modules:
-        recipes = [recipe for recipe in _RECIPES if _named(module, recipe)]
+        replacements = [one for one in _REPLACEMENTS if _named(module, one)]
         if isinstance(module, Fused):
             left.append(Left(path, type(module).__name__, "it is already fused"))
-        elif recipes:
-            _apply(recipes, path, module, replaced, left)
+        elif replacements:
+            _apply(replacements, path, module, replaced, left)
     for path, module, kind in _scopes(network):
         _apply([kind], path, module, replaced, left)
     convolutions: tuple[cost.Convolution, ...] = ()
@@ -111,46 +111,46 @@ def unfuse(network: nn.Module) -> list[str]:
 
 def _scopes(network: nn.Module) -> list[tuple[str, nn.Module, type[Scope]]]:
     """The modules that become a Scope or a Boundary: those that interpolate, their callers, and the
-    callers of a fused gate. Submodules of a module replaced by a recipe are excluded."""
+    callers of a fused gate. Submodules of a replaced module are excluded."""
     found = find.scopes(network)
     modules = dict(network.named_modules())
     for path, module in modules.items():
-        if isinstance(module, SPBlockRecipe) and path:
+        if isinstance(module, SPBlockReplacement) and path:
             found.setdefault(path.rpartition(".")[0], False)
     known = [path for path, one in modules.items() if isinstance(one, Fused)]
-    recipes = [path for path in known if not isinstance(modules[path], Scope)]
+    replacements = [path for path in known if not isinstance(modules[path], Scope)]
     return [
         (path, modules[path], Scope if catches else Boundary)
         for path, catches in found.items()
-        if path not in known and not any(f"{path}.".startswith(f"{one}.") for one in recipes)
+        if path not in known and not any(f"{path}.".startswith(f"{one}.") for one in replacements)
     ]
 
 
 def _apply(
-    recipes: Iterable[type[Fused]],
+    replacements: Iterable[type[Fused]],
     path: str,
     module: nn.Module,
     replaced: list[Replaced],
     left: list[Left],
 ) -> None:
-    """Applies the first recipe that accepts the module, or records why none does."""
+    """Applies the first replacement that accepts the module, or records why none does."""
     reasons = []
-    for recipe in recipes:
+    for replacement in replacements:
         name = type(module).__name__
         try:
             if "forward" in vars(module):
                 raise UnknownModuleError("it has a forward of its own, set on the object")
-            recipe.check(module)
-            check_names(recipe, module)
-            if not issubclass(recipe, Scope):  # a scope still runs the module's own forward
-                verify.try_out(recipe, module)
-            become(module, generated(recipe, type(module)))
+            replacement.check(module)
+            check_names(replacement, module)
+            if not issubclass(replacement, Scope):  # a scope still runs the module's own forward
+                verify.try_out(replacement, module)
+            become(module, generated(replacement, type(module)))
         except UnknownModuleError as reason:
-            general = issubclass(recipe, Scope)
-            reasons.append(str(reason) if general else f"as {recipe.upstream}'s, {reason}")
+            general = issubclass(replacement, Scope)
+            reasons.append(str(reason) if general else f"as {replacement.upstream}'s, {reason}")
         else:
-            known = name if issubclass(recipe, Scope) else f"{name} ({recipe.upstream})"
-            replaced.append(Replaced(path, known, recipe.functions))
+            known = name if issubclass(replacement, Scope) else f"{name} ({replacement.upstream})"
+            replaced.append(Replaced(path, known, replacement.functions))
             return
     left.append(Left(path, type(module).__name__, "; ".join(reasons)))
 
@@ -191,9 +191,11 @@ def _try(
     return tuple(recorder.convolutions)
 
 
-def _named(module: nn.Module, recipe: type[Fused]) -> bool:
-    """Whether the module's class or one of its bases has one of the recipe's names."""
-    return any(base.__name__ in recipe.names for base in type(module).__mro__ if not _is_ours(base))
+def _named(module: nn.Module, replacement: type[Fused]) -> bool:
+    """Whether the module's class or one of its bases has one of the replacement's names."""
+    return any(
+        base.__name__ in replacement.names for base in type(module).__mro__ if not _is_ours(base)
+    )
 
 
 def _is_ours(kind: type) -> bool:

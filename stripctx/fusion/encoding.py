@@ -1,8 +1,8 @@
-"""Recipes for the encoding layer (Zhang et al., Deep TEN, CVPR 2017) and the context encoding
+"""Replacements for the encoding layer (Zhang et al., Deep TEN, CVPR 2017) and the context encoding
 modules built on it (Zhang et al., CVPR 2018).
 
 Children are called as before; only the residual encoding and the channel gate are replaced. mmseg's
-EncHead contains an EncModule and needs no recipe of its own.
+EncHead contains an EncModule and needs no replacement of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stripctx import functional
 from stripctx.fusion.module import Fused, UnknownModuleError, example, flag, part
 
 
-class EncodingRecipe(Fused):
+class EncodingReplacement(Fused):
     names = ("Encoding",)
     upstream = "PyTorch-Encoding and mmseg"
     functions = "encode"
@@ -43,7 +43,7 @@ class EncodingRecipe(Fused):
         return functional.encode(x, self.codewords, self.scale)
 
 
-class ContextRecipe(Fused):
+class ContextReplacement(Fused):
     """EncModule: encodes its input and gates it by the result. `projection` is the path of its
     first convolution."""
 
@@ -65,7 +65,7 @@ class ContextRecipe(Fused):
         return True
 
 
-class EncodingEncModule(ContextRecipe):
+class EncodingEncModule(ContextReplacement):
     upstream = "PyTorch-Encoding"
     projection = "encoding.0"
 
@@ -83,7 +83,7 @@ class EncodingEncModule(ContextRecipe):
         return (features, self.selayer(encoded)) if self.se_loss else (features,)
 
 
-class MmsegEncModule(ContextRecipe):
+class MmsegEncModule(ContextReplacement):
     """Returns the encoding first; the head computes the logits of the auxiliary loss from it."""
 
     upstream = "mmseg"

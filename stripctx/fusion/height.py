@@ -1,4 +1,4 @@
-"""The recipe for HANet's height-driven attention (Choi, Kim, Choo, CVPR 2020).
+"""The replacement for HANet's height-driven attention (Choi, Kim, Choo, CVPR 2020).
 
 All children except the pooling are called as before, so norms, dropout and the positional
 embeddings behave as upstream: they take the first column of `pos` and round noise down.
@@ -15,7 +15,7 @@ from stripctx import functional
 from stripctx.fusion.module import Fused, UnknownModuleError, idle, part
 
 
-class HANetRecipe(Fused):
+class HANetReplacement(Fused):
     """The module's own forward runs if the attention map or attention loss is requested too."""
 
     names = ("HANet_Conv",)

@@ -22,21 +22,22 @@ from stripctx.fusion import find, scope
 
 
 class UnknownModuleError(Exception):
-    """Why a recipe does not apply to a module; the message goes into the report."""
+    """Why a replacement does not apply to a module; the message goes into the report."""
 
 
 class Fused(nn.Module):
-    """Base of all recipes: a replacement for `forward` of a class from another package.
+    """Base of all replacements for `forward` of a class from another package.
 
-    A recipe is never instantiated. The generated class derives from the recipe first and the
-    module's own class second, so `super().forward` is the original and `self` has its attributes.
+    A replacement is never instantiated. The generated class derives from the replacement first and
+    the module's own class second, so `super().forward` is the original and `self` has its
+    attributes.
     """
 
     names: ClassVar[tuple[str, ...]]  # of the classes it replaces
     upstream: ClassVar[str]
     functions: ClassVar[str]  # of stripctx that it calls
     own: ClassVar[type[nn.Module]]  # the module's own class; set in the generated class
-    recipe: ClassVar[type[Fused]]  # the recipe it was generated from; likewise
+    replacement: ClassVar[type[Fused]]  # the replacement it was generated from; likewise
 
     if TYPE_CHECKING:
 
@@ -44,7 +45,7 @@ class Fused(nn.Module):
 
     @classmethod
     def check(cls, module: Any) -> None:
-        """Raises UnknownModuleError if the module lacks the structure that the recipe expects."""
+        """Raises UnknownModuleError if the module lacks the structure that is expected here."""
         raise NotImplementedError
 
     @classmethod
@@ -72,14 +73,14 @@ class Fused(nn.Module):
         return f"{said}, fused by stripctx" if said else "fused by stripctx"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickles by recipe and own class: a generated class cannot be imported by name."""
+        """Pickles by replacement and own class: a generated class cannot be imported by name."""
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, arguments, *rest = reduced
-        return _again, (make, self.recipe, self.own, *arguments[1:]), *rest
+        return _again, (make, self.replacement, self.own, *arguments[1:]), *rest
 
 
-def _again(make: Any, recipe: type[Fused], own: type[nn.Module], *arguments: Any) -> Any:
-    return make(generated(recipe, own), *arguments)
+def _again(make: Any, replacement: type[Fused], own: type[nn.Module], *arguments: Any) -> Any:
+    return make(generated(replacement, own), *arguments)
 
 
 class Scope(Fused):
@@ -128,28 +129,28 @@ def _hooked(module: nn.Module) -> bool:
 _GENERATED: dict[tuple[type, type], type[Fused]] = {}
 
 
-def generated(recipe: type[Fused], own: type[nn.Module]) -> type[Fused]:
-    """The class of a fused module, derived from the recipe and `own`; cached for each pair."""
-    if (recipe, own) not in _GENERATED:
+def generated(replacement: type[Fused], own: type[nn.Module]) -> type[Fused]:
+    """The class of a fused module, derived from the replacement and `own`; cached for each pair."""
+    if (replacement, own) not in _GENERATED:
 
         @functools.wraps(own.forward)  # torch.fx and torch.export read the signature
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return recipe.forward(self, *args, **kwargs)
+            return replacement.forward(self, *args, **kwargs)
 
         members = {
-            **{"own": own, "recipe": recipe, "forward": forward},
+            **{"own": own, "replacement": replacement, "forward": forward},
             **{"__module__": own.__module__, "__qualname__": own.__qualname__},
         }
-        _GENERATED[recipe, own] = types.new_class(
-            own.__name__, (recipe, own), exec_body=lambda body: body.update(members)
+        _GENERATED[replacement, own] = types.new_class(
+            own.__name__, (replacement, own), exec_body=lambda body: body.update(members)
         )
-    return _GENERATED[recipe, own]
+    return _GENERATED[replacement, own]
 
 
-def check_names(recipe: type[Fused], module: nn.Module) -> None:
-    """Raises UnknownModuleError if an attribute of the recipe would hide one of the module."""
-    recipes = recipe.__mro__[: recipe.__mro__.index(nn.Module)]
-    ours = {name for base in recipes for name in vars(base) if not name.startswith("__")}
+def check_names(replacement: type[Fused], module: nn.Module) -> None:
+    """Raises UnknownModuleError if an attribute of the replacement would hide one of the module."""
+    replacements = replacement.__mro__[: replacement.__mro__.index(nn.Module)]
+    ours = {name for base in replacements for name in vars(base) if not name.startswith("__")}
     theirs = {*vars(module), *module._modules, *module._parameters, *module._buffers}
     theirs.update(*(vars(base) for base in type(module).__mro__ if base not in nn.Module.__mro__))
     taken = sorted((ours & theirs) - {"forward", "extra_repr"})

@@ -1,4 +1,4 @@
-"""Recipes for strip pooling: SPNet's modules (Hou et al., CVPR 2020), by their upstream names."""
+"""Replacements for strip pooling: SPNet's modules (Hou et al., CVPR 2020), by upstream names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stripctx.fusion.module import (
 from stripctx.layers import MixedPooling
 
 
-class SPBlockRecipe(Fused):
+class SPBlockReplacement(Fused):
     """SPNet's SPBlock: returns the gate; the residual block around it multiplies."""
 
     names = ("SPBlock",)
@@ -64,7 +64,7 @@ _SPBLOCK = ("conv1", "bn1", "conv2", "bn2", "conv3")
 _SILENT = (nn.AdaptiveAvgPool2d, nn.ReLU, nn.Sigmoid)
 
 
-class StripPoolingRecipe(Fused):
+class StripPoolingReplacement(Fused):
     """SPNet's StripPooling, the paper's mixed pooling module. Its children have the same names as
     `MixedPooling`'s, whose two paths it runs."""
 

@@ -1,10 +1,11 @@
 """Compares outputs and gradients of a module's own forward with those of the fused one.
 
-Recipes are compared on small random maps in float64, in evaluation and training mode, with random
-parameters, since parameters initialised to zero could hide a difference. A network is compared on
-the user's example, with its hooks, which may be part of the computation. Modules are not copied, as
-some hold locks or queues: parameters and buffers are swapped for the call, and the state of the
-random generators is restored. Modules with synchronised norms do not run in training mode.
+Replacements are compared on small random maps in float64, in evaluation and training mode, with
+random parameters, since parameters initialised to zero could hide a difference. A network is
+compared on the user's example, with its hooks, which may be part of the computation. Modules are
+not copied, as some hold locks or queues: parameters and buffers are swapped for the call, and the
+state of the random generators is restored. Modules with synchronised norms do not run in training
+mode.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _OF_DTYPE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def try_out(recipe: type[Fused], module: nn.Module) -> None:
+def try_out(replacement: type[Fused], module: nn.Module) -> None:
     """Raises UnknownModuleError if the forms differ. If the module's own forward fails in training
     mode only, evaluation mode decides."""
     own = type(module)
@@ -35,7 +36,7 @@ def try_out(recipe: type[Fused], module: nn.Module) -> None:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         state = _random_state(module, device)
-        examples = [_to(one, device) for one in recipe.examples(module)]
+        examples = [_to(one, device) for one in replacement.examples(module)]
         for training in (False, True):
             if training and any(map(_talks, module.modules())):
                 return
@@ -47,7 +48,7 @@ def try_out(recipe: type[Fused], module: nn.Module) -> None:
                             continue
                         raise UnknownModuleError(f"its own forward raises {_line(expected)}")
                     try:
-                        become(module, generated(recipe, own))
+                        become(module, generated(replacement, own))
                         result = _attempt(module, state, example)
                     finally:
                         become(module, own)
