@@ -15,6 +15,7 @@ interruption are written.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -231,11 +232,13 @@ class Family:
         cases = self.cases(quick=options.quick, batch=batch)
         with_compile = not (options.quick or options.without_compile)
         entries: list[Entry] = []
+        gc.freeze()  # so that collections before each memory measurement take no time
         try:
             for case in cases:
                 entries.append(attempt(case, options.device, with_compile, options.quick))
                 print(summary(entries[-1]), flush=True)
         finally:
+            gc.unfreeze()
             folder = options.results or (None if options.quick else RESULTS)
             if folder is not None and entries:
                 suffix = "-cuda" if options.device == "cuda" else ""

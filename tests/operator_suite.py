@@ -33,8 +33,9 @@ class OperatorSuite:
     kernels: ClassVar[tuple[Case, ...]]  # one operator each
     compositions: ClassVar[tuple[Case, ...]] = ()  # several operators, including those of libraries
     refusals: ClassVar[list[Refusal]]
-    # Kernels used in slow tests; by default all of them.
+    # Kernels and compositions used in slow tests; by default all of them.
     typical: ClassVar[tuple[Case, ...]] = ()
+    compiled: ClassVar[tuple[Case, ...]] = ()
     # Kernels whose plain form propagates NaN and infinities like interpolation and pooling.
     spreading: ClassVar[tuple[Case, ...]] = ()
     shapes: ClassVar[tuple[Shape, ...]] = SHAPES
@@ -53,6 +54,7 @@ class OperatorSuite:
             "spreading_kernel": self.spreading or typical,
             "composition": self.compositions,
             "case": (*typical, *self.compositions),
+            "compiled_case": (*typical, *(self.compiled or self.compositions)),
             "shape": self.shapes,
             "refusal": self.refusals,
         }
@@ -103,8 +105,9 @@ class OperatorSuite:
 
     @pytest.mark.slow
     @any_format
-    def test_compile(self, case: Case, layout: str) -> None:
-        operator_checks.check_compile(case, PLAIN, layout, exact=case in self.kernels)
+    def test_compile(self, compiled_case: Case, layout: str) -> None:
+        exact = compiled_case in self.kernels
+        operator_checks.check_compile(compiled_case, PLAIN, layout, exact=exact)
 
     @pytest.mark.slow
     def test_export(self, case: Case) -> None:

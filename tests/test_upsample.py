@@ -441,6 +441,7 @@ def test_conv_refuses_padding_in_words() -> None:
 class TestUpsample(OperatorSuite):
     kernels = NATIVE
     compositions = CONVS
+    compiled = CONVS[:2]
     spreading = (CONCAT, CONCAT_ODD, ADD_RELU, ADD_RELU_ODD)
     refusals = REFUSED
     large = (2, 5, 14, 15) if EMULATED else OperatorSuite.large

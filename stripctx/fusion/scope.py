@@ -28,7 +28,10 @@ _POOLS = (F.adaptive_avg_pool2d, F.interpolate)
 
 
 class _Depth(threading.local):
-    scopes = 0
+    def __init__(self) -> None:
+        """Called in every thread. A class attribute would not do: torch.compile guards on the
+        instance's attributes, and the first assignment would add one during the trace."""
+        self.scopes = 0
 
 
 _depth = _Depth()
