@@ -73,7 +73,7 @@ def test_examples_run(
         assert "decoder.fuse_stage.0: pyramid_conv" in capsys.readouterr().out
 
 
-def test_networks_of_published_checkpoints_can_be_made() -> None:
+def test_networks_of_published_checkpoints_can_be_created() -> None:
     codes = re.findall(r"^\| .+ \| `(models\..+)` \|$", (DOCS / "networks.md").read_text(), re.M)
     assert len(codes) > 8
     with torch.device("meta"):
@@ -109,7 +109,7 @@ def test_the_index_names_every_page() -> None:
     assert not [p for p in pages if f"({p.relative_to(DOCS)})" not in index]
 
 
-def test_every_layer_page_has_its_parts() -> None:
+def test_every_layer_page_has_all_sections() -> None:
     assert {page.stem for page in LAYERS} == {snake(name) for name in costs.CASES}
     for page in LAYERS:
         text = page.read_text()
@@ -117,7 +117,7 @@ def test_every_layer_page_has_its_parts() -> None:
             assert part in text, f"{page.name} lacks {part}"
 
 
-def test_every_operator_page_has_its_parts() -> None:
+def test_every_operator_page_has_all_sections() -> None:
     for page in (DOCS / "operators").glob("*.md"):
         text = page.read_text()
         for part in ("![", "## Formula", "## Floors", "<!-- floors:"):
@@ -171,6 +171,6 @@ def test_figures_are_drawn_and_shown(name: str, tmp_path: Path) -> None:
     assert words(figure) == words(draw(name, tmp_path))
 
 
-def test_no_figure_is_left_behind() -> None:
+def test_every_figure_is_shown() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     assert not [f for f in (DOCS / "figures").glob("*.svg") if f"figures/{f.name})" not in text]

@@ -107,7 +107,7 @@ def test_training_step(name: str) -> None:
 
 
 @every_network
-def test_survives_conversions(name: str) -> None:
+def test_copies_and_conversions(name: str) -> None:
     network = randomise(make(name)).eval()
     x = image(1, 3, 64, 64)
 
