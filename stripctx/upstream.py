@@ -143,7 +143,8 @@ TORCHVISION = Layout(
 
 
 def accept(module: nn.Module, *layouts: Layout) -> None:
-    """Makes `module.load_state_dict` take these layouts, wrapped or not, besides its own."""
+    """Makes `module.load_state_dict` accept these layouts, wrapped or not, in addition to its
+    own."""
     module.register_load_state_dict_pre_hook(partial(_translate, layouts))
 
 
@@ -175,7 +176,7 @@ def _translate(
     prefix: str,
     *_: object,
 ) -> None:
-    """A load_state_dict pre-hook: renames the entries below `prefix` in place. torch hands over a
+    """A load_state_dict pre-hook that renames the entries below `prefix` in place. torch passes a
     copy of the caller's dictionary."""
     own = [key for key in state_dict if key.startswith(prefix)]
     entries = _unwrap({key[len(prefix) :]: state_dict.pop(key) for key in own})

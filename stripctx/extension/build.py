@@ -50,7 +50,7 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Library:
-    """One row of the table. Paths are relative to the folder that holds csrc/."""
+    """One row of the table. Paths are relative to the folder that contains csrc/."""
 
     sources: tuple[str, ...]  # patterns; *.cu goes to nvcc where `nvcc` is set
     includes: tuple[str, ...]
@@ -93,7 +93,7 @@ LIBRARIES = {
 
 @dataclass(frozen=True)
 class Target:
-    """One library for one kind of machine: everything its bits depend on."""
+    """One library for one kind of machine: everything that the binary depends on."""
 
     name: str
     root: str  # holds csrc/
@@ -119,7 +119,7 @@ class Target:
         return [path for pattern in patterns for path in sorted(glob(pattern))]
 
     def key(self) -> str:
-        """The name of its folder in the cache: equal keys, equal libraries."""
+        """The name of its cache folder: equal keys mean equal libraries."""
         parts = [repr(self.library), *self.flags, *self.cxx.command, *self.cxx.identity]
         parts += [platform.system(), platform.machine(), str(self.cuda), *self.architectures]
         if self.instruction_set == NATIVE:
@@ -139,7 +139,7 @@ class Target:
 def target(
     name: str, instruction_set: str | None = None, architectures: tuple[str, ...] = ()
 ) -> Target:
-    """What a build of `name` would be here and now."""
+    """The target of a build of `name` in this environment."""
     root = locate.source_root()
     if name == "emulated" and root != locate.checkout():
         raise UnavailableError(
@@ -157,7 +157,7 @@ def torch_cuda() -> str | None:
 
 
 def this_cpu() -> str:
-    """What `native` means here: two CPUs that answer alike run the same code."""
+    """The meaning of `native` here: CPUs with equal values can run the same code."""
     try:
         with open("/proc/cpuinfo") as lines:
             for line in lines:
@@ -171,7 +171,7 @@ def this_cpu() -> str:
 def compile_library(
     target: Target, folder: str, filename: str, on_line: Callable[[str], None] | None = None
 ) -> str:
-    """Makes `folder`/`filename`; returns the log's path, `folder`/build.log."""
+    """Builds `folder`/`filename` and returns the log's path, `folder`/build.log."""
     from . import ninja
 
     library = target.library
@@ -214,7 +214,7 @@ def compile_library(
 
 
 def torch_folder() -> str:
-    """Where torch is installed; found without importing it."""
+    """The folder of the installed torch, found without importing it."""
     from importlib.util import find_spec
 
     spec = find_spec("torch")
@@ -227,13 +227,13 @@ def torch_folder() -> str:
 
 
 def present(torch: str, library: Library) -> list[str]:
-    """The torch libraries to link with: a CPU-only torch has no libtorch_cuda."""
+    """The torch libraries to link with; a CPU-only torch has no libtorch_cuda."""
     return [name for name in library.torch_libraries if glob(f"{torch}/lib/lib{name}.*")]
 
 
 def cuda(architectures: list[str], output: str) -> str:
-    """Compiles and links the CUDA library with any torch, without a GPU, for `make cuda-check`;
-    returns the log, which holds the resources every kernel takes."""
+    """Compiles and links the CUDA library with any torch and without a GPU, for `make cuda-check`.
+    Returns the log, which contains the resource usage of every kernel."""
     folder, filename = os.path.split(os.path.abspath(output))
     os.makedirs(folder, exist_ok=True)
     chosen = gpus.parse(";".join(architectures)) if architectures else gpus.DEFAULT
