@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +21,7 @@ import stripctx
 from benchmarks import costs, floors, traffic
 from benchmarks.operators import OPERATORS, Sample, call
 from docs.draw.__main__ import FIGURES, draw
-from stripctx import functional, models
+from stripctx import export, functional, fusion, layers, losses, models
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -71,6 +74,36 @@ def test_examples_run(
         exec(compile(block, page.name, "exec"), names)
     if uses_smp:
         assert "decoder.fuse_stage.0: pyramid_conv" in capsys.readouterr().out
+
+
+# Modules whose examples no other test runs.
+DOCTESTS = (
+    *(f"functional.{name}" for name in ("encoding", "height", "labels")),
+    *(f"functional.{name}" for name in ("pyramid", "strip", "upsample")),
+    *("layers.encoding", "fusion.report", "fusion.scope", "export"),
+)
+
+
+@pytest.mark.parametrize("name", DOCTESTS)
+def test_examples_in_docstrings_run(name: str) -> None:
+    module = importlib.import_module(f"stripctx.{name}")
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize("module", [export, functional, fusion, layers, losses, models])
+def test_docstrings_have_all_sections(module: ModuleType) -> None:
+    """Every public name has an example, except the entries of fuse's report; functions describe
+    their arguments and results, modules their shapes."""
+    for name in module.__all__:
+        public = getattr(module, name)
+        text = inspect.getdoc(public) or ""
+        if name not in ("Left", "Replaced"):
+            assert "Examples:" in text, name
+        if isinstance(public, type) and issubclass(public, nn.Module):
+            assert "Shape:" in text, name
+        elif inspect.isfunction(public) and inspect.signature(public).parameters:
+            assert "Args:" in text and ("Returns:" in text or "Shape:" in text), name
 
 
 def test_networks_of_published_checkpoints_can_be_created() -> None:

@@ -98,7 +98,7 @@ def upsample(level: Tensor, size: Sequence[Size], mode: int, ratios: Sequence[fl
     if mode in (NEAREST, NEAREST_EXACT):
         return _nearest(level, size, mode, ratios)
     if not any(ratios) and exported_products(level.shape[2:], size) > EXPORTED_RESIZE:
-        if _compat.is_tracing():  # which records sizes as F.interpolate takes them
+        if _compat.is_tracing():  # a trace records sizes in the form of F.interpolate
             corners = mode == BILINEAR_ALIGNED
             return F.interpolate(level, tuple(size), mode="bilinear", align_corners=corners)
         return torch.ops.aten.upsample_bilinear2d.vec(

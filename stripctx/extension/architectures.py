@@ -13,7 +13,7 @@ from .report import UnavailableError
 
 DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0+PTX")
 
-# The names torch.utils.cpp_extension knows, for the GPUs that CUDA 12.6 and later support.
+# The names that torch.utils.cpp_extension accepts, for the GPUs of CUDA 12.6 and later.
 NAMED = {
     "Volta": "7.0+PTX",
     "Turing": "7.5+PTX",

@@ -35,7 +35,7 @@ OURS = re.compile(r"stripctx_[a-z]+-[0-9a-f]{20}(\.failed|\.corrupt)?")
 class Cached:
     path: str
     log: str
-    seconds: float = 0.0  # spent building it just now
+    seconds: float = 0.0  # duration of the build, if this process built it
 
 
 def checksum(path: str) -> str:
@@ -64,7 +64,7 @@ def find(target: build.Target, key: str) -> Cached | None:
     for root in locate.lookup_roots():
         path = os.path.join(root, key, target.filename)
         if intact(path):
-            with suppress(OSError):  # a cache that we may only read
+            with suppress(OSError):  # a read-only cache
                 os.utime(os.path.dirname(path))
             return Cached(path, os.path.join(root, key, ninja.LOG))
     return None
@@ -129,7 +129,8 @@ def make(target: build.Target, key: str) -> Cached:
         if found:
             return found
         failed = failure(root, key)
-        if failed and stamp(root, key) != before:  # while we waited: ours would fail alike
+        # another process's build failed meanwhile; this one would too
+        if failed and stamp(root, key) != before:
             raise failed
         return build_and_publish(target, root, key)
     finally:
@@ -154,10 +155,10 @@ def build_and_publish(target: build.Target, root: str, key: str) -> Cached:
     try:
         build.compile_library(target, folder, target.filename, progress.step)
         seal(os.path.join(folder, target.filename))
-        if os.path.isdir(home):  # not intact, or `find` had found it
+        if os.path.isdir(home):  # not intact, otherwise `find` would have found it
             set_aside(os.path.join(home, target.filename))
         if not publish(folder, home) and not intact(os.path.join(home, target.filename)):
-            home = folder  # somebody was first, but theirs cannot be read here
+            home = folder  # another process published first, but its library cannot be read here
         shutil.rmtree(failed, ignore_errors=True)
         remove_unused(root)
         ok = True

@@ -176,7 +176,7 @@ def load_shared(path: str) -> None:
     try:
         load(path)
     except OSError as error:
-        reason = error.__cause__ or error.__context__  # the system's loader, in its own words
+        reason = error.__cause__ or error.__context__  # the message of the system's loader
         if reason is None:
             raise
         raise OSError(f"{error}: {reason}") from error

@@ -65,7 +65,7 @@ def temporary_root() -> str:
 def lookup_roots() -> Iterator[str]:
     """The folders that may contain a cached build, in order of preference."""
     yield cache_root()
-    with suppress(OSError):  # there may be no temporary folder at all
+    with suppress(OSError):  # there may be no usable temporary folder
         if is_private(temporary_root()):
             yield temporary_root()
 
@@ -79,7 +79,7 @@ def build_root() -> tuple[str, str]:
     root = temporary_root()
     with suppress(OSError):
         os.mkdir(root, mode=0o700)
-    if not is_private(root):  # somebody else owns that name
+    if not is_private(root):  # another user owns a folder of that name
         root = tempfile.mkdtemp(prefix="stripctx-")
     second_problem = why_unusable(root)
     if second_problem:
@@ -109,7 +109,7 @@ def why_unusable(folder: str) -> str:
         os.makedirs(folder, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
             os.fchmod(probe.fileno(), 0o700)
-            if not os.access(probe.name, os.X_OK):  # so the kernel answers on a noexec mount
+            if not os.access(probe.name, os.X_OK):  # the kernel's answer on a noexec mount
                 return "programs may not be executed from it (mounted noexec?)"
             fcntl.flock(probe.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

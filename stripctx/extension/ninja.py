@@ -13,7 +13,7 @@ from . import toolchain
 from .report import RETRY, UnavailableError
 
 LOG = "build.log"
-OLDEST = {"g++": 11, "clang": 14}  # that compile csrc
+OLDEST = {"g++": 11, "clang": 14}  # oldest versions that compile csrc
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run(
                     on_line(line.strip())
             failed = process.wait() != 0
         except BaseException:
-            process.terminate()  # ninja ends its compilers
+            process.terminate()  # ninja terminates its compilers
             process.wait()
             raise
     for step in steps[:-1]:

@@ -32,13 +32,13 @@ class LibraryStatus:
 
     name: str
     loaded: bool = False
-    origin: str = ""  # "prebuilt", "cache", "new build", or that it was loaded before
+    origin: str = ""  # "prebuilt", "cache", "new build" or "loaded before stripctx was imported"
     path: str = ""
     reason: str = ""  # why it is not loaded
-    cure: str = ""  # the command that mends that; empty where nothing is wrong
-    seconds: float = 0.0  # spent building, in this process
-    log: str = ""  # of the build, by whichever process
-    note: str = ""  # why a prebuilt library is not the one that runs
+    cure: str = ""  # the command that fixes it; empty if nothing is wrong
+    seconds: float = 0.0  # duration of the build in this process
+    log: str = ""  # the build's log, also if another process built it
+    note: str = ""  # why a prebuilt library is not used
 
     def fail(self, error: UnavailableError) -> None:
         self.loaded = False

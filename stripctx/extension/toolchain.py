@@ -12,7 +12,7 @@ from glob import glob
 
 from .report import RETRY, UnavailableError
 
-# PyPI's toolkit, from CUDA 13 on; minor versions must agree with one another.
+# PyPI's packages of the toolkit, from CUDA 13 on; their minor versions must be equal.
 PYPI_TOOLKIT = (
     "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-cuda-cccl", "nvidia-nvvm", "nvidia-cuda-runtime",
 )  # fmt: skip
@@ -153,7 +153,7 @@ def toolkit(wanted: str | None) -> Toolkit:
 def toolkit_cure(wanted: str | None) -> str:
     """The command that installs a compiler for torch's CUDA."""
     version = wanted or "13.0"
-    if int(version.split(".")[0]) < 13:  # PyPI's older packages hold no nvcc
+    if int(version.split(".")[0]) < 13:  # PyPI's older packages contain no nvcc
         return f"install the CUDA toolkit {version} and set CUDA_HOME to it"
     pins = " ".join(f"'{package}=={version}.*'" for package in PYPI_TOOLKIT)
     return f"pip install {pins}"

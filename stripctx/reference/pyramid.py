@@ -63,7 +63,7 @@ def pyramid_max_pool(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def _max_pool(x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    if x.size(1) == 0:  # which torch refuses
+    if x.size(1) == 0:  # not supported by torch
         empty = x.new_empty((*x.shape[:2], *size))
         return empty, empty.long()
     return F.adaptive_max_pool2d(widen(x), size, return_indices=True)
