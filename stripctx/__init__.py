@@ -2,7 +2,7 @@
 
 from stripctx import extension
 
-extension.load()  # first: a library defines the operators that stripctx.ops finds
+extension.load()  # before stripctx.ops, which skips operators that a library defines
 
 from stripctx import export, functional, layers, losses, models  # noqa: E402
 from stripctx import ops as ops  # noqa: E402

@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def build_ahead(device: str) -> int:
-    """0 where all that was asked for loads; `all` leaves CUDA out where torch has none."""
+    """Returns 0 if all requested libraries load; `all` excludes CUDA if torch has none."""
     names = [device] if device != "all" else ["cpu", *["cuda"] * (torch.version.cuda is not None)]
     failed = False
     for name in names:

@@ -1,4 +1,4 @@
-"""Which memory format a result has. One rule, the same in csrc/bind/tensor.hpp."""
+"""The memory format of a result; csrc/bind/tensor.hpp has the same rule."""
 
 from __future__ import annotations
 

@@ -11,19 +11,20 @@ from typing import Any, TypeVar, cast
 
 import torch.fx
 
-# As torch does for its own code: what is asked here of a traced size makes it no constant.
+# As in torch's own functions: comparing a traced size here does not make it a constant.
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"stripctx\.")
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def is_proxy(value: Any) -> bool:
-    """Whether torch.fx traces what this stands for."""
+    """Whether the value is a proxy of torch.fx's symbolic tracing."""
     return isinstance(value, torch.fx.Proxy)
 
 
 def one_call(forward: Forward) -> Forward:
-    """The `forward` of a layer whose insides are not for torch.fx: they ask for sizes."""
+    """Decorates the `forward` of a layer that torch.fx records as one call, because its code
+    depends on sizes."""
 
     @functools.wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:

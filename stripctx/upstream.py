@@ -35,7 +35,7 @@ __all__ = [
     "read",
 ]
 
-# A pattern that matches the start of a key, and what that start becomes; None drops the entry.
+# A pattern for the start of a key and its replacement; None drops the entry.
 Rule = tuple[str, "str | None"]
 
 _WRAPPERS = ("state_dict", "model")
@@ -68,12 +68,13 @@ class Layout:
         return key
 
 
-_CLASSIFIER: Rule = (r"fc\.", None)  # ImageNet's, which no segmentation network has
+_CLASSIFIER: Rule = (r"fc\.", None)  # ImageNet's classifier, which segmentation networks lack
 
-# A weighted criterion that a network holds: HANet's, semseg's and SPNet's.
+# The class weights of a loss that HANet, semseg and SPNet store in the network.
 _CRITERION: Rule = (r"criterion\w*\.", None)
 
-# A ResNet of stripctx.models: `stem` with its convolutions at 0, 3 and 6, then layer1 to layer4.
+# ResNet in the layout of stripctx.models: `stem`, with convolutions at 0, 3 and 6, then layer1 to
+# layer4.
 BACKBONE = (
     Layout(
         "PyTorch-Encoding and SPNet, deep stem",
@@ -102,7 +103,7 @@ BACKBONE = (
     Layout("mmseg's ImageNet files", r"fc\.", (_CLASSIFIER,)),
 )
 
-# What a whole network calls its backbone and its auxiliary head; `plus` adds its own head.
+# Each project's names of the backbone and the auxiliary head; `plus` adds those of a head.
 ENCODING = Layout(
     "PyTorch-Encoding and SPNet",
     r"pretrained\.",
@@ -143,7 +144,8 @@ TORCHVISION = Layout(
 
 
 def accept(module: nn.Module, *layouts: Layout) -> None:
-    """Makes `module.load_state_dict` take these layouts, wrapped or not, besides its own."""
+    """Makes `module.load_state_dict` accept these layouts, wrapped or not, in addition to its
+    own."""
     module.register_load_state_dict_pre_hook(partial(_translate, layouts))
 
 
@@ -175,7 +177,7 @@ def _translate(
     prefix: str,
     *_: object,
 ) -> None:
-    """A load_state_dict pre-hook: renames the entries below `prefix` in place. torch hands over a
+    """A load_state_dict pre-hook that renames the entries below `prefix` in place. torch passes a
     copy of the caller's dictionary."""
     own = [key for key in state_dict if key.startswith(prefix)]
     entries = _unwrap({key[len(prefix) :]: state_dict.pop(key) for key in own})
@@ -183,6 +185,6 @@ def _translate(
     for key, value in entries.items():
         name = key if layout is None else layout.rename(key)
         if name is not None:
-            # two entries of one name: the second keeps its own and is reported as unexpected
+            # both names are present: the second keeps its name and is reported as unexpected
             taken = prefix + name in state_dict
             state_dict[prefix + (key if taken else name)] = value

@@ -138,7 +138,7 @@ def test_blur_and_jitter_change_the_image_only() -> None:
         assert torch.equal(result.heights, base.heights)
 
 
-def test_jitter_is_that_of_brightness_when_grey() -> None:
+def test_jitter_of_grey_images_only_scales() -> None:
     """A grey image has no hue or saturation: only brightness and contrast scale it."""
     scene = Scene(np.full((16, 16, 3), 100, np.uint8), np.zeros((16, 16), np.uint8), "grey")
     options = Augmentation(crop=[16, 16], jitter=0.25)
@@ -157,7 +157,7 @@ class Charts:
         return chart(40 + index, 50)
 
 
-def test_a_scene_of_an_epoch_is_always_the_same() -> None:
+def test_augmentation_is_reproducible() -> None:
     options = Augmentation(crop=[30, 30], scale=[0.5, 2], rotation=10, blur_chance=0.5, jitter=0.2)
     first, second = (Augmented(Charts(), options, seed=5) for _ in range(2))
     for _ in range(2):  # a global generator would return other numbers
@@ -186,6 +186,6 @@ def test_heights_and_normalise() -> None:
         ({"blur_kernel": 4}, r"augmentation\.blur_kernel: must be odd, got 4"),
     ],
 )
-def test_settings_that_cannot_be(change: dict[str, object], words: str) -> None:
+def test_invalid_settings(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Augmented(Charts(), Augmentation(**change), 0)

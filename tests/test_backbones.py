@@ -106,7 +106,7 @@ def test_dilations_of_basic_blocks() -> None:
                 assert all(block.conv2.dilation == (dilation, dilation) for block in stage)
 
 
-def test_where_strip_pooling_sits() -> None:
+def test_positions_of_strip_pooling() -> None:
     with torch.device("meta"):
         for depth, last in ((50, 5), (101, 22)):
             network = ResNet(depth, strip_pooling=True)
@@ -147,7 +147,7 @@ def plain_resnet(
             stride = 2 if stage > 1 and index == 0 and max(blocks) == 1 else 1
             options = {"padding": dilation, "dilation": dilation, "stride": stride}
             groups = 1
-            if depth >= 50:  # a group's 3x3 convolution sees the channels of the group alone
+            if depth >= 50:  # a group's 3x3 convolution has the group's channels only
                 outputs, inputs, *_ = state[f"{name}.conv2.weight"].shape
                 groups = outputs // inputs
             if f"{name}.downsample.0.weight" in state:
@@ -233,7 +233,7 @@ def test_mobilenet_equals_plain(output_stride: int, lost: dict[int, int]) -> Non
     assert tuple(each.shape[1] for each in expected) == network.channels
 
 
-# torchvision counts on through the stages: 2, 5, 4, 7 and 1 of them.
+# torchvision numbers the blocks across the stages: 2, 5, 4, 7 and 1 of them.
 TO_MOBILENET = tuple(
     (rf"{stage}\.{index}\.", f"features.{first + index}.")
     for stage, first, length in (
@@ -302,7 +302,7 @@ def test_every_network_takes_weights(name: str, tmp_path: Path) -> None:
     same_state(source, network.backbone)
 
 
-def test_strip_pooling_keeps_its_values_where_the_weights_lack_it() -> None:
+def test_weights_without_strip_pooling_leave_it_unchanged() -> None:
     source = randomise(models.create_backbone("resnet50s"))
     target = models.create_backbone("resnet50s", strip_pooling=True, weights=source.state_dict())
     for key, value in source.state_dict().items():
@@ -315,7 +315,7 @@ def test_unsafe_file_is_refused(tmp_path: Path) -> None:
         models.create_backbone("resnet18", weights=tmp_path / "weights.pth")
 
 
-def test_backbone_of_ones_own() -> None:
+def test_custom_backbone() -> None:
     class Own(Backbone):
         channels = (4, 4, 8, 8)
 
@@ -346,7 +346,7 @@ def test_timm_backbone() -> None:
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "hrnet_w18_small", "vgg11", "vit_tiny_patch16_224"])
-def test_timm_at_its_own_stride(name: str) -> None:
+def test_timm_at_its_native_stride(name: str) -> None:
     """Networks without dilation in timm accept images of any size too."""
     oracles.timm()
     network = models.fcn(3, f"timm:{name}", output_stride=32).eval()
@@ -356,13 +356,13 @@ def test_timm_at_its_own_stride(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "hrnet_w18_small", "vgg11", "densenet121"]
 )
-def test_timm_that_cannot_dilate(name: str) -> None:
+def test_timm_without_dilation_is_refused(name: str) -> None:
     oracles.timm()
     with torch.device("meta"), pytest.raises(ValueError, match="output_stride must be 32 for"):
         models.create_backbone(f"timm:{name}", output_stride=8)
 
 
-def test_timm_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     words = "name 'resnet18' needs the timm library: pip install stripctx[timm]"
     operator_checks.raises(ValueError, words, lambda: models.create_backbone("timm:resnet18"))

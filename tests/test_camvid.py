@@ -66,7 +66,7 @@ def test_study_names_what_is_missing(
 
 
 @pytest.mark.parametrize("network", camvid_tables.NETWORKS)
-def test_recipes_differ_in_the_network_alone(network: str) -> None:
+def test_recipes_differ_only_in_the_network(network: str) -> None:
     options = camvid.parse(["--data", "a", "--weights", "b"])
     settings, plain = (
         recipe.to_dict(recipe.load(camvid.RECIPE, camvid.changes(options, name, 0)))
@@ -95,7 +95,7 @@ def run(network: str, seed: int, miou: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_tables_compare_what_every_network_has() -> None:
+def test_tables_average_only_seeds_that_all_networks_have() -> None:
     """For a seed that some networks lack, scores are shown but not averaged."""
     runs = [run("fcn", 0, 0.3), run("fcn", 1, 0.4), run("pspnet", 0, 0.35)]
     headers, rows = camvid_tables.scores(runs)
@@ -119,7 +119,7 @@ def test_tables_compare_what_every_network_has() -> None:
     )
 
 
-def test_report_says_how_they_were_trained(tmp_path: Path) -> None:
+def test_report_describes_the_training(tmp_path: Path) -> None:
     facts = {"processor": "Abacus", "threads": 2, "torch": "2.13", "compiler": "g++"}
     common = camvid.shared(recipe.load(camvid.RECIPE, ["train.epochs=3"]))
     facts |= {"commit": "0123", "date": "2026-01-02", "recipe": common}

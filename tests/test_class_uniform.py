@@ -86,7 +86,7 @@ def test_labels_are_read_once(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "half", "other"])
-def test_file_of_centroids_that_is_broken_is_made_anew(content: bytes | str, camvid: Path) -> None:
+def test_a_broken_centroid_file_is_rebuilt(content: bytes | str, camvid: Path) -> None:
     found = found_in(camvid)
     path = camvid.parent / CENTROIDS
     whole = path.read_bytes()
@@ -98,7 +98,7 @@ def test_file_of_centroids_that_is_broken_is_made_anew(content: bytes | str, cam
     assert path.read_bytes() == whole
 
 
-def test_centroids_of_other_labels_and_tiles_are_found_anew(
+def test_changed_labels_or_tiles_recompute_the_centroids(
     camvid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = found_in(camvid)
@@ -120,7 +120,7 @@ def test_broken_label_is_named(camvid: Path) -> None:
     assert not (camvid.parent / CENTROIDS).exists()
 
 
-def test_broken_label_that_another_process_finds(camvid: Path) -> None:
+def test_a_broken_label_read_by_another_process(camvid: Path) -> None:
     """The error is raised in all processes, and none waits for the others."""
 
     class Two(Processes):
@@ -174,7 +174,7 @@ def test_an_epoch_draws_classes_evenly() -> None:
     assert set(extra) == set(COUNTS)  # the class with an additional draw varies
 
 
-def test_an_epoch_follows_from_seed_and_number() -> None:
+def test_an_epoch_depends_only_on_seed_and_number() -> None:
     first, again, other = (
         batches.ClassUniform(30, some_centroids(), 0.5, seed) for seed in (1, 1, 2)
     )
@@ -182,7 +182,7 @@ def test_an_epoch_follows_from_seed_and_number() -> None:
     assert first.epoch(2) != later == again.epoch(3) != other.epoch(3)
 
 
-def test_nothing_to_draw_is_every_scene() -> None:
+def test_without_class_draws_an_epoch_is_every_scene() -> None:
     empty = batches.ClassUniform(9, centroids.NONE, 0.5, seed=1).epoch(0)
     assert sorted(key.index for key in empty) == list(range(9))
     plain = batches.EveryScene(9, seed=1).epoch(0)
@@ -191,7 +191,7 @@ def test_nothing_to_draw_is_every_scene() -> None:
     assert all(key.centre is not None for key in everything) and len(everything) == 9
 
 
-def test_processes_share_out_every_batch() -> None:
+def test_processes_divide_every_batch() -> None:
     order = batches.ClassUniform(22, some_centroids(), 0.5, seed=1)
 
     def steps(rank: int, size: int, start: int = 0) -> list[list[Key]]:
@@ -215,7 +215,7 @@ def test_processes_share_out_every_batch() -> None:
     st.sampled_from(["around", "after"]),
     st.integers(0, 10_000),
 )
-def test_a_crop_holds_its_centre(
+def test_a_crop_contains_its_centre(
     crop: list[int], size: tuple[int, int], scale: list[float], padded: str, seed: int
 ) -> None:
     """The 5 x 5 square around it, so that some pixels are left at half the size."""
@@ -229,7 +229,7 @@ def test_a_crop_holds_its_centre(
     assert (result.labels == 7).any()
 
 
-def test_centres_lie_anywhere_in_their_crops() -> None:
+def test_centres_are_anywhere_in_their_crops() -> None:
     labels = np.zeros((200, 200), np.uint8)
     labels[100, 90] = 1
     scene = Scene(np.zeros((200, 200, 3), np.uint8), labels, "point")
@@ -243,14 +243,14 @@ def test_centres_lie_anywhere_in_their_crops() -> None:
     assert 8 < np.mean(rows) < 11 and 12.5 < np.mean(columns) < 16.5
 
 
-def test_plain_keys_vary_scenes_as_before() -> None:
+def test_plain_keys_augment_as_turn_0() -> None:
     """The turn of a plain key is 0; trailing zeros do not change a seed."""
     for seed in (0, 7, 2**31):
         left, right = np.random.default_rng((seed, 3, 5)), np.random.default_rng((seed, 3, 5, 0))
         assert left.random() == right.random()
 
 
-def test_turns_of_a_scene_are_varied_apart() -> None:
+def test_repeated_draws_of_a_scene_are_augmented_differently() -> None:
     class Noise:
         def __getitem__(self, index: int) -> Scene:
             image = np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8)
@@ -271,7 +271,7 @@ def curve(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_run_stopped_at_a_step_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_at_its_step(tmp_path: Path) -> None:
     recipe = small(tmp_path, *HALF, "train.workers=1")
     train(recipe, tmp_path / "whole")
     plain = train(small(tmp_path), tmp_path / "plain")
@@ -342,12 +342,12 @@ def test_coarse_scenes_are_drawn_for_their_classes_only(tmp_path: Path) -> None:
         (["data.coarse=[bus]"], "data.coarse: is for cityscapes with data.class_uniform, got sce"),
     ],
 )
-def test_settings_that_cannot_be(changes: list[str], words: str, tmp_path: Path) -> None:
+def test_invalid_settings(changes: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         small(tmp_path, *changes)
 
 
-def test_coarse_class_that_is_none(tmp_path: Path) -> None:
+def test_unknown_coarse_class(tmp_path: Path) -> None:
     write_coarse(tmp_path)
     data = Data(name="cityscapes", root=str(tmp_path), class_uniform=0.5, coarse=["tank"])
     with pytest.raises(DataError, match=r"data\.coarse: must be among road, .* got tank"):

@@ -84,7 +84,7 @@ def test_train_refuses(
     assert [each.name for each in tmp_path.iterdir()] == ["small.yaml"]
 
 
-def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
@@ -106,7 +106,7 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ("deeplabv3plus_hanet", 1, 1, "cpu", "sync", False),
     ],
 )
-def test_a_scene_a_process_with_batch_norms(
+def test_batch_norms_need_several_scenes_per_process(
     network: str, size: int, batch: int, device: str, norms: str, fits: bool, tmp_path: Path
 ) -> None:
     changes = (f"network.name={network}", f"train.batch={batch}", f"train.norms={norms}")
@@ -118,7 +118,7 @@ def test_a_scene_a_process_with_batch_norms(
             checks.check(small(tmp_path, *changes), 10, here)
 
 
-def test_what_is_said_of_one_scene_is_true(tmp_path: Path) -> None:
+def test_networks_that_pass_the_check_train_on_one_scene(tmp_path: Path) -> None:
     """Networks that pass the check train with a batch of one."""
     for name in ("fcn", "spnet"):
         settings = small(tmp_path, f"network.name={name}", "train.batch=1", "train.steps=1")
@@ -169,6 +169,6 @@ def test_evaluate_and_predict_refuse(
     assert not any(tmp_path.iterdir())
 
 
-def test_evaluate_wants_readers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_needs_readers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(evaluate.main, [str(run / "best.pt"), "--readers", "0"], capsys)
     assert said == "evaluate: --readers: must be a positive whole number, got 0\n"

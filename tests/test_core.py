@@ -39,7 +39,7 @@ def test_extent_reaches_the_last_element(view: ModuleType) -> None:
     assert view.extent(aligned(2, 0, 3, 4)) == 0
 
 
-def test_channels_last_is_told_from_strides(view: ModuleType) -> None:
+def test_channels_last_is_detected_from_strides(view: ModuleType) -> None:
     assert view.channels_last(aligned(2, 4, 5, 3).transpose(0, 3, 1, 2))
     assert not view.channels_last(aligned(2, 3, 4, 5))
     assert not view.channels_last(aligned(2, 4, 5, 1).transpose(0, 3, 1, 2))

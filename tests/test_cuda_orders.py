@@ -11,7 +11,7 @@ from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, Sample, ca
 
 emulation.require()
 
-# Several warps a block and blocks a map; two stages; odd sizes, with threads that have no work.
+# Several warps per block and blocks per map; two stages; odd sizes, which leave threads idle.
 SIZES = ((2, 20, 33, 40), (1, 32, 264, 135), (1, 24, 61, 70))
 
 
@@ -27,8 +27,8 @@ def test_same_bits_in_every_order(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_of_many_maps(dtype: str) -> None:
-    """Whose sums the warps of a block exchange."""
+def test_same_bits_for_large_batches(dtype: str) -> None:
+    """The warps of a block exchange their sums."""
     check_orders("strip_add_relu_backward", dtype, "channels_last", (128, 8, 7, 66))
 
 

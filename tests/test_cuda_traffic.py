@@ -11,37 +11,38 @@ from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, Sample, ca
 
 emulation.require()
 
-# SPNet's and PSPNet's maps with fewer channels; a map whose rows and columns are both cut into
-# several pieces; odd sizes, so that packs do not fit; and one whose channels do not fill a tile.
+# Maps of SPNet and PSPNet with fewer channels; one that is split along both H and W; one of odd
+# sizes, to which 16-byte packs do not apply; and one whose channels do not fill a tile.
 SIZES = ((1, 64, 60, 60), (2, 48, 97, 97), (1, 32, 300, 301), (2, 36, 30, 44))
-PAPER = (1, 512, 60, 60)  # stage 4 of a crop of 480, all its channels
+PAPER = (1, 512, 60, 60)  # stage 4 for a crop of 480, with all channels
 
-# Kernels that ask for more shared memory than every chip gives without being asked, and why.
+# Kernels that use more than 48 KB of shared memory, which a launch has to request, and what for.
 MORE_SHARED: dict[str, int] = {
     "encode_backward_tiles": 54 * 1024,  # a tile of x with D = 512, two of assignments
-    # Codewords, and backward G, for as long as a block runs; tiles' kernels where they do not fit.
+    # The codewords, and in backward G, for the whole life of a block. The kernels that load them
+    # per tile run where they do not fit.
     "encode_resident": 136 * 1024,
     "encode_backward_resident": 225 * 1024,
 }
 USUAL_SHARED = 48 * 1024
 
-# How much more than the floor an operator may move at the paper's size, where it is not 10 %:
-# strips that each slot of a block reads again are an eighth to a quarter of a map of 60 x 60, and
-# come from the first-level cache.
-# The encoding layer's one image alone is cut into 113 blocks. In maps of x in float32, encode moves
-# 1 that is the floor, 2.0 of the blocks' sums, 64 KB each, written and read from the second-level
-# cache, and 4.9 of the codewords' 64 KB, which every tile of 16 positions reads again from the
-# first-level cache. Its gradient moves 2 that are the floor, 2 of sums and 13.8 of codewords and
-# their gradients. Sums and codewords are float32 whatever x is: twice as many maps in bfloat16.
-# Labels are bound by exponentials, not by bytes: tiles of 8 rows of pixels read two rows of logits
-# of their own and two that neighbours read, from the second-level cache.
-# Nine taps of 50 cells a plane are an eighth of a map of 60 x 60, and every chunk of rows of one
-# image alone reads those it needs, from the second-level cache.
-# The levels of a channels_last pyramid in half types do not fit a block together: each reads the
-# gradient by itself, a level of 20 x 20 cell by cell.
-# A channels_last map that a GPU's cache holds and whose channels are few is summed along each axis
-# by itself: twice the map, and thrice with a mask, whose strips each pair of lines reads.
-# Pyramid pooling of so few channels leaves parts of bins.
+# Bytes moved over the floor at PAPER's size, where the limit is not 1.1. The reasons:
+# - strip_*: each slot of a block rereads the strips, an eighth to a quarter of a map of 60 x 60,
+#   from the first-level cache. A channels_last map with few channels that fits in a GPU's
+#   second-level cache is reduced along each axis separately: it is read twice and, with a mask,
+#   whose strips are read for each pair of lines, three times.
+# - pyramid_pool, pyramid_max_pool: partial results of bins, with so few channels.
+# - pyramid_*_add_*: nine taps of 50 cells per plane are an eighth of the map, and every chunk of
+#   rows of the image rereads those it needs from the second-level cache. In half types the levels
+#   of a channels_last pyramid do not fit in one block: each reads the gradient separately, and a
+#   level of 20 x 20 cell by cell.
+# - encode: one image is divided into 113 blocks. In units of x in float32, forward moves 1 (the
+#   floor), 2.0 for the blocks' partial sums of 64 KB, through the second-level cache, and 4.9 for
+#   the codewords' 64 KB, which every tile of 16 positions rereads from the first-level cache.
+#   Backward moves 2 (the floor), 2 for sums and 13.8 for codewords and their gradients. Sums and
+#   codewords are float32 for every dtype of x, which is twice as many units in bfloat16.
+# - upsample_*: limited by exponentials rather than by bytes. A tile of 8 rows of pixels reads two
+#   rows of logits, and two more that neighbouring tiles read too, from the second-level cache.
 MOST: dict[str | tuple[str, str], float] = {
     ("strip_pool", "channels_last"): 2.0,
     ("strip_add_relu_backward", "channels_last"): 3.4,
@@ -100,8 +101,8 @@ def test_traffic(name: str, dtype: str, layout: str, size: tuple[int, int, int, 
 @every_operator
 @every_dtype
 @every_layout
-def test_extra_is_small(name: str, dtype: str, layout: str) -> None:
-    """What CUDA_EXTRA grants stays near the floor where it matters."""
+def test_allowances_above_the_floor_are_small(name: str, dtype: str, layout: str) -> None:
+    """Including CUDA_EXTRA, traffic stays within MOST at the paper's size."""
     if name in emulation.HEAVY and layout != "contiguous":
         pytest.skip("slow")
     sample = Sample(PAPER, DTYPES[dtype], layout)
@@ -113,21 +114,21 @@ def test_extra_is_small(name: str, dtype: str, layout: str) -> None:
     assert share <= next((most for most in limits if most), MOST.get(name, 1.1))
 
 
-# Maps so many that the channels_last kernels of larger ones run, and sums are cut along W or H.
+# Batches that select the kernels for large channels_last maps, with sums split along W or H.
 MANY = ((128, 8, 25, 66), (128, 8, 30, 33))
 
 
 @every_dtype
 @pytest.mark.parametrize("name", ["strip_pool", "strip_add_relu_backward"])
 @pytest.mark.parametrize("size", MANY, ids=str)
-def test_traffic_of_many_maps(name: str, dtype: str, size: tuple[int, int, int, int]) -> None:
+def test_traffic_of_large_batches(name: str, dtype: str, size: tuple[int, int, int, int]) -> None:
     test_traffic(name, dtype, "channels_last", size)
 
 
 @every_dtype
 @every_layout
-def test_several_pieces_are_tested(dtype: str, layout: str) -> None:
-    """SIZES and MANY cut rows and columns into pieces."""
+def test_sizes_split_rows_and_columns(dtype: str, layout: str) -> None:
+    """SIZES and MANY split rows and columns."""
     grids = []
     for size in (*SIZES, *MANY):
         launches = counted("strip_pool", Sample(size, DTYPES[dtype], layout))[2]

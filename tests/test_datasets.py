@@ -71,7 +71,7 @@ def test_reader(
         np.testing.assert_array_equal(scenes.labelling.encode(scene.labels)[known], raw[known])
 
 
-def test_classes_are_named_and_coloured_apart() -> None:
+def test_classes_have_distinct_names_and_colours() -> None:
     for name in ("cityscapes", "ade20k", "pascal_context_60", "voc", "camvid"):
         classes = catalogue.labelling(Data(name=name)).classes
         assert len({each.name for each in classes}) >= len(classes) - 2  # ADE20K has duplicates
@@ -128,7 +128,7 @@ def test_labels_with_a_palette_or_sixteen_bits(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scenes[index].labels, np.where(values == 11, IGNORE, values))
 
 
-def test_generated_scenes_follow_from_their_numbers() -> None:
+def test_generated_scenes_are_reproducible() -> None:
     data = Data(height=40, width=64, train_count=3, val_count=2)
     train, again = (catalogue.open_split(data, "train") for _ in range(2))
     validation = catalogue.open_split(data, "val")
@@ -194,7 +194,7 @@ def test_labels_in_colour(camvid: Path) -> None:
         read_all(camvid)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train/images: there is no such folder"):
         read_all(tmp_path)
     (tmp_path / "train" / "images").mkdir(parents=True)

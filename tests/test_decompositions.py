@@ -26,7 +26,7 @@ def rand(*size: int) -> Tensor:
     return torch.randn(size, device=DEVICE, dtype=torch.float64)
 
 
-def test_every_forward_operator_has_one() -> None:
+def test_every_forward_operator_has_a_decomposition() -> None:
     ours = {str(op) for op in TABLE}
     library = {name for name in torch._C._dispatch_get_all_op_names() if "stripctx::" in name}
     forward = {name for name in library if "backward" not in name and "." not in name}
@@ -150,7 +150,7 @@ def test_symbolic_sizes(mode: str, corners: bool | None) -> None:
             torch.testing.assert_close(got, want)
 
 
-def test_fake_kernels_stay() -> None:
+def test_fake_kernels_are_unchanged() -> None:
     """The decompositions must not change what the fake kernels report, such as strides."""
     seen: list[Any] = []
 

@@ -48,7 +48,7 @@ SLOTS = [(True,) * 5, (True, False, False, True, False), (False,) * 5]
 
 @pytest.mark.parametrize("with_pos", [True, False])
 @pytest.mark.parametrize("slots", SLOTS)
-def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
+def test_hanet_equals_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
     """Without attention, the network is DeepLabv3+."""
     network = models.deeplabv3plus_hanet(5, Tiny(), slots=slots)
     randomise(network).double().eval()
@@ -61,7 +61,7 @@ def test_hanet_is_plain(with_pos: bool, slots: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("slots", SLOTS)
-def test_decoder_trains_as_the_convolution_of_both_maps(
+def test_decoder_gradients_equal_those_of_the_concatenation(
     slots: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients equal those of plain PyTorch, which materialises the convolution's input; ours does

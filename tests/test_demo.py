@@ -83,7 +83,7 @@ def test_demo_takes_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text", "truncated", "small"])
-def test_demo_refuses_what_is_no_picture(
+def test_demo_refuses_files_that_are_not_images(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / f"{kind}.png"
@@ -103,7 +103,7 @@ def test_demo_refuses_what_is_no_picture(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_demo_refuses_an_output_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_refuses_an_invalid_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--output", "no/such/folder.png"]) == 2
     assert capsys.readouterr().err == "demo: no/such/folder.png: cannot be written\n"
 
@@ -119,7 +119,7 @@ def test_demo_refuses_an_output_that_cannot_be(capsys: pytest.CaptureFixture[str
         ("--seed", "1.5", "must be a whole number, 0 or more, got 1.5"),
     ],
 )
-def test_demo_refuses_numbers(
+def test_demo_refuses_numbers_out_of_range(
     argument: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -131,7 +131,7 @@ def test_demo_refuses_numbers(
 # A network before and after fuse.
 
 
-def test_fused_decoder_is_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_decoder_equals_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same parameters it needs fewer products; a difference is reported."""
     image = torch.randn(1, 3, 128, 192)
     outcome = decoder.before_and_after(Console(quiet=True), image, 5, width=128)
@@ -148,7 +148,7 @@ def test_fused_decoder_is_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 # Training.
 
 
-def test_measuring_leaves_the_trained_network_alone(tmp_path: Path) -> None:
+def test_measuring_does_not_change_the_network(tmp_path: Path) -> None:
     """Measuring must not update the statistics of its norms."""
     trainer = Trainer(training._settings(training.FUSED, 1), tmp_path)
     before = copy.deepcopy(trainer.network.state_dict())
@@ -157,7 +157,7 @@ def test_measuring_leaves_the_trained_network_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.network.state_dict(), before, rtol=0, atol=0)
 
 
-def test_curves_that_lie_apart_are_told(tmp_path: Path) -> None:
+def test_diverging_curves_are_reported(tmp_path: Path) -> None:
     image, labels = scenes.scene(0, 32, 64)
     found = training.Study(
         scene=Scene(image, labels, "scene"),
@@ -185,7 +185,7 @@ def test_curves_are_means_of_the_last_steps() -> None:
 # Scenes.
 
 
-def test_scene_follows_from_its_seed() -> None:
+def test_scene_depends_only_on_its_seed() -> None:
     image, labels = scenes.scene(5, 96, 160)
     again, labels_again = scenes.scene(5, 96, 160)
     other, _ = scenes.scene(6, 96, 160)
@@ -194,7 +194,7 @@ def test_scene_follows_from_its_seed() -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 160), (97, 53), (32, 200)])
-def test_scene_has_the_size_asked_for(size: tuple[int, int]) -> None:
+def test_scene_has_the_requested_size(size: tuple[int, int]) -> None:
     image, labels = scenes.scene(1, *size)
     assert image.shape == (*size, 3) and image.dtype == np.uint8
     assert labels.shape == size and labels.dtype == np.uint8
@@ -206,7 +206,7 @@ def test_scene_too_small() -> None:
         scenes.scene(0, 20, 100)
 
 
-def test_scenes_hold_every_class_where_it_belongs() -> None:
+def test_scenes_contain_every_class() -> None:
     labels = np.stack([scenes.scene(seed, 96, 192)[1] for seed in range(12)])
     counts = np.bincount(labels.ravel(), minlength=len(scenes.CLASSES))
     assert len(counts) == len(scenes.CLASSES) and (counts > 0).all()
@@ -214,7 +214,7 @@ def test_scenes_hold_every_class_where_it_belongs() -> None:
     assert height["sky"] < height["building"] < height["car"] < height["road"]
 
 
-def test_clusters_tell_colours_apart() -> None:
+def test_clusters_separate_colours() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     image[:32, :, 2] = 220
     image[32:, :, 0] = 220

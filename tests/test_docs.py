@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +21,7 @@ import stripctx
 from benchmarks import costs, floors, traffic
 from benchmarks.operators import OPERATORS, Sample, call
 from docs.draw.__main__ import FIGURES, draw
-from stripctx import functional, models
+from stripctx import export, functional, fusion, layers, losses, models
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -73,7 +76,37 @@ def test_examples_run(
         assert "decoder.fuse_stage.0: pyramid_conv" in capsys.readouterr().out
 
 
-def test_networks_of_published_checkpoints_can_be_made() -> None:
+# Modules whose examples no other test runs.
+DOCTESTS = (
+    *(f"functional.{name}" for name in ("encoding", "height", "labels")),
+    *(f"functional.{name}" for name in ("pyramid", "strip", "upsample")),
+    *("layers.encoding", "fusion.report", "fusion.scope", "export"),
+)
+
+
+@pytest.mark.parametrize("name", DOCTESTS)
+def test_examples_in_docstrings_run(name: str) -> None:
+    module = importlib.import_module(f"stripctx.{name}")
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize("module", [export, functional, fusion, layers, losses, models])
+def test_docstrings_have_all_sections(module: ModuleType) -> None:
+    """Every public name has an example, except the entries of fuse's report; functions describe
+    their arguments and results, modules their shapes."""
+    for name in module.__all__:
+        public = getattr(module, name)
+        text = inspect.getdoc(public) or ""
+        if name not in ("Left", "Replaced"):
+            assert "Examples:" in text, name
+        if isinstance(public, type) and issubclass(public, nn.Module):
+            assert "Shape:" in text, name
+        elif inspect.isfunction(public) and inspect.signature(public).parameters:
+            assert "Args:" in text and ("Returns:" in text or "Shape:" in text), name
+
+
+def test_networks_of_published_checkpoints_can_be_created() -> None:
     codes = re.findall(r"^\| .+ \| `(models\..+)` \|$", (DOCS / "networks.md").read_text(), re.M)
     assert len(codes) > 8
     with torch.device("meta"):
@@ -109,7 +142,7 @@ def test_the_index_names_every_page() -> None:
     assert not [p for p in pages if f"({p.relative_to(DOCS)})" not in index]
 
 
-def test_every_layer_page_has_its_parts() -> None:
+def test_every_layer_page_has_all_sections() -> None:
     assert {page.stem for page in LAYERS} == {snake(name) for name in costs.CASES}
     for page in LAYERS:
         text = page.read_text()
@@ -117,7 +150,7 @@ def test_every_layer_page_has_its_parts() -> None:
             assert part in text, f"{page.name} lacks {part}"
 
 
-def test_every_operator_page_has_its_parts() -> None:
+def test_every_operator_page_has_all_sections() -> None:
     for page in (DOCS / "operators").glob("*.md"):
         text = page.read_text()
         for part in ("![", "## Formula", "## Floors", "<!-- floors:"):
@@ -171,6 +204,6 @@ def test_figures_are_drawn_and_shown(name: str, tmp_path: Path) -> None:
     assert words(figure) == words(draw(name, tmp_path))
 
 
-def test_no_figure_is_left_behind() -> None:
+def test_every_figure_is_shown() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     assert not [f for f in (DOCS / "figures").glob("*.svg") if f"figures/{f.name})" not in text]

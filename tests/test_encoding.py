@@ -65,7 +65,7 @@ def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 512, 6, 11), (1, 640, 3, 5), (3, 128, 14, 14)], ids=str)
-def test_the_networks_sizes(shape: Shape, dtype: torch.dtype) -> None:
+def test_sizes_of_the_networks(shape: Shape, dtype: torch.dtype) -> None:
     """The depths of EncNet and Deep TEN, and one too large for the tensor core kernels."""
     operator_checks.check_float64(encode_case(32), shape, dtype, "contiguous")
 
@@ -141,7 +141,7 @@ def test_rounding_is_that_of_the_residual_form(spread: str, scale: float) -> Non
 
 
 @pytest.mark.slow
-def test_many_positions_of_a_block_round_as_few() -> None:
+def test_rounding_does_not_grow_with_the_positions() -> None:
     """Sums over all positions of a map are as accurate as over few: tensor cores truncate what does
     not fit into an accumulator, always towards zero."""
     x = noise(16, 8, 3600, 1)

@@ -144,7 +144,7 @@ def test_evaluate_networks_side_by_side(
     assert re.findall(r"[-+]?\d[\d.]*%?", row) == expected
 
 
-def test_side_by_side_wants_the_same_classes(
+def test_side_by_side_needs_the_same_classes(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(small(tmp_path, "train.steps=1"), tmp_path / "scenes")
@@ -249,7 +249,7 @@ def test_predict_a_folder_in_the_values_of_the_dataset(run: Path, tmp_path: Path
         assert file.mode == "L" and np.asarray(file).max() < 11
 
 
-def test_predict_a_photograph_as_it_was_held(run: Path, tmp_path: Path) -> None:
+def test_predict_applies_the_exif_orientation(run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "level.png")
     turned = Image.Exif()
@@ -261,7 +261,7 @@ def test_predict_a_photograph_as_it_was_held(run: Path, tmp_path: Path) -> None:
         assert (np.asarray(Image.open(level)) == np.asarray(Image.open(other))).all()
 
 
-def test_predict_pictures_of_one_name(run: Path, tmp_path: Path) -> None:
+def test_predict_images_with_the_same_stem(run: Path, tmp_path: Path) -> None:
     """Neither overwrites the other's results."""
     for suffix in (".jpg", ".png"):
         shutil.copy(run / "camvid" / "val" / "images" / "1.jpg", tmp_path / f"same{suffix}")
@@ -284,7 +284,7 @@ def test_predict_an_animation(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "drive_legend.png").exists()
 
 
-def test_predict_a_film(run: Path, tmp_path: Path) -> None:
+def test_predict_a_video(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
     source = tmp_path / "drive.mp4"
     frames = [np.full((48, 64, 3), 20 * i, np.uint8) for i in range(5)]
@@ -295,7 +295,7 @@ def test_predict_a_film(run: Path, tmp_path: Path) -> None:
     assert [frame.shape for frame in film] == [(48, 64, 3)] * 5
 
 
-def test_a_film_without_its_library(
+def test_a_video_without_its_library(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def absent(name: str) -> None:
@@ -326,7 +326,7 @@ def test_predict_names_the_file(
     assert said.startswith(f"predict: {source}: ") and said.count("\n") == 1
 
 
-def test_pixels_without_a_label_stay_as_they_are() -> None:
+def test_unlabelled_pixels_are_not_coloured() -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
     labels = np.full((4, 5), IGNORE)
     labels[1] = 1

@@ -19,7 +19,7 @@ SMALL = ["fcn", "--classes", "3", "--backbone", "resnet18", "--size", "32", "48"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [False, True])
-def test_files_give_what_the_network_gives(tmp_path: Path, labels: bool) -> None:
+def test_files_compute_the_networks_outputs(tmp_path: Path, labels: bool) -> None:
     pytest.importorskip("onnxruntime")
     more = [
         "--formats",

@@ -42,7 +42,7 @@ def assert_built(sandbox: Sandbox, **changes: str) -> None:
     assert sandbox.leftovers() == []
 
 
-def test_builds_once_then_says_nothing_and_starts_nothing(sandbox: Sandbox) -> None:
+def test_builds_once_then_imports_silently_without_subprocesses(sandbox: Sandbox) -> None:
     first = sandbox.load()
     assert first.cpu["origin"] == "new build"
     assert COMPILING in first.stderr and "compiled the cpu kernels in" in first.stderr
@@ -99,7 +99,7 @@ def test_processes_that_import_at_once_build_once(sandbox: Sandbox) -> None:
     assert all(errors.count("waiting for another process") <= 1 for errors in said)
 
 
-def test_an_unusable_cache_gives_way_to_a_temporary_folder(sandbox: Sandbox) -> None:
+def test_an_unusable_cache_is_replaced_by_a_temporary_folder(sandbox: Sandbox) -> None:
     (sandbox.folder / "file").write_text("")
     temporary = sandbox.folder / "temporary"
     temporary.mkdir()
@@ -151,7 +151,7 @@ def test_a_damaged_library_is_built_again(sandbox: Sandbox) -> None:
         shutil.rmtree(corrupt)
 
 
-def test_a_changed_header_builds_anew(sandbox: Sandbox) -> None:
+def test_a_changed_header_triggers_a_build(sandbox: Sandbox) -> None:
     assert_built(sandbox)
     sandbox.write("csrc/core/answer.hpp", "constexpr int kAnswer = 43;\n")
     os.utime(sandbox.tree / "csrc/core/answer.hpp", (0, 0))  # only the content counts
@@ -159,7 +159,7 @@ def test_a_changed_header_builds_anew(sandbox: Sandbox) -> None:
     assert (changed.cpu["origin"], changed.cpu["answer"]) == ("new build", 43)
 
 
-def test_a_build_removes_what_nobody_used_for_ninety_days(sandbox: Sandbox) -> None:
+def test_a_build_removes_caches_unused_for_ninety_days(sandbox: Sandbox) -> None:
     assert_built(sandbox)
     (loaded,) = (path.parent for path in sandbox.cache.glob("*/stripctx_cpu.so"))
     touched, read, unused = (sandbox.cache / f"stripctx_cpu-{digit * 20}" for digit in "abc")
@@ -182,7 +182,7 @@ def test_a_build_removes_what_nobody_used_for_ninety_days(sandbox: Sandbox) -> N
     assert folders == {loaded, touched, read, foreign, new}
 
 
-def test_a_failed_build_is_remembered_until_asked_again(sandbox: Sandbox) -> None:
+def test_a_failed_build_is_not_repeated_until_requested(sandbox: Sandbox) -> None:
     compiler = sandbox.compiler('test -z "$BREAK" || { echo "out of luck" >&2; exit 1; }')
     broken = {"CXX": compiler, "BREAK": "1"}
     first = sandbox.load(**broken)
@@ -206,7 +206,7 @@ def test_a_failed_build_is_remembered_until_asked_again(sandbox: Sandbox) -> Non
     assert sandbox.load(CXX=compiler).cpu["origin"] == "cache"
 
 
-def test_the_reference_loads_nothing_and_says_nothing(sandbox: Sandbox) -> None:
+def test_the_reference_backend_loads_no_library_and_prints_nothing(sandbox: Sandbox) -> None:
     outcome = sandbox.load(STRIPCTX_BACKEND="reference", **NO_COMPILER)
     assert (outcome.stderr, outcome.report["warnings"]) == ("", [])
     assert outcome.report["libraries"] == {} and outcome.report["backend"] == "reference"
@@ -220,12 +220,12 @@ def test_an_unknown_backend_is_refused(sandbox: Sandbox) -> None:
         assert words in outcome.stderr
 
 
-def test_only_rank_0_speaks(sandbox: Sandbox) -> None:
+def test_only_rank_0_prints(sandbox: Sandbox) -> None:
     outcome = sandbox.load(RANK="1")
     assert (outcome.cpu["origin"], outcome.stderr) == ("new build", "")
 
 
-def test_the_command_tells_what_runs_and_why(sandbox: Sandbox) -> None:
+def test_the_command_reports_the_kernels_and_the_reason(sandbox: Sandbox) -> None:
     outcome = sandbox.run("-m", "stripctx")
     assert outcome.code == 0, outcome.stderr
     for words in ("native kernels, new build", "torch", str(sandbox.cache), "compiler", "0.2.0"):

@@ -25,7 +25,9 @@ NEEDS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "block"), list(zip(NEEDS, BLOCKS, strict=True)))
-def test_ten_lines(name: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_examples_run(
+    name: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in NEEDS[name]:
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")

@@ -175,7 +175,7 @@ UNUSUAL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", list(UNUSUAL))
-def test_anything_else(name: str) -> None:
+def test_other_uses_are_computed_by_torch(name: str) -> None:
     network, x, y = Head().double(), image(), target()
     want = UNUSUAL[name](network(x), y)
     with stripctx.fusing():
@@ -202,7 +202,7 @@ def test_scale_factors(factor: Any) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_dtypes_are_torchs(autocast: bool) -> None:
+def test_dtypes_equal_torchs(autocast: bool) -> None:
     network = Head().to(torch.float32 if autocast else torch.bfloat16)
     x, y = image().to(network.conv.weight.dtype), target()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

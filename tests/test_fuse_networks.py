@@ -111,7 +111,7 @@ def calls(network: nn.Module, x: Tensor) -> tuple[int, int]:
 
 
 @every_case
-def test_finds_every_one(name: str) -> None:
+def test_finds_every_pattern(name: str) -> None:
     """With and without an example; the report has a line for each convolution."""
     network, x, case = make(name), image(name), CASES[name]
     assert calls(network, x) == (0, 0)
@@ -179,7 +179,9 @@ def traced(trace: Callable[[nn.Module, Tensor], Any], network: nn.Module, x: Ten
 
 @every_case
 @pytest.mark.parametrize("trace", [compiled, exported])
-def test_traces_as_before(name: str, trace: Callable[[nn.Module, Tensor], Any]) -> None:
+def test_traces_like_the_original_network(
+    name: str, trace: Callable[[nn.Module, Tensor], Any]
+) -> None:
     """Traces to one graph with our operators, if it could be traced before."""
     network, x, case = make(name), image(name), CASES[name]
     with torch.no_grad():

@@ -74,7 +74,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_a_scope_gives_promises_that_know_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lazy_maps_report_their_shape_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     skip, x = maps()
     with fusing():
         up = F.interpolate(x, scale_factor=2)
@@ -119,7 +119,7 @@ IDENTITIES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", IDENTITIES)
-def test_what_passes_through(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_that_keep_a_map_lazy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     skip, x = maps()
     weight, seen = torch.randn(4, 8, 3, 3, dtype=torch.float64, device=DEVICE), calls(monkeypatch)
 
@@ -133,7 +133,7 @@ def test_what_passes_through(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == ["pyramid_conv"]
 
 
-def test_a_map_that_changes_while_it_waits() -> None:
+def test_in_place_changes_of_the_small_map() -> None:
     skip, x = maps()
     for changed in (skip, x):
         with fusing():
@@ -168,7 +168,7 @@ class Checkpointing(Decoder):
         return checkpoint(self.conv, torch.cat([skip, up], 1), use_reentrant=True)
 
 
-def test_a_forward_that_checkpoints_is_left() -> None:
+def test_a_forward_with_checkpointing_is_not_fused() -> None:
     report = fuse(Checkpointing())
     assert not report.replaced and "uses checkpointing" in report.left[0].why
 
@@ -192,7 +192,7 @@ def test_autocast() -> None:
     torch.testing.assert_close(out, want, rtol=5e-2, atol=5e-2)
 
 
-def test_threads_have_scopes_of_their_own() -> None:
+def test_scopes_are_per_thread() -> None:
     """Lazy maps of one thread are not used by another, and results do not depend on the other."""
     plain, fused = decoders()
     arguments = maps()
@@ -215,7 +215,7 @@ def test_threads_have_scopes_of_their_own() -> None:
     assert failures == []
 
 
-def test_exceptions_leave_nothing_behind() -> None:
+def test_exceptions_end_the_scope() -> None:
     _, fused = decoders()
     fused.between = lambda joined: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -325,7 +325,7 @@ class Many(nn.Module):
 
 
 @pytest.mark.parametrize(("small", "whole"), [(8, 1), (9, 1), (12, 0), (13, 9), (1, 12)])
-def test_more_maps_than_one_convolution_takes(
+def test_more_maps_than_one_convolution_supports(
     small: int, whole: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The smallest maps, which save most, stay lazy; the others are computed."""
@@ -388,7 +388,7 @@ def test_arguments_of_conv2d(options: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == ["pyramid_conv"]
 
 
-def test_a_weight_that_does_not_fit_is_an_error_of_torchs_own() -> None:
+def test_a_weight_of_the_wrong_shape_raises_torchs_error() -> None:
     x, level = maps()
     weight = torch.randn(4, 7, 3, 3, dtype=x.dtype)
     with fusing():
@@ -420,7 +420,7 @@ def test_the_cost_model(
     assert cost.pays(level, (size, size), channels, kernel) == paid
 
 
-def test_the_cost_model_agrees_with_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_model_agrees_with_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """For every decoder that was measured as faster, at its smallest and its largest level."""
     monkeypatch.undo()
     entries = json.loads((RESULTS / "decoders.json").read_text())["entries"]

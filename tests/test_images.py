@@ -37,7 +37,7 @@ def test_sixteen_bits_are_scaled_by_their_depth(suffix: str, upright: bool, tmp_
         np.testing.assert_array_equal(image[..., channel], expected)
 
 
-def test_white_of_twelve_bits_in_sixteen(tmp_path: Path) -> None:
+def test_white_level_of_twelve_bits_in_sixteen(tmp_path: Path) -> None:
     Image.fromarray(SIXTEEN).save(tmp_path / "a.png")
     found = read_image(tmp_path / "a.png", Reading(white=4095))[..., 0]
     assert found.tolist() == [[0, 16, 255], [255, 255, 62]]
@@ -50,7 +50,7 @@ def test_big_endian_sixteen_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_deeper_images_need_their_white(kind: type, tmp_path: Path) -> None:
+def test_deeper_images_need_a_white_level(kind: type, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 40], [100, -10]], kind)).save(path)
     with pytest.raises(DataError, match=f"^{path}: .*-10 to 100: data.white must be"):
@@ -58,7 +58,7 @@ def test_deeper_images_need_their_white(kind: type, tmp_path: Path) -> None:
     assert read_image(path, Reading(white=100))[..., 0].tolist() == [[0, 102], [255, 0]]
 
 
-def test_pixels_that_are_no_numbers(tmp_path: Path) -> None:
+def test_nan_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif: contains NaN or infinite pixels"):
         read_image(tmp_path / "a.tif", Reading(white=1.0))
@@ -83,7 +83,7 @@ def test_colours_of_sixteen_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_eight_bits_are_as_they_were(mode: str, tmp_path: Path) -> None:
+def test_eight_bits_are_unchanged(mode: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     picture = Image.fromarray(pixels).convert(mode)
@@ -91,7 +91,7 @@ def test_eight_bits_are_as_they_were(mode: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), np.asarray(picture.convert("RGB")))
 
 
-def test_labels_as_floats_are_whole_numbers(tmp_path: Path) -> None:
+def test_float_labels_must_be_integers(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 3, 255]], np.float32)).save(path)
     assert read_values(path).tolist() == [[0, 3, 255]]
@@ -135,7 +135,7 @@ def test_settings_reach_the_reader(tmp_path: Path) -> None:
 # Other files in image folders.
 
 
-def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped(tmp_path: Path) -> None:
     """In every layout that lists a folder, and in folders given to predict.py."""
     scene_files.write_camvid(tmp_path / "camvid", [0])
     scene_files.write_cityscapes(tmp_path / "city", [7])

@@ -61,7 +61,7 @@ def pointers(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=named)
-def test_kernels_use_their_own_words(path: Path) -> None:
+def test_kernels_use_only_the_projects_memory_types(path: Path) -> None:
     text = code(path.read_text())
     for pattern, allowed in FORBIDDEN.items():
         if path.name not in allowed.split():
@@ -77,7 +77,7 @@ def test_kernels_hold_no_pointers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=named)
-def test_kernels_know_no_torch(path: Path) -> None:
+def test_kernels_include_no_torch_headers(path: Path) -> None:
     for line in code(path.read_text()).splitlines():
         include = re.match(r"\s*#\s*include\s*(.*)", line)
         assert not include or not re.search(r"torch|ATen|c10|pybind11", line), line
@@ -103,7 +103,7 @@ def test_kernels_know_no_torch(path: Path) -> None:
         "float* __restrict__ x",
     ],
 )
-def test_the_words_are_found(wrong: str) -> None:
+def test_forbidden_words_are_detected(wrong: str) -> None:
     text = code(wrong)
     hits = [pattern for pattern in FORBIDDEN if re.search(pattern, text)]
     assert hits or list(pointers(text))

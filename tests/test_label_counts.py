@@ -67,7 +67,7 @@ def test_pixels_are_counted_once(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(found, again)
 
 
-def test_processes_share_out_the_counting(root: Path) -> None:
+def test_processes_divide_the_counting(root: Path) -> None:
     """Results are in the order of the scenes, regardless of the process that counted them."""
     for number, values in ((1, [0]), (2, [1]), (3, [2])):
         write(root, "train", number, values)
@@ -86,7 +86,7 @@ def test_processes_share_out_the_counting(root: Path) -> None:
     assert whole.argmax(1).tolist() == [0, 1, 2]
 
 
-def test_a_class_that_never_occurs_is_named(root: Path) -> None:
+def test_an_absent_class_is_reported(root: Path) -> None:
     assert "data.classes: no training scene has a pixel of stone" in started(root)
     write(root, "train", 1, [0, 1, 2])
     said = started(root)

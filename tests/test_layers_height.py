@@ -109,7 +109,7 @@ def test_equals_plain(name: str, training: bool, with_pos: bool) -> None:
             torch.testing.assert_close(a, b)
 
 
-def test_result_alone() -> None:
+def test_returns_the_result_without_attention() -> None:
     layer, (x, out), pos = make("hanet").eval(), maps(torch.float32), positions(3)
     gated, attention = layer(x, out, pos, return_attention=True)
     assert torch.equal(layer(x, out, pos), gated)
@@ -199,7 +199,7 @@ def test_dropout_drops_channels() -> None:
 # Keys and counts.
 
 
-def test_keys_are_upstreams() -> None:
+def test_keys_equal_upstreams() -> None:
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     first = {"attention_first.0.weight", *(f"attention_first.1.{entry}" for entry in norm)}
     second = {"attention_second.0.weight", "attention_second.0.bias"}

@@ -114,7 +114,7 @@ def test_small_maps(name: str, size: tuple[int, ...]) -> None:
     assert operator_checks.relative_error(layer(x), plain(copy.deepcopy(layer), x)) < 1e-12
 
 
-def test_conv_is_pyramid_and_conv() -> None:
+def test_conv_equals_pyramid_then_conv() -> None:
     fused = make("conv").eval()
     whole = PyramidPooling(8).to(DEVICE).eval()
     whole.load_state_dict({k: v for k, v in fused.state_dict().items() if "branches" in k})
@@ -182,7 +182,7 @@ def test_smp_global_branch() -> None:
     assert set(renamed(layer.state_dict(), *rules)) == keys
 
 
-def test_mixed_keys_are_upstreams() -> None:
+def test_mixed_keys_equal_upstreams() -> None:
     convs = ["conv1_1", "conv1_2", *(f"conv2_{i}" for i in range(7)), "conv3"]
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     keys = {f"{conv}.0.weight" for conv in convs}

@@ -70,7 +70,7 @@ def same(first: Scores, second: Scores) -> bool:
     )
 
 
-def test_scores_are_those_counted_pixel_by_pixel() -> None:
+def test_scores_equal_counts_pixel_by_pixel() -> None:
     pairs = batches()
     found = scored(pairs).compute()
     confusion = counted(pairs)
@@ -90,7 +90,7 @@ def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
     assert found.miou == 0.25
 
 
-def test_ignored_pixels_count_nowhere_whatever_is_predicted_there() -> None:
+def test_ignored_pixels_do_not_count() -> None:
     (prediction, target), *_ = batches(1)
     other = torch.where(target == IGNORED, (prediction + 1) % CLASSES, prediction)
     assert same(scored([(prediction, target)]).compute(), scored([(other, target)]).compute())
@@ -115,7 +115,7 @@ def test_labels_of_any_integer_type(dtype: torch.dtype, ignored: int) -> None:
     assert same(scores.compute(), scored(pairs).compute())
 
 
-def test_reset_forgets() -> None:
+def test_reset_clears_the_counts() -> None:
     first, second = batches(2)
     scores = scored([first])
     scores.compute()
@@ -124,7 +124,7 @@ def test_reset_forgets() -> None:
     assert same(scores.compute(), scored([second]).compute())
 
 
-def test_merge_is_counting_together() -> None:
+def test_merge_adds_the_counts() -> None:
     first, second, third = batches(3)
     one, two = scored([first, second]), scored([third])
     one.compute()
@@ -137,7 +137,7 @@ def test_merge_needs_the_same_classes() -> None:
         SegmentationScores(5).merge(SegmentationScores(4))
 
 
-def test_deterministic_algorithms_stay_on_and_change_nothing() -> None:
+def test_deterministic_algorithms_do_not_change_the_scores() -> None:
     pairs = batches()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -175,7 +175,7 @@ def test_a_prediction_out_of_range() -> None:
         SegmentationScores(5).update(torch.tensor([[5]]), torch.tensor([[0]]))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_shapes_are_refused() -> None:
     scores = SegmentationScores(5)
     with pytest.raises(ValueError, match=r"target's shape \(1, 2\), got \(1, 3\)"):
         scores.update(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))

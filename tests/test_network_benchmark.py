@@ -75,7 +75,7 @@ def test_a_step_trains_and_leaves_no_gradients() -> None:
     assert any((a != b).any() for a, b in zip(before, loss.parameters(), strict=True))
 
 
-def test_nothing_is_left_to_chance() -> None:
+def test_dropout_is_disabled() -> None:
     network = nn.Sequential(nn.Dropout(0.5), nn.Dropout2d(0.5))
     network[1].drop_prob = 0.3
     networks.without_chance(network)

@@ -21,14 +21,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # torch's and onnxscript's, of their own making
+    pytest.mark.filterwarnings("ignore"),  # warnings inside torch and onnxscript
     pytest.mark.skipif(networks.DEVICE.type != "cpu", reason="ONNX Runtime's CPU kernels"),
 ]
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 
 def sizes_of(inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
-    """Of maps, and of positions (N, H): any but the channels."""
+    """Dynamic sizes: all but the channels of maps, and both of positions (N, H)."""
     return tuple(
         {0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC} if x.dim() == 4 else {0: DYNAMIC, 1: DYNAMIC}
         for x in inputs
@@ -57,7 +57,7 @@ class Exported:
 
 
 def check(module: nn.Module, *examples: tuple[Tensor, ...]) -> Exported:
-    """Exported by the first, compared on all."""
+    """Exports with the first example and compares on all."""
     exported = Exported(module, examples[0])
     exported.operators()
     onnx_checks.agree(exported, module, examples)
@@ -77,8 +77,8 @@ def test_networks_for_any_size(name: str) -> None:
     check(network, *((networks.image(n, 3, h, w),) for n, h, w in ((2, 64, 96), (1, 97, 65))))
 
 
-def test_sizes_that_meet_by_chance() -> None:
-    """The example's map is as large as a level: that must not be taken for a rule."""
+def test_an_example_as_large_as_a_level() -> None:
+    """Export must not infer from this example that the sizes are always equal."""
     maps = [(torch.randn(2, 8, h, w),) for h, w in ((6, 9), (13, 17), (3, 2), (6, 6))]
     check(PyramidPoolingConv(8, 5), *maps)
     check(PyramidPooling(8, (2, (6, 9)), align_corners=False), *maps)
@@ -88,7 +88,7 @@ def test_sizes_that_meet_by_chance() -> None:
 
 
 class Decoder(nn.Module):
-    """Levels of 1/2 and of any ratio, under a convolution and in a sum."""
+    """A level of half the size and one of any size, in a convolution and in a sum."""
 
     def __init__(self, kernel: int, mode: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
     ("kernel", "mode"), [(1, "bilinear"), (3, "bilinear"), (3, "nearest"), (1, "nearest-exact")]
 )
 def test_decoders(kernel: int, mode: str) -> None:
-    """A pyramid's convolution stays one on small maps; nothing is concatenated."""
+    """The convolution over a pyramid runs on the small maps, without their concatenation."""
     sizes = ((16, 24, 5, 7), (30, 8, 30, 3), (192, 190, 70, 100))
     examples = [(torch.randn(2, 4, h, w), torch.randn(2, 4, y, x)) for h, w, y, x in sizes]
     exported = check(Decoder(kernel, mode), *examples)
@@ -119,7 +119,7 @@ def test_decoders(kernel: int, mode: str) -> None:
 
 
 def test_an_exported_program() -> None:
-    """Made by torch.export before."""
+    """torch.onnx.export also accepts the result of torch.export."""
     layer, x = PyramidPoolingConv(8, 5).eval(), torch.randn(2, 8, 9, 7)
     program = torch.export.export(layer, (x,))
     assert any("stripctx" in str(node.target) for node in program.graph.nodes)

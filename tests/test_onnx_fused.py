@@ -1,5 +1,5 @@
-"""ONNX files of other people's networks, fused: any batch and size of image, and the cheap form of
-the convolution over a pyramid."""
+"""ONNX files of fused networks from other packages: any batch and image size, and the convolution
+over a pyramid without the pyramid."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 
 from stripctx import fuse
 
-# With the sizes (N, H, W) to run. torch exports UPerNet's adaptive pooling, fused or not, for the
-# example's height and width.
+# Each with the sizes (N, H, W) to run. torch exports UPerNet's adaptive pooling, fused or not, for
+# the example's height and width only.
 NETWORKS = {
     "SegFormer, transformers": (
         lambda: decoder_networks.huggingface_segformer(256),

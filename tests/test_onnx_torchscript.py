@@ -22,16 +22,16 @@ from stripctx import functional, fuse
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # torch's, of its own making
+    pytest.mark.filterwarnings("ignore"),  # warnings inside torch
     pytest.mark.skipif(networks.DEVICE.type != "cpu", reason="ONNX Runtime's CPU kernels"),
 ]
 
 
 def check(module: nn.Module, *examples: Inputs, opset: int = 17) -> None:
-    """Exported by the first, compared on all."""
+    """Exports with the first example and compares on all."""
     file, module = io.BytesIO(), module.eval()
     names = [f"input_{k}" for k in range(len(examples[0]))]
-    free = {  # all but the channels
+    free = {  # every size but the channels
         name: [axis for axis in range(x.dim()) if x.dim() < 4 or axis != 1]
         for name, x in zip(names, examples[0], strict=True)
     }
@@ -96,9 +96,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_of_sizes(name: str) -> None:
-    """Of the second example y is larger than the first's, by another ratio, or as large as x. In
-    a trace by torch.jit.trace likewise."""
+def test_functions_with_size_arguments(name: str) -> None:
+    """In other examples the ratio of y to x differs, or is 1. torch.jit.trace too."""
     sizes = ((2, 12, 14, 6, 7), (1, 60, 97, 40, 31), (1, 5, 6, 5, 6))
     examples = [(torch.randn(n, 4, h, w), torch.randn(n, 4, y, x)) for n, h, w, y, x in sizes]
     module = Around(FUNCTIONS[name])
@@ -118,7 +117,7 @@ FUSED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_networks(name: str) -> None:
-    """In their own form."""
+    """Tracing uses the original forwards."""
     torch.manual_seed(0)
     network = Logits(FUSED[name]()).eval()
     images = [(torch.randn(n, 3, h, w),) for n, h, w in ((2, 64, 96), (1, 128, 64))]

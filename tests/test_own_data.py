@@ -89,12 +89,12 @@ def test_values_are_merged_ignored_and_ordered(tmp_path: Path) -> None:
         (["data.table=none.csv"], "none.csv: cannot be read as a table"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be(changes: list[str], words: str, tmp_path: Path) -> None:
+def test_invalid_settings(changes: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"^{words}"):
         data(tmp_path, *changes)
 
 
-def test_another_dataset_has_labels_of_its_own(tmp_path: Path) -> None:
+def test_another_dataset_drops_custom_labels(tmp_path: Path) -> None:
     """A network trained on custom data is scored on a published dataset by its name alone."""
     own = small(tmp_path, "data.name=folders", "data.values={0: soil, 255: plant}")
     other = recipe.from_dict(recipe.to_dict(own), ["data.name=voc"]).data
@@ -128,7 +128,7 @@ def test_label_files_in_colour(tmp_path: Path) -> None:
         scenes.labels(0)
 
 
-def test_colours_without_their_meaning(tmp_path: Path) -> None:
+def test_colours_need_a_table(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "labels" / "a.png")
     scenes = catalogue.open_split(data(tmp_path, "data.classes=[a,b]"), "train")
@@ -165,13 +165,13 @@ def test_table_of_values(tmp_path: Path) -> None:
         ("name,value\n", "data.classes: must name the classes"),
     ],
 )
-def test_table_that_cannot_be(text: str, words: str, tmp_path: Path) -> None:
+def test_invalid_tables(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises((RecipeError, DataError), match=words):
         labelled(f"data.table={tmp_path}/t.csv", tmp_path=tmp_path)
 
 
-def test_names_that_stand_twice_keep_their_scores() -> None:
+def test_duplicate_names_keep_separate_scores() -> None:
     classes = [Class("bin", (0, 0, 0)), Class("car", (1, 1, 1)), Class("bin", (2, 2, 2))]
     assert Labelling(tuple(classes), (3, 5, 8)).names == ["bin", "car", "bin (8)"]
 
@@ -207,7 +207,7 @@ def test_label_files_of_other_names(
     assert all(pair.labels.parent == folders[1] for pair in found)
 
 
-def test_what_is_said_of_names(tmp_path: Path) -> None:
+def test_errors_of_file_names(tmp_path: Path) -> None:
     images, labels = tmp_path / "a", tmp_path / "b"
     write(images / "1.jpg")
     labels.mkdir()

@@ -219,7 +219,7 @@ def close(ours: Tensor, theirs: np.ndarray) -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", IMAGES)
-def test_semseg_is_its_authors_loop(network: Where, size: tuple[int, int], flip: bool) -> None:
+def test_semseg_equals_its_authors_loop(network: Where, size: tuple[int, int], flip: bool) -> None:
     image = picture(*size)
     ours = infer(network, image, protocols.SemsegSliding(SCALES, flip, base_size=29, crop=16))
     close(ours, semseg(network, image.numpy(), 29, 16, SCALES, flip))
@@ -227,7 +227,9 @@ def test_semseg_is_its_authors_loop(network: Where, size: tuple[int, int], flip:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", IMAGES)
-def test_encoding_is_its_authors_loop(network: Where, size: tuple[int, int], flip: bool) -> None:
+def test_encoding_equals_its_authors_loop(
+    network: Where, size: tuple[int, int], flip: bool
+) -> None:
     image = picture(*size)
     ours = infer(network, image, protocols.EncodingSliding(SCALES, flip, base_size=29, crop=16))
     close(ours * len(SCALES), encoding(network, image.numpy(), 29, 16, SCALES, flip))
@@ -235,7 +237,7 @@ def test_encoding_is_its_authors_loop(network: Where, size: tuple[int, int], fli
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", IMAGES)
-def test_hanet_is_its_authors_loop(network: Where, size: tuple[int, int], flip: bool) -> None:
+def test_hanet_equals_its_authors_loop(network: Where, size: tuple[int, int], flip: bool) -> None:
     image = picture(*size)
     ours = infer(network, image, protocols.HanetSliding(SCALES, flip, crop=16))
     theirs = hanet(network, image.numpy(), 16, SCALES, flip)
@@ -258,7 +260,7 @@ def test_whole_image(network: Where, flip: bool) -> None:
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_the_batch_changes_memory_alone(network: Where, name: str, batch: int) -> None:
+def test_the_batch_does_not_change_scores(network: Where, name: str, batch: int) -> None:
     image = picture(40, 27)
     crop = {} if name == "whole" else {"crop": 16}
     protocol = protocols.create(name, scales=(0.75, 1.0), flip=True, **crop)
@@ -301,14 +303,14 @@ class Heights(nn.Module):
         return pos[:, None, :, None].expand(-1, 2, -1, x.shape[3]).to(x)
 
 
-def test_networks_are_told_the_height_in_the_whole_image() -> None:
+def test_networks_receive_heights_in_the_whole_image() -> None:
     image = torch.randn(3, 256, 60)
     heights = infer(Heights().eval(), image, protocols.HanetSliding(flip=True, crop=96))
     expected = (torch.arange(256) // 2).float()[None, :, None].expand(2, -1, 60)
     torch.testing.assert_close(heights, expected)
 
 
-def test_padding_has_a_height_of_its_own() -> None:
+def test_padding_is_marked_in_the_heights() -> None:
     told = []
 
     class Listens(Heights):
@@ -329,7 +331,7 @@ def test_a_real_network_with_heights() -> None:
     torch.testing.assert_close(infer(network, image, protocols.WholeImage()), expected)
 
 
-def test_inference_refuses_what_it_cannot_do(network: Where) -> None:
+def test_unsupported_options_are_refused(network: Where) -> None:
     with pytest.raises(ValueError, match=r"\(3, H, W\), got \(1, 3, 8, 8\)"):
         infer(network, torch.zeros(1, 3, 8, 8), protocols.WholeImage())
     with pytest.raises(ValueError, match="must be in eval mode"):
@@ -339,7 +341,7 @@ def test_inference_refuses_what_it_cannot_do(network: Where) -> None:
 # Protocols by name.
 
 
-def test_options_that_are_none_keep_their_defaults() -> None:
+def test_none_keeps_an_options_default() -> None:
     made = protocols.create("semseg", crop=480, scales=None, flip=True)
     assert made == protocols.SemsegSliding(flip=True, crop=480)
 
@@ -356,13 +358,13 @@ def test_options_that_are_none_keep_their_defaults() -> None:
         ("hanet", {"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
     ],
 )
-def test_bad_protocols(name: str, options: dict, message: str) -> None:
+def test_invalid_protocols(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         protocols.create(name, **options)
 
 
 @pytest.mark.parametrize("name", ["fcn", "deeplabv3plus_hanet"])
-def test_label_maps_at_once(name: str) -> None:
+def test_label_maps_without_scores(name: str) -> None:
     """Label maps of whole images equal the argmax of scores, without logits at the image's size."""
     torch.manual_seed(0)
     network = models.create(name, num_classes=5, backbone="resnet18", aux=False).eval()

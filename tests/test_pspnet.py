@@ -24,7 +24,7 @@ def test_pspnet_zoom(zoom_factor: int, size: tuple[int, int]) -> None:
     assert {y.shape[2:] for y in outputs.values()} == {size}
 
 
-def test_pspnet_is_plain() -> None:
+def test_pspnet_equals_plain() -> None:
     """The whole network against its formula in plain PyTorch, which materialises the pyramid."""
     network = randomise(models.pspnet(5, Tiny(), head_channels=16)).double().eval()
     x = torch.randn(2, 3, 65, 49, dtype=torch.float64)
@@ -39,7 +39,7 @@ def test_pspnet_is_plain() -> None:
     assert operator_checks.relative_error(network(x)["out"], want) < 1e-12
 
 
-def test_aspp_is_plain() -> None:
+def test_aspp_equals_plain() -> None:
     """Against the concatenation with the mean expanded; in training, to compare gradients."""
     network = models.pspnet(5, Tiny(), head_channels=16, context="aspp", rates=(1, 2, 5))
     network = undropped(randomise(network)).double()

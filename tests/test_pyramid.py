@@ -138,7 +138,7 @@ def with_ties(shape: Shape, layout: str) -> Tensor:
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("bins", [PSP, (7, (9, 2)), (40, 1)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_indices_are_those_of_torch(bins: Bins, layout: str, dtype: torch.dtype) -> None:
+def test_indices_equal_torchs(bins: Bins, layout: str, dtype: torch.dtype) -> None:
     """The first of equal values, the last of NaNs."""
     x = with_ties((2, 6, 11, 37), layout).to(dtype)
     flat = [size for b in bins for size in (b if isinstance(b, tuple) else (b, b))]
@@ -152,7 +152,7 @@ def test_indices_are_those_of_torch(bins: Bins, layout: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("bins", [(1,), (3,), (40,)], ids=str)
-def test_a_foreign_index_adds_nothing(bins: Bins, layout: str) -> None:
+def test_an_index_outside_its_window_adds_nothing(bins: Bins, layout: str) -> None:
     """Indices out of bounds, or outside the window of their bin, contribute nothing."""
     x = operator_checks.make((2, 19, 7, 9), torch.float32, layout).requires_grad_()
     (out,) = functional.pyramid_pool(x, bins, "max")
@@ -174,7 +174,7 @@ def test_a_foreign_index_adds_nothing(bins: Bins, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_adjoint_of_foreign_indices(layout: str) -> None:
+def test_adjoint_of_indices_outside_their_windows(layout: str) -> None:
     """Double backward reads exactly the elements that backward adds to."""
     grad = torch.randn(1, 2, 2, 2, dtype=torch.float64, device=DEVICE).requires_grad_()
     index = torch.tensor([0, 7, -5, 19, 2, 99, 3, 10], device=DEVICE).view(1, 2, 2, 2)

@@ -1,4 +1,4 @@
-"""int8 networks, as docs/deploy.md makes them: the convolutions of backbone and head in int8."""
+"""int8 networks made as in docs/deploy.md: backbone and head convolve in int8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stripctx import models
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # torch.ao.quantization's, of its own end; torchao's
+    # torch.ao.quantization warns of its removal; torchao's too
+    pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(DEVICE.type != "cpu", reason="int8 kernels of CPUs"),
 ]
 
@@ -55,7 +56,7 @@ def test_by_fx(network: nn.Module, images: list[Tensor]) -> None:
 
 
 def test_by_pt2e(images: list[Tensor]) -> None:
-    """Every convolution, in blocks too, whose sums join two quantised maps."""
+    """Every convolution is quantised, including those of residual blocks, which add two maps."""
     pytest.importorskip("torchao")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86

@@ -66,7 +66,7 @@ def test_options_are_replaced_or_changed_one_by_one(file: Path) -> None:
         ("augmentation.crop=[8]", "augmentation.crop: must be 2 positive numbers, got [8]"),
     ],
 )
-def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
+def test_invalid_changes(file: Path, change: str, words: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(words)):
         recipe.load(file, [change])
 
@@ -86,7 +86,7 @@ def test_changes_that_cannot_be(file: Path, change: str, words: str) -> None:
         "augmentation.jitter=0.6", "augmentation.blur_sigma=[2,1]",
     ],
 )  # fmt: skip
-def test_numbers_out_of_their_range(file: Path, change: str) -> None:
+def test_numbers_out_of_range(file: Path, change: str) -> None:
     setting = change.partition("=")[0]
     with pytest.raises(RecipeError, match=f"^{re.escape(setting)}: must be .*, got ") as refusal:
         recipe.load(file, [change])
@@ -94,7 +94,7 @@ def test_numbers_out_of_their_range(file: Path, change: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["network: {nam: spnet}", "a: [", "- 3", None, b"PK\3\4\xff"])
-def test_files_that_cannot_be(file: Path, text: str | bytes | None) -> None:
+def test_invalid_files(file: Path, text: str | bytes | None) -> None:
     if text is None:
         file.unlink()
     else:
@@ -108,7 +108,7 @@ def test_files_that_cannot_be(file: Path, text: str | bytes | None) -> None:
 NAMES = ["on", "off", "yes", "no", "y", "true", "null", "~", "007", "1_0", "1e3", "2024-01-01"]
 
 
-def test_names_are_text_in_files_and_changes(file: Path) -> None:
+def test_names_are_read_as_text(file: Path) -> None:
     listed = ", ".join(NAMES)
     found = recipe.load(file, ["data.name=folders", f"data.classes=[{listed}]"])
     assert found.data.classes == NAMES
@@ -124,7 +124,7 @@ def test_names_are_text_in_files_and_changes(file: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/data/set #2", "off", "C: x", "[a]", "~/x", "a: b", "007", "-"])
-def test_paths_are_text(file: Path, path: str) -> None:
+def test_paths_are_read_as_text(file: Path, path: str) -> None:
     assert recipe.load(file, [f"data.root={path}"]).data.root == path
     for quoted in (f"'{path}'", f'"{path}"'):
         assert recipe.load(file, [f"data.root={quoted}"]).data.root == path
@@ -132,7 +132,7 @@ def test_paths_are_text(file: Path, path: str) -> None:
     assert recipe.load(file).data.root == path
 
 
-def test_names_with_hashes(file: Path) -> None:
+def test_names_that_contain_a_hash(file: Path) -> None:
     """Accepted if quoted or within a word, otherwise refused instead of being cut off."""
     found = recipe.load(file, ["data.name=folders", "data.classes=['#1', a#2]"])
     assert found.data.classes == ["#1", "a#2"]
@@ -141,7 +141,7 @@ def test_names_with_hashes(file: Path) -> None:
             recipe.load(file, [change])
 
 
-def test_what_is_no_text_is_read_as_before(file: Path) -> None:
+def test_other_values_keep_their_yaml_types(file: Path) -> None:
     changes = ["train.compile=on", "optimizer.rate=1e-3", "optimizer.groups[0].rate=2"]
     changes += ["network.options={lateral: true, eps: 1e-5, drop: null}"]
     found = recipe.load(file, changes)
@@ -150,7 +150,7 @@ def test_what_is_no_text_is_read_as_before(file: Path) -> None:
     assert found.network.options == {"lateral": True, "eps": 1e-5, "drop": None}
 
 
-def test_settings_that_stand_twice(file: Path) -> None:
+def test_duplicate_settings(file: Path) -> None:
     for text in ("train: {batch: 2, batch: 4}", "train: {batch: 2}\ntrain: {epochs: 2}"):
         file.write_text(text)
         with pytest.raises(RecipeError, match=f"^{file}: .*(batch|train) occurs twice"):
@@ -214,7 +214,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 RECIPES = sorted((REPOSITORY / "examples" / "recipes").glob("*.yaml"))
 
 
-def test_recipe_stands_on_its_base(file: Path) -> None:
+def test_recipe_extends_its_base(file: Path) -> None:
     other = file.with_name("other.yaml")
     other.write_text("base: small.yaml\nnetwork: {options: {mixed: 2}}\ntrain: {batch: 4}\n")
     found = recipe.load(other)
@@ -286,7 +286,7 @@ def test_every_recipe_of_a_paper_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", COMES_TO)
-def test_what_a_recipe_comes_to(name: str) -> None:
+def test_settings_of_each_recipe(name: str) -> None:
     found = recipe.load(REPOSITORY / "examples" / "recipes" / f"{name}.yaml")
     train, look, varied = found.train, found.evaluation.options, found.augmentation
     assert varied.crop[0] == varied.crop[1] and look["flip"]
@@ -315,7 +315,7 @@ def test_what_a_recipe_comes_to(name: str) -> None:
     )
 
 
-def test_recipes_of_hanet_draw_half_of_their_crops_by_class() -> None:
+def test_hanet_recipes_draw_half_of_their_crops_by_class() -> None:
     hanet = [path for path in RECIPES if "hanet" in path.stem]
     for path in hanet:
         data = recipe.load(path).data

@@ -65,7 +65,7 @@ def test_family_table() -> None:
     assert tables.family_table(tables.headline(ENTRIES[:6])) == SUMMARY
 
 
-def test_a_table_has_no_columns_of_what_nobody_measured() -> None:
+def test_a_table_omits_columns_without_measurements() -> None:
     one = entry("training", "pspnet", fused=(2.0, 0), eager=(1.0, MIB))
     del one["floor"]
     header, _, line = tables.family_table([one]).splitlines()
@@ -106,14 +106,14 @@ def test_documents_are_kept_up_to_date(tmp_path: Path) -> None:
     assert report.main([*where, "--check"]) == 0
 
 
-def test_results_of_a_gpu_follow(tmp_path: Path) -> None:
+def test_results_of_a_gpu_are_appended(tmp_path: Path) -> None:
     family.write(tmp_path / "strip.json", MACHINE, ENTRIES)
     family.write(tmp_path / "strip-cuda.json", MACHINE | {"gpu": "Loom"}, ENTRIES[:1])
     text = report.update("<!-- benchmarks:strip -->\n<!-- /benchmarks:strip -->\n", tmp_path)
     assert text.index("Abacus") < text.index("Loom")
 
 
-def test_tricks_are_times_without_over_times_with(tmp_path: Path) -> None:
+def test_tricks_report_the_time_without_over_the_time_with(tmp_path: Path) -> None:
     trick = {"trick": "abacus", "instead": "fingers", "operator": "add", "dtype": "float32"}
     entries = [
         {**trick, "layout": "contiguous", "with_ms": [1, 2, 1], "without_ms": [2, 4, 9]},

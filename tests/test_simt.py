@@ -104,7 +104,7 @@ def test_sums_give_the_same_bits_in_every_order(emulator: Emulator, threads: int
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_warp_operations_are_those_of_cuda(emulator: Emulator, order: str) -> None:
+def test_warp_operations_equal_cudas(emulator: Emulator, order: str) -> None:
     emulator.order(order)
     x, out = torch.randn(32), torch.zeros(6, 32)
     emulator("warp_operations", x, out)
@@ -147,7 +147,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_reported_and_the_emulator_goes_on(emulator: Emulator, name: str) -> None:
+def test_a_fault_is_reported_and_the_emulator_recovers(emulator: Emulator, name: str) -> None:
     with pytest.raises(RuntimeError, match=f"^{name}: .*{FAULTS[name]}"):
         fault(emulator, name)
     assert torch.equal(fault(emulator, "correct"), (torch.arange(64.0) + 1) % 64)
@@ -251,9 +251,7 @@ def test_tf32_rounds_to_nearest_ties_away(emulator: Emulator) -> None:
 
 @pytest.mark.parametrize("plain", [0, 1], ids=["gathered", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_products_are_those_of_the_rounded_operands(
-    emulator: Emulator, dtype: torch.dtype, plain: int
-) -> None:
+def test_products_use_rounded_operands(emulator: Emulator, dtype: torch.dtype, plain: int) -> None:
     depth = 8 if dtype == torch.float32 else 16
     a, b = torch.randn(16, depth).to(dtype), torch.randn(depth, 8).to(dtype)
     d = torch.randn(16, 8)
@@ -285,7 +283,7 @@ def test_long_sums_of_products_do_not_drift(emulator: Emulator, bfloat16: int) -
     assert errors[1] > 5e-6
 
 
-def test_products_are_cut_towards_zero(emulator: Emulator) -> None:
+def test_accumulation_truncates_towards_zero(emulator: Emulator) -> None:
     """Sums of one sign never exceed the exact ones, and are mostly smaller."""
     for dtype, depth in ((torch.float32, 8), (torch.bfloat16, 16)):
         a, b = torch.rand(16, depth).to(dtype), torch.rand(depth, 8).to(dtype)
@@ -314,7 +312,7 @@ def test_products_are_cut_towards_zero(emulator: Emulator) -> None:
         ((1, 1, 1), 0, r"got \(0, 1, 1\)"),
     ],
 )
-def test_launches_that_cuda_refuses(
+def test_invalid_launches_are_refused(
     emulator: Emulator, grid: tuple[int, int, int], threads: int, message: str
 ) -> None:
     with pytest.raises(RuntimeError, match=f"barriers: .*{message}"):

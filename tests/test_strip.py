@@ -79,7 +79,7 @@ def test_autocast() -> None:
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_conv_makes_the_gradients_asked_for(layout: str) -> None:
+def test_conv_computes_only_required_gradients(layout: str) -> None:
     """No gradient for a frozen weight; also under vmap."""
     operator_checks.check_vmap(CONV, (2, 5, 6, 7))
     rows, cols, weight = CONV.arguments((2, 5, 6, 7), torch.float64, layout)
@@ -115,7 +115,7 @@ def test_extreme_logits() -> None:
     torch.testing.assert_close(leaf.grad.double(), slope, rtol=1e-5, atol=2e-38)
 
 
-def test_subnormal_numbers_in_bfloat16_survive() -> None:
+def test_bfloat16_keeps_subnormal_numbers() -> None:
     """Hardware conversions to bfloat16 flush them to zero."""
     powers = torch.arange(-133, -101, device=DEVICE, dtype=torch.float64)
     rows = torch.exp2(powers).bfloat16().view(1, 1, 32, 1)

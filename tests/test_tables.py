@@ -33,7 +33,7 @@ def shown(table: object) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in cells if len(row) > 1]
 
 
-def test_table_of_one(scores: Scores) -> None:
+def test_table_of_one_network(scores: Scores) -> None:
     assert shown(tables.of_one(NAMES, scores)) == [
         ["class", "IoU", "labelled", "predicted"],
         ["[bold]", "50.00%", "50.0%", "25.0%"],

@@ -72,7 +72,7 @@ def test_network_of_another_package(name: str) -> None:
         torch.testing.assert_close(again(image), plain, rtol=1e-9, atol=1e-9)
 
 
-def test_padding_is_cut_off() -> None:
+def test_padding_is_removed_from_the_result() -> None:
     """The padding at the right and the bottom does not shift the result."""
     network = build("smp:UPerNet").eval().double()
     image = torch.randn(1, 3, 64, 90, dtype=torch.float64)
@@ -136,14 +136,14 @@ def test_rate_warms_up() -> None:
         (Network("smp:Unet", "tu-resnet10t", "", {"wide": 3}), "network: smp:Unet: .*wide"),
     ],
 )
-def test_network_that_cannot_be(settings: Network, words: str) -> None:
+def test_invalid_network(settings: Network, words: str) -> None:
     oracles.whole_smp()
     with pytest.raises(RecipeError, match=words) as refusal:
         networks.build(settings, 5)
     assert "\n" not in str(refusal.value)
 
 
-def test_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     words = r"^network\.name: smp: needs pip install segmentation-models-pytorch"
     with pytest.raises(RecipeError, match=words):

@@ -94,7 +94,7 @@ def test_torchscript_traces_of_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("x_index", [0, 1, 2])
-def test_traces_of_a_level_of_its_own_size(x_index: int) -> None:
+def test_traces_of_a_level_of_the_maps_size(x_index: int) -> None:
     weight = rand(5, 12, 3, 3)
 
     def function(x: Tensor, level: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def leaves(outputs: object) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_is_one_call(name: str) -> None:
+def test_a_layer_is_a_leaf(name: str) -> None:
     module, inputs = Around(test_layers.make(name)).eval(), test_layers.arguments(name, 2, 9, 7)
     given = {} if len(inputs) > 1 else {"out": None, "pos": None}
     traced = torch.fx.symbolic_trace(module, given)

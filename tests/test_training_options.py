@@ -25,7 +25,7 @@ from examples.training.trainer import StoppedError, Trainer  # noqa: E402
 # Weight averaging.
 
 
-def test_average_is_the_recursion() -> None:
+def test_average_equals_the_recursion() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     average = Average(network, 0.25)
     expected = None
@@ -48,7 +48,7 @@ def test_average_is_the_recursion() -> None:
     assert torch.equal(average.network[0].weight, again.network[0].weight)
 
 
-def test_average_is_what_is_scored_and_kept(tmp_path: Path) -> None:
+def test_the_average_is_scored_and_saved(tmp_path: Path) -> None:
     plain = train(small(tmp_path, "train.epochs=2"), tmp_path / "plain")
     trainer = train(small(tmp_path, "train.epochs=2", "train.average=0.9"), tmp_path / "run")
     last, best = (checkpoint.read(tmp_path / "run" / f"{name}.pt") for name in ("last", "best"))
@@ -93,7 +93,7 @@ def test_weights_of_classes() -> None:
     assert balance.weights("log", COUNTS) == pytest.approx(expected)
 
 
-def test_classes_are_weighed_by_their_labels(tmp_path: Path) -> None:
+def test_class_weights_follow_label_counts(tmp_path: Path) -> None:
     settings = small(tmp_path, "loss.balance=median", "train.epochs=1")
     trainer = train(settings, tmp_path / "run")
     scenes = catalogue.open_split(settings.data, "train")
@@ -107,7 +107,7 @@ def test_classes_are_weighed_by_their_labels(tmp_path: Path) -> None:
     assert plain.objective.weight is None and first[0] != first[1]
 
 
-def test_balance_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_balance(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"^loss\.balance: must be one of none, median, log"):
         small(tmp_path, "loss.balance=inverse")
     with pytest.raises(RecipeError, match=r"^loss\.balance: .* loss\.class_weights gives some"):
@@ -128,7 +128,7 @@ class Lines:
 """
 
 
-def test_logger_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     (tmp_path / "lines_logger.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -152,7 +152,7 @@ def test_logger_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("math:X", "--log-to: math:X cannot be imported"),
     ],
 )
-def test_logger_that_cannot_be(
+def test_invalid_logger(
     name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)

@@ -42,7 +42,7 @@ def test_networks_with_other_arguments_or_results() -> None:
         assert_type(encoder(torch.randn(2, 3, 33, 33)), Tensor)
 
 
-def test_a_name_from_elsewhere_gives_a_module() -> None:
+def test_a_name_of_type_str_gives_a_module() -> None:
     name: str = models.available()[0]
     with torch.device("meta"):
         assert_type(models.create(name, num_classes=3, backbone="resnet18"), nn.Module)

@@ -64,7 +64,7 @@ def maps() -> list[Tensor]:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", HEADS)
-def test_head_is_theirs(name: str, training: bool) -> None:
+def test_head_equals_theirs(name: str, training: bool) -> None:
     """Outputs, gradients of features and parameters, and the statistics of the norms."""
     make, align_corners = HEADS[name]
     theirs = randomise(make()).train(training)
@@ -158,7 +158,7 @@ def test_network_of_mmseg() -> None:
         assert operator_checks.relative_error(got, want) < 1e-12
 
 
-def test_network_is_plain() -> None:
+def test_network_equals_plain() -> None:
     """Against plain PyTorch, which materialises the concatenation and each interpolated map."""
     network = randomise(undropped(models.upernet(5, Tiny(), head_channels=WIDTH))).double()
     other = copy.deepcopy(network)

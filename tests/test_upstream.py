@@ -264,7 +264,7 @@ def test_parts_load(backbone: str, rules: tuple[tuple[str, str], ...]) -> None:
     same_state(source, nested[0])
 
 
-def test_strict_stays_strict() -> None:
+def test_unknown_keys_are_refused() -> None:
     network = models.fcn(5, "resnet18")
     rules = NETWORK_LAYOUTS["torchvision"][1]
     state = renamed(network.state_dict(), *rules)
@@ -278,7 +278,7 @@ def test_strict_stays_strict() -> None:
 
 
 @pytest.mark.parametrize("name", ["deeplabv3plus_hanet", "pspnet", "spnet"])
-def test_a_weighted_criterion_is_left_out(name: str) -> None:
+def test_class_weights_of_a_criterion_are_ignored(name: str) -> None:
     """Upstream's networks contain their losses, whose class weights are saved too."""
     options = {"strip_pooling": False, "pool_sizes": (3, 2)} if name == "spnet" else {}
     backbone = "resnet18s"
@@ -318,7 +318,7 @@ def test_layers_take_wrapped_files(name: str) -> None:
     same_state(source, network[0])
 
 
-def test_pspnet_drops_elements_where_asked() -> None:
+def test_pspnet_with_elementwise_dropout() -> None:
     network = models.pspnet(5, "resnet18", channel_dropout=False)
     assert not any(isinstance(one, nn.Dropout2d) for one in network.modules())
     assert any(isinstance(one, nn.Dropout) for one in network.modules())

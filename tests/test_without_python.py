@@ -37,7 +37,7 @@ def script(code: str, *arguments: object, quiet: bool = True) -> str:
     return done.stdout
 
 
-def test_one_text_defines_the_operators() -> None:
+def test_operators_match_their_schemas() -> None:
     names = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("stripctx::")}
     assert names == {f"stripctx::{name}" for name in schemas.SCHEMAS}
     for name, text in schemas.SCHEMAS.items():
@@ -46,7 +46,7 @@ def test_one_text_defines_the_operators() -> None:
         assert set(schemas.TAGS) <= set(operator.tags)
 
 
-def test_another_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_definition_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(schemas.SCHEMAS, "row_gate", "row_gate(Tensor x) -> Tensor")
     with pytest.raises(ImportError, match="belongs to this version"):
         schemas.declare("row_gate")

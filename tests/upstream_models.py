@@ -47,7 +47,7 @@ class PPM(nn.Module):
 
 
 class PSPNet(nn.Module):
-    """Its forward calls a method of its own, `use`, between the pyramid and the classifier."""
+    """Its forward calls another of its methods, `use`, between the pyramid and the classifier."""
 
     def __init__(self, classes: int = 3, **options: Any) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ class pyramidPooling(nn.Module):  # noqa: N801
 
 
 class PSPModule(nn.Module):
-    """Lextal's: stages without norm, x last, a bottleneck of its own."""
+    """Lextal's: stages without norm, x last, a bottleneck inside the module."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-// What memory safety asks of an operator's arguments, for callers that reach the dispatcher past
-// the checks in words (stripctx/ops): tensors made in inference mode, and C++. Raises ValueError in
-// Python.
+// The checks that memory safety needs. Calls normally pass the fuller checks of stripctx/ops first;
+// these cover callers that reach the dispatcher without them: inference-mode tensors and C++. A
+// failed check raises ValueError in Python.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,7 +22,7 @@ class Checker {
     if (!holds) throw std::invalid_argument(std::string(name_) + ": " + argument + " " + what);
   }
 
-  // The dispatcher takes None for a tensor: one that is undefined here.
+  // Rejects None, which the dispatcher passes as an undefined tensor.
   void given(const char* argument, const Tensor& value) const {
     require(value.defined(), argument, "must be a tensor, got None");
   }

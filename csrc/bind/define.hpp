@@ -1,5 +1,5 @@
-// Defines a family's operators where no Python does: a process that loads the library and never
-// imports the package, a C++ program with an AOTInductor package.
+// Defines a family's operators for a process that loads the library without the Python package: a
+// C++ program that runs an AOTInductor package.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,8 +10,8 @@
 
 namespace stripctx::bind {
 
-// Passes over what is defined already, by a library loaded before or by Python: from the same text,
-// which stripctx/ops/schemas.py holds them to.
+// Skips operators that are already defined, by Python or by a library loaded earlier. The
+// definitions agree: stripctx/ops/schemas.py reads the same text.
 template <size_t N>
 void define(torch::stable::detail::StableLibrary& library, const char* const (&schemas)[N]) {
   if constexpr (!device::kDefinesOperators) return;

@@ -1,5 +1,5 @@
-// Between torch's stable Tensor and a kernel's View: formats, allocation, and the one copy that an
-// unusual stride costs.
+// Conversion between torch's stable Tensor and a kernel's View: memory formats, allocation, and the
+// one copy that unsupported strides cost.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -44,7 +44,7 @@ inline View view(const Tensor& tensor) {
   return result;
 }
 
-// The memory format of a result. One rule, the same in stripctx/layout.py.
+// The memory format of a result; stripctx/layout.py has the same rule.
 template <class... Tensors>
 MemoryFormat memory_format(const Tensors&... tensors) {
   const auto channels_last = [](const Tensor& x) {
@@ -70,7 +70,7 @@ inline std::vector<int64_t> sizes(const Tensor& tensor) {
   return {tensor.sizes().begin(), tensor.sizes().end()};
 }
 
-// The type that sums run in.
+// The accumulation type.
 inline ScalarType accumulate_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -85,7 +85,7 @@ inline bool is_readable(const Tensor& map, MemoryFormat format) {
   return map.stride(fastest) == 1 || map.size(fastest) == 1;
 }
 
-// A map as kernels read it; other strides cost one copy.
+// The map itself where kernels can read its strides, else a copy in `format`.
 inline Tensor readable(const Tensor& map, MemoryFormat format) {
   return is_readable(map, format) ? map : dense(map, format);
 }

@@ -1,9 +1,9 @@
 // Adaptive bins on one axis, and the cells into which the bin boundaries of all levels divide it.
 //
-// Bin i of b over n positions is the window [floor(i n / b), ceil((i + 1) n / b)): neighbouring
-// bins share a position if b does not divide n, and repeat positions if b > n. Every bin starts and
-// ends at a cut, so it is a range of whole cells, and a function that is constant on bins is
-// constant on cells.
+// Bin i of b over n positions is the window [floor(i n / b), ceil((i + 1) n / b)). Neighbouring
+// bins share one position where i n / b is not an integer; if b > n, positions repeat. Every bin
+// starts and ends at a cut, so it is a range of whole cells, and a function that is constant on
+// bins is constant on cells.
 #pragma once
 
 #include <algorithm>
@@ -29,16 +29,16 @@ STRIPCTX_HOST_DEVICE inline Span window(int64_t bin, int64_t bins, int64_t lengt
           (bin + 1) * quotient + ceil_div((bin + 1) * rest, bins)};
 }
 
-// The bins that contain position p: i n / b < p + 1 and p < (i + 1) n / b, which is a window with
-// the roles of bins and positions exchanged.
+// The bins that contain position p: those with i n / b < p + 1 and p < (i + 1) n / b. This is
+// `window` with bins and positions exchanged.
 STRIPCTX_HOST_DEVICE inline Span bins_at(int64_t position, int64_t bins, int64_t length) {
   return window(position, length, bins);
 }
 
-// The cells of one axis. At most 2 * sum(bins) + 1 cuts, and never more than length + 1.
+// The cells of one axis: at most 2 * sum(bins) + 1 cuts, and never more than length + 1.
 class Cells {
  public:
-  // Cells longer than `longest` positions are divided evenly.
+  // Cells longer than `longest` positions are split into pieces of nearly equal size.
   Cells(int64_t length, const std::vector<int64_t>& bins, int64_t longest = INT64_MAX)
       : length_(length) {
     std::vector<int64_t> ends;
@@ -54,7 +54,7 @@ class Cells {
   const std::vector<int64_t>& cuts() const { return cuts_; }
   Span operator[](int64_t cell) const { return {cuts_[cell], cuts_[cell + 1]}; }
 
-  // The cells of a window that starts and ends at cuts.
+  // The cells of a window whose ends are cuts.
   Span of(const Span& positions) const { return {index(positions.begin), index(positions.end)}; }
 
   // The cell of one position.

@@ -1,5 +1,5 @@
-// The cells that a position of an interpolated axis reads: the index formulas of torch's
-// interpolate, the same on every device.
+// Which cells each position of an interpolated axis reads, and with which weights: the index
+// formulas of torch.nn.functional.interpolate, the same on every device.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ enum class Mode : int64_t { kBilinear, kBilinearAligned, kNearest, kNearestExact
 
 constexpr int64_t kModes = 4;
 
-// The two cells around a position, and their weights. If both are the same cell, its weight is
-// their sum.
+// The two cells that a position reads, and their weights. If both are the same cell, its weight is
+// the sum of the two.
 template <class A>
 struct Sample {
   int64_t first, second;
   A first_weight, second_weight;
 
-  // Whether a single cell contributes, and the weights in that case: its weight and 0.
+  // Whether a single cell contributes; of_first() is then its full weight and of_second() is 0.
   STRIPCTX_HOST_DEVICE bool is_one() const { return second == first || second_weight == 0; }
   STRIPCTX_HOST_DEVICE A of_first() const {
     return is_one() ? first_weight + second_weight : first_weight;
@@ -28,8 +28,8 @@ struct Sample {
   STRIPCTX_HOST_DEVICE A of_second() const { return is_one() ? A(0) : second_weight; }
 };
 
-// Interpolates `cells` to `extent` positions with the index formula of
-// torch.nn.functional.interpolate: linear in the accumulation type A, nearest always in float.
+// Interpolation of `cells` input cells to `extent` output positions. Linear modes compute indices
+// in the accumulation type A, nearest modes always in float, as torch does.
 template <class A>
 struct Axis {
   int64_t cells, extent;
@@ -80,9 +80,9 @@ struct Axis {
   }
 
  private:
-  // Halves, so that an infinite cell stays one.
+  // The one cell as two halves, so that an infinite cell does not become NaN by a product with 0.
   STRIPCTX_HOST_DEVICE Sample<A> nearest(int64_t position) const {
-    int64_t cell = position / 2;  // if the size doubles, for any ratio
+    int64_t cell = position / 2;  // right if the size doubles, whatever the ratio
     if (cells == extent) {
       cell = position;
     } else if (mode == Mode::kNearestExact) {

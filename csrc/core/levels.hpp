@@ -1,4 +1,4 @@
-// The levels of a pyramid as a single operand of an operator.
+// The levels of a pyramid, passed to an operator as one operand.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@ namespace stripctx {
 
 constexpr int kMostLevels = 8;
 
-// A map, and its interpolation along H and W, if any.
+// A map, and how it is interpolated along H and W, if at all.
 struct Level : View {
   Mode mode = Mode::kBilinear;
   double ratio[2] = {0, 0};  // input size over output size; 0 to use the sizes
@@ -32,7 +32,7 @@ struct LevelsOf {
     return true;
   }
 
-  // Elements of all levels together.
+  // The number of elements in all levels.
   STRIPCTX_HOST_DEVICE int64_t numel() const {
     int64_t sum = 0;
     for (int k = 0; k < count; ++k) sum += level[k].numel();
@@ -48,6 +48,6 @@ struct LevelsOf {
 };
 
 using Levels = LevelsOf<Level>;
-using PooledLevels = LevelsOf<View>;  // which kernels hold twice, in 4 KB of parameters
+using PooledLevels = LevelsOf<View>;  // two of them fit in a kernel's 4 KB of parameters
 
 }  // namespace stripctx

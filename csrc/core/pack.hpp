@@ -18,8 +18,8 @@ struct alignas(sizeof(T) * N) Pack {
   STRIPCTX_HOST_DEVICE const T& operator[](int i) const { return value[i]; }
 };
 
-// Whether packs of `width` elements along dimension `fastest` tile `length` elements of every view
-// and start aligned.
+// Whether packs of `width` elements along dimension `fastest` divide `length` evenly and are
+// aligned in every view.
 inline bool packs(std::initializer_list<const View*> views, int64_t element_bytes, int fastest,
                   int64_t length, int64_t width) {
   if (length % width != 0) return false;

@@ -1,6 +1,6 @@
-// A tensor as seen by a kernel: pointer, dtype, sizes and strides, in elements and 64-bit. The
-// binding passes the arguments of an operator to its kernels as one struct of Views (strip.hpp,
-// ...), the same on CPU and CUDA.
+// A tensor as seen by a kernel: pointer, dtype, sizes and strides (64-bit, in elements). The
+// binding passes an operator's arguments to its kernels as one struct of Views (each family's
+// params.hpp), the same on CPU and CUDA.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct View {
 
   STRIPCTX_HOST_DEVICE int64_t numel() const { return size[0] * size[1] * size[2] * size[3]; }
 
-  // Elements from `data` to one past the last that the view can reach.
+  // The distance from `data` to one past the last reachable element.
   STRIPCTX_HOST_DEVICE int64_t extent() const {
     if (numel() == 0) return 0;
     int64_t last = 0;

@@ -1,4 +1,5 @@
-// CPU loops shared by the families, over runs of memory and over vectors, and scratch buffers.
+// Loops over contiguous runs and over vectors, shared by the families' CPU kernels, and scratch
+// buffers.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +25,8 @@ bool all_channels_last(const Maps&... maps) {
   return (maps.channels_last() && ...);
 }
 
-// Calls body(run) for the contiguous runs of a plane: a single one if the rows of all maps are
-// contiguous.
+// Calls body(run) for each row of a plane, or once for the whole plane if its rows are adjacent in
+// all maps.
 template <class Body, class... Maps>
 void for_runs(int64_t plane, Body&& body, const View& map, const Maps&... others) {
   const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
@@ -34,7 +35,8 @@ void for_runs(int64_t plane, Body&& body, const View& map, const Maps&... others
   for (int64_t h = 0; h < H; ++h) body(Run{plane / C, plane % C, h, 0, W});
 }
 
-// Calls body(run) for the pixels [begin, end) of a map, counted through all images.
+// Calls body(run) for the pixels [begin, end) of a batch, numbered image by image; a run is the
+// channels of one pixel.
 template <class Body>
 void for_pixels(const View& map, int64_t begin, int64_t end, Body&& body) {
   const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
@@ -46,13 +48,14 @@ void for_pixels(const View& map, int64_t begin, int64_t end, Body&& body) {
   }
 }
 
-// A length rounded up to whole vectors, so that these may be read and written at its end.
+// The length rounded up to whole vectors: buffers of this size may be read and written by full
+// vectors to the end.
 template <class A>
 int64_t padded(int64_t length) {
   return ceil_div(length, kLanes<A>) * kLanes<A>;
 }
 
-// Zeros, aligned to a vector so that no vector crosses a cache line.
+// Zero-initialised scratch of whole vectors, aligned so that no vector crosses a cache line.
 template <class A>
 class Buffer {
  public:
@@ -65,7 +68,7 @@ class Buffer {
   std::vector<Vec<A>> vectors_;
 };
 
-// Calls body.operator()<count>(), with a count from 1 to kMost as a constant.
+// Calls body.operator()<count>(), turning a count from 1 to kMost into a compile-time constant.
 template <int kMost, class Body>
 [[gnu::always_inline]] inline void with_count(int64_t count, Body&& body) {
   if constexpr (kMost == 1) {
@@ -75,8 +78,9 @@ template <int kMost, class Body>
   }
 }
 
-// Calls body.operator()<kVectors>(i, count) for every four vectors of [0, length), or as many as
-// are left: kVectors of them from i on, the last one of `count` elements.
+// Divides [0, length) into groups of four vectors; the last group may have fewer. Calls
+// body.operator()<kVectors>(i, count) for each: its kVectors vectors start at element i, and the
+// last vector has `count` elements.
 template <class A, class Body>
 inline void for_four_vectors(int64_t length, Body&& body) {
   constexpr int64_t lanes = kLanes<A>;
@@ -89,7 +93,8 @@ inline void for_four_vectors(int64_t length, Body&& body) {
   }
 }
 
-// The last of kVectors vectors holds `count` elements.
+// Loads kVectors adjacent vectors, of which the last has `count` elements and zeros in its other
+// lanes.
 template <class T, int kVectors, class A = Accumulate<T>>
 [[gnu::always_inline]] inline void load_vectors(const T* p, int count, Vec<A> (&value)[kVectors]) {
   constexpr int lanes = kLanes<A>, last = kVectors - 1;

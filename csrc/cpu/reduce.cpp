@@ -1,4 +1,4 @@
-// The second stage of every fixed-order reduction on the CPU. Reads the partials once.
+// The second stage of every fixed-order reduction on the CPU: reads each partial sum once.
 #include "core/reduce.hpp"
 
 #include "core/dispatch.hpp"

@@ -1,5 +1,5 @@
-// Permutations of vector lanes. g++ and clang have different builtins; only g++'s accepts an order
-// that is not a compile-time constant.
+// Permutations of vector lanes. g++ and clang have different builtins, and only g++'s accepts
+// indices that are not compile-time constants.
 #pragma once
 
 #include <utility>
@@ -16,7 +16,7 @@ using IndexVec = typename VectorOf<Index<A>>::type;
 
 namespace detail {
 
-// Lanes of the concatenation of `first` and `second`, by compile-time indices.
+// Selects lanes from the concatenation of `first` and `second` by compile-time indices.
 template <class A, int... kLane>
 inline Vec<A> pick(const Vec<A>& first, const Vec<A>& second,
                    std::integer_sequence<int, kLane...>) {
@@ -46,13 +46,13 @@ using EachLane = std::make_integer_sequence<int, kLanes<A>>;
 
 }  // namespace detail
 
-// a0 b0 a1 b1 ... of the lower halves.
+// a0 b0 a1 b1 ... from the lower halves of a and b.
 template <class A>
 inline Vec<A> interleave_low(const Vec<A>& a, const Vec<A>& b) {
   return detail::interleave<A, 0>(a, b, detail::EachLane<A>{});
 }
 
-// The same of the upper halves.
+// The same from the upper halves.
 template <class A>
 inline Vec<A> interleave_high(const Vec<A>& a, const Vec<A>& b) {
   return detail::interleave<A, kLanes<A> / 2>(a, b, detail::EachLane<A>{});

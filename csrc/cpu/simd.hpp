@@ -1,6 +1,6 @@
-// Vectors as wide as the machine's registers, using the compiler's vector types. The tail of a loop
-// runs the same arithmetic on a partially filled vector, so the bits of a result do not depend on
-// its position.
+// Vectors of the machine's register width, using the compiler's vector types. The tail of a loop
+// runs the same arithmetic on a partly filled vector, so an element's result does not depend on its
+// position in the array.
 #pragma once
 
 #include <algorithm>
@@ -42,9 +42,10 @@ inline Vec<A> splat(A value) {
   return value - Vec<A>{};
 }
 
-// Returns the value and hides it from the optimiser: it stays in a register if it is used twice
-// (g++ would reload or broadcast it from memory for each use), a product is rounded before an
-// addition, and all arguments are computed before the first use of any of them.
+// Returns the value unchanged but opaque to the optimiser. Three uses: a value that is needed twice
+// stays in a register, where g++ would load or broadcast it from memory again; a product is rounded
+// before it is added, not contracted to a fused multiply-add; and all loads of a group are issued
+// before the first use of any.
 template <class V>
 inline V opaque(V value) {
 #if defined(__x86_64__)
@@ -66,8 +67,7 @@ constexpr int kImageBytes = kLanes<Accumulate<T>> * static_cast<int>(sizeof(T));
 using Half16 = typename VectorOf<uint16_t, kLanes<float> * 2>::type;
 using Word32 = typename VectorOf<uint32_t>::type;
 
-// The compiler's conversion between 16 and 32 bits takes several instructions; the machine has one
-// for it.
+// One instruction, where the compiler's conversion between 16 and 32 bits takes several.
 inline Word32 zero_extend(const Half16& image) {
 #if defined(__AVX512F__)
   return (Word32)_mm512_cvtepu16_epi32((__m256i)image);
@@ -92,7 +92,7 @@ inline Vec<float> widen(const BFloat16*, const Half16& image) {
 
 inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
 #if defined(__AVX512BF16__) && defined(__AVX512DQ__)
-  constexpr int kSubnormal = 0x20;  // which the instruction treats as zero
+  constexpr int kSubnormal = 0x20;  // the instruction flushes subnormals to zero
   if (_mm512_fpclass_ps_mask((__m512)value, kSubnormal) == 0) [[likely]] {
     return (Half16)_mm512_cvtneps_pbh((__m512)value);
   }
@@ -235,8 +235,7 @@ inline void for_vectors(int64_t count, Body&& body) {
 }
 
 // The same with kTogether vectors at a time, for bodies with an inner loop that keeps sums in
-// registers: calls body.operator()<vectors>(i, load, store), with one vector at a time for the
-// rest.
+// registers. Calls body.operator()<vectors>(i, load, store); remaining vectors come one at a time.
 template <class A, int kTogether, class Body>
 inline void for_vector_groups(int64_t count, Body&& body) {
   constexpr int64_t group = kTogether * kLanes<A>;

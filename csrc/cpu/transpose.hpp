@@ -1,13 +1,13 @@
-// Transposes a square of vectors, so that rows of as many planes as a vector has lanes can be
-// processed together.
+// In-register transposition of a square of vectors. With it, a kernel processes as many planes
+// together as a vector has lanes.
 #pragma once
 
 #include "cpu/shuffle.hpp"
 
 namespace stripctx::cpu {
 
-// Exchanges lane j of rows[i] and lane i of rows[j]. Each round interleaves the first half of the
-// rows with the second, element by element; log2(lanes) rounds complete the transposition.
+// Exchanges lane j of rows[i] with lane i of rows[j]. Each of the log2(lanes) rounds interleaves
+// the first half of the rows with the second half.
 template <class V, int kCount>
 inline void transpose(V (&rows)[kCount]) {
   using Element = std::decay_t<decltype(rows[0][0])>;
@@ -22,8 +22,8 @@ inline void transpose(V (&rows)[kCount]) {
   }
 }
 
-// Lane i of the result is the sum of all lanes of rows[i], by adding pairs of neighbours until one
-// vector is left. Takes half the steps of a transposition.
+// Lane i of the result is the sum of all lanes of rows[i]: adds neighbouring pairs until one vector
+// is left, in half the steps of a transposition.
 template <int kCount, class V>
 inline V sum_each(const V* rows) {
   using Element = std::decay_t<decltype(rows[0][0])>;
@@ -35,8 +35,8 @@ inline V sum_each(const V* rows) {
   }
 }
 
-// to[j][i] = from[i][j], converted, for i < rows and j < columns, by squares; reads zeros beyond
-// and writes whole vectors along i only as far as `rows`.
+// to[j][i] = from[i][j], converted, for i < rows and j < columns, one square at a time. Elements
+// outside `from` count as zero; nothing is written past `rows` along i.
 template <class To, class From>
 void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns, To* to,
                int64_t to_stride) {

@@ -24,7 +24,7 @@ struct BFloat16 {
   }
 };
 
-// Also a struct, because g++ 11 and clang 14 have no such type on x86.
+// A struct as well: g++ 11 and clang 14 have no _Float16 on x86.
 struct Float16 {
   uint16_t bits;
 
@@ -47,9 +47,9 @@ struct Float16 {
     uint32_t half;
     if (magnitude > 0x7f800000) {
       half = 0x7e00 | ((magnitude >> 13) & 0x1ff);
-    } else if (magnitude >= 0x477ff000) {  // 65520: nearer to 2^16 than to the largest number
+    } else if (magnitude >= 0x477ff000) {  // from 65520: rounds to 2^16, which is infinity
       half = 0x7c00;
-    } else if (magnitude < 0x38800000) {  // below 2^-14: steps of 2^-24, as those of 0.5
+    } else if (magnitude < 0x38800000) {  // below 2^-14: subnormal, in steps of 2^-24
       half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
     } else {
       half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;

@@ -1,5 +1,6 @@
-// The division of a CPU kernel: an operator consists of independent work items, and `run` computes
-// the items [begin, end) on any thread, with the same bits for any division.
+// How a CPU kernel's work is divided: an operator consists of independent work items, and `run`
+// computes the items [begin, end) on any thread. The bits of a result do not depend on the
+// division.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,8 @@ struct Work {
   int64_t grain;  // minimum number of items per thread
 };
 
-// `items` that access `elements` elements in total; starting a thread pays from about 16,000.
+// `items` work items that access `elements` elements in total. A further thread pays off from about
+// 16,000 elements.
 inline Work share(int64_t items, int64_t elements) {
   const int64_t each = std::max<int64_t>(1, elements / std::max<int64_t>(1, items));
   return {items, std::max<int64_t>(1, 16384 / each)};

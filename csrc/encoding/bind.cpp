@@ -40,13 +40,13 @@ void check_gate(const Checker& check, const Tensor& x, const Tensor& gate) {
   check.size("gate", gate, {x.size(0), x.size(1)});
 }
 
-// Parameters and their gradients are small: kernels see them dense, in the accumulation type.
+// Parameters and their gradients are small: kernels receive them dense, in the accumulation type.
 Tensor wide(const Tensor& parameter) {
   return dense(torch::stable::to(parameter, accumulate_type(parameter)), MemoryFormat::Contiguous);
 }
 
-// A map (N, C, H, W) whose positions lie on one axis, with channels or positions fastest; any other
-// strides cost one copy.
+// The map itself where (H, W) can be viewed as one axis, with channels or positions fastest, else a
+// copy.
 Tensor flattenable(const Tensor& map, MemoryFormat format) {
   const Tensor source = readable(map, format);
   const bool one_axis = source.size(2) == 1 || source.size(3) == 1 ||
@@ -62,7 +62,7 @@ View flat(const Tensor& map) {
   return result;
 }
 
-// Scratch that this device's kernel asks for, as a row of elements.
+// The scratch that this device's kernel needs, one dimension.
 template <class Op>
 Tensor allocate_scratch(Op& op, const Tensor& codewords) {
   Tensor scratch = empty({kernels::scratch(op)}, codewords, accumulate_type(codewords));

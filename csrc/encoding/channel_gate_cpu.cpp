@@ -1,9 +1,9 @@
 // out = relu(x + x * gate) on the CPU, and its gradients (Zhang et al., Context Encoding, CVPR
-// 2018, section 3.1). Forward reads one map and writes one; backward reads two, writes one and sums
-// the gradient of the gate on the way.
+// 2018, section 3.1). Forward reads one map and writes one; backward reads two, writes one and
+// accumulates the gradient of the gate in the same pass.
 //
-// A contiguous map is divided into its N*C planes, a channels_last one into pixels, or chunks
-// of them where they leave sums behind.
+// Work items are planes of a contiguous map. Of a channels_last map they are pixels in forward,
+// chunks of pixels, one per partial sum, in backward.
 #include "encoding/params.hpp"
 
 #include "core/dispatch.hpp"
@@ -13,8 +13,8 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kMostChunks = 64;    // of the channels_last path, in all images together
-constexpr int64_t kFewestPixels = 64;  // of one chunk
+constexpr int64_t kMostChunks = 64;    // channels_last: chunks in all images together
+constexpr int64_t kFewestPixels = 64;  // pixels of one chunk
 
 bool channels_last(const ChannelGate& op) {
   return all_channels_last(op.x, op.out);
@@ -24,7 +24,7 @@ bool channels_last(const ChannelGateBackward& op) {
   return all_channels_last(op.grad, op.x, op.grad_x);
 }
 
-// Chunks of pixels that each image is cut into, from shapes alone.
+// The number of chunks of pixels per image; it depends on shapes only.
 int64_t pixel_chunks(const View& x) {
   const int64_t wanted = ceil_div(kMostChunks, std::max<int64_t>(1, x.size[0]));
   return std::clamp<int64_t>(x.size[3] / kFewestPixels, 1, wanted);
@@ -40,7 +40,7 @@ void gate(const ChannelGate& op, int64_t begin, int64_t end) {
     T* out = run.in<T>(op.out);
     for_vectors<A>(run.length, [&](int64_t i, auto load_some, auto store_some) {
       const Vec<A> value = load_some(x + i), sum = value + value * gate_of(i, load_some);
-      store_some(out + i, sum < 0 ? Vec<A>{} : sum);  // NaN stays
+      store_some(out + i, sum < 0 ? Vec<A>{} : sum);  // NaN propagates
     });
   };
   if (channels_last(op)) {
@@ -61,7 +61,8 @@ void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
   const T* gates = static_cast<const T*>(op.gate.data);
   A* partials = static_cast<A*>(op.partials.data);
   const int64_t N = op.x.size[0], C = op.x.size[1], L = op.x.size[3];
-  // add(i, load, store, values) takes what goes to the gate; 0 in lanes beyond the run.
+  // add(i, load, store, values) receives the terms of the gate's gradient, which are 0 in lanes
+  // past the run.
   const auto gate_run = [&](const Run& run, const auto& gate_of, const auto& add) {
     const T *grad = run.in<const T>(op.grad), *x = run.in<const T>(op.x);
     T* grad_x = run.in<T>(op.grad_x);

@@ -1,21 +1,22 @@
-// The gradients of the encoding layer on the CPU (params.hpp has the formulas): reads x and
-// writes its gradient once.
+// The gradients of the encoding layer on the CPU (formulas in params.hpp): reads x once and writes
+// its gradient once.
 //
-// A work item owns a run of one image's tiles. For each tile, panel by panel: distances and
-// products with G, positions in lanes; softmax and its derivative; then, again panel by panel, sums
-// for the codewords, which are in lanes there, and the gradient of x over the panel itself. Five
-// multiply-adds for each position, codeword and dimension.
+// A work item is a chunk of one image's tiles. For each tile it computes, panel by panel, distances
+// and products with G, with positions in lanes; then the softmax and its derivative; then, panel by
+// panel again, the sums for the codewords, with codewords in lanes, and the gradient of x, which
+// overwrites the panel. Five multiply-adds per position, codeword and dimension.
 #include "encoding/tile_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-// Positions that share one read of two codewords' blocks: registers set the limit.
+// Vectors of positions processed per load of a block of codewords and of G; the number of registers
+// limits them.
 constexpr int kHalf = kTileVectors / 2;
 constexpr int kGradientVectors = kVectorBytes == 64 ? kTileVectors : kHalf;
 
-// For kCodeBlock codewords and a panel's dimensions: distances[k][i] += |x_i - c_k|^2 and
+// For kCodeBlock codewords, over the dimensions of a panel: distances[k][i] += |x_i - c_k|^2 and
 // products[k][i] += (x_i - c_k).G_k.
 template <class A>
 void block_products(const A* panel, const A* codewords, const A* grad, int64_t stride,
@@ -46,7 +47,8 @@ void block_products(const A* panel, const A* codewords, const A* grad, int64_t s
   }
 }
 
-// Turns products into weights 2 q and adds dP d to the sums of the gradient of the scale.
+// Replaces the products by the weights 2 q_ik and adds dP_ik d_ik to the gradient sums of the
+// scale.
 template <class A>
 void weights_of(const A* assignments, const A* distances, const A* scale, int64_t K, int64_t count,
                 A* products, A* scale_sums) {
@@ -72,8 +74,8 @@ void weights_of(const A* assignments, const A* distances, const A* scale, int64_
   }
 }
 
-// panel[d][i] becomes the sum over k of a_ik G_kd + weights_ik (x_id - c_kd), for kDepth rows d and
-// kGradientVectors vectors of positions.
+// Overwrites panel[d][i] with the sum over k of a_ik G_kd + weights_ik (x_id - c_kd), for kDepth
+// rows d and kGradientVectors vectors of positions.
 template <class A, int kDepth>
 void gradient_block(A* panel, const A* assignments, const A* weights, const A* codewords,
                     const A* grad, int64_t K, int64_t stride) {
@@ -141,10 +143,11 @@ class EncoderBackward {
   }
 
  private:
-  // Assignments, and in products_ the weights 2 q.
+  // Computes the assignments, and the weights 2 q in products_.
   void assign_tile(const Tile<T>& tile) {
     const int64_t K = work_.K, stride = work_.stride;
-    A* distances = work_.weights.data();  // which are made of the products, later
+    // work_.weights is unused until the products are transposed into it
+    A* distances = work_.weights.data();
     work_.weights.clear();
     products_.clear();
     for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
@@ -161,7 +164,7 @@ class EncoderBackward {
                scale_sums_.data());
   }
 
-  // The panel becomes the gradient of x.
+  // Overwrites the panel with the gradient of x.
   void gradient_panel(int64_t d, int64_t depth) {
     const int64_t stride = work_.stride;
     const auto block = [&]<int kDepth>(int64_t row) {
@@ -178,7 +181,8 @@ class EncoderBackward {
     if (row < depth) block.template operator()<1>(row);
   }
 
-  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k), over the latter.
+  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k); the second sum is in work_.sums and
+  // is overwritten.
   void finish(A* scale) {
     const int64_t K = work_.K;
     for (int64_t k = 0; k < K; ++k) {
@@ -197,7 +201,7 @@ class EncoderBackward {
   const EncodeBackward& op_;
   TileWork<T> work_;
   Buffer<A> products_, masses_, scale_sums_;
-  Buffer<A> grad_;  // of one image, (D, stride)
+  Buffer<A> grad_;  // gradient of one image's E, (D, stride)
   int64_t image_ = -1;
 };
 

@@ -1,16 +1,16 @@
 // The encoding layer on the CPU (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4): reads x once.
 //
-// A work item owns a run of one image's tiles and writes one part of that image's sums. For each
-// tile, panel by panel: distances by the residual form, positions in lanes; softmax over K; then,
-// again panel by panel, sums with codewords in lanes. Two multiply-adds for each position, codeword
-// and dimension.
+// A work item is a chunk of one image's tiles and writes one partial sum of that image's result.
+// For each tile it computes, panel by panel, distances from the residuals x - c, with positions in
+// lanes; then the softmax over K; then, panel by panel again, the weighted sums, with codewords in
+// lanes. Two multiply-adds per position, codeword and dimension.
 #include "encoding/tile_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-// distances[k][i] += |x_i - c_k|^2 for kCodeBlock codewords, over a panel's dimensions.
+// distances[k][i] += |x_i - c_k|^2 for kCodeBlock codewords, over the dimensions of a panel.
 template <class A>
 void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t depth,
                      A* distances) {

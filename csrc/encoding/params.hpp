@@ -1,9 +1,9 @@
 // The encoding family (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4; Context Encoding, CVPR 2018):
-// what each operator reads and writes. With d_ik = |x_i - c_k|^2 and a = softmax over k of s_k
+// each operator's inputs and outputs. With d_ik = |x_i - c_k|^2 and a_ik = softmax over k of s_k
 // d_ik, E_k = sum over i of a_ik (x_i - c_k).
 //
-// Maps come as (N, D, 1, L), their positions on one axis, with D or L as the fastest dimension.
-// Parameters and gradients of E are dense and in the accumulation type of x.
+// Maps come as (N, D, 1, L), with all positions on one axis and D or L as the fastest dimension.
+// Parameters and the gradient of E are dense and in the accumulation type of x.
 #pragma once
 
 #include "core/reduce.hpp"
@@ -13,14 +13,14 @@
 
 namespace stripctx {
 
-// Row p of partials (P, N*K*D) holds a part of the sums of E over positions.
+// Row p of partials (P, N*K*D) holds a partial sum of E over positions.
 struct Encode {
   View x;           // (N, D, 1, L)
   View codewords;   // (K, D)
   View scale;       // K elements
-  bool allow_tf32;  // CUDA's products of float32 may round their operands
+  bool allow_tf32;  // CUDA may round float32 operands of products to tf32
   View partials{};
-  View scratch{};  // elements that the device asks for, in the accumulation type
+  View scratch{};  // what scratch(op) says, in the accumulation type
 
   STRIPCTX_HOST_DEVICE int64_t depth() const { return x.size[1]; }
   STRIPCTX_HOST_DEVICE int64_t positions() const { return x.size[3]; }
@@ -33,7 +33,7 @@ struct Encode {
 //   grad_c_k = -sum over n and i of a_ik G_k + 2 q_ik (x_i - c_k)
 //   grad_s_k = sum over n and i of dP_ik d_ik
 //
-// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds a part of the last two.
+// Row p of codeword_partials (P, K*D) and scale_partials (P, K) holds partial sums of the last two.
 struct EncodeBackward {
   View grad;  // (N, K, D)
   View x, codewords, scale;
@@ -54,8 +54,8 @@ struct ChannelGate {
   View out;   // as x
 };
 
-// With p = grad where x + x * gate > 0, else 0: grad_x = p + p * gate; row r of partials (P, N*C)
-// holds a part of the sum of p * x over positions, in the accumulation type.
+// With p = grad where x + x * gate > 0, else 0: grad_x = p + p * gate. Row r of partials (P, N*C)
+// holds a partial sum of p * x over positions, in the accumulation type.
 struct ChannelGateBackward {
   View grad, x, gate, grad_x, partials{};
 };
@@ -92,7 +92,7 @@ int64_t partials(const Encode& op);          // of each image
 int64_t partials(const EncodeBackward& op);  // of each image
 int64_t partials(const ChannelGateBackward& op);
 
-// Elements of scratch that an operator's kernel asks for.
+// Elements of scratch that the kernel needs.
 int64_t scratch(const Encode& op);
 int64_t scratch(const EncodeBackward& op);
 

@@ -1,10 +1,10 @@
-// What the encoding layer's forward and backward share on the CPU. A work item owns a run of one
-// image's tiles of positions, and sees a panel of a tile's dimensions at a time.
+// Shared by the encoding layer's forward and backward on the CPU. A work item is a chunk of one
+// image's tiles of positions and processes a tile one panel, a block of dimensions, at a time.
 //
-// A panel is (kPanel, kTile) in the accumulation type, positions fastest, whatever the map's
-// layout; in float32 it is 16 KB, for the first-level cache. Panels that are read again come from
-// the second-level cache. Arrays over codewords and positions are (K, kTile); codewords and their
-// gradient (D, stride), turned over so that all codewords of a dimension are read together.
+// A panel is (kPanel, kTile) in the accumulation type, positions fastest whatever the map's layout.
+// In float32 it is 16 KB and fits in the first-level cache; panels that are read again come from
+// the second-level cache. Arrays over codewords and positions are (K, kTile). Codewords and the
+// gradient of E are transposed to (D, stride), so that a dimension of all codewords is contiguous.
 #pragma once
 
 #include "encoding/params.hpp"
@@ -21,17 +21,17 @@ constexpr int kTileVectors = 4;
 template <class A>
 constexpr int kTile = kTileVectors * kLanes<A>;
 
-// Dimensions of a panel.
+// Dimensions per panel.
 constexpr int64_t kPanel = 64;
 
-// Codewords that share one read of a panel: as many sums as half of the registers hold.
+// Codewords per read of a panel: their sums fill half of the registers.
 constexpr int kCodeBlock = kVectorBytes == 64 ? 4 : 2;
 
-// Each image's positions are cut into `chunks` runs of whole `tiles`, which depend on shapes alone:
-// enough for many cores, and few enough that the sums which the runs leave behind, D numbers for
-// each codeword, are no more than one for each codeword and position.
+// The division of each image's positions into chunks of whole tiles, from shapes only: enough for
+// many cores, and few enough that the chunks' partial sums, K * D numbers each, are no more than K
+// numbers per position in total.
 struct TileChunks {
-  static constexpr int64_t kPositions = 64;  // of a tile here; kTile divides it
+  static constexpr int64_t kPositions = 64;  // the unit of division; kTile divides it
   int64_t tiles, chunks;
 
   int64_t first(int64_t chunk) const { return chunk * tiles / chunks * kPositions; }
@@ -40,7 +40,7 @@ struct TileChunks {
 inline TileChunks tile_chunks(const View& x) {
   constexpr int64_t kItems = 64;
   const int64_t tiles = ceil_div(x.size[3], TileChunks::kPositions);
-  const int64_t fewest = tiles < 16 ? 2 : 4;  // tiles of a run
+  const int64_t fewest = tiles < 16 ? 2 : 4;  // fewest tiles of a chunk
   const int64_t most =
       std::max<int64_t>(1, std::min(tiles / fewest, x.size[3] / std::max<int64_t>(1, x.size[1])));
   int64_t chunks = 1;
@@ -63,7 +63,7 @@ inline bool positions_fastest(const View& map) {
   return map.stride[3] == 1 || map.size[3] == 1;
 }
 
-// The positions [first, first + count) of image n.
+// Positions [first, first + count) of image n.
 template <class T>
 struct Tile {
   using A = Accumulate<T>;
@@ -71,7 +71,7 @@ struct Tile {
   const View& map;
   int64_t n, first, count;
 
-  // The dimensions [d, d + depth) as a panel; what lies beyond the positions becomes 0.
+  // Loads dimensions [d, d + depth) into a panel; elements past `count` are 0.
   void load(int64_t d, int64_t depth, A* panel) const {
     if (count < kTile<A>) std::fill(panel, panel + depth * kTile<A>, A(0));
     const T* source = at(d);
@@ -97,10 +97,10 @@ struct Tile {
     }
   }
 
-  // Asks for a part of the rows that hold the dimensions [d, d + depth): each is too short for the
-  // hardware to see a stream.
+  // Prefetches part `part` of `parts` of dimensions [d, d + depth) of the tile. Its rows are too
+  // short for the hardware prefetcher to detect a stream.
   void prefetch(int64_t d, int64_t depth, int64_t part, int64_t parts) const {
-    asm volatile("");  // g++ drops calls of what does nothing but prefetch
+    asm volatile("");  // otherwise g++ drops calls that only prefetch
     const bool across = positions_fastest(map);
     const int64_t rows = across ? depth : count, length = across ? count : depth;
     const T* row = at(d);
@@ -114,7 +114,7 @@ struct Tile {
   T* at(int64_t d) const { return stripctx::at<T>(map, n, d, 0, first); }
 };
 
-// Calls body(d, depth) for the tile's panels, one after the other loaded into `panel`.
+// Calls body(d, depth) for each panel of the tile, after loading it into `panel`.
 template <class T, class Body>
 void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Body&& body) {
   const int64_t D = tile.map.size[1];
@@ -125,9 +125,10 @@ void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Body&& body) {
   }
 }
 
-// Calls body(k, d, depth) for each panel and, with the panel in the first-level cache, blocks of
-// codewords, and meanwhile asks for what comes next. Sums over a panel are added to those before
-// it: a single running sum over D = 512 would lose three bits more.
+// Calls body(k, d, depth) for each block of codewords of each panel, while the panel is in the
+// first-level cache, and prefetches the next panel meanwhile. Each panel has sums of its own, which
+// are added to those of earlier panels: a single running sum over D = 512 would lose three more
+// bits.
 template <class T, class Body>
 void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel, Body&& body) {
   const int64_t D = tile.map.size[1], blocks = ceil_div(K, kCodeBlock);
@@ -144,8 +145,9 @@ void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel, Body&& bod
   });
 }
 
-// value - *each in every lane. AVX-512 broadcasts the operand of a subtraction for nothing, where a
-// broadcast of its own, which g++ makes of any scalar used twice, takes one of the adders' turns.
+// value - *each in every lane. In AVX-512 a subtraction can broadcast its memory operand for free;
+// a separate broadcast, which g++ emits for any scalar used twice, would occupy a port that the
+// additions need.
 template <class A>
 inline Vec<A> minus_each(const Vec<A>& value, const A* each) {
 #if defined(__AVX512F__)
@@ -166,9 +168,9 @@ inline void add(A* to, const Vec<A>& value) {
   store(to, Vec<A>(load(to) + value));
 }
 
-// Softmax over k of scale[k] * distances[k][i] into assignments, positions in lanes. The logits
-// pass through memory: a product fused with the subtraction is not the rounded one that is the
-// largest.
+// assignments[k][i] = softmax over k of scale[k] * distances[k][i], positions in lanes. The logits
+// are stored and reloaded because a product fused with the subtraction of the maximum would not
+// equal the rounded product that the maximum was taken of.
 template <class A>
 void assign(const A* distances, const A* scale, int64_t K, A* assignments) {
   for (int v = 0; v < kTile<A>; v += kLanes<A>) {
@@ -192,7 +194,7 @@ void assign(const A* distances, const A* scale, int64_t K, A* assignments) {
   }
 }
 
-// Sets rows (K, kTile) to 0 beyond the first `count` positions.
+// Sets rows (K, kTile) to 0 past the first `count` positions.
 template <class A>
 void clear_tail(A* rows, int64_t K, int64_t count) {
   if (count == kTile<A>) return;
@@ -200,7 +202,7 @@ void clear_tail(A* rows, int64_t K, int64_t count) {
     std::fill(rows + k * kTile<A> + count, rows + (k + 1) * kTile<A>, 0);
 }
 
-// sums[k] += rows[k], a vector each: the lanes are added when all tiles are done.
+// sums[k] += rows[k], as a vector of partial sums; the lanes are added after the last tile.
 template <class A>
 void add_rows(const A* rows, int64_t K, A* sums) {
   for (int64_t k = 0; k < K; ++k) {
@@ -247,9 +249,9 @@ inline void weigh_block(const A* panel, const A* codewords, const A* weights, in
 
 }  // namespace detail
 
-// sums[d][k] += sum over the first `count` positions of weights[i][k] (x_id - c_kd), codewords in
-// lanes: sums are (depth, K), codewords (depth, stride), weights (positions, stride), stride whole
-// vectors.
+// sums[d][k] += sum over the first `count` positions i of weights[i][k] (x_id - c_kd), codewords in
+// lanes. Shapes: sums (depth, K), codewords (depth, stride), weights (positions, stride), with
+// stride a multiple of the vector length.
 template <class A>
 void weigh(const A* panel, int64_t depth, const A* codewords, const A* weights, int64_t stride,
            int64_t count, A* sums, int64_t K) {
@@ -268,13 +270,13 @@ void weigh(const A* panel, int64_t depth, const A* codewords, const A* weights, 
   rows.template operator()<1>(d);
 }
 
-// What the work items of one call share, forward or backward, and the scratch that they reuse.
+// The inputs and the scratch that a thread's work items share, forward or backward.
 template <class T>
 struct TileWork {
   using A = Accumulate<T>;
 
   const int64_t N, K, D;
-  const int64_t stride;  // of arrays whose fastest dimension is K: whole vectors
+  const int64_t stride;  // K rounded up to whole vectors
   const A* const scale;
   Buffer<A> codewords;    // (D, stride)
   Buffer<A> panel;        // (kPanel, kTile)
@@ -297,16 +299,17 @@ struct TileWork {
     by_dimension(static_cast<const A*>(op.codewords.data), codewords.data());
   }
 
-  // A matrix (K, D) as (D, stride).
+  // Transposes a matrix (K, D) to (D, stride).
   void by_dimension(const A* matrix, A* out) const { transpose(matrix, D, K, D, out, stride); }
 
-  // The sums as a matrix (K, D).
+  // Stores the sums as a matrix (K, D).
   void store_sums(A* matrix) { transpose(sums.data(), K, D, K, matrix, D); }
 
-  // Codewords into lanes: weights[i][k] = rows[k][i].
+  // Transposes so that codewords are in lanes: weights[i][k] = rows[k][i].
   void turn(const A* rows) { transpose(rows, kTile<A>, K, kTile<A>, weights.data(), stride); }
 
-  // sums += the sums over a panel's first `count` positions of weights[i][k] (x_id - c_kd).
+  // Adds the panel's weighted residuals: sums[d][k] += sum over i < count of weights[i][k] (x_id -
+  // c_kd).
   void weigh_panel(int64_t d, int64_t depth, int64_t count) {
     weigh(panel.data(), depth, codewords.data() + d * stride, weights.data(), stride, count,
           sums.data() + d * K, K);

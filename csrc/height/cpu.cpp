@@ -1,8 +1,8 @@
 // out = x * interpolated sigmoid(logits) on the CPU, and its gradients. Forward reads x once and
 // writes once; backward reads grad and x once and writes both gradients in the same pass.
 //
-// Contiguous: a work item is a plane. channels_last: a row of pixels forward, a block of channels
-// backward.
+// Work items are planes of a contiguous map. Of a channels_last map they are rows of pixels in
+// forward, blocks of channels in backward.
 #include "height/params.hpp"
 
 #include <utility>
@@ -15,14 +15,14 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kChannelBlock = 64;  // channels of one work item of the channels_last backward
+constexpr int64_t kChannelBlock = 64;  // channels of one work item, channels_last backward
 
 template <class A>
 Samples<A> row_samples(const View& x, const View& logits) {
   return {Axis<A>(logits.size[2], x.size[2]), 0, x.size[2]};
 }
 
-// `count` logits, `stride` apart.
+// Reads `count` logits, `stride` elements apart.
 template <class T, class A = Accumulate<T>>
 void read(const T* logits, int64_t stride, int64_t count, A* out) {
   if (stride == 1) {
@@ -34,7 +34,7 @@ void read(const T* logits, int64_t stride, int64_t count, A* out) {
   }
 }
 
-// Their sigmoid.
+// Reads the same and applies the sigmoid.
 template <class T, class A = Accumulate<T>>
 void gates(const T* logits, int64_t stride, int64_t count, A* gate) {
   read(logits, stride, count, gate);
@@ -68,8 +68,8 @@ void gate_pixel_rows(const RowGate& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3];
   const auto samples = row_samples<A>(op.x, op.logits);
-  // Gates of all channels, of the two neighbouring rows of logits that rows of the map lie between:
-  // one has an even number, the other an odd one.
+  // The gates of all channels for the two rows of logits that the current row reads. These are
+  // neighbours, so rows with even and odd numbers each have a slot.
   std::vector<A> gate(padded<A>(C)), held[2] = {gate, gate};
   int64_t held_row[2] = {-1, -1};
   const auto row_gates = [&](int64_t n, int64_t l) {
@@ -109,10 +109,10 @@ void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end)
     for_vectors<A>(L, [&](int64_t l, auto, auto) {
       store(gate.data() + l, sigmoid(load(logits.data() + l)).gate);
     });
-    std::fill(sums.begin(), sums.end(), A(0));  // a vector a gate
+    std::fill(sums.begin(), sums.end(), A(0));  // a vector of partial sums for each gate
     for (int64_t h = 0; h < H;) {
       const int64_t first = samples[h].first, second = samples[h].second;
-      Vec<A> low{}, high{};  // of the rows between these two logits
+      Vec<A> low{}, high{};  // sums over the rows between these two logits
       for (; h < H && samples[h].first == first; ++h) {
         const Sample<A>& s = samples[h];
         const A factor = s.first_weight * gate[first] + s.second_weight * gate[second];

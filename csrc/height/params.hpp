@@ -1,4 +1,4 @@
-// The height family (HANet, Choi et al., CVPR 2020, eq. 2): what each operator reads and writes.
+// The height family (HANet, Choi et al., CVPR 2020, eq. 2): each operator's inputs and outputs.
 // Shapes: x, out, grad (N, C, H, W); logits (N, C, L), in a View (N, C, L, 1).
 #pragma once
 
@@ -8,15 +8,16 @@
 
 namespace stripctx {
 
-// out = x * rows[h], rows = sigmoid(logits) interpolated from L to H without aligned corners.
+// out = x * rows[h], where rows is sigmoid(logits) interpolated linearly from L to H,
+// align_corners=False.
 struct RowGate {
   View x, logits, out;
   bool channels_last;  // x and out: the fastest dimension is C, else W
 };
 
-// grad_x = grad * rows[h]; grad_logits = the sums over W of grad * x, brought back from H to L by
-// the interpolation's transpose, times s(1 - s). Where a kernel works in two stages, `sums` holds
-// the sums over W between them, (N, C, H), dense, in the accumulation type.
+// grad_x = grad * rows[h]. grad_logits = s(1 - s) * the adjoint of the interpolation applied to the
+// sums over W of grad * x. Kernels of two stages keep those sums in `sums`, (N, C, H), dense, in
+// the accumulation type.
 struct RowGateBackward {
   View grad, x, logits, grad_x, grad_logits;
   bool channels_last;

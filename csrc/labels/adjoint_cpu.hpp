@@ -1,10 +1,12 @@
-// The gradient of small logits from the slopes of a loss on the CPU. The slopes of some classes are
-// made for a tile of pixels, summed down the rows that lie between the same two rows of logits, and
-// those sums along W. Neither the logits nor the slopes of an image exist as a whole.
+// The gradient of small logits from a loss's gradient by the interpolated logits ("slopes") on the
+// CPU. Slopes are computed for a tile of pixels and a few classes, then reduced along H over the
+// rows that read the same two rows of logits, then along W. Neither the interpolated logits nor the
+// slopes are stored as a whole.
 //
-// A work item is some rows of the logits, some classes and one image. It makes the slopes of the
-// group of rows before its first again, so that no two items write one gradient; what it adds, and
-// in which order, does not depend on how the rows are divided.
+// A work item is a block of rows of logits, a block of classes and one image. It also recomputes
+// the slopes of the image rows just above its block, which contribute to its first row of logits,
+// so no two items write the same gradient. The terms of a gradient and their order do not depend on
+// the division.
 #pragma once
 
 #include "core/dispatch.hpp"
@@ -12,11 +14,11 @@
 
 namespace stripctx::cpu {
 
-constexpr int64_t kMostRowBlocks = 32;  // of rows of logits, together with images and classes
-constexpr int64_t kFewestRows = 8;      // rows of logits
+constexpr int64_t kMostRowBlocks = 32;  // work items wanted: row blocks * images * class blocks
+constexpr int64_t kFewestRows = 8;      // rows of logits per block
 
 // The adjoint of the interpolation along W. Rows of sums are collected until there is one for every
-// lane, turned over, and added cell by cell in registers.
+// lane, then transposed and reduced cell by cell in registers.
 template <class T>
 class ColumnAdjoint {
   using A = Accumulate<T>;
@@ -33,8 +35,8 @@ class ColumnAdjoint {
 
   int64_t pitch() const { return pitch_; }
 
-  // Room for `count` rows, at most a lane each; the caller writes them and says where their sums
-  // go.
+  // Returns space for `count` rows, at most kLanes. The caller fills them, and names the
+  // destination of each by close().
   A* open(int64_t count) {
     if (held_ + count > lanes) flush();
     A* row = rows_.data() + held_ * pitch_;
@@ -100,8 +102,8 @@ class ColumnAdjoint {
   int64_t held_ = 0;
 };
 
-// How the gradient of logits is divided: blocks of rows and of classes, images; blocks fastest,
-// so that items next to each other weigh the same.
+// The division of the gradient into work items: blocks of classes, fastest, then blocks of rows,
+// then images, so that adjacent items cost the same.
 template <class A>
 struct LogitItems {
   int64_t blocks, row_blocks, rows, classes_each, items;
@@ -123,9 +125,9 @@ inline Work gradient_work(const WideLogits& logits) {
   return share(items, logits.pixels() * logits.classes());
 }
 
-// `Slopes` is told about a tile, prepare<kRows>(n, group, w, width, k), and then gives the slopes
-// of vectors of its pixels, slope<kRows>(c, r, w, z): class k + c, row r of the group, pixel w of
-// the tile, where the logits are z.
+// For each tile of a group, calls slopes.prepare<kRows>(n, group, w, width, k), then
+// slopes.slope(c, r, w, z) for each vector: the slopes of class k + c at row r of the group and
+// pixel w of the tile, where the logits are z.
 template <class T, class Slopes>
 void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes, int64_t begin,
                      int64_t end) {
@@ -136,7 +138,8 @@ void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes
   LogitTiles<T> tiles(logits, cut.classes_each);
   ColumnAdjoint<T> adjoint(logits, grad);
   const int64_t pitch = adjoint.pitch();
-  Buffer<A> carry(cut.classes_each * pitch);  // what the groups before leave to the row after them
+  // the previous rows' contribution to the next row of logits
+  Buffer<A> carry(cut.classes_each * pitch);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t k = item % cut.blocks * cut.classes_each,
                   row_block = item / cut.blocks % cut.row_blocks;
@@ -184,8 +187,7 @@ void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes
   }
 }
 
-// For a tile of pixels of a group's rows: the labels, -1 where they count nowhere, and some numbers
-// a pixel.
+// Per pixel of a tile of a group's rows: the label, -1 if ignored, and kNumbers numbers.
 template <class A, int kNumbers>
 struct PixelTile {
   static constexpr int64_t kWidth = 8 * kLanes<A>;

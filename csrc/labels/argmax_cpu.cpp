@@ -1,5 +1,5 @@
-// Label maps from small logits on the CPU, and the probability of the label. Reads the logits once,
-// writes each result once. A work item is a group of rows of one image.
+// Label maps from small logits on the CPU, and the probability of the label. Reads the logits once
+// and writes each result once. A work item is a group of rows of one image.
 #include "core/dispatch.hpp"
 #include "labels/tiles_cpu.hpp"
 
@@ -22,7 +22,8 @@ void store_labels(const LabelMap& map, int64_t n, int64_t h, int64_t w, int coun
   }
 }
 
-// torch's order: NaN is above all, and the first of equals counts.
+// The first class whose logit is NaN, or -1. As in torch, NaN is larger than any number, and the
+// first of equal maxima wins.
 template <class T, class A = Accumulate<T>>
 int64_t first_nan(LogitTiles<T>& tiles, const RowGroup<A>& group, int64_t classes, int64_t w,
                   int r) {
@@ -53,7 +54,7 @@ void argmax_rows(const UpsampleArgmax& op, int64_t begin, int64_t end) {
           for (int64_t k = 0; k < K; ++k) {
             const Vec<A> below = load(low + k * pitch), above = load(high + k * pitch);
             const Vec<A> number = splat(static_cast<A>(k));
-            poison += (below + above) * A(0);  // NaN where a logit may be
+            poison += (below + above) * A(0);  // NaN if a logit may be: 0 * (inf or NaN)
             for (int r = 0; r < kRows; ++r) {
               const Vec<A> z = group.low[r] * below + group.high[r] * above;
               best[r] = z > largest[r] ? number : best[r];

@@ -1,12 +1,12 @@
-// Binary cross-entropy of small logits on the CPU and its gradient, every class by itself. Forward
-// reads logits and targets once: a work item is a group of rows of one class of one image.
+// Binary cross-entropy of small logits on the CPU and its gradient, each class independently.
+// Forward reads logits and targets once; a work item is a group of rows of one class of one image.
 #include "labels/adjoint_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-// `count` numbers of row h from w on, widened; 0 beyond.
+// Loads `count` elements of row h from w on, in the accumulation type; other lanes are 0.
 template <class T, class A = Accumulate<T>>
 [[gnu::always_inline]] inline Vec<A> row_of(const View& map, int64_t n, int64_t k, int64_t h,
                                             int64_t w, int count) {
@@ -19,7 +19,7 @@ template <class T, class A = Accumulate<T>>
   return result;
 }
 
-// y, the factor of log(1 + exp(-z)), and w.
+// y, 1 + (p - 1) y and w of params.hpp, for a vector of pixels.
 template <class T, class A = Accumulate<T>>
 struct Terms {
   Vec<A> target, positive, weight;

@@ -49,7 +49,8 @@ WideLogits check_logits(const Checker& check, const Tensor& logits, const Sizes&
           memory_format(logits) == MemoryFormat::ChannelsLast};
 }
 
-// Points the kernel at logits that it can read: other strides cost one copy, which is returned.
+// Points `wide` at logits that kernels can read, and returns the tensor that owns them: a copy if
+// the strides require one.
 Tensor make_readable(const Tensor& logits, WideLogits& wide) {
   const Tensor map = readable(logits, memory_format(logits));
   static_cast<View&>(wide) = view(map);
@@ -92,14 +93,15 @@ Sizes size_of(const Tensor& target) {
   return {target.size(target.dim() - 2), target.size(target.dim() - 1)};
 }
 
-// out = the sums of `parts`, (P, elements of out).
+// out = the sum over P of `parts`, (P, elements of out).
 void sum_parts(const Tensor& parts, const Tensor& out) {
   View flat = view(out);
   flat = {flat.data, flat.dtype, {out.numel(), 1, 1, 1}, {1, 1, 1, 1}};
   device::execute(SumPartials{view(parts), flat}, out);
 }
 
-// Sums along W: left by the kernel in `parts` parts, or at once in `out`.
+// Sums along W: the kernel writes them to `parts` partial sums, or directly to `out` if there is
+// only one.
 class RowSums {
  public:
   RowSums(const Tensor& out, const Tensor& logits, int64_t parts)
@@ -208,7 +210,7 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   return out;
 }
 
-// Targets and factors, (N, K, H, W) of any strides.
+// Checks a target or a weight, (N, K, H, W) of any strides.
 View check_plane(const Checker& check, const char* argument, const MaybeTensor& value,
                  const Tensor& logits, const Sizes& shape) {
   if (!value) return {};

@@ -1,13 +1,13 @@
 // Cross-entropy of small logits on the CPU and its gradient. Forward reads the logits and the
-// labels once and writes a number or two a pixel: a work item is a group of rows of one image.
-// Backward computes the softmax again (adjoint_cpu.hpp).
+// labels once and writes one or two numbers per pixel; a work item is a group of rows of one image.
+// Backward recomputes the softmax (adjoint_cpu.hpp).
 #include "labels/adjoint_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-// Weights of the classes, where there are any.
+// The class weights, if there are any, in the accumulation type.
 template <class A>
 const A* table(const View& weight) {
   return static_cast<const A*>(weight.data);

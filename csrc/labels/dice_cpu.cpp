@@ -1,13 +1,14 @@
 // The sums of Dice losses from small logits on the CPU and their gradient. Forward reads the logits
-// and the labels once: a work item is some groups of rows of one image, whose sums are a part.
-// Backward needs a number a pixel before the slope of any class is known, so it goes twice.
+// and the labels once; a work item is some groups of rows of one image and writes one partial sum.
+// Backward makes two passes, because a pixel's gradient for any class needs a sum over all classes
+// first (UpsampleDiceDots).
 #include "labels/adjoint_cpu.hpp"
 
 namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kMostParts = 64;  // of an image
+constexpr int64_t kMostParts = 64;  // parts per image
 
 struct Parts {
   int64_t count, groups_each;

@@ -1,8 +1,9 @@
-// The labels family: label maps and losses from logits smaller than the image. The logits are
-// interpolated bilinearly to the image's size and reduced over the classes, pixel by pixel; neither
-// the interpolated logits nor their gradient exist as a whole.
-// Shapes: logits, grad_logits (N, K, h, w); maps of pixels (N, H, W), in a View (N, H, W, 1). What
-// is not a logit is in the type that sums run in.
+// The labels family: label maps and losses from logits smaller than the image. Each operator
+// interpolates the logits bilinearly to the image's size and reduces them over the classes, pixel
+// by pixel; neither the interpolated logits nor their gradient is ever stored as a whole.
+//
+// Shapes: logits, grad_logits (N, K, h, w); maps of pixels (N, H, W), in a View (N, H, W, 1).
+// Everything but the logits and their gradient is in the accumulation type.
 #pragma once
 
 #include "core/interpolation.hpp"
@@ -12,12 +13,12 @@
 
 namespace stripctx {
 
-// Integers of 1, 4 or 8 bytes. As a target: outside [0, K), or ignore_index, counts nowhere.
+// Integers of 1, 4 or 8 bytes. A target outside [0, K) or equal to ignore_index is ignored.
 struct LabelMap : View {
   int64_t bytes = 8;
 };
 
-// Logits and the image they are interpolated to, not smaller than they.
+// Logits, and the size of the image that they are interpolated to, which is at least theirs.
 struct WideLogits : View {
   int64_t image[2] = {0, 0};
   Mode mode = Mode::kBilinear;
@@ -26,46 +27,46 @@ struct WideLogits : View {
   STRIPCTX_HOST_DEVICE int64_t classes() const { return size[1]; }
   STRIPCTX_HOST_DEVICE int64_t pixels() const { return size[0] * image[0] * image[1]; }
 
-  // 0 rows, 1 columns.
+  // The interpolation along `axis`: 0 for H, 1 for W.
   template <class A>
   STRIPCTX_HOST_DEVICE Axis<A> axis(int axis) const {
     return Axis<A>(size[2 + axis], image[axis], mode);
   }
 };
 
-// The labels of a loss.
+// The target of a loss.
 struct Target : LabelMap {
   int64_t ignore_index = 0;
 
-  // The label where it counts, else -1.
+  // The label, or -1 if it is ignored.
   STRIPCTX_HOST_DEVICE int64_t known(int64_t label, int64_t classes) const {
     return label >= 0 && label < classes && label != ignore_index ? label : -1;
   }
 };
 
-// labels = argmax over k of z_k, and, where there is memory for it, chance = max of softmax(z).
+// labels = argmax over k of z_k and, if `chance` has data, chance = max over k of softmax(z)_k.
 struct UpsampleArgmax {
   WideLogits logits;
   LabelMap labels;
   View chance;
 };
 
-// With s = log_sums = log sum exp z and weights w (1 where there are none): a pixel labelled t
-// loses (1 - e) w_t (s - z_t) + e / K * sum over k of w_k (s - z_k). Sums along W are left in as
-// many parts as row_parts says, (parts, N * H).
+// With s = log_sums = log of the sum of exp(z_k), class weights w (1 without data), smoothing e and
+// label t, a pixel's loss is (1 - e) w_t (s - z_t) + e / K * sum over k of w_k (s - z_k). Sums
+// along W are stored in row_parts parts, (row_parts, N * H).
 struct UpsampleCrossEntropy {
   WideLogits logits;
   Target target;
   View weight;  // (K), or no data
   double smoothing;
-  View losses;    // (N, H, W), or the parts of their sums
-  View weights;   // the parts of the sums of w_t
+  View losses;    // (N, H, W), or partial sums along W
+  View weights;   // partial sums of w_t
   View log_sums;  // (N, H, W)
   bool per_pixel;
 };
 
-// Toward z_k: g (p_k ((1 - e) w_t + e / K * sum of w) - (1 - e) w_t [k = t] - e / K * w_k), with
-// p = exp(z - s); grad_logits is that of z, brought back by the interpolation's adjoint.
+// The derivative by z_k is g (p_k ((1 - e) w_t + e / K * sum of w) - (1 - e) w_t [k = t] - e / K *
+// w_k) with p = exp(z - s). grad_logits is the interpolation's adjoint applied to it.
 struct UpsampleCrossEntropyBackward {
   View grad;  // (N, H, W), of any strides
   WideLogits logits;
@@ -75,16 +76,17 @@ struct UpsampleCrossEntropyBackward {
   View log_sums, grad_logits;
 };
 
-// w [(1 - y) z + (1 + (p - 1) y) log(1 + exp(-z))] for targets y; weights w and positive weights p
-// are (N, K, H, W) of any strides, or no data. Sums along W as above, (parts, N * K * H).
+// A loss per class and pixel: w [(1 - y) z + (1 + (p - 1) y) log(1 + exp(-z))] for targets y.
+// Weights w and positive weights p are (N, K, H, W) of any strides, or have no data. Sums along W
+// are stored in parts as above, (row_parts, N * K * H).
 struct UpsampleBinary {
   WideLogits logits;
   View target, weight, pos_weight;
-  View losses;  // (N, K, H, W), or the parts of their sums
+  View losses;  // (N, K, H, W), or partial sums along W
   bool per_pixel;
 };
 
-// Toward z: g w [(1 - y) - (1 + (p - 1) y) sigmoid(-z)].
+// The derivative by z is g w [(1 - y) - (1 + (p - 1) y) sigmoid(-z)].
 struct UpsampleBinaryBackward {
   View grad;  // (N, K, H, W), of any strides
   WideLogits logits;
@@ -92,8 +94,8 @@ struct UpsampleBinaryBackward {
   View grad_logits;
 };
 
-// Over the labelled pixels the sums of p_k [k = t], of p_k and of [k = t], in parts (P, N, 3, K)
-// with P = dice_parts, each of some rows.
+// Sums over the labelled pixels: overlap_k of p_k [k = t], mass_k of p_k and truth_k of [k = t], in
+// parts (P, N, 3, K) of some rows each; P = dice_parts.
 struct UpsampleDice {
   WideLogits logits;
   Target target;
@@ -101,7 +103,7 @@ struct UpsampleDice {
   void* parts;
 };
 
-// With q_k = grad_mass_k + [k = t] grad_overlap_k: dots = sum over k of p_k q_k.
+// Per pixel, dots = sum over k of p_k q_k with q_k = grad_mass_k + [k = t] grad_overlap_k.
 struct UpsampleDiceDots {
   View grad;  // (N, 3, K), dense
   WideLogits logits;
@@ -109,7 +111,7 @@ struct UpsampleDiceDots {
   View log_sums, dots;
 };
 
-// Toward z_k: p_k (q_k - dots).
+// The derivative by z_k is p_k (q_k - dots).
 struct UpsampleDiceBackward {
   View grad;
   WideLogits logits;
@@ -121,7 +123,7 @@ struct UpsampleDiceBackward {
 
 namespace stripctx::cpu {
 
-// One: a work item owns whole rows.
+// One part: a work item has whole rows.
 inline int64_t row_parts(const WideLogits&) {
   return 1;
 }

@@ -1,6 +1,7 @@
-// What the labels' CPU kernels share. An image is worked on in groups of rows that lie between the
-// same two rows of logits, and in tiles along W: of every class, those two rows are interpolated
-// along W once; a logit of a pixel is then a product and a multiply-add. Lanes are pixels.
+// Shared by the CPU kernels of the labels family. An image is processed in groups of rows that read
+// the same two rows of logits, and in tiles along W. For each class, those two rows are
+// interpolated along W once per tile; a logit of a pixel is then a multiplication and a
+// multiply-add. Lanes are pixels.
 #pragma once
 
 #include "labels/params.hpp"
@@ -12,15 +13,15 @@
 
 namespace stripctx::cpu {
 
-constexpr int kMostRows = kVectorBytes == 64 ? 8 : 4;  // of a group: each holds registers
-constexpr int64_t kTileBytes = 32 * 1024;              // of both rows, all classes
+constexpr int kMostRows = kVectorBytes == 64 ? 8 : 4;  // rows per group; each needs registers
+constexpr int64_t kTileBytes = 32 * 1024;              // of both rows of logits, all classes
 
-// Rows [begin, end) of the image lie between rows `first` and `second` of the logits, which are one
-// row where nothing is interpolated or the image ends.
+// Rows [begin, end) of the image read rows `first` and `second` of the logits. These are the same
+// row where H is not interpolated or at the image's edge.
 template <class A>
 struct RowGroup {
   int64_t first, second, begin, end;
-  A low[kMostRows], high[kMostRows];  // each row's weights of the two; high is 0 where they are one
+  A low[kMostRows], high[kMostRows];  // weights of the two; high is 0 if they are the same
 
   int count() const { return static_cast<int>(end - begin); }
 };
@@ -50,13 +51,14 @@ inline int64_t group_count(const WideLogits& logits) {
   return wide ? row_groups<double>(logits).size() : row_groups<float>(logits).size();
 }
 
-// Work items of a kernel that goes over all classes of a group of rows, `planes` times.
+// The work of a kernel whose items are groups of rows, `planes` times each.
 inline Work group_work(const WideLogits& logits, int64_t planes) {
   return share(planes * group_count(logits), logits.pixels() * logits.classes());
 }
 
-// Calls body.operator()<kRows>() with the number of rows as a constant. A switch, where with_count
-// would do: g++ then fuses other products and sums, and last bits change.
+// Calls body.operator()<kRows>() with the number of rows as a constant. A switch rather than
+// with_count: with the latter, g++ contracts other products to fused multiply-adds, which changes
+// the last bits.
 template <class Body>
 [[gnu::always_inline]] inline void with_rows(int rows, Body&& body) {
   switch (rows) {
@@ -83,7 +85,7 @@ template <class Body>
   }
 }
 
-// Tiles of up to `classes` classes of one image, two rows of logits at a time.
+// Two rows of logits, interpolated along W, in tiles of up to `classes` classes of one image.
 template <class T>
 class LogitTiles {
   using A = Accumulate<T>;
@@ -111,7 +113,7 @@ class LogitTiles {
   int64_t width(int64_t tile) const { return tiles_[tile].width; }
   int64_t pitch() const { return pitch_; }
 
-  // Classes [k, k + count) of a tile of image n, between two rows.
+  // Computes classes [k, k + count) of a tile of image n for the two rows of a group.
   void read(int64_t n, const RowGroup<A>& group, int64_t tile, int64_t k, int64_t count) {
     read_row(n, group.first, tiles_[tile], k, count, low_.data());
     if (group.second != group.first) {
@@ -121,7 +123,8 @@ class LogitTiles {
     }
   }
 
-  // Row `first` and row `second` at the tile's pixels; class k is `pitch` behind class k - 1.
+  // Rows `first` and `second` of the logits at the tile's pixels; classes are pitch() elements
+  // apart.
   const A* low() { return low_.data(); }
   const A* high() { return high_.data(); }
 
@@ -147,7 +150,7 @@ class LogitTiles {
 
     int64_t cells() const { return samples[0].cells; }
 
-    // Cells counted from the first that the tile reads.
+    // Samples whose cells are relative to the first cell that the tile reads.
     static Samples<A> make(const Axis<A>& axis, int64_t w, int64_t width) {
       Samples<A> samples(axis, w, width);
       const int64_t first = samples.sample[0].first;
@@ -186,18 +189,18 @@ class LogitTiles {
   int64_t pitch_, cell_pitch_ = 0;
   Buffer<A> low_, high_;
   std::vector<A> cells_;
-  std::deque<Tile> tiles_;  // which do not move
+  std::deque<Tile> tiles_;  // a deque, because Tile::columns refers to Tile::samples
 };
 
-// A vector of pixels: where it is in the image and in its tile, and how many of its lanes are in.
+// A vector of pixels: its place in the image row and in the tile, and its number of valid lanes.
 struct PixelVector {
   int64_t place, in_tile;
   int count;
 };
 
-// Reads `classes` classes from k on between a group's two rows, tile by tile, and calls
-// body.operator()<kRows>(low, high, vector) for every vector of pixels: the two rows at it, of the
-// first class.
+// For each tile of a group, computes `classes` classes from k on, then calls
+// body.operator()<kRows>(low, high, vector) for every vector of pixels, with pointers to both rows
+// of class k at that vector.
 template <class T, class Body>
 [[gnu::always_inline]] inline void for_pixels(LogitTiles<T>& tiles, int64_t n,
                                               const RowGroup<Accumulate<T>>& group, int64_t k,
@@ -215,8 +218,8 @@ template <class T, class Body>
   }
 }
 
-// The labels of `count` pixels of row h from w on, -1 where they count nowhere and beyond `count`.
-// A label is exact in A.
+// The labels of `count` pixels of row h from w on, as numbers of type A, in which they are exact;
+// -1 for ignored pixels and past `count`.
 template <class A>
 Vec<A> known_labels(const Target& target, int64_t classes, int64_t n, int64_t h, int64_t w,
                     int count) {
@@ -239,7 +242,7 @@ Vec<A> known_labels(const Target& target, int64_t classes, int64_t n, int64_t h,
   return result;
 }
 
-// Elements w to w + count of a row of pixels in the type that sums run in, 0 beyond.
+// Loads `count` elements of a row of pixels from w on, in the accumulation type; other lanes are 0.
 template <class A>
 Vec<A> pixels(const View& map, int64_t n, int64_t h, int64_t w, int count) {
   const A* from = at<const A>(map, n, h, w, 0);
@@ -258,7 +261,7 @@ void store_pixels(const View& map, int64_t n, int64_t h, int64_t w, int count,
   count == kLanes<A> ? store(to, value) : store(to, value, count);
 }
 
-// Table entries of the labels, 0 for -1.
+// table[label], or 0 for label -1.
 template <class A>
 Vec<A> look_up(const A* table, const Vec<A>& labels) {
   Vec<A> result{};
@@ -268,8 +271,8 @@ Vec<A> look_up(const A* table, const Vec<A>& labels) {
   return result;
 }
 
-// For kRows rows of a vector of pixels, `low` and `high` of class 0: log of the sum of exp over all
-// classes.
+// log of the sum over all classes of exp(logit), for kRows rows of a vector of pixels. `low` and
+// `high` point to class 0.
 template <int kRows, class A>
 [[gnu::always_inline]] inline void log_sums(const A* low, const A* high, int64_t pitch,
                                             int64_t classes, const RowGroup<A>& group,

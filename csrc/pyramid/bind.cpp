@@ -23,7 +23,7 @@ void check_map(const Checker& check, const Tensor& x) {
   check.require(x.size(2) > 0 && x.size(3) > 0, "x", "must not be empty along H and W");
 }
 
-// bins are (height, width) pairs, laid flat.
+// `bins` is a flat list of (height, width) pairs.
 void check_bins(const Checker& check, const std::vector<int64_t>& bins) {
   check.require(!bins.empty() && bins.size() % 2 == 0 && bins.size() <= 2 * kMostLevels, "bins",
                 "has the wrong length");
@@ -45,7 +45,7 @@ void check_grads(const Checker& check, const Tensors& grads, int64_t height, int
   check.require(height > 0 && width > 0, "height and width", "must be positive");
 }
 
-// Indices are counted in 32 bits inside the kernels.
+// Kernels compute indices in 32 bits.
 void check_positions(const Checker& check, const char* argument, int64_t height, int64_t width) {
   check.require(height <= INT32_MAX / width, argument, "must span fewer than 2^31 positions");
 }
@@ -80,7 +80,8 @@ Tensors dense_levels(const Tensors& tensors, MemoryFormat format) {
   return result;
 }
 
-// Scratch for the parts that this device's kernel asks for, `words` numbers each; keep it alive.
+// Allocates the partial results that this device's kernel needs, `words` numbers each. The caller
+// keeps the returned tensor alive.
 template <class Op>
 Tensor allocate_partials(Op& op, const Tensor& x, int64_t words) {
   op.partials.count = kernels::partials(op);

@@ -1,13 +1,14 @@
-// The walk that mean and max pooling share on the CPU: x is read once, a row of cells after
-// another. Cells are gathered into the bins of each level, and every bin that ends here is written.
+// The traversal that mean and max pooling share on the CPU. It reads x once, one row of cells at a
+// time. A row of cells is merged into the bins of each level, and each bin is written when its last
+// row of cells is done.
 //
-// This works on whole vectors of channels: those of a channels_last map as they lie, and as many
-// planes of a contiguous map as a vector has lanes, turned over (transpose.hpp) when the rows of a
-// cell have been gathered position by position.
+// The kernel works on whole vectors of channels. A channels_last map provides them directly. Of a
+// contiguous map it processes as many planes as a vector has lanes: it reduces the rows of a cell
+// position by position, then transposes (transpose.hpp) and reduces along W.
 //
-// What is gathered is the caller's: `Lanes` is a vector of running results (sums, maxima). `take`
-// adds elements that stand behind all earlier ones, `merge` puts two results together, and `over`
-// makes the result of a bin from its number of positions.
+// The caller provides the reduction as `Lanes`, a vector of running results (sums, maxima): `take`
+// adds elements at positions after all earlier ones, `merge` combines two results, and `over` turns
+// a result into that of a bin with the given number of positions.
 #pragma once
 
 #include "pyramid/params.hpp"
@@ -20,12 +21,16 @@
 
 namespace stripctx::cpu {
 
-constexpr int64_t kPoolChannels = 128;        // of one work item on the channels_last path
-constexpr int kPoolVectors = 8;               // of channels whose running results stay in registers
-constexpr int64_t kPoolPixels = 4;            // whole pixels that are read side by side, or more:
-constexpr int64_t kPoolElements = 8192;       // of them that the innermost cache holds
-constexpr int64_t kPoolResults = 128 * 1024;  // bytes of running results that the next cache holds
-constexpr int64_t kLongestCell = 64;          // rows: sums of sums are more exact than one long sum
+constexpr int64_t kPoolChannels = 128;  // channels of one work item, channels_last
+constexpr int kPoolVectors = 8;         // vectors of channels whose results stay in registers
+constexpr int64_t kLongestCell = 64;    // rows: nested sums round less than one long sum
+
+// Pixels read together: as many as have kPoolElements elements, for the first-level cache, but at
+// least kPoolPixels. Running results of a work item: at most kPoolResults bytes, for the
+// second-level cache.
+constexpr int64_t kPoolPixels = 4;
+constexpr int64_t kPoolElements = 8192;
+constexpr int64_t kPoolResults = 128 * 1024;
 
 // The positions of each bin of each level along H (dimension 2) or W (3).
 inline std::vector<std::vector<Span>> bin_windows(const PooledLevels& levels, const View& map,
@@ -38,7 +43,7 @@ inline std::vector<std::vector<Span>> bin_windows(const PooledLevels& levels, co
   return result;
 }
 
-// How many positions each bin of each level has, row after row, in whole vectors.
+// The number of positions of each bin of each level, in row-major order, padded to whole vectors.
 template <class A>
 std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map) {
   const auto down = bin_windows(levels, map, 2), across = bin_windows(levels, map, 3);
@@ -52,15 +57,15 @@ std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& ma
   return result;
 }
 
-// The cells of a map and the bins of its levels, each axis by itself.
+// The cells of a map, and which cells and bins overlap, along each axis separately.
 struct PoolGrid {
   struct Axis {
-    std::vector<Span> cells;  // of each bin
-    std::vector<Span> over;   // the bins over each cell
+    std::vector<Span> cells;  // the cells of each bin
+    std::vector<Span> over;   // the bins that contain each cell
   };
 
   Cells rows, columns;
-  std::vector<Axis> down, across;  // a level's bins along H and along W
+  std::vector<Axis> down, across;  // for each level, along H and along W
 
   PoolGrid(const View& map, const PooledLevels& levels)
       : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
@@ -81,7 +86,8 @@ struct PoolGrid {
   }
 };
 
-// Calls body(p, n, c) for `count` planes from `plane` on; a plane's number is n * C + c.
+// Calls body(p, n, c) for `count` planes from number `plane` on; plane n * C + c is channel c of
+// image n.
 template <class Body>
 inline void for_planes(int64_t C, int64_t plane, int64_t count, Body&& body) {
   int64_t n = plane / C, c = plane % C;
@@ -91,7 +97,7 @@ inline void for_planes(int64_t C, int64_t plane, int64_t count, Body&& body) {
   }
 }
 
-// An array of running results, read and written a vector at a time, from any element on.
+// An array of running results, loaded and stored a vector at a time from any element on.
 template <class A, class Lanes>
 class Row {
   static constexpr int kParts = sizeof(Lanes::part) / sizeof(Vec<A>);
@@ -110,8 +116,8 @@ class Row {
     for (int p = 0; p < kParts; ++p) cpu::store(parts_[p].data() + i, lanes.part[p]);
   }
 
-  // Vectors at to, to + kLanes, ... become those of `from` at first, first + pitch, ..., turned
-  // over.
+  // Transposes one square: reads vectors of `from` at first, first + pitch, ... and writes the
+  // transposed vectors at to, to + kLanes, ...
   void turn(int64_t to, const Row& from, int64_t first, int64_t pitch) {
     for (int p = 0; p < kParts; ++p) {
       Vec<A> square[kLanes<A>];
@@ -129,8 +135,8 @@ class Row {
   std::vector<A> parts_[kParts];
 };
 
-// Gathers the rows of a cell of one plane position by position, in `out` from `to` on, up to a
-// vector beyond. Running results stay in registers while rows pass by.
+// Reduces rows of one plane position by position into out[to...], and may write up to a vector past
+// the end. Running results stay in registers over the rows.
 template <class T, class A, class Lanes>
 void gather_row(const View& x, const T* map, const Span& rows, Row<A, Lanes>& out, int64_t to) {
   constexpr bool kAlong = true;
@@ -151,19 +157,19 @@ void gather_row(const View& x, const T* map, const Span& rows, Row<A, Lanes>& ou
   });
 }
 
-// Row cells of several planes that are worked on at a time, so that a plane is read or written in
-// long runs while `elements_each` numbers a row cell stay in the cache.
+// How many rows of cells to process per plane before the next plane, so that planes are read or
+// written in long runs while the `elements_each` numbers of each row of cells stay in the cache.
 inline int64_t row_cells_at_a_time(int64_t elements_each) {
   return std::max<int64_t>(1, 65536 / elements_each);
 }
 
-// Shortens a row of positions before it is turned over: the whole vectors of a cell become one, and
-// what is left of the cell follows it.
+// Shortens a row of positions before the transposition: all whole vectors of a cell are merged into
+// one, and the rest of the cell follows it.
 template <class A>
 class Shortening {
  public:
-  int64_t length = 0;       // of a shortened row
-  std::vector<Span> cells;  // in it
+  int64_t length = 0;       // elements of a shortened row
+  std::vector<Span> cells;  // each cell's place in it
 
   explicit Shortening(const Cells& columns) {
     for (int64_t k = 0; k < columns.count(); ++k) {
@@ -176,7 +182,7 @@ class Shortening {
     }
   }
 
-  // Writes up to a vector beyond the row's end.
+  // May write up to a vector past the row's end.
   template <class Lanes>
   void operator()(const Row<A, Lanes>& positions, Row<A, Lanes>& shortened, int64_t to) const {
     for (size_t k = 0; k < pieces_.size(); ++k) {
@@ -199,12 +205,12 @@ class Shortening {
   std::vector<Piece> pieces_;
 };
 
-// From a row of cells to the bins of all levels, for `width` channels side by side, whole vectors.
+// Merges rows of cells into the bins of all levels, for `width` adjacent channels (whole vectors).
 template <class A, class Lanes>
 class Pooler {
  public:
   const int64_t width;
-  Row<A, Lanes> cells;  // `width` results for each cell of the row
+  Row<A, Lanes> cells;  // the current row, `width` results per cell
 
   Pooler(const PoolGrid& grid, int64_t width)
       : width(width), cells(grid.columns.count() * width), grid_(grid) {
@@ -214,7 +220,8 @@ class Pooler {
     }
   }
 
-  // Row cell r is complete: calls finish(level, i, results) for every bin row that ends with it.
+  // Called when row r of cells is complete. Calls finish(level, i, results) for each row of bins
+  // that ends with it.
   template <class Finish>
   void close(int64_t r, Finish&& finish) {
     for (size_t k = 0; k < levels_.size(); ++k) {
@@ -245,8 +252,8 @@ class Pooler {
   }
 
  private:
-  // Results of this row cell, and of the bin that began in an earlier one: there is never more than
-  // one, for neighbouring bins share at most one row.
+  // A row of bins reduced over the current row of cells, and the unfinished row of bins that began
+  // earlier. There is at most one, because neighbouring bins share at most one row of x.
   struct Level {
     Row<A, Lanes> ready, open;
   };
@@ -254,7 +261,7 @@ class Pooler {
   std::vector<Level> levels_;
 };
 
-// The neighbours given to `write` are bins.
+// Contiguous maps. `write` receives neighbouring bins of one channel.
 template <class T, class Lanes, class Write>
 void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64_t end,
                  Write&& write) {
@@ -272,7 +279,7 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
   Row<A, Lanes> positions(at_a_time * kPlanes * pitch), line(W + kPlanes);
   Row<A, Lanes> turned(kPlanes * std::max(length, kPlanes));
   const auto sizes = bin_sizes<A>(levels, x);
-  std::vector<Row<A, Lanes>> bins;  // of all planes, to be turned over whole
+  std::vector<Row<A, Lanes>> bins;  // the bins of all planes of an item, transposed once complete
   for (const auto& level : sizes) bins.emplace_back(level.size() * kPlanes);
 
   for (int64_t item = begin; item < end; ++item) {
@@ -321,7 +328,7 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
   }
 }
 
-// Takes a rectangle of pixels into the running results of `count` channels, or begins with them.
+// Adds a rectangle of pixels to the running results of `count` channels, or starts new ones.
 template <class T, class A, class Lanes>
 void take_pixels(const View& x, const T* map, const Span& rows, const Span& columns, bool begins,
                  int64_t count, Row<A, Lanes>& out, int64_t to) {
@@ -345,8 +352,8 @@ void take_pixels(const View& x, const T* map, const Span& rows, const Span& colu
   });
 }
 
-// Gathers the pixels of a cell, as many at a time as the innermost cache holds: running results
-// stay in registers while they pass by, and whole pixels are read one after another.
+// Reduces the pixels of a cell, a block that fits in the first-level cache at a time. Running
+// results stay in registers over a block, and whole pixels are read one after another.
 template <class T, class A, class Lanes>
 void gather_pixels(const View& x, const T* map, const Span& rows, const Span& columns,
                    int64_t count, Row<A, Lanes>& out, int64_t to) {
@@ -360,8 +367,8 @@ void gather_pixels(const View& x, const T* map, const Span& rows, const Span& co
   }
 }
 
-// The neighbours given to `write` are channels. Neighbouring items of one image are done together,
-// so that a thread reads long runs.
+// channels_last maps. `write` receives neighbouring channels of one bin. Adjacent work items of one
+// image are processed together so that a thread reads long runs.
 template <class T, class Lanes, class Write>
 void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int64_t end,
                    Write&& write) {
@@ -369,7 +376,7 @@ void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int
   const int64_t C = x.size[1], blocks = ceil_div(C, kPoolChannels);
   const PoolGrid grid(x, levels);
   const auto sizes = bin_sizes<A>(levels, x);
-  int64_t results = grid.columns.count();  // of a channel
+  int64_t results = grid.columns.count();  // running results per channel
   for (const int64_t bins : levels.bins(3)) results += 2 * bins;
   const int64_t bytes = results * kPoolChannels * sizeof(Lanes) / kLanes<A>;
   const int64_t most = std::max<int64_t>(1, kPoolResults / bytes);
@@ -399,14 +406,16 @@ inline bool pools_channels_last(const View& x, const PooledLevels& levels) {
   return x.channels_last() && levels.channels_last();
 }
 
-// One level of windows as wide as a map whose rows lie side by side: each is a run of memory.
+// Whether there is a single level whose bins span the full width of a dense contiguous map: each
+// bin is then one contiguous run.
 inline bool pools_runs(const View& x, const PooledLevels& levels) {
   return levels.count == 1 && levels[0].size[3] == 1 && x.stride[2] == x.size[3] &&
          !pools_channels_last(x, levels);
 }
 
-// Calls write(level, n, c, i, j, count, lanes_at) for all results, as soon as they are complete:
-// `count` neighbours in memory from bin (i, j) of channel c on, a vector from b on lanes_at(b).
+// Calls write(level, n, c, i, j, count, lanes_at) for all results as soon as they are complete:
+// `count` elements adjacent in memory, the first at bin (i, j) of channel c. lanes_at(b) is the
+// vector that starts at element b.
 template <class T, class Lanes, class Write>
 void pool(const View& x, const PooledLevels& levels, int64_t begin, int64_t end, Write&& write) {
   pools_channels_last(x, levels) ? pool_channels<T, Lanes>(x, levels, begin, end, write)

@@ -1,7 +1,6 @@
-// Max pooling of all levels on the CPU, with indices, and its backward. A contiguous map is divided
-// into its N*C planes, a channels_last one into blocks of channels. Forward reads x once; backward
-// adds each bin's gradient at its index, level after level and bin after bin, and writes grad_x
-// once.
+// Max pooling of all levels on the CPU, with indices, and its backward. Work items are planes of a
+// contiguous map, or blocks of channels of a channels_last one. Forward reads x once. Backward adds
+// each bin's gradient at its index, in the order of levels and bins, and writes grad_x once.
 #include <limits>
 
 #include "core/dispatch.hpp"
@@ -12,16 +11,18 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kSomeElements = 32768;  // of grad_x that are added up in the cache
-constexpr int64_t kAddChannels = 64;      // of one work item of a channels_last gradient
+constexpr int64_t kSomeElements = 32768;  // elements of grad_x accumulated at a time, in the cache
+constexpr int64_t kAddChannels = 64;      // channels of one work item of a channels_last gradient
 
-// Maxima and the bits of where they stand; a plane has fewer than 2^31 positions.
+// Running maxima and their positions, stored as the bits of a vector of A. A plane has fewer than
+// 2^31 positions.
 template <class A>
 struct BestLanes {
   using Positions = IndexVec<A>;
   Vec<A> part[2];
 
-  // The positions of a vector of neighbours in a row, or of one position in many channels.
+  // The positions of a vector's lanes: neighbours in a row (kAlong), or one position in many
+  // channels.
   template <bool kAlong>
   static Positions positions(int64_t first) {
     Positions lane{};
@@ -47,19 +48,20 @@ struct BestLanes {
   }
 };
 
-// The larger value, of equals the earlier, of NaNs the later.
+// The larger of two values, as torch orders them: of equal values the earlier position, of NaNs the
+// later one.
 template <class A>
 BestLanes<A> merge(const BestLanes<A>& a, const BestLanes<A>& b) {
   const auto &x = a.part[0], &y = b.part[0];
   const auto at_x = (IndexVec<A>)a.part[1], at_y = (IndexVec<A>)b.part[1];
-  const auto x_counts = x == x, y_counts = y == y;  // else it is NaN
+  const auto x_counts = x == x, y_counts = y == y;  // false for NaN
   const auto larger = (y > x) | ((y == x) & (at_y < at_x));
   const auto better = (x_counts & (larger | ~y_counts)) | (~x_counts & ~y_counts & (at_y > at_x));
   return {better ? y : x, better ? b.part[1] : a.part[1]};
 }
 
-// Adds the gradients of one bin, for `count` channels, to the positions from `some.begin` on of
-// `sums`, kChannels apart; an index outside `some` or outside the bin's window adds nothing.
+// Adds one bin's gradients, for `count` channels, to `sums`, which holds the positions in `some`,
+// kChannels elements each. An index outside `some` or outside the bin's window adds nothing.
 template <class T, int64_t kChannels>
 void add_bin(const T* grad, const int64_t* indices, int64_t count, int64_t W, const Span& rows,
              const Span& columns, const Span& some, Accumulate<T>* sums) {

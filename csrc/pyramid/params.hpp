@@ -1,7 +1,7 @@
-// Pyramid pooling (PSPNet, Zhao et al., CVPR 2017, section 3.2; with bins (rows, 1) the width-wise
-// pooling of HANet, Choi et al., CVPR 2020): what each operator reads and writes, the same on every
+// Pyramid pooling (PSPNet, Zhao et al., CVPR 2017, section 3.2; with bins (rows, 1), the width-wise
+// pooling of HANet, Choi et al., CVPR 2020): each operator's inputs and outputs, the same on every
 // device. Shapes: x, grad_x (N, C, H, W); level k of a pyramid (N, C, bins_h, bins_w), one element
-// a bin.
+// per bin.
 #pragma once
 
 #include "core/bins.hpp"
@@ -12,8 +12,8 @@
 
 namespace stripctx {
 
-// Results that wait for a second stage: `count` for each element of each level, level after level.
-// A count of 0 means that one stage does it all.
+// Partial results for a second stage: `count` for each element of each level, stored level after
+// level. A count of 0 means that a single stage computes the result.
 struct PyramidPartials {
   int64_t count = 0;
   void* data = nullptr;
@@ -26,22 +26,23 @@ struct PyramidPool {
   PyramidPartials partials{};
 };
 
-// grad_x[h, w] = sum of grads[k][i, j] / positions of the bin, over the bins that hold (h, w).
+// grad_x[h, w] = sum of grads[k][i, j] / (number of positions in the bin), over the bins that
+// contain (h, w).
 struct PyramidPoolBackward {
   PooledLevels grads;
   View grad_x;
 };
 
-// The maximum of each window and where it stands, h * W + w (int64): the first of equals, the last
-// NaN if there is one.
+// The maximum of each window and its index h * W + w (int64): the first of equal maxima; if there
+// are NaNs, the last NaN.
 struct PyramidMaxPool {
   View x;
   PooledLevels levels, indices;
   PyramidPartials partials{};
 };
 
-// grad_x[h, w] = sum of grads[k][i, j] over the bins that hold (h, w) and whose index is h * W + w:
-// an index outside its bin's window adds nothing.
+// grad_x[h, w] = sum of grads[k][i, j] over the bins that contain (h, w) and whose index is h * W +
+// w. An index outside its bin's window contributes nothing.
 struct PyramidMaxPoolBackward {
   PooledLevels grads, indices;
   View grad_x;

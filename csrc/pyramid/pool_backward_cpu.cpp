@@ -1,7 +1,7 @@
-// The gradient of mean pooling on the CPU: constant on each cell, so computed once for a cell and
-// written to all of it. Cells are computed for whole vectors of channels: those of a channels_last
-// map as they lie, and as many planes of a contiguous map as a vector has lanes, turned over.
-// Writes grad_x once, in runs as long as a thread's share allows.
+// The gradient of mean pooling on the CPU. It is constant on each cell, so it is computed once per
+// cell and copied to all of the cell's positions. Cells are computed for whole vectors of channels:
+// directly for a channels_last map, and for as many planes of a contiguous map as a vector has
+// lanes, transposed. Writes grad_x once, in runs as long as a thread's share of the work allows.
 #include "core/dispatch.hpp"
 #include "pyramid/cells_cpu.hpp"
 
@@ -9,16 +9,16 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kBackwardRows = 8;          // rows of one work item on the channels_last path
+constexpr int64_t kBackwardRows = 8;          // channels_last: rows of one work item
 constexpr int64_t kBackwardChannels = 256;    // and its channels
-constexpr int64_t kBackwardElements = 32768;  // of neighbouring items' cells, done together
+constexpr int64_t kBackwardElements = 32768;  // cells of neighbouring items, computed together
 
-// The gradient of a row of cells, for `width` channels side by side, whole vectors.
+// The gradient of a row of cells, for `width` adjacent channels (whole vectors).
 template <class A>
 class CellGradients {
  public:
   PoolGrid grid;
-  std::vector<std::vector<A>> shares;  // of a bin's gradient, for each of its positions
+  std::vector<std::vector<A>> shares;  // 1 / (positions of the bin), for each bin
 
   CellGradients(const PyramidPoolBackward& op, int64_t width)
       : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)), width_(width) {
@@ -27,7 +27,8 @@ class CellGradients {
     }
   }
 
-  // Row cell r. `read(level, i)` returns a row of bins' gradients, multiplied with their shares.
+  // Computes row r of cells. `read(level, i)` returns the gradients of a row of bins, already
+  // multiplied by their shares.
   template <class Read>
   void compute(int64_t r, Read&& read, A* cells) const {
     const int64_t columns = grid.columns.count(), width = width_;
@@ -51,8 +52,9 @@ class CellGradients {
   int64_t width_;
 };
 
-// A row of cells as positions: lane by lane, the cell of each of a vector's columns, counted from
-// the first one's, which is never as far as a vector has lanes.
+// Expands a row of cells to its positions. Each output vector is a permutation of one load: it
+// starts at the cell of the vector's first column and reads at most kLanes cells, because a cell
+// has at least one column.
 template <class A>
 class Expansion {
  public:
@@ -67,7 +69,7 @@ class Expansion {
     }
   }
 
-  // Padded to whole vectors on both sides.
+  // Both arrays are padded to whole vectors.
   template <class T>
   void operator()(const A* cells, T* row) const {
     for (const Step& step : steps_) {
@@ -84,7 +86,7 @@ class Expansion {
   std::vector<Step> steps_;
 };
 
-// In whole vectors: the library's own copy, of as many bytes, is slower than plain stores.
+// Copies whole vectors with plain stores, which are faster here than memcpy of the same size.
 template <class T>
 void copy(const T* from, int64_t count, T* to) {
   using Bytes = VectorOf<char>::type;
@@ -98,7 +100,7 @@ void copy(const T* from, int64_t count, T* to) {
   std::memcpy(to + i, from + i, (count - i) * sizeof(T));
 }
 
-// Of one level of runs: each row cell is one too.
+// For a single level of full-width bins of a dense map: each row of cells is one contiguous run.
 template <class T>
 void pool_backward_runs(const PyramidPoolBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -137,7 +139,7 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
   const int64_t pitch = ceil_div(at_a_time * columns.count(), kPlanes) * kPlanes;
   std::vector<A> cells(kPlanes * pitch), turned((kPlanes + 1) * pitch);
   std::vector<T> positions(row);
-  std::vector<std::vector<A>> bins;  // of each level: element j of plane p at [j][p]
+  std::vector<std::vector<A>> bins;  // for each level, element j of plane p at [j][p]
   for (const auto& shares : gradients.shares) bins.emplace_back(shares.size() * kPlanes);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes;

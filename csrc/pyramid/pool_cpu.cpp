@@ -1,6 +1,8 @@
-// Mean pooling of all levels on the CPU: sums of cells, then of bins, and one division for each
-// bin. Reads x once; of windows as wide as a dense map, which need no cells, it reads the rows that
-// two of them share twice, the second time from the cache.
+// Mean pooling of all levels on the CPU: sums each cell, then each bin from its cells, and divides
+// once per bin. Reads x once.
+//
+// A single level whose bins span the full width of a dense map takes a shorter path without cells.
+// It reads a row that two bins share twice, the second time from the cache.
 #include "core/dispatch.hpp"
 #include "pyramid/cells_cpu.hpp"
 
@@ -8,7 +10,7 @@ namespace stripctx::cpu {
 
 namespace {
 
-// Running sums; where an element stands does not matter.
+// Running sums; positions are irrelevant.
 template <class A>
 struct SumLanes {
   Vec<A> part[1];
@@ -29,7 +31,8 @@ SumLanes<A> merge(const SumLanes<A>& a, const SumLanes<A>& b) {
   return {a.part[0] + b.part[0]};
 }
 
-constexpr int kRunSums = 4;  // vectors of running sums: as many additions at a time
+// independent vectors of running sums, to overlap the additions' latency
+constexpr int kRunSums = 4;
 
 template <class T>
 inline Vec<Accumulate<T>> sum_run(const T* run, int64_t count) {

@@ -36,7 +36,8 @@ void check_gate(const Checker& check, const Tensor& x, const Tensor& logits, con
   check.size("bias", bias, {x.size(1)});
 }
 
-// Scratch for the parts of row and column sums that this device's kernel asks for; keep it alive.
+// Allocates the partial sums that this device's kernel needs. The caller keeps the returned tensor
+// alive.
 template <class Op>
 Tensor allocate_partials(Op& op, const Tensor& rows, const Tensor& cols) {
   op.partials = kernels::partials(op);
@@ -145,8 +146,9 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, con
   return {grad_x, grad_logits, grad_bias};
 }
 
-// relu(rows + cols) under a 1x1 convolution, the library's. The weight is laid out as a matrix, so
-// that the result is in the map's format whatever the weight's; the library refuses empty maps.
+// A 1x1 convolution of relu(rows + cols), by torch. The weight is made contiguous so that the
+// result has the map's memory format whatever the weight's. Empty maps return early because torch's
+// convolution rejects them.
 Tensor strip_conv(const Tensor& rows, const Tensor& cols, const Tensor& weight) {
   const Checker check("strip_conv");
   check_strips(check, "rows", rows, "cols", cols);

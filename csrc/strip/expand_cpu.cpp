@@ -1,7 +1,7 @@
-// The sum of rows and columns at every position of a map on the CPU: strip pooling's gradient, and
-// relu(rows + cols). Every map is written once.
+// Expansion of strips on the CPU: row_factor * rows + col_factor * cols at every position of a map,
+// for strip pooling's gradient and relu(rows + cols). Writes the map once.
 //
-// A contiguous map is divided into its N*C planes, a channels_last one into rows of pixels.
+// Work items are planes of a contiguous map, or rows of pixels of a channels_last one.
 #include "strip/params.hpp"
 
 #include <vector>
@@ -13,11 +13,11 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kPixelRows = 4;  // rows of pixels that are written together
+constexpr int64_t kPixelRows = 4;  // rows of pixels written together
 
 template <class V>
 V rectified(const V& value) {
-  return value < 0 ? V{} : value;  // NaN stays
+  return value < 0 ? V{} : value;  // NaN propagates
 }
 
 template <bool kRelu, class V, class Row>
@@ -26,7 +26,7 @@ V sum(const V& column, const Row& row) {
   return kRelu ? rectified(value) : value;
 }
 
-// `count` strips, scaled.
+// `count` elements of a strip times `factor`.
 template <class T, class A = Accumulate<T>>
 void scale(const T* strip, int64_t count, A factor, A* scaled) {
   for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
@@ -54,8 +54,8 @@ void expand_planes(const StripExpansion& op, int64_t begin, int64_t end) {
   }
 }
 
-// `count` rows of pixels from h on, from their strips of rows, `length` apart: each pixel of the
-// columns is read once for all of them.
+// Writes `count` rows of pixels from row h on. Their strips of rows are `length` elements apart;
+// each pixel of the columns is read once for all of them.
 template <class T, bool kRelu>
 void expand_pixels(const StripExpansion& op, int64_t n, int64_t h, int64_t count,
                    const Accumulate<T>* rows, int64_t length) {

@@ -1,6 +1,6 @@
-// The strip family (SPNet, Hou et al., CVPR 2020, eq. 1 to 4): what each operator reads and writes,
-// and the two shapes of kernel that serve it on every device. Shapes: x, out, grad (N, C, H, W);
-// rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
+// The strip family (SPNet, Hou et al., CVPR 2020, eq. 1 to 4): each operator's inputs and outputs,
+// and the two kernel forms, reduction and expansion, that implement them on every device. Shapes:
+// x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
 #pragma once
 
 #include "core/view.hpp"
@@ -9,8 +9,8 @@
 
 namespace stripctx {
 
-// Parts of row and column sums that wait for a second stage, in the accumulation type, each part
-// laid out as its result. A count of 0 means that one stage does it all.
+// Partial row and column sums for a second stage, in the accumulation type, each laid out like its
+// result. A count of 0 means that a single stage computes the result.
 struct StripPartials {
   int64_t row_parts = 0, col_parts = 0;
   void *rows = nullptr, *cols = nullptr;
@@ -32,8 +32,8 @@ struct StripAddRelu {
   View rows, cols, out;
 };
 
-// With g = grad where not (rows + cols <= 0), else 0: grad_rows = sum over W, grad_cols = sum over
-// H.
+// With g = 0 where rows + cols <= 0 and grad elsewhere: grad_rows = sum of g over W, grad_cols =
+// sum of g over H.
 struct StripAddReluBackward {
   View grad, rows, cols, grad_rows, grad_cols;
   StripPartials partials{};
@@ -44,15 +44,14 @@ struct SigmoidGate {
   View x, logits, bias, out;
 };
 
-// With s = sigmoid(logits + bias): grad_x = grad * s, grad_logits = grad * x * s * (1 - s); row p
-// of partials (P, C) holds a part of the sum of grad_logits over N, H and W, in the accumulation
-// type.
+// With s = sigmoid(logits + bias): grad_x = grad * s, grad_logits = grad * x * s * (1 - s). Row p
+// of partials (P, C) holds a partial sum of grad_logits over N, H and W, in the accumulation type.
 struct SigmoidGateBackward {
   View grad, x, logits, bias, grad_x, grad_logits, partials;
 };
 
-// rows[h] = sum over w of value(h, w) / row_divisor, cols[w] likewise over h, where value is the
-// map or, if masked, the map where not (mask_rows + mask_cols <= 0) and 0 elsewhere.
+// rows[h] = sum over w of value(h, w) / row_divisor, and cols[w] likewise over h. The value is the
+// map or, with a mask, 0 where mask_rows + mask_cols <= 0 and the map elsewhere.
 struct StripReduction {
   View map, mask_rows, mask_cols, rows, cols;
   double row_divisor, col_divisor;
@@ -72,7 +71,7 @@ inline StripReduction reduction(const StripAddReluBackward& op) {
   return {op.grad, op.rows, op.cols, op.grad_rows, op.grad_cols, 1, 1, op.partials};
 }
 
-// out = row_factor * rows + col_factor * cols, rectified if so asked.
+// out = row_factor * rows + col_factor * cols, then relu if `rectify`.
 struct StripExpansion {
   View rows, cols, out;
   double row_factor, col_factor;

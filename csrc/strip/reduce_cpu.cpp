@@ -1,7 +1,7 @@
-// Sums over the rows and the columns of a map on the CPU: strip pooling, and the gradient of
-// relu(rows + cols). Every map is read once.
+// Reduction of a map to its row sums and column sums on the CPU, for strip pooling and the gradient
+// of relu(rows + cols). Reads every map once.
 //
-// A contiguous map is divided into its N*C planes, a channels_last one into blocks of channels.
+// Work items are planes of a contiguous map, or blocks of channels of a channels_last one.
 #include "strip/params.hpp"
 
 #include <vector>
@@ -14,21 +14,22 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kRows = 64;  // of a plane, whose sums are finished together
+// rows of a plane per pass: their sums are reduced across lanes together
+constexpr int64_t kRows = 64;
 
-// Channels of one work item on the channels_last path, and the rows and vectors of them that are
-// summed together: eight sums of rows stay in registers.
+// channels_last: channels of one work item, and the rows and vectors of channels summed together,
+// whose eight row sums stay in registers.
 constexpr int64_t kBlock = 64;
 constexpr int kTogether = 2, kVectors = 4;
 
-// Where not (row + column <= 0), the value, else 0.
+// 0 where sum <= 0, the value elsewhere (also where the sum is NaN).
 template <class A>
 Vec<A> masked(const Vec<A>& value, const Vec<A>& sum) {
   return sum <= 0 ? Vec<A>{} : value;
 }
 
-// What the planes of a contiguous map are reduced in: the sums of a plane's columns, the vector of
-// partial sums of each of its rows, and the columns' part of the mask.
+// Scratch for the planes of a contiguous map: a plane's column sums, a vector of partial sums for
+// each row, and the columns' part of the mask.
 template <class A>
 struct PlaneSums {
   Vec<A> rows[kRows]{};
@@ -37,7 +38,7 @@ struct PlaneSums {
   PlaneSums(int64_t W, bool masked) : columns(W + kLanes<A>), mask(masked ? W + kLanes<A> : 0) {}
 };
 
-// Adds `count` rows of a plane, from h on, to the sums. A few vectors of column sums stay in
+// Adds `count` rows of a plane, from h on, to the sums. Up to four vectors of column sums stay in
 // registers over all rows.
 template <class T, bool kMasked>
 void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t count,
@@ -102,8 +103,8 @@ void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
   }
 }
 
-// Adds `Rows` rows of pixels, `Vectors` vectors of channels from c on, to the column sums, which
-// lie kBlock apart, and finishes their row sums. Sums over a row stay in registers.
+// Adds `Rows` rows of `Vectors` vectors of channels, from channel c on, to the column sums, which
+// are kBlock elements apart, and writes the row sums, which stay in registers over the row.
 template <class T, bool kMasked, int Rows, int Vectors, class Load, class Store>
 void reduce_pixel_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h,
                        const Load& load_some, const Store& store_some, Accumulate<T>* columns) {

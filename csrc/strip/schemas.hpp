@@ -1,5 +1,5 @@
-// The strip family's operators, in the dispatcher's language: the text that csrc/bind defines them
-// by without Python, and that stripctx/ops/schemas.py reads. No default values, no comments inside.
+// The schemas of the strip family's operators. csrc/bind defines the operators from this text where
+// Python does not, and stripctx/ops/schemas.py parses it: no default values, no comments inside.
 #pragma once
 
 namespace stripctx {

@@ -1,8 +1,8 @@
 // out = x * sigmoid(logits + bias) on the CPU, and its gradients. Forward reads two maps and writes
-// one; backward reads three, writes two and sums the gradient of the bias on the way.
+// one; backward reads three, writes two and accumulates the bias gradient in the same pass.
 //
-// A contiguous map is divided into its N*C planes, a channels_last one into pixels, or runs of
-// them where they leave sums behind.
+// Work items are planes of a contiguous map. Of a channels_last map they are pixels, or chunks of
+// rows, one per partial sum, in backward.
 #include "strip/params.hpp"
 
 #include <vector>
@@ -14,7 +14,7 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kMostPartials = 64;  // rows of partial bias gradients on the channels_last path
+constexpr int64_t kMostPartials = 64;  // rows of partial bias gradients, channels_last
 
 bool channels_last(const SigmoidGate& op) {
   return all_channels_last(op.x, op.logits, op.out);
@@ -24,7 +24,7 @@ bool channels_last(const SigmoidGateBackward& op) {
   return all_channels_last(op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
 }
 
-// The bias in the accumulation type, readable to a whole number of vectors.
+// The bias in the accumulation type, padded to whole vectors.
 template <class T>
 std::vector<Accumulate<T>> wide(const View& bias) {
   std::vector<Accumulate<T>> result(bias.size[1] + kLanes<Accumulate<T>>);
@@ -58,7 +58,8 @@ template <class T>
 void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const auto bias = wide<T>(op.bias);
-  // add(i, load, store, values) takes the gradients of the logits; 0 in lanes beyond the run.
+  // add(i, load, store, values) receives the gradients of the logits, which are 0 in lanes past the
+  // run.
   const auto gate_run = [&](const Run& run, const auto& bias_of, const auto& add) {
     const T *grad = run.in<const T>(op.grad), *x = run.in<const T>(op.x);
     const T* logits = run.in<const T>(op.logits);
@@ -85,7 +86,7 @@ void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
       A* sums = partials + p * C;
       std::fill(sums, sums + C, A(0));
       const int64_t first = std::min(rows, p * each), last = std::min(rows, first + each);
-      for (int64_t row = first; row < last; ++row) {  // short sums round less
+      for (int64_t row = first; row < last; ++row) {  // a sum per row first: short sums round less
         std::fill(row_sums, row_sums + C, A(0));
         for_pixels(op.x, row * W, (row + 1) * W, [&](const Run& pixel) {
           gate_run(pixel, [&](int64_t c) { return load(bias.data() + c); }, add);

@@ -1,10 +1,10 @@
-// The adjoint of interpolation on the CPU: sums of an output's gradient over the positions that
-// read each cell of each level. Reads the gradient once from memory (more often from the cache, one
-// plane or some rows at a time), writes every level's gradient once.
+// The adjoint of interpolation on the CPU: each cell's gradient is the weighted sum of the output's
+// gradient over the positions that read the cell. Reads the output's gradient from memory once, and
+// again from the cache for each further level or tap; writes every level's gradient once.
 //
-// Rows are summed along H first. Contiguous: a work item is a plane. Rows that are complete are
-// brought to the level's width a few at a time, by their phases or, where the level has no such
-// size, by a product with a banded matrix. channels_last: a work item is a block of channels.
+// Rows are summed along H first. Contiguous: a work item is a plane. Completed rows of sums are
+// then reduced along W, a few at a time: by phases (phases_cpu.hpp) if the level's width fits them,
+// else by a banded matrix (bands_cpu.hpp). channels_last: a work item is a block of channels.
 #include "upsample/params.hpp"
 
 #include "core/dispatch.hpp"
@@ -16,8 +16,8 @@ namespace stripctx::cpu {
 
 namespace {
 
-constexpr int64_t kChannelBlock = 64;  // most channels of one work item on the channels_last path
-constexpr int64_t kRowBlock = 8;       // rows of it that all levels add before the next are read
+constexpr int64_t kChannelBlock = 64;  // channels_last: most channels of one work item
+constexpr int64_t kRowBlock = 8;       // and rows that all levels add before the next are read
 
 template <class T>
 void mask_row(const T* grad, const T* out, T* grad_x, int64_t length) {
@@ -27,7 +27,7 @@ void mask_row(const T* grad, const T* out, T* grad_x, int64_t length) {
   });
 }
 
-// One level's gradient on the contiguous path.
+// One level's gradient, contiguous.
 template <class T>
 class PlaneSums {
   using A = Accumulate<T>;
@@ -88,7 +88,7 @@ void add_backward_planes(const PyramidAddBackward& op, int64_t begin, int64_t en
   }
 }
 
-// One level's gradient on the channels_last path, of some channels.
+// One level's gradient for a block of channels, channels_last.
 template <class T>
 class PixelSums {
   using A = Accumulate<T>;
@@ -107,7 +107,7 @@ class PixelSums {
     for (RowSums<T>& sums : sums_) sums.start();
   }
 
-  // Adds the rows of pixels below `end`: channels [c, c + rows.length) of image n.
+  // Adds rows of pixels up to `end`, channels [c, c + rows.length) of image n.
   void advance(const Rows<T>& rows, int64_t end, int64_t n, int64_t c) {
     const int64_t taps = readers_.size();
     for (size_t dy = 0; dy < sums_.size(); ++dy) {
@@ -137,8 +137,8 @@ class PixelSums {
   std::vector<RowSums<T>> sums_;
 };
 
-// Channels of one work item: whole vectors, and an even number of items, that two threads may
-// halve.
+// Channels of one work item: whole vectors, and an even number of blocks so that two threads get
+// equal shares.
 template <class T>
 int64_t channel_block(int64_t C) {
   const int64_t blocks = 2 * std::max<int64_t>(1, ceil_div(C, 2 * kChannelBlock));

@@ -1,9 +1,9 @@
 // out = x + interpolated levels on the CPU: reads x and the levels once, writes out once.
 //
-// Contiguous: a work item is a plane. Each level's rows are interpolated along W when the output
-// first needs them, a few at a time, and an output row is a sum of weighted rows. channels_last: a
-// work item is a row of pixels. Each level is interpolated along H first, and a pixel is a sum of
-// weighted pixels. What is summed is listed once for all work items.
+// Contiguous: a work item is a plane. Rows of a level are interpolated along W, a few at a time,
+// when an output row first needs them; an output row is a weighted sum of such rows. channels_last:
+// a work item is a row of pixels. Levels are interpolated along H first, and an output pixel is a
+// weighted sum of such pixels. The lists of terms are computed once for all work items.
 #include "upsample/params.hpp"
 
 #include "core/dispatch.hpp"
@@ -13,15 +13,16 @@ namespace stripctx::cpu {
 
 namespace {
 
-// How a plane is made, all of them in the same way. Each row of taps of a level has a ring of rows,
-// interpolated along W and summed over its taps; an output row is a weighted sum of such rows.
+// The steps that compute a plane; they are the same for all planes. For each level and each row of
+// taps, a ring buffer holds rows interpolated along W and summed over that row's taps; an output
+// row is a weighted sum of rows from these buffers.
 template <class T>
 class PlanePlan {
   using A = Accumulate<T>;
   using Columns = ColumnInterpolation<A>;
 
  public:
-  Lists<WeightedRow<A>> sums;  // one for each output row
+  Lists<WeightedRow<A>> sums;  // the terms of each output row
 
   explicit PlanePlan(const PyramidAdd& op)
       : samples_(level_samples<A>(op.levels, op.taps, op.out)),
@@ -31,7 +32,7 @@ class PlanePlan {
     const int64_t H = op.out.size[2], W = op.out.size[3], kh = op.taps.kernel[0];
     for (const LevelSamples<A>& level : samples_) columns_.emplace_back(level.columns, W);
     const int64_t sources = op.levels.count * kh;
-    std::vector<int64_t> end(sources);  // of the rows interpolated so far
+    std::vector<int64_t> end(sources);  // per buffer: the rows interpolated so far
     for (int64_t h = 0; h < H; ++h) {
       for (int64_t source = 0; source < sources; ++source) {
         const int64_t l = source / kh, tap = source % kh;
@@ -54,7 +55,7 @@ class PlanePlan {
     }
   }
 
-  // Calls write(h, end) for output rows [h, end), when all that they sum is there.
+  // Calls write(h, end) as soon as the terms of output rows [h, end) are in the buffers.
   template <class Write>
   void run(int64_t n, int64_t c, int64_t H, Write&& write) const {
     auto next = interpolations_.begin();
@@ -69,9 +70,10 @@ class PlanePlan {
   }
 
  private:
-  // Of `rows` rows of a level from `row` on. `channel` is that of the first tap of the map's first.
+  // Interpolates `rows` rows of a level, from `row` on. `channel` is the level's channel for the
+  // first tap and channel 0 of the map.
   struct Interpolation {
-    int64_t output_row;  // the first that needs it
+    int64_t output_row;  // the first output row that needs them
     const Level* level;
     const Columns* columns;
     int64_t channel, row, rows;
@@ -87,7 +89,7 @@ class PlanePlan {
   const std::vector<LevelSamples<A>> samples_;
   const int64_t C_, length_;
   std::vector<Columns> columns_;
-  std::vector<Interpolation> interpolations_;  // in the order of their output rows
+  std::vector<Interpolation> interpolations_;  // in the order of output_row
   Buffer<A> buffer_;
 };
 
@@ -111,14 +113,14 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int64_t kh = op.taps.kernel[0], kw = op.taps.kernel[1], length = padded<A>(C);
   const auto samples = level_samples<A>(op.levels, op.taps, op.out);
-  std::vector<int64_t> first_buffer;  // of each level: kw * w pixels, interpolated along H
+  std::vector<int64_t> first_buffer;  // each level's place: kw * w pixels, interpolated along H
   int64_t pixels = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
     first_buffer.push_back(pixels);
     pixels += kw * op.levels.level[l].size[3];
   }
   Buffer<A> buffer(pixels * length);
-  Lists<WeightedRow<A>> sums;  // of every pixel of a row
+  Lists<WeightedRow<A>> sums;  // the terms of each pixel of a row
   for (int64_t w = 0; w < W; ++w) {
     for (int64_t l = 0; l < op.levels.count; ++l) {
       for (int64_t tap = 0; tap < kw; ++tap) {

@@ -1,13 +1,13 @@
-// The adjoint of interpolation along one axis on the CPU as a product with a banded matrix: which
-// positions read a few neighbouring cells, and with which weights.
+// The adjoint of interpolation along one axis on the CPU, as a product with a banded matrix: for
+// each block of neighbouring cells, the positions that read any of them and their weights.
 #pragma once
 
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {
 
-// Blocks of kCells cells. Block b sums the positions [first_[b], first_[b] + count_[b]), each times
-// kCells weights.
+// Blocks of kCells cells. Block b sums positions [first_[b], first_[b] + count_[b]); each position
+// has kCells weights.
 template <class A, int kCells>
 class Bands {
  public:
@@ -33,8 +33,8 @@ class Bands {
 
   int64_t blocks() const { return first_.size(); }
 
-  // A cell a block, positions `stride` apart: sum = what the readers of a cell have, each as many
-  // vectors.
+  // For kCells = 1: sum = weighted sum over the positions that read `cell`. A position has kVectors
+  // vectors of values; positions are `stride` elements apart.
   template <int kVectors>
   [[gnu::always_inline]] void add(int64_t cell, const A* values, int64_t stride,
                                   Vec<A> (&sum)[kVectors]) const {
@@ -48,8 +48,8 @@ class Bands {
     }
   }
 
-  // A vector of cells a block: `rows` rows of cells, at most kRowsTogether, from as many rows of
-  // sums.
+  // For a vector of cells per block: reduces `rows` rows of sums (at most kRowsTogether) to rows of
+  // cells.
   template <class T>
   void apply(const A* sums, int64_t stride, int64_t rows, T* out, int64_t out_stride,
              int64_t cells) const {
@@ -58,7 +58,7 @@ class Bands {
   }
 
  private:
-  // Four sums or more run side by side, because one would wait for itself.
+  // At least four independent sums hide the latency of the additions.
   template <int kRows, class T>
   void apply(const A* sums, int64_t stride, T* out, int64_t out_stride, int64_t cells) const {
     static_assert(kCells == kLanes<A>);

@@ -22,16 +22,17 @@ using Sizes = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 
 constexpr int64_t kAnyNumber = -1;
-constexpr int64_t kMost = INT32_MAX;      // so that no sum or product below leaves 64 bits
-constexpr int64_t kMostTaps = INT16_MAX;  // along one axis
+constexpr int64_t kMost = INT32_MAX;  // the largest size: sums and products below fit in 64 bits
+constexpr int64_t kMostTaps = INT16_MAX;  // per axis
 
-// How levels are interpolated: a code of Mode each, and two ratios, along H and W.
+// How each level is interpolated: a code of Mode, and ratios along H and W.
 struct Interpolation {
   const Sizes& modes;
   const std::vector<double>& ratios;
 };
 
-// Ratios that read no more cells than there are, whatever the extent: kernels size their tiles so.
+// Checks the interpolations. A ratio must not step over more cells than there are, whatever the
+// extent, because kernels size their tiles by that.
 void check_interpolation(const Checker& check, const Interpolation& how, size_t levels) {
   check.require(how.modes.size() == levels, "modes", "must hold one code a level");
   check.require(how.ratios.size() == 2 * levels, "ratios", "must hold two numbers a level");
@@ -52,7 +53,8 @@ void set_interpolation(const Checker& check, const Interpolation& how, size_t l,
   }
 }
 
-// Maps of the batch, dtype and device of `other`, with `channels` channels or any number.
+// Checks that levels have the batch size, dtype and device of `other`, and `channels` channels (or
+// any number).
 void check_levels(const Checker& check, const char* argument, const Tensors& levels,
                   const Tensor& other, int64_t channels) {
   check.require(!levels.empty() && levels.size() <= kMostLevels, argument,
@@ -67,7 +69,7 @@ void check_levels(const Checker& check, const char* argument, const Tensors& lev
   }
 }
 
-// `each` numbers a level: the last two, its rows and columns, are positive.
+// `sizes` has `each` numbers per level, the last two of which, its rows and columns, are positive.
 void check_sizes(const Checker& check, const Sizes& sizes, size_t each) {
   check.require(!sizes.empty() && sizes.size() % each == 0 && sizes.size() / each <= kMostLevels,
                 "sizes", "has the wrong length");
@@ -122,7 +124,7 @@ size_t element_size(const Tensor& tensor) {
   }
 }
 
-// Levels as kernels read them; `kept` keeps copies alive.
+// Levels in layouts that kernels can read; `kept` owns the copies.
 Levels readable_levels(const Checker& check, const Tensors& levels, const Interpolation& how,
                        const Taps& taps, MemoryFormat format, Tensors& kept) {
   check_interpolation(check, how, levels.size());
@@ -136,7 +138,7 @@ Levels readable_levels(const Checker& check, const Tensors& levels, const Interp
   return result;
 }
 
-// Fresh gradients of levels of sizes (h, w), (h, w), ... with `channels` channels.
+// Allocates gradients for levels of sizes (h, w), (h, w), ... with `channels` channels.
 Levels allocate_levels(const Checker& check, const Tensor& grad, const Sizes& sizes,
                        int64_t channels, const Interpolation& how, const Taps& taps,
                        MemoryFormat format, Tensors& grads) {
@@ -151,7 +153,7 @@ Levels allocate_levels(const Checker& check, const Tensor& grad, const Sizes& si
   return result;
 }
 
-// The levels one by one, at their places around x.
+// Interpolates each level into its slice of the channels and copies x into its own.
 Tensor pyramid_concat(const Tensor& x, const Tensors& levels, const Sizes& modes,
                       const std::vector<double>& ratios, int64_t x_index) {
   const Checker check("pyramid_concat");
@@ -184,7 +186,7 @@ Tensor pyramid_concat(const Tensor& x, const Tensors& levels, const Sizes& modes
   return out;
 }
 
-// `grad` holds the levels' channels only, side by side.
+// `grad` has the channels of the levels only, in order.
 Tensors pyramid_concat_backward(const Tensor& grad, const Sizes& sizes, const Sizes& modes,
                                 const std::vector<double>& ratios, bool channels_last) {
   const Checker check("pyramid_concat_backward");
@@ -247,7 +249,7 @@ Tensors pyramid_add_relu_backward(const Tensor& grad, const Tensor& out, const S
   return grads;
 }
 
-// Into `out`, which may be `base`.
+// Writes to `out`, which may be `base` itself.
 Tensor pyramid_taps_add_out(const Tensor& base, const Tensors& taps, const Sizes& size,
                             const Sizes& kernel, const Sizes& padding, const Sizes& dilation,
                             const Sizes& modes, const std::vector<double>& ratios, Tensor out) {
@@ -275,7 +277,7 @@ Tensor pyramid_taps_add(const Tensor& base, const Tensors& taps, const Sizes& si
                               empty(sizes(base), base, memory_format(base)));
 }
 
-// Uninitialised memory for a product of the library.
+// Uninitialised memory for the result of a matrix product.
 Tensor map_memory(const Sizes& size, const Tensor& like) {
   Checker("map_memory").given("like", like);
   return empty(size, like);

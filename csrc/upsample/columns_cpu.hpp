@@ -1,7 +1,6 @@
-// Interpolation along the fastest dimension on the CPU: W outputs from the cells of a level's row,
-// summed over a row of taps. Outputs come in whole vectors. While a level is not shrunk, those of
-// one vector read cells that lie in one vector or in two, so that with AVX-512 one permutation
-// fetches a vector of them.
+// Interpolation along the fastest dimension on the CPU: W outputs from a row of a level, summed
+// over a row of taps, in whole vectors. Unless the level is larger than the output, the cells that
+// a vector of outputs reads span at most two vectors, so with AVX-512 one permutation gathers them.
 #pragma once
 
 #include "cpu/shuffle.hpp"
@@ -19,7 +18,7 @@ constexpr bool kPermutes = false;
 
 }  // namespace detail
 
-// A row of taps: out[w] = sum over taps of the tap's cells, interpolated at w.
+// A row of taps: out[w] = sum over taps of the tap's cells interpolated at w.
 template <class A>
 class ColumnInterpolation {
  public:
@@ -29,13 +28,14 @@ class ColumnInterpolation {
     }
   }
 
-  // out = the outputs of `rows` rows of cells, at most kRowsTogether: whole vectors. The cells of a
-  // tap lie `tap_stride` behind those of the tap before.
+  // Interpolates `rows` rows of cells, at most kRowsTogether, to whole vectors of outputs. The
+  // cells of adjacent taps are `tap_stride` elements apart.
   template <class T>
   void write(const T* cells, int64_t tap_stride, int64_t stride, int64_t rows, A* out,
              int64_t out_stride) const {
     static_assert(kRowsTogether == 4);
-    switch (rows) {  // not with_count: label losses would be fused in another way, to other bits
+    // not with_count: g++ would contract other products in the label losses, which changes bits
+    switch (rows) {
       case 1:
         return write<1>(cells, tap_stride, stride, out, out_stride);
       case 2:
@@ -48,16 +48,16 @@ class ColumnInterpolation {
   }
 
  private:
-  // Which cells a vector of outputs reads, counted from `base`: one vector of them holds them all,
-  // two do, or more.
+  // How many vectors from `base` on contain the cells that a vector of outputs reads: none, one,
+  // two or more.
   enum class Reach { kNone, kOne, kTwo, kFar };
 
   struct Block {
     int64_t base;
-    int low, high;  // cells in the first and in the second vector
+    int low, high;  // valid cells in the first and in the second vector
     Reach reach;
-    bool whole;          // every lane reads something
-    IndexVec<A> inside;  // 0 for lanes that read nothing
+    bool whole;          // every lane reads a cell
+    IndexVec<A> inside;  // 0 for lanes that read no cell
     IndexVec<A> first, second;
     Vec<A> first_weight, second_weight;
   };

@@ -1,7 +1,9 @@
 // Interpolation of small maps, "levels", to the size of a large one (PSPNet's pyramid, Zhao et al.,
-// CVPR 2017; SPNet's mixed pooling; the convolution over a pyramid that is never built): what each
-// operator reads and writes.
-// Shapes: x, out, grad (N, C, H, W); a level (N, C, h, w) for each of the kernel's taps.
+// CVPR 2017; SPNet's mixed pooling; the convolution over a pyramid that is never built): each
+// operator's inputs and outputs.
+//
+// Shapes: x, out, grad (N, C, H, W); a level (N, taps * C, h, w), C channels for each tap of the
+// kernel.
 #pragma once
 
 #include "core/interpolation.hpp"
@@ -12,9 +14,9 @@
 
 namespace stripctx {
 
-// How a level meets the map: interpolated to `size`, then read under a kernel's taps, `offset` away
-// and 0 outside. Channel c of tap (dy, dx) is channel (dy * kernel[1] + dx) * C + c of the level.
-// Plain interpolation is a kernel of one tap.
+// How a level contributes to the map. It is interpolated to `size`; tap (dy, dx) of the kernel
+// reads the interpolated map offset() positions away, and 0 outside it. The tap's channel c is
+// channel (dy * kernel[1] + dx) * C + c of the level. Plain interpolation is a kernel of one tap.
 struct Taps {
   int64_t size[2];
   int64_t kernel[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
@@ -23,14 +25,15 @@ struct Taps {
     return tap * dilation[axis] - padding[axis];
   }
 
-  // The level's cells along `axis`: 0 rows, 1 columns.
+  // The level's interpolation along `axis`: 0 for H, 1 for W.
   template <class A>
   STRIPCTX_HOST_DEVICE Axis<A> axis(const Level& level, int axis) const {
     return Axis<A>(level.size[2 + axis], size[axis], level.mode, level.ratio[axis]);
   }
 };
 
-// out = x + sum of the levels under their taps, rectified if so asked; no x (no data) counts as 0.
+// out = x + sum of the levels under their taps, then relu if `rectify`. Without data, x counts as
+// 0.
 struct PyramidAdd {
   View x, out;
   Levels levels;
@@ -39,8 +42,8 @@ struct PyramidAdd {
   bool channels_last;  // all views: the fastest dimension is C, else W
 };
 
-// Its adjoint: every level's gradient from that of the output. With an output to mask by, grad_x =
-// grad where not (out <= 0), else 0, is written first and stands for the gradient.
+// The adjoint: every level's gradient from grad. If `out` has data, the gradient of the relu comes
+// first: grad_x = 0 where out <= 0 and grad elsewhere is written and takes the place of grad.
 struct PyramidAddBackward {
   View grad, out, grad_x;
   Levels levels;

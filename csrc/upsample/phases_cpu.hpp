@@ -1,6 +1,7 @@
-// The adjoint of interpolation along the fastest dimension on the CPU, where a level's cells lie a
-// power of two of positions apart, or nearly: a row is taken apart into its phases, every second,
-// fourth or eighth position. Then neighbours among the cells read neighbours.
+// The adjoint of interpolation along the fastest dimension on the CPU, for levels whose cells are
+// about a power of two of positions apart, `step`. Each row is deinterleaved into its phases (every
+// second, fourth or eighth position), in which neighbouring cells read neighbouring elements: loads
+// instead of gathers.
 #pragma once
 
 #include <bit>
@@ -10,7 +11,7 @@
 
 namespace stripctx::cpu {
 
-// A level's cells from W sums, under each column of taps.
+// Reduces rows of W sums to rows of a level's cells, for each column of taps.
 template <class A>
 class Phases {
   static constexpr int64_t kLane = kLanes<A>;
@@ -39,8 +40,8 @@ class Phases {
 
   bool fits() const { return fits_; }
 
-  // `rows` rows of cells, at most kRowsTogether, from as many rows of sums, zero up to whole
-  // vectors. The cells of a tap lie `tap_stride` behind those of the tap before.
+  // Reduces `rows` rows of sums, at most kRowsTogether, whose tails are zero up to whole vectors.
+  // The cells of adjacent taps are `tap_stride` elements apart.
   template <class T>
   void apply(const A* sums, int64_t stride, int64_t rows, T* out, int64_t tap_stride,
              int64_t out_stride) {
@@ -56,11 +57,11 @@ class Phases {
   }
 
  private:
-  // Cell j sums the positions from step * j + first on, each times a weight.
+  // Cell j is the weighted sum of `terms` positions, the first of which is step * j + first.
   struct Tap {
     int64_t first, terms;
-    std::vector<int64_t> offset;  // of each term, for cell 0
-    std::vector<A> weights;       // for each vector of cells, for each term
+    std::vector<int64_t> offset;  // of each term in phases_, for cell 0
+    std::vector<A> weights;       // for each vector of cells, a vector for each term
   };
 
   int64_t floor_step(int64_t position) const {
@@ -93,7 +94,7 @@ class Phases {
     }
   }
 
-  // Every round puts the even lanes before the odd ones.
+  // Deinterleaves a row into kStep phases: each round moves the even lanes before the odd ones.
   template <int kStep>
   void split(const A* row, A* to) const {
     for (int64_t block = 0; block < vectors_; block += kStep, to += kLane) {
@@ -131,7 +132,7 @@ class Phases {
   int64_t cells_, vectors_, step_ = 1, before_ = 0, length_ = 0;
   bool fits_ = false;
   std::vector<Tap> taps_;
-  Buffer<A> phases_{0};  // of each row: of each phase, zeros before, elements, zeros behind
+  Buffer<A> phases_{0};  // (row, phase, element), each phase with zeros on both sides
 };
 
 }  // namespace stripctx::cpu

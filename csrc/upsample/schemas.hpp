@@ -1,5 +1,5 @@
-// The upsample family's operators, in the dispatcher's language: the text that csrc/bind defines
-// them by without Python, and that stripctx/ops/schemas.py reads. No default values, no comments
+// The schemas of the upsample family's operators. csrc/bind defines the operators from this text
+// where Python does not, and stripctx/ops/schemas.py parses it: no default values, no comments
 // inside.
 #pragma once
 

@@ -1,20 +1,20 @@
-// The adjoint of interpolation along H on the CPU: sums of rows.
+// The adjoint of interpolation along H on the CPU: weighted sums of rows.
 #pragma once
 
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {
 
-// Rows as they lie in memory: `runs` runs of `length` elements each, `run_stride` apart. A row of a
-// plane is one run; one of a channels_last map has a run of channels for every pixel.
+// Rows in memory: each consists of `runs` runs of `length` elements, `run_stride` apart. A row of a
+// plane is one run; a row of a channels_last map has one run of channels per pixel.
 template <class T>
 struct Rows {
   const T* data;
   int64_t row_stride, runs, run_stride, length;
 };
 
-// Sums of one level's rows under one row of taps: a ring of rows, of which two are open at a time.
-// They are finished `together` at a time.
+// Sums of a map's rows for one level and one row of taps, in a ring buffer of rows. At most two
+// rows are being added to at a time; completed rows are delivered `together` at a time.
 template <class T>
 class RowSums {
   using A = Accumulate<T>;
@@ -27,11 +27,11 @@ class RowSums {
         row_(runs * run_),
         buffer_(2 * together * row_) {}
 
-  // Of the next map.
+  // Starts with another map.
   void start() { next_ = rows_->begin, done_ = open_ = 0; }
 
-  // Adds those of the rows below `end` that are not added yet. Calls finished(i, count, sums,
-  // stride) for all rows of the level as soon as no row to come is added to them.
+  // Adds the map's rows up to `end` that have not been added. Calls finished(i, count, sums,
+  // stride) for all rows of the level, each once it is complete.
   template <class Finished>
   void advance(const Rows<T>& map, int64_t end, Finished&& finished) {
     const auto finish = [&](int64_t end) {
@@ -71,7 +71,7 @@ class RowSums {
  private:
   A* row(int64_t i) { return buffer_.data() + i % (2 * together_) * row_; }
 
-  // Rows [next_, end), which lie between the same two cells, or all at one.
+  // Adds rows [next_, end), which all read the same two cells, or the same single cell (kOne).
   template <bool kOne>
   void add(const Rows<T>& map, int64_t end, bool low_is_new, bool high_is_new) {
     const Samples<A>& rows = *rows_;
@@ -102,7 +102,8 @@ class RowSums {
   const Samples<A>* rows_;
   int64_t together_, run_, row_;
   Buffer<A> buffer_;
-  int64_t next_ = 0, done_ = 0, open_ = 0;  // rows below are added; finished; rows that have sums
+  // ends: of the map's rows added, of the level's rows delivered, of those started
+  int64_t next_ = 0, done_ = 0, open_ = 0;
 };
 
 }  // namespace stripctx::cpu

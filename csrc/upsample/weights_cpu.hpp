@@ -1,5 +1,5 @@
-// What the interpolating CPU kernels share: tables of where the outputs of an axis read, made once
-// for all planes, and the sum of weighted rows that every output row is.
+// Shared by the interpolating CPU kernels: tables of the cells that each output of an axis reads,
+// computed once for all planes, and the weighted sum of rows.
 #pragma once
 
 #include "upsample/params.hpp"
@@ -11,16 +11,16 @@
 
 namespace stripctx::cpu {
 
-// Rows of a level that are worked on together along W, because they share its weights, and how many
-// a ring of them holds: neighbours, wherever they are.
+// Rows of a level processed together along W, because they share its weights, and the rows of a
+// ring buffer: any two neighbouring groups.
 constexpr int64_t kRowsTogether = 4, kRowsHeld = 2 * kRowsTogether;
 
-// One tap along one axis: output i reads position i + offset. Outputs outside [begin, end) read
-// nothing.
+// One tap along one axis: output i reads position i + offset of the interpolated level. Outputs
+// outside [begin, end) read nothing.
 template <class A>
 struct Samples {
   int64_t cells, begin, end;
-  std::vector<Sample<A>> sample;  // of outputs begin, begin + 1, ...
+  std::vector<Sample<A>> sample;  // for outputs begin, begin + 1, ...
 
   Samples(const Axis<A>& axis, int64_t offset, int64_t outputs)
       : cells(axis.cells),
@@ -34,7 +34,7 @@ struct Samples {
   const Sample<A>& operator[](int64_t i) const { return sample[i - begin]; }
 };
 
-// The tables of one level: one for each row of taps, one for each column of taps.
+// The tables of one level, for each row of taps and each column of taps.
 template <class A>
 struct LevelSamples {
   std::vector<Samples<A>> rows, columns;
@@ -59,7 +59,7 @@ std::vector<LevelSamples<A>> level_samples(const Levels& levels, const Taps& tap
   return result;
 }
 
-// As many lists as there are outputs, one behind the other: what each of them is made from.
+// Lists of variable length, one per output, stored contiguously.
 template <class Item>
 class Lists {
  public:
@@ -82,8 +82,8 @@ struct WeightedRow {
   const A* row;
 };
 
-// Rows [begin, end) of out = x + sum of weight * row, rectified if so asked, for the sums listed; x
-// may be null. A sum runs in the order of its list.
+// Rows [begin, end) of out = x + sum of weight * row over the row's list, in the list's order, then
+// relu if kRelu. x may be null.
 template <bool kRelu, class T, class A = Accumulate<T>>
 void write_rows(const T* x, int64_t x_stride, const Lists<WeightedRow<A>>& sums, int64_t begin,
                 int64_t end, T* out, int64_t out_stride, int64_t length) {
@@ -101,7 +101,7 @@ void write_rows(const T* x, int64_t x_stride, const Lists<WeightedRow<A>>& sums,
             }
           }
           if constexpr (kRelu) {
-            for (Vec<A>& each : sum) each = each < 0 ? Vec<A>{} : each;  // NaN stays
+            for (Vec<A>& each : sum) each = each < 0 ? Vec<A>{} : each;  // NaN propagates
           }
           store_vectors(to, count, sum);
         }

@@ -1,9 +1,9 @@
-"""Networks for runtimes that know nothing of this package: every operator of `torch.ops.stripctx`
-in standard operators, written for sizes that may be symbolic.
+"""Every operator of `torch.ops.stripctx` in standard operators, for runtimes without this package.
+Sizes may be symbolic.
 
-`torch.onnx.export(..., dynamo=True)` finds them by itself once stripctx is imported.
-`decompositions()` gives them to whatever else decomposes: `ExportedProgram.run_decompositions`,
-and through it ExecuTorch, TensorRT and others.
+`torch.onnx.export(..., dynamo=True)` uses these forms once stripctx is imported. For other
+exporters that decompose a program (ExecuTorch, TensorRT), pass `decompositions()` to
+`ExportedProgram.run_decompositions`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 from stripctx import _compat
 from stripctx.reference.upsample import BILINEAR_ALIGNED, NEAREST, NEAREST_EXACT
 
-Size = Any  # int or torch.SymInt, which torch's annotations do not know
+Size = Any  # int or torch.SymInt; torch's annotations lack the latter
 
 
 def windows(bins: Size, length: Size, device: torch.device) -> tuple[Tensor, Tensor]:

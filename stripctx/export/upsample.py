@@ -1,9 +1,9 @@
 """The upsample family in standard operators: interpolation, sums, and the taps of a convolution
 over a pyramid (see reference.upsample).
 
-A level of few cells is interpolated by a matrix product along each axis, which runtimes do faster
-than their own resizing; a larger one, by torch's operator, which becomes their resizing. Which is
-which, sizes of the example say; both are right for every size.
+A level of few cells is interpolated by a matrix product along each axis, which is faster in most
+runtimes than their resize operator; a larger level by torch's operator, which becomes their resize
+operator. The sizes of the example decide; both are correct for every size.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _tap_matrix(
     cells: Size, extent: Size, outputs: Size, kernel: int, padding: int, dilation: int,
     mode: int, ratio: float, like: Tensor,
 ) -> Tensor:  # fmt: skip
-    """(outputs, kernel * cells), the taps side by side: each is the same matrix, further on."""
+    """(outputs, kernel * cells): the same matrix for each tap, shifted by its offset,
+    concatenated."""
     steps = [tap * dilation for tap in range(kernel)]
     matrix = interpolation(cells, extent, mode, ratio, like, outputs + steps[-1], -padding)
     return torch.cat([_compat.rows(matrix, step, outputs) for step in steps], 1)
@@ -91,13 +92,13 @@ def _at_size(
 
 
 def upsample(level: Tensor, size: Sequence[Size], mode: int, ratios: Sequence[float]) -> Tensor:
-    """A wide level at a size."""
+    """Interpolates a widened level to a size."""
     if all(_compat.known_equal(a, b) for a, b in zip(level.shape[2:], size, strict=True)):
         return level
     if mode in (NEAREST, NEAREST_EXACT):
         return _nearest(level, size, mode, ratios)
     if not any(ratios) and exported_products(level.shape[2:], size) > EXPORTED_RESIZE:
-        if _compat.is_tracing():  # which records sizes as F.interpolate takes them
+        if _compat.is_tracing():  # a trace records sizes in the form of F.interpolate
             corners = mode == BILINEAR_ALIGNED
             return F.interpolate(level, tuple(size), mode="bilinear", align_corners=corners)
         return torch.ops.aten.upsample_bilinear2d.vec(
@@ -111,8 +112,8 @@ def upsample(level: Tensor, size: Sequence[Size], mode: int, ratios: Sequence[fl
 
 
 def _nearest(level: Tensor, size: Sequence[Size], mode: int, ratios: Sequence[float]) -> Tensor:
-    """By torch's operator where each cell becomes a block of positions, whatever the size. For
-    other ratios runtimes round in their own ways, so the cells are gathered by torch's formula."""
+    """Uses torch's operator if each cell becomes a block of positions, whatever the size. For other
+    ratios runtimes round differently, so the cells are gathered by torch's formula."""
     if all(_blocks(level.size(2 + axis), size[axis], ratios[axis]) for axis in (0, 1)):
         return torch.ops.aten.upsample_nearest2d.vec(level, list(size), None)
     for axis in (0, 1):
@@ -123,8 +124,8 @@ def _nearest(level: Tensor, size: Sequence[Size], mode: int, ratios: Sequence[fl
 
 
 def _blocks(cells: Size, extent: Size, ratio: float) -> bool:
-    """Whether each cell becomes 1, 2, 4, 8 or 16 positions: of other numbers the reciprocal is
-    rounded, which torch's formula can show."""
+    """Whether each cell becomes 1, 2, 4, 8 or 16 positions. The reciprocal of other factors is
+    rounded, which torch's formula may show."""
     return any(
         ratio in (0.0, 1.0 / times) and _compat.known_equal(extent, cells * times)
         for times in (1, 2, 4, 8, 16)

@@ -1,6 +1,7 @@
-"""The GPU architectures to compile for: $TORCH_CUDA_ARCH_LIST, this machine's GPUs, or a default.
+"""The GPU architectures to compile for: $TORCH_CUDA_ARCH_LIST, those of this machine's GPUs, or a
+default.
 
-An architecture is written as torch writes it: "8.6", "9.0a", "12.0+PTX".
+An architecture is written as in torch: "8.6", "9.0a", "12.0+PTX".
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from .report import UnavailableError
 
 DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0+PTX")
 
-# The names torch.utils.cpp_extension knows, for the GPUs that CUDA 12.6 and later support.
+# The names that torch.utils.cpp_extension accepts, for the GPUs of CUDA 12.6 and later.
 NAMED = {
     "Volta": "7.0+PTX",
     "Turing": "7.5+PTX",
@@ -26,7 +27,7 @@ NAMED = {
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """ "8.6+PTX 8.0" or "8.0;Hopper" as a tuple in numerical order, each architecture once."""
+    """Parses "8.6+PTX 8.0" or "8.0;Hopper" to a tuple in numerical order, without duplicates."""
     words = re.split(r"[;,\s]+", text.strip())
     words = [part for word in words for part in NAMED.get(word, word).split(";")]
     with_ptx: dict[str, bool] = {}
@@ -43,13 +44,13 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def order(architecture: str) -> tuple[int, int, str]:
-    """10.0 after 9.0, which as text it is not."""
+    """A sort key by number: 10.0 comes after 9.0."""
     major, minor, suffix = re.fullmatch(r"(\d+)\.(\d)([af]?)(?:\+PTX)?", architecture).groups()  # type: ignore[union-attr]
     return int(major), int(minor), suffix
 
 
 def gencode(architectures: tuple[str, ...]) -> list[str]:
-    """nvcc's flags: machine code for each architecture, and PTX for later GPUs where asked for."""
+    """nvcc's flags: machine code for each architecture, and PTX for later GPUs if requested."""
     flags = []
     for architecture in architectures:
         number = architecture.removesuffix("+PTX").replace(".", "")
@@ -60,7 +61,8 @@ def gencode(architectures: tuple[str, ...]) -> list[str]:
 
 
 def wanted() -> list[tuple[str, ...]]:
-    """What to compile for, then what an earlier build without a GPU in sight was compiled for."""
+    """The architectures to compile for; then those for which a build on this machine may exist that
+    was made when no GPU was visible."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if asked:
         return [parse(asked)]
@@ -69,8 +71,9 @@ def wanted() -> list[tuple[str, ...]]:
 
 
 def of_this_machine() -> tuple[str, ...]:
-    """The architectures of all GPUs here, hidden ones too, so that CUDA_VISIBLE_DEVICES splits no
-    cache. Through NVML where there is one: asking CUDA itself would make fork unsafe."""
+    """The architectures of all GPUs in this machine, including hidden ones, so that
+    CUDA_VISIBLE_DEVICES does not lead to several cached builds. Uses NVML if available, because
+    initialising CUDA would make fork unsafe."""
     numbers = from_nvml()
     if numbers is None:
         import torch
@@ -81,7 +84,7 @@ def of_this_machine() -> tuple[str, ...]:
 
 
 def from_nvml() -> list[tuple[int, int]] | None:
-    """The compute capability of every GPU, or None where NVML does not answer."""
+    """The compute capability of every GPU, or None if NVML is not available."""
     import ctypes
 
     try:
@@ -110,7 +113,8 @@ def from_nvml() -> list[tuple[int, int]] | None:
 
 
 def known_to(nvcc: str, architectures: tuple[str, ...]) -> tuple[str, ...]:
-    """What this nvcc can compile for: the default list is cut to it, others must fit whole."""
+    """The architectures that this nvcc supports. A default list is reduced to them; any other must
+    be supported completely."""
     from .toolchain import output_of
 
     known = re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch"))

@@ -23,13 +23,13 @@ from . import architectures as gpus
 from . import locate, toolchain
 from .report import RETRY, UnavailableError
 
-ABI_TARGET = "0x020a000000000000"  # torch 2.10's stable ABI: the library serves every later torch
+ABI_TARGET = "0x020a000000000000"  # torch 2.10's stable ABI, which later versions support
 
 CXX_FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
-    "-Wno-maybe-uninitialized",  # g++ reports it of its own AVX-512 intrinsics
-    "-Wno-unknown-warning-option",  # clang of the line above
-    "-ffp-contract=fast",  # g++'s default: clang would fuse fewer products and sums, other bits
+    "-Wno-maybe-uninitialized",  # g++ emits it for its own AVX-512 intrinsics
+    "-Wno-unknown-warning-option",  # clang does not know the option above
+    "-ffp-contract=fast",  # g++'s default; clang's would change the last bits
     f"-DTORCH_TARGET_VERSION={ABI_TARGET}",
 )  # fmt: skip
 NVCC_FLAGS = (
@@ -37,7 +37,7 @@ NVCC_FLAGS = (
     "-Xfatbin=-compress-all", "-Xptxas=-v",
 )  # fmt: skip
 
-NATIVE = "native"  # the CPU that compiles; the other instruction sets are for prebuilt libraries
+NATIVE = "native"  # the CPU of this machine; the other sets are for prebuilt libraries
 INSTRUCTION_SETS = {
     NATIVE: ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",),
     "AVX512": (
@@ -50,9 +50,9 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Library:
-    """One row of the table. Paths are relative to the folder that holds csrc/."""
+    """One row of the table. Paths are relative to the folder that contains csrc/."""
 
-    sources: tuple[str, ...]  # patterns; *.cu goes to nvcc where `nvcc` is set
+    sources: tuple[str, ...]  # patterns; *.cu is compiled by nvcc if `nvcc` is set
     includes: tuple[str, ...]
     torch_libraries: tuple[str, ...]
     nvcc: bool = False
@@ -60,7 +60,7 @@ class Library:
     flags: tuple[str, ...] = ()
     cuda_headers: bool = False
     hashed: tuple[str, ...] = ("csrc",)
-    gibibytes_each: float = 1.0  # memory that one compiler takes
+    gibibytes_each: float = 1.0  # memory that one compiler process needs
 
 
 LIBRARIES = {
@@ -75,7 +75,7 @@ LIBRARIES = {
         includes=("csrc", "csrc/bind/cuda"),
         torch_libraries=("torch_cpu", "torch_cuda"),
         nvcc=True,
-        flags=("-DUSE_CUDA",),  # torch's stable headers declare their CUDA functions under it
+        flags=("-DUSE_CUDA",),  # required for the CUDA functions in torch's stable headers
         cuda_headers=True,
         gibibytes_each=2.0,
     ),
@@ -93,14 +93,14 @@ LIBRARIES = {
 
 @dataclass(frozen=True)
 class Target:
-    """One library for one kind of machine: everything its bits depend on."""
+    """One library for one kind of machine: everything that the binary depends on."""
 
     name: str
-    root: str  # holds csrc/
+    root: str  # contains csrc/
     cxx: toolchain.Compiler
     instruction_set: str
     architectures: tuple[str, ...] = ()
-    cuda: str | None = None  # torch's CUDA version; None: whichever nvcc has
+    cuda: str | None = None  # torch's CUDA version; None for that of any nvcc
 
     @property
     def library(self) -> Library:
@@ -119,7 +119,7 @@ class Target:
         return [path for pattern in patterns for path in sorted(glob(pattern))]
 
     def key(self) -> str:
-        """The name of its folder in the cache: equal keys, equal libraries."""
+        """The name of its cache folder: equal keys mean equal libraries."""
         parts = [repr(self.library), *self.flags, *self.cxx.command, *self.cxx.identity]
         parts += [platform.system(), platform.machine(), str(self.cuda), *self.architectures]
         if self.instruction_set == NATIVE:
@@ -139,7 +139,7 @@ class Target:
 def target(
     name: str, instruction_set: str | None = None, architectures: tuple[str, ...] = ()
 ) -> Target:
-    """What a build of `name` would be here and now."""
+    """The target of a build of `name` in this environment."""
     root = locate.source_root()
     if name == "emulated" and root != locate.checkout():
         raise UnavailableError(
@@ -157,7 +157,7 @@ def torch_cuda() -> str | None:
 
 
 def this_cpu() -> str:
-    """What `native` means here: two CPUs that answer alike run the same code."""
+    """The meaning of `native` here: CPUs with equal values can run the same code."""
     try:
         with open("/proc/cpuinfo") as lines:
             for line in lines:
@@ -171,7 +171,7 @@ def this_cpu() -> str:
 def compile_library(
     target: Target, folder: str, filename: str, on_line: Callable[[str], None] | None = None
 ) -> str:
-    """Makes `folder`/`filename`; returns the log's path, `folder`/build.log."""
+    """Builds `folder`/`filename` and returns the log's path, `folder`/build.log."""
     from . import ninja
 
     library = target.library
@@ -191,9 +191,9 @@ def compile_library(
         commands[".cu"] = [
             kit.nvcc, f"-ccbin={host}", *NVCC_FLAGS, *codes, *(f"-I{path}" for path in includes)
         ]  # fmt: skip
-        # CUDA's own runtime, linked in: it is nvcc's exact version whichever minor version torch
-        # brings, its symbols are hidden, and streams and contexts are the driver's, so it shares
-        # them with torch's runtime, as NCCL's and cuBLAS's copies do.
+        # The CUDA runtime is linked statically: it then has exactly nvcc's version, whichever minor
+        # version torch brings. Its symbols are hidden. Streams and contexts belong to the driver
+        # and are shared with torch's runtime, as with the static copies in NCCL and cuBLAS.
         libraries += [kit.static_runtime(), "-ldl", "-lrt", "-lpthread"]
 
     steps = []
@@ -214,7 +214,7 @@ def compile_library(
 
 
 def torch_folder() -> str:
-    """Where torch is installed; found without importing it."""
+    """The folder of the installed torch, found without importing it."""
     from importlib.util import find_spec
 
     spec = find_spec("torch")
@@ -227,13 +227,13 @@ def torch_folder() -> str:
 
 
 def present(torch: str, library: Library) -> list[str]:
-    """The torch libraries to link with: a CPU-only torch has no libtorch_cuda."""
+    """The torch libraries to link with; a CPU-only torch has no libtorch_cuda."""
     return [name for name in library.torch_libraries if glob(f"{torch}/lib/lib{name}.*")]
 
 
 def cuda(architectures: list[str], output: str) -> str:
-    """Compiles and links the CUDA library with any torch, without a GPU, for `make cuda-check`;
-    returns the log, which holds the resources every kernel takes."""
+    """Compiles and links the CUDA library with any torch and without a GPU, for `make cuda-check`.
+    Returns the log, which contains the resource usage of every kernel."""
     folder, filename = os.path.split(os.path.abspath(output))
     os.makedirs(folder, exist_ok=True)
     chosen = gpus.parse(";".join(architectures)) if architectures else gpus.DEFAULT

@@ -35,7 +35,7 @@ OURS = re.compile(r"stripctx_[a-z]+-[0-9a-f]{20}(\.failed|\.corrupt)?")
 class Cached:
     path: str
     log: str
-    seconds: float = 0.0  # spent building it just now
+    seconds: float = 0.0  # duration of the build, if this process built it
 
 
 def checksum(path: str) -> str:
@@ -45,13 +45,14 @@ def checksum(path: str) -> str:
 
 
 def seal(path: str) -> None:
-    """Writes down what the finished library is, beside it."""
+    """Writes the checksum of a finished library next to it."""
     with open(f"{path}.{CHECKSUM}", "w") as file:
         file.write(checksum(path))
 
 
 def intact(path: str) -> bool:
-    """Whether `path` is what was built: to load a truncated library can kill the process."""
+    """Whether the library matches its checksum. Loading a truncated library can kill the
+    process."""
     try:
         with open(f"{path}.{CHECKSUM}") as file:
             return file.read() == checksum(path)
@@ -63,14 +64,14 @@ def find(target: build.Target, key: str) -> Cached | None:
     for root in locate.lookup_roots():
         path = os.path.join(root, key, target.filename)
         if intact(path):
-            with suppress(OSError):  # a cache that we may only read
+            with suppress(OSError):  # a read-only cache
                 os.utime(os.path.dirname(path))
             return Cached(path, os.path.join(root, key, ninja.LOG))
     return None
 
 
 def failure(root: str, key: str) -> UnavailableError | None:
-    """The failure that an earlier import left, so that this one need not repeat it."""
+    """The error of an earlier failed build, which is not repeated at every import."""
     log = os.path.join(root, f"{key}.failed", ninja.LOG)
     if not os.path.isfile(log):
         return None
@@ -83,7 +84,7 @@ def remembered_failure(key: str) -> UnavailableError | None:
 
 
 def set_aside(path: str) -> None:
-    """Renames the folder of a library that cannot be loaded, so that it is built once more."""
+    """Renames the folder of a library that cannot be loaded, so that the library is built again."""
     folder = os.path.dirname(path)
     shutil.rmtree(f"{folder}.corrupt", ignore_errors=True)
     with suppress(OSError):
@@ -91,7 +92,7 @@ def set_aside(path: str) -> None:
 
 
 def give_up(path: str, error: OSError) -> UnavailableError:
-    """Remembers as a failure a library that was built twice and cannot be loaded."""
+    """Records that a library was built twice and cannot be loaded."""
     folder = os.path.dirname(path)
     log = os.path.join(folder, ninja.LOG)
     with suppress(OSError):
@@ -106,7 +107,7 @@ def give_up(path: str, error: OSError) -> UnavailableError:
 
 
 def make(target: build.Target, key: str) -> Cached:
-    """Builds the library, or waits for the process that does."""
+    """Builds the library, or waits for another process that is building it."""
     root, problem = locate.build_root()
     if problem:
         say(f"the cache folder cannot be used ({problem}); building in {root}")
@@ -128,7 +129,8 @@ def make(target: build.Target, key: str) -> Cached:
         if found:
             return found
         failed = failure(root, key)
-        if failed and stamp(root, key) != before:  # while we waited: ours would fail alike
+        # another process's build failed meanwhile; this one would too
+        if failed and stamp(root, key) != before:
             raise failed
         return build_and_publish(target, root, key)
     finally:
@@ -143,7 +145,7 @@ def stamp(root: str, key: str) -> int:
 
 
 def build_and_publish(target: build.Target, root: str, key: str) -> Cached:
-    """Runs with the lock held. The folder appears under its name only when it is complete."""
+    """Builds with the lock held. The folder gets its final name only when it is complete."""
     sweep(root, key)
     folder = os.path.join(root, f".{key}.{platform.node()}.{os.getpid()}")
     os.mkdir(folder)
@@ -153,10 +155,10 @@ def build_and_publish(target: build.Target, root: str, key: str) -> Cached:
     try:
         build.compile_library(target, folder, target.filename, progress.step)
         seal(os.path.join(folder, target.filename))
-        if os.path.isdir(home):  # not intact, or `find` had found it
+        if os.path.isdir(home):  # not intact, otherwise `find` would have found it
             set_aside(os.path.join(home, target.filename))
         if not publish(folder, home) and not intact(os.path.join(home, target.filename)):
-            home = folder  # somebody was first, but theirs cannot be read here
+            home = folder  # another process published first, but its library cannot be read here
         shutil.rmtree(failed, ignore_errors=True)
         remove_unused(root)
         ok = True
@@ -176,7 +178,8 @@ def build_and_publish(target: build.Target, root: str, key: str) -> Cached:
 
 
 def publish(folder: str, final: str) -> bool:
-    """False where a process on another machine, which the lock did not stop, was first."""
+    """Renames the finished build to its final name. Returns False if a process on another machine,
+    to which the lock does not extend, was faster."""
     try:
         os.rename(folder, final)
     except OSError:
@@ -185,8 +188,9 @@ def publish(folder: str, final: str) -> bool:
 
 
 def sweep(root: str, key: str) -> None:
-    """Removes what killed builders left: at once if it is of this key and host, since we hold the
-    lock, which may not reach to other hosts; else once it is a day old."""
+    """Removes abandoned builds: immediately if they are of this key and host, because this process
+    holds the lock; otherwise when they are a day old, because the lock may not extend to other
+    hosts."""
     mine = f".{key}.{platform.node()}."
     for entry in os.scandir(root):
         if not entry.name.startswith(".stripctx_"):
@@ -197,7 +201,8 @@ def sweep(root: str, key: str) -> None:
 
 
 def remove_unused(root: str) -> None:
-    """Each folder goes in one step, to a name that `sweep` knows, should we be killed meanwhile."""
+    """Removes unused folders. Each is first renamed to a name that `sweep` recognises, in case this
+    process is killed before it is deleted."""
     for entry in os.scandir(root):
         with suppress(OSError):
             if not OURS.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
@@ -209,5 +214,6 @@ def remove_unused(root: str) -> None:
 
 
 def last_used(folder: str) -> float:
-    """Its own time, or that of the last reading of a file in it, by somebody who may not write."""
+    """The folder's modification time, or the latest access time of a file in it, which also covers
+    users without write permission."""
     return max([os.stat(folder).st_mtime, *(file.stat().st_atime for file in os.scandir(folder))])

@@ -1,6 +1,6 @@
 """Selects the kernels at import: a prebuilt library, a cached one, a new build, or the reference
-kernels. `load()` runs before stripctx.ops is imported, which defines the operators that no library
-has."""
+kernels. `load()` runs before stripctx.ops is imported, which defines the operators that no loaded
+library defines."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def backend() -> str:
 
 
 def status() -> Status:
-    """What `load()` decided; empty before it ran."""
+    """The result of `load()`; empty before it has run."""
     return _status if _status is not None else Status(backend())
 
 
 def load() -> None:
-    """Loads the libraries that STRIPCTX_BACKEND and this machine call for, once a process."""
+    """Loads the libraries that STRIPCTX_BACKEND and this machine require, once per process."""
     global _status
     if _status is not None:
         return
@@ -54,7 +54,8 @@ def load() -> None:
 
 
 def builds_ahead() -> bool:
-    """True under `python -m stripctx build`, which does on purpose what import does by the way."""
+    """Whether this is `python -m stripctx build`, which builds the libraries itself after the
+    import."""
     if sys.argv[:1] != ["-m"] or sys.argv[1:2] != ["build"]:
         return False
     command = sys.orig_argv
@@ -62,7 +63,8 @@ def builds_ahead() -> bool:
 
 
 def wanted(backend: str) -> dict[str, str]:
-    """The libraries to look at: name to why it is of no use here, "" where it is."""
+    """The libraries to consider, by name. The value is the reason why a library is of no use on
+    this machine, or ""."""
     if backend == "emulated":
         return {"emulated": ""}
     return {"cpu": "", "cuda": why_no_cuda()}
@@ -77,7 +79,8 @@ def why_no_cuda() -> str:
 
 
 def load_library(name: str, *, retry: bool) -> LibraryStatus:
-    """Prebuilt, cached or built now. `retry` builds again what failed to build before."""
+    """Loads a prebuilt or cached library, or builds one. `retry` repeats a build that failed
+    before."""
     result = LibraryStatus(name)
     try:
         if sys.platform == "win32":
@@ -96,7 +99,7 @@ def load_library(name: str, *, retry: bool) -> LibraryStatus:
 
 
 def is_there(name: str) -> bool:
-    """Whether the process has loaded such a library by itself, by torch.ops.load_library."""
+    """Whether the process has already loaded such a library with torch.ops.load_library."""
     from stripctx import _compat
 
     key = "CUDA" if name == "cuda" else "CPU"
@@ -122,7 +125,7 @@ def load_prebuilt(result: LibraryStatus) -> bool:
 
 
 def prebuilt_names(name: str) -> list[str]:
-    """The files a prebuilt package may hold, best first."""
+    """The possible names of a prebuilt library, in order of preference."""
     if name != "cpu":
         return [f"stripctx_{name}.so"]
     import torch
@@ -134,7 +137,8 @@ def prebuilt_names(name: str) -> list[str]:
 
 
 def load_built(result: LibraryStatus, *, retry: bool) -> None:
-    """From the cache, else by building; a library that cannot be loaded is built once more."""
+    """Loads from the cache, or builds. A cached library that cannot be loaded is built again,
+    once."""
     targets = [(target, target.key()) for target in targets_of(result.name)]
     target, key = targets[0]
     for is_last in (False, True):
@@ -172,14 +176,14 @@ def load_shared(path: str) -> None:
     try:
         load(path)
     except OSError as error:
-        reason = error.__cause__ or error.__context__  # the system's loader, in its own words
+        reason = error.__cause__ or error.__context__  # the message of the system's loader
         if reason is None:
             raise
         raise OSError(f"{error}: {reason}") from error
 
 
 def explain(backend: str, library: LibraryStatus) -> str:
-    """The text of an ImportError."""
+    """The message of an ImportError."""
     text = f"STRIPCTX_BACKEND={backend}, but the {library.name} kernels are missing: "
     text += str(UnavailableError(library.reason, library.cure, library.log))
     last_lines = ninja.tail(library.log) if library.log else ""

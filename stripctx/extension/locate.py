@@ -15,14 +15,14 @@ SOURCE_SUFFIXES = (".hpp", ".cpp", ".cuh", ".cu", ".h")
 
 
 def checkout() -> str | None:
-    """The repository's root where the package is imported from a checkout, else None."""
+    """The repository's root if the package is imported from a checkout, else None."""
     root = os.path.dirname(PACKAGE)
     is_checkout = os.path.isfile(os.path.join(root, "pyproject.toml"))
     return root if is_checkout and os.path.isdir(os.path.join(root, "csrc")) else None
 
 
 def source_root() -> str:
-    """The folder that holds csrc/: the package where it is installed, else the checkout."""
+    """The folder that contains csrc/: the package if it is installed, else the checkout."""
     if os.path.isdir(os.path.join(PACKAGE, "csrc")):
         return PACKAGE
     root = checkout()
@@ -47,7 +47,7 @@ def prebuilt_folder() -> str:
 
 
 def cache_root() -> str:
-    """The cache the user asked for, or the usual one; it need not exist or be usable."""
+    """The configured cache folder, or the default. It need not exist or be usable."""
     environment = os.environ
     if environment.get("STRIPCTX_CACHE_DIR"):
         return os.path.abspath(os.path.expanduser(environment["STRIPCTX_CACHE_DIR"]))
@@ -58,20 +58,20 @@ def cache_root() -> str:
 
 
 def temporary_root() -> str:
-    """Stands in for an unusable cache; the same folder in every process of this user."""
+    """The replacement for an unusable cache: the same folder for all processes of this user."""
     return os.path.join(tempfile.gettempdir(), f"stripctx-{os.getuid()}")
 
 
 def lookup_roots() -> Iterator[str]:
-    """Where a cached build may lie, best first."""
+    """The folders that may contain a cached build, in order of preference."""
     yield cache_root()
-    with suppress(OSError):  # there may be no temporary folder at all
+    with suppress(OSError):  # there may be no usable temporary folder
         if is_private(temporary_root()):
             yield temporary_root()
 
 
 def build_root() -> tuple[str, str]:
-    """The folder to build in, and why it is not `cache_root()` ("" where it is)."""
+    """The folder to build in, and the reason why it is not `cache_root()`, or ""."""
     wanted = cache_root()
     problem = why_unusable(wanted)
     if not problem:
@@ -79,7 +79,7 @@ def build_root() -> tuple[str, str]:
     root = temporary_root()
     with suppress(OSError):
         os.mkdir(root, mode=0o700)
-    if not is_private(root):  # somebody else owns that name
+    if not is_private(root):  # another user owns a folder of that name
         root = tempfile.mkdtemp(prefix="stripctx-")
     second_problem = why_unusable(root)
     if second_problem:
@@ -91,7 +91,8 @@ def build_root() -> tuple[str, str]:
 
 
 def is_private(folder: str) -> bool:
-    """Ours, a real folder, and writable by nobody else: what is loaded from it, we wrote."""
+    """Whether `folder` is a real folder that this user owns and nobody else can write to, so that
+    libraries in it can be trusted."""
     try:
         info = os.lstat(folder)
     except OSError:
@@ -100,14 +101,15 @@ def is_private(folder: str) -> bool:
 
 
 def why_unusable(folder: str) -> str:
-    """Why `folder` cannot hold a cache, or "": it must allow writing, executing and locking."""
+    """The reason why `folder` cannot be a cache, or "". It must allow writing, executing and
+    locking."""
     import fcntl
 
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
             os.fchmod(probe.fileno(), 0o700)
-            if not os.access(probe.name, os.X_OK):  # so the kernel answers on a noexec mount
+            if not os.access(probe.name, os.X_OK):  # the kernel's answer on a noexec mount
                 return "programs may not be executed from it (mounted noexec?)"
             fcntl.flock(probe.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

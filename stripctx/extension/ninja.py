@@ -1,4 +1,4 @@
-"""Writes a build.ninja and runs it, with a log beside it."""
+"""Writes a build.ninja and runs it, with a log next to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import toolchain
 from .report import RETRY, UnavailableError
 
 LOG = "build.log"
-OLDEST = {"g++": 11, "clang": 14}  # that compile csrc
+OLDEST = {"g++": 11, "clang": 14}  # oldest versions that compile csrc
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def run(
     notes: list[str],
     on_line: Callable[[str], None] | None = None,
 ) -> str:
-    """Runs the steps in `folder`; returns the log's path. Removes the objects in the end."""
+    """Runs the steps in `folder` and returns the log's path. Removes the object files
+    afterwards."""
     import subprocess
 
     with open(os.path.join(folder, "build.ninja"), "w") as file:
@@ -67,7 +68,7 @@ def run(
                     on_line(line.strip())
             failed = process.wait() != 0
         except BaseException:
-            process.terminate()  # ninja ends its compilers
+            process.terminate()  # ninja terminates its compilers
             process.wait()
             raise
     for step in steps[:-1]:
@@ -79,7 +80,7 @@ def run(
 
 
 def cure(log: str) -> str:
-    """What mends a build that failed, from what the compiler said."""
+    """The remedy for a failed build, from the compiler's output."""
     try:
         with open(log, errors="replace") as file:
             text = file.read()

@@ -1,4 +1,4 @@
-"""Compiles the libraries that a wheel carries, for setup.py under STRIPCTX_BUILD=1."""
+"""Compiles the libraries of a wheel, for setup.py with STRIPCTX_BUILD=1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .report import UnavailableError
 
 
 def build_all(folder: str) -> None:
-    """The CPU library once for every instruction set that torch tells apart, and the CUDA library
-    where torch has CUDA and there is an nvcc for it."""
+    """Compiles the CPU library once for every instruction set that torch distinguishes, and the
+    CUDA library if torch has CUDA and a matching nvcc is found."""
     os.makedirs(folder, exist_ok=True)
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")
     for instruction_set in ("AVX512", "AVX2", "DEFAULT") if on_x86 else ("DEFAULT",):

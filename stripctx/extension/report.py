@@ -12,7 +12,8 @@ RETRY = "python -m stripctx build"
 
 
 class UnavailableError(Exception):
-    """A library cannot be had: why, which command mends that, and the log of the build if any."""
+    """A library is not available: the reason, the command that fixes it, and the build log, if
+    any."""
 
     def __init__(self, reason: str, cure: str, log: str = "") -> None:
         super().__init__(reason)
@@ -27,17 +28,17 @@ class UnavailableError(Exception):
 
 @dataclass
 class LibraryStatus:
-    """One library: cpu, cuda or emulated."""
+    """The state of one library: cpu, cuda or emulated."""
 
     name: str
     loaded: bool = False
-    origin: str = ""  # "prebuilt", "cache", "new build", or that it was loaded before
+    origin: str = ""  # "prebuilt", "cache", "new build" or "loaded before stripctx was imported"
     path: str = ""
     reason: str = ""  # why it is not loaded
-    cure: str = ""  # the command that mends that; empty where nothing is wrong
-    seconds: float = 0.0  # spent building, in this process
-    log: str = ""  # of the build, by whichever process
-    note: str = ""  # why a prebuilt library is not the one that runs
+    cure: str = ""  # the command that fixes it; empty if nothing is wrong
+    seconds: float = 0.0  # duration of the build in this process
+    log: str = ""  # the build's log, also if another process built it
+    note: str = ""  # why a prebuilt library is not used
 
     def fail(self, error: UnavailableError) -> None:
         self.loaded = False
@@ -57,7 +58,8 @@ class LibraryStatus:
 
 @dataclass
 class Status:
-    """What `load()` decided; `libraries` holds those it looked at, by name."""
+    """The result of `load()`. `libraries` maps the names of the libraries it considered to their
+    state."""
 
     backend: str
     libraries: dict[str, LibraryStatus] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class Status:
 
 
 def warning_text(failed: list[LibraryStatus]) -> str:
-    """One text for every library that is missing."""
+    """One warning for all missing libraries."""
     lines = ["stripctx runs its PyTorch reference kernels, which are right but slower:"]
     for library in failed:
         log = f" (log: {library.log})" if library.log else ""
@@ -78,7 +80,7 @@ def warning_text(failed: list[LibraryStatus]) -> str:
 
 
 def is_first_process() -> bool:
-    """False on every rank but 0 of a distributed job: one process speaks for all."""
+    """Whether this is rank 0 of a distributed job, the only rank that prints messages."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank in ("", "0") for rank in ranks)
 
@@ -89,7 +91,8 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A line on stderr: rewritten after every file on a terminal, a new one in 10 s elsewhere."""
+    """Build progress on stderr: one line, rewritten after every file, on a terminal; elsewhere a
+    new line every 10 s."""
 
     INTERVAL = 10.0
 
@@ -105,7 +108,7 @@ class Progress:
         return time.monotonic() - self._started
 
     def step(self, line: str) -> None:
-        """`line` is ninja's: "[3/7] csrc/strip/reduce_cpu.cpp"."""
+        """Reports a line of ninja's output, "[3/7] csrc/strip/reduce_cpu.cpp"."""
         now = time.monotonic()
         if self._terminal:
             self._show(f"compiling {self._what} {line}", end="")

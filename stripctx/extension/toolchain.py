@@ -1,4 +1,4 @@
-"""The compilers c++ and nvcc: location, identity, and the number of parallel processes."""
+"""The compilers c++ and nvcc: their location and identity, and the number of parallel processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glob import glob
 
 from .report import RETRY, UnavailableError
 
-# PyPI's toolkit, from CUDA 13 on; minor versions must agree with one another.
+# PyPI's packages of the toolkit, from CUDA 13 on; their minor versions must be equal.
 PYPI_TOOLKIT = (
     "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-cuda-cccl", "nvidia-nvvm", "nvidia-cuda-runtime",
 )  # fmt: skip
@@ -20,7 +20,7 @@ PYPI_TOOLKIT = (
 
 @dataclass(frozen=True)
 class Compiler:
-    """A command, and what tells one installation from another: path, size and time of its files."""
+    """A command, and the identity of its installation: path, size and time of its files."""
 
     command: tuple[str, ...]
     identity: tuple[str, ...]
@@ -28,7 +28,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Toolkit:
-    """An nvcc and what lies around it."""
+    """An nvcc and its toolkit."""
 
     nvcc: str
     version: str  # "13.0"
@@ -45,7 +45,7 @@ class Toolkit:
         return found
 
     def static_runtime(self) -> str:
-        """libcudart_static.a, wherever this toolkit keeps it."""
+        """The path of libcudart_static.a, whose folder differs between toolkits."""
         for folder in ("lib64", "lib", "targets/*/lib", "lib/*-linux-gnu"):
             for path in glob(os.path.join(self.root, folder, "libcudart_static.a")):
                 return path
@@ -60,7 +60,7 @@ def identity(path: str) -> str:
 
 
 def cxx() -> Compiler:
-    """$CXX, which may hold several words ("ccache g++"), else c++, g++ or clang++."""
+    """$CXX, which may consist of several words ("ccache g++"), else c++, g++ or clang++."""
     chosen = shlex.split(os.environ.get("CXX", ""))
     candidates = [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]
     for command in candidates:
@@ -79,13 +79,14 @@ def cxx() -> Compiler:
 
 
 def host_compiler(compiler: Compiler) -> str:
-    """The compiler behind a launcher such as ccache: nvcc takes one program, not a command."""
+    """The compiler behind a launcher such as ccache, because nvcc accepts a program, not a
+    command."""
     programs = [word for word in compiler.command if not word.startswith("-")]
     return shutil.which(programs[-1]) or programs[-1]
 
 
 def nvcc_candidates() -> list[str]:
-    """Every nvcc there is: $CUDA_HOME, $CUDA_PATH, PATH, PyPI's packages, the usual folder."""
+    """Every nvcc found: in $CUDA_HOME, $CUDA_PATH, PATH, PyPI's packages and the default folder."""
     folders = [os.path.join(os.environ.get(name, ""), "bin") for name in ("CUDA_HOME", "CUDA_PATH")]
     folders = [folder for folder in folders if os.path.isabs(folder)]
     found = [shutil.which("nvcc", path=folder) for folder in folders]
@@ -118,7 +119,8 @@ def cuda_includes() -> list[str]:
 
 
 def headers(root: str) -> list[str]:
-    """The include folders of a toolkit, [] unless they hold cuda_fp16.h and what that includes."""
+    """The include folders of a toolkit, or [] if cuda_fp16.h or a header that it includes is
+    missing."""
     found = []
     for header in ("cuda_fp16.h", "nv/target"):
         folders = ("include", "include/cccl", "targets/*/include", "targets/*/include/cccl")
@@ -130,7 +132,7 @@ def headers(root: str) -> list[str]:
 
 
 def toolkit(wanted: str | None) -> Toolkit:
-    """The first nvcc of the same major version as `wanted`, torch's CUDA; any where it is None."""
+    """The first nvcc with the major version of `wanted`, torch's CUDA; any nvcc if it is None."""
     seen = []
     for path in nvcc_candidates():
         version = nvcc_version(path)
@@ -151,20 +153,21 @@ def toolkit(wanted: str | None) -> Toolkit:
 def toolkit_cure(wanted: str | None) -> str:
     """The command that installs a compiler for torch's CUDA."""
     version = wanted or "13.0"
-    if int(version.split(".")[0]) < 13:  # PyPI's older packages hold no nvcc
+    if int(version.split(".")[0]) < 13:  # PyPI's older packages contain no nvcc
         return f"install the CUDA toolkit {version} and set CUDA_HOME to it"
     pins = " ".join(f"'{package}=={version}.*'" for package in PYPI_TOOLKIT)
     return f"pip install {pins}"
 
 
 def nvcc_version(path: str) -> str:
-    """ "13.0", or "" where this nvcc does not run."""
+    """The version, "13.0", or "" if this nvcc does not run."""
     found = re.search(r"release (\d+\.\d+)", output_of(path, "--version"))
     return found.group(1) if found else ""
 
 
 def toolkit_root(path: str) -> str:
-    """Asked of nvcc itself, since the one on PATH may be a wrapper script far from its toolkit."""
+    """The toolkit's folder, as reported by nvcc, because the nvcc on PATH may be a wrapper script
+    elsewhere."""
     found = re.search(
         r"^#\$ TOP=(.*)$", output_of(path, "--dryrun", "-E", "-x", "cu", os.devnull), re.M
     )
@@ -173,7 +176,7 @@ def toolkit_root(path: str) -> str:
 
 
 def output_of(*command: str) -> str:
-    """What a short command prints on both streams; "" where it cannot run."""
+    """The output of a short command (stdout and stderr), or "" if it cannot run."""
     import subprocess
 
     try:
@@ -196,7 +199,7 @@ def ninja() -> str:
 
 
 def jobs(files: int, gibibytes_each: float) -> int:
-    """$MAX_JOBS, else as many compilers as cores, free memory and files allow."""
+    """$MAX_JOBS, else as many compilers as cores, free memory and the number of files permit."""
     limit = os.environ.get("MAX_JOBS", "")
     if limit:
         if not limit.isdigit() or int(limit) < 1:
@@ -211,7 +214,7 @@ def jobs(files: int, gibibytes_each: float) -> int:
 
 
 def free_gibibytes() -> float:
-    """Memory that may still be taken: the machine's, or the container's where that is less."""
+    """The available memory of the machine, or of the container if that is less."""
     try:
         with open("/proc/meminfo") as lines:
             free = next(float(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)

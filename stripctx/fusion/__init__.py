@@ -102,6 +102,11 @@ def unfuse(network: nn.Module) -> list[str]:
 
     Returns:
         The paths of the modules that were fused.
+
+    Examples:
+        >>> from torch import nn
+        >>> unfuse(nn.Conv2d(3, 8, 3))  # was not fused
+        []
     """
     fused = [(path, one) for path, one in network.named_modules() if isinstance(one, Fused)]
     for _, module in fused:

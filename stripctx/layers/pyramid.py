@@ -155,7 +155,7 @@ def refuse_batch_of_one(
     for norm in branch.modules():
         alone = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
         if isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized():
-            alone = False  # the other processes have images too
+            alone = False  # SyncBatchNorm also sees the images of other processes
         if alone:
             raise ValueError(
                 f"{name}: batch normalisation of the 1x1 map in training needs a batch of two or "

@@ -7,7 +7,7 @@ interpolated logits (see `stripctx.functional.upsample_cross_entropy`).
 A pixel whose label is `ignore_index` or lies outside [0, K) is unlabelled and ignored; without any
 labelled pixel a loss is 0, not NaN. Half precision is computed in float32. No loss synchronises
 with the device. All losses of logits and a target take the same `weight` (K,), one factor per
-class, `ignore_index` and `align_corners`.
+class, `ignore_index` and `align_corners`. Invalid arguments raise ValueError.
 """
 
 from stripctx.losses.images import image_weighted_cross_entropy, relaxed_boundary_loss

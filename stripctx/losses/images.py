@@ -41,11 +41,15 @@ def image_weighted_cross_entropy(
     `mean`; use `sum` with a learning rate tuned for upstream.
 
     Args:
+        logits, target, ignore_index, align_corners: see `cross_entropy`.
         weight: (K,), multiplied with w.
         upper_bound: the largest addition to a weight.
         inverse: use w_k = 1 + upper_bound / f_k instead.
         per_batch: take the frequencies over the whole batch.
         reduction: `mean` or `sum` over the images, or `none` for one value per image, (N,).
+
+    Returns:
+        A scalar, or (N,) for `none`.
 
     Examples:
         >>> target = torch.tensor([[[0, 0, 0, 1]]])
@@ -91,8 +95,12 @@ def relaxed_boundary_loss(
     space, which avoids underflow.
 
     Args:
-        border: the radius of the square neighbourhood.
+        logits, target, ignore_index, align_corners: see `cross_entropy`.
+        border: the radius in pixels of the square neighbourhood.
         weight, upper_bound, inverse, per_batch, reduction: as in `image_weighted_cross_entropy`.
+
+    Returns:
+        A scalar, or (N,) for `none`.
 
     Examples:
         >>> relaxed_boundary_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))

@@ -31,6 +31,16 @@ def cross_entropy(
     Like `nn.CrossEntropyLoss`, except for the treatment of unlabelled pixels (see
     `stripctx.losses`).
 
+    Args:
+        logits: (N, K, h, w), any floating dtype.
+        target: (N, H, W), integers; H >= h, W >= w.
+        weight: (K,), one factor per class.
+        ignore_index: the label to ignore, like all labels outside [0, K).
+        align_corners: of the interpolation, for logits smaller than the target.
+
+    Returns:
+        A scalar; float32 for half precision logits, else their dtype.
+
     Examples:
         >>> cross_entropy(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
         tensor(1.3863)
@@ -65,6 +75,14 @@ def ohem_cross_entropy(
     probability of its label is below `threshold` or among the `min_kept` lowest of the batch
     (including ties).
 
+    Args:
+        logits, target, weight, ignore_index, align_corners: see `cross_entropy`.
+        threshold: a probability.
+        min_kept: the minimum number of pixels to keep per batch, positive.
+
+    Returns:
+        A scalar.
+
     Examples:
         >>> logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])
         >>> ohem_cross_entropy(logits, torch.tensor([[[0, 0]]]), min_kept=1)
@@ -77,7 +95,7 @@ def ohem_cross_entropy(
     losses = nll(logits, labels, align_corners)
     with torch.no_grad():
         known = labels < logits.shape[1]
-        chance = torch.where(known, (-losses).exp(), 2.0)  # beyond every probability
+        chance = torch.where(known, (-losses).exp(), 2.0)  # larger than any probability
         ascending = F.pad(chance.flatten(), (0, 1), value=2.0).sort().values
         hardest = ascending[min(min_kept, ascending.numel()) - 1]
         hard = known & ((chance < threshold) | (chance <= hardest))
@@ -96,7 +114,15 @@ def dice_loss(
     """1 - (2 * sum of p*y + smooth) / (sum of p + sum of y + smooth), the mean over the classes.
 
     After Milletari et al., 3DV 2016. p is softmax(logits), y the one-hot target, and the sums run
-    over all labelled pixels of the batch. `weight` makes the mean over classes a weighted one.
+    over all labelled pixels of the batch.
+
+    Args:
+        logits, target, ignore_index, align_corners: see `cross_entropy`.
+        weight: (K,), the weights of the mean over the classes.
+        smooth: added to both sides of the ratio.
+
+    Returns:
+        A scalar.
 
     Examples:
         >>> target = torch.tensor([[[0, 1]]])
@@ -105,7 +131,7 @@ def dice_loss(
     """
     logits, labels = checked("dice_loss", logits, target, weight, ignore_index)
     overlap, mass = _dice_sums(logits, labels, align_corners)
-    # without smoothing, a class that is neither present nor predicted has the ratio 0 / 0 := 1
+    # without smoothing, a class that is neither present nor predicted counts as 0 / 0 := 1
     empty = (mass + smooth == 0).to(mass.dtype)
     ratio = (2 * overlap + smooth + empty) / (mass + smooth + empty)
     factors = torch.ones_like(ratio) if weight is None else weight.to(ratio)

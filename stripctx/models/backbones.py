@@ -58,6 +58,12 @@ def create_backbone(
         output_stride, dilation, strip_pooling, norm_layer: see `ResNet`. MobileNetV2 has its own
             dilation scheme, timm's networks their own norms. Strip pooling needs a ResNet.
 
+    Returns:
+        A module from an image (N, 3, H, W) to the features of four stages, finest first.
+
+    Raises:
+        ValueError: for an unknown name or weights that do not fit.
+
     Examples:
         >>> create_backbone("resnet50s", output_stride=16).channels
         (256, 512, 1024, 2048)
@@ -176,7 +182,7 @@ def _features(timm: Any, name: str, output_stride: int) -> tuple[Any, int]:
     try:
         network = timm.create_model(name, strict_img_size=False, **options)
         return network, int(network.feature_info.reduction()[0])
-    except TypeError:  # knows no such option
+    except TypeError:  # the network has no such option
         pass
     try:
         return timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True, **options), 1

@@ -8,7 +8,7 @@ from stripctx import upstream
 from stripctx.models.network import Backbone, NormLayer
 
 OUTPUT_STRIDES = (8, 16, 32)
-# Of the inverted residuals: expansion, channels, how many, stride of the first (the paper's table).
+# The inverted residuals, as in the paper's table 2: expansion, channels, number, first stride.
 BLOCKS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -18,7 +18,8 @@ BLOCKS = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-_STAGES = ((0, 2), (2, 7), (7, 11), (11, 18), (18, 19))  # of torchvision's `features`, from, to
+# stages as ranges of torchvision's `features`
+_STAGES = ((0, 2), (2, 7), (7, 11), (11, 18), (18, 19))
 
 
 class InvertedResidual(nn.Module):

@@ -16,8 +16,22 @@ Channels = tuple[int, int, int, int]
 
 
 class Backbone(nn.Module):
-    """Computes the features of four stages, finest first, from an image (N, 3, H, W). `channels`
-    are their widths. Subclass it to use your own backbone."""
+    """Base class of backbones. Subclass it to use your own.
+
+    A subclass sets `channels`, the widths of the four stages, and defines `forward`.
+
+    Shape:
+        (N, 3, H, W) to four maps (N, channels[i], H_i, W_i), finest first.
+
+    Examples:
+        >>> class Pooled(Backbone):
+        ...     channels = (3, 3, 3, 3)
+        ...
+        ...     def forward(self, x):
+        ...         return tuple(torch.nn.functional.avg_pool2d(x, s) for s in (4, 8, 8, 8))
+        >>> [tuple(f.shape) for f in Pooled()(torch.randn(1, 3, 64, 64))]
+        [(1, 3, 16, 16), (1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 8)]
+    """
 
     channels: Channels
 
@@ -49,7 +63,8 @@ def _is_map(name: str, value: Tensor) -> bool:
 
 
 class SegmentationNetwork(nn.Module):
-    """A backbone, a head, and in training an auxiliary head on the third stage.
+    """Base class of the segmentation networks: a backbone, a head, and in training an auxiliary
+    head on the third stage.
 
     Subclasses override `decode`. The maps it returns are resized bilinearly to the image; vectors
     are returned unchanged. `layouts` are those of published checkpoints that load_state_dict
@@ -66,6 +81,16 @@ class SegmentationNetwork(nn.Module):
         (N, 3, H, W) of any size to a dictionary: `out` (N, K, H, W), in training `aux` of the same
         shape, and further outputs of `decode`. With resize=False, `out` and `aux` keep the size of
         their heads, for `stripctx.losses`, which interpolates them pixel by pixel.
+
+    Examples:
+        >>> from stripctx.models import create_backbone
+        >>> backbone = create_backbone("resnet18")
+        >>> network = SegmentationNetwork(backbone, torch.nn.Conv2d(512, 19, 1)).eval()
+        >>> x = torch.randn(1, 3, 64, 96)
+        >>> network(x)["out"].shape, network(x, resize=False)["out"].shape
+        (torch.Size([1, 19, 64, 96]), torch.Size([1, 19, 8, 12]))
+        >>> network.predict(x).shape
+        torch.Size([1, 64, 96])
     """
 
     layouts: ClassVar[tuple[upstream.Layout, ...]] = ()
@@ -94,7 +119,7 @@ class SegmentationNetwork(nn.Module):
         """The size of the output maps for an image of this size: the same."""
         return height, width
 
-    # torch.onnx.export(dynamo=False) passes whatever has a default by its position
+    # `resize` is not keyword-only: torch.onnx.export(dynamo=False) passes defaults by position.
     def forward(self, x: Tensor, resize: bool = True) -> dict[str, Tensor]:
         features = self.extract(x)
         return self.collect(x, features, self.decode(features), resize)
@@ -111,6 +136,9 @@ class SegmentationNetwork(nn.Module):
         Args:
             x, args: the arguments of forward. The mode (training or evaluation) is not changed.
             dtype: int64, int32, or uint8 for up to 256 classes.
+
+        Returns:
+            (N, H, W), labels from 0 to K - 1.
         """
         logits = self(x, *args, resize=False)["out"]
         size = self.output_size(x.shape[2], x.shape[3])
@@ -135,7 +163,7 @@ class SegmentationNetwork(nn.Module):
         """The outputs of `decode` and, in training, the auxiliary output, resized if `resize`."""
         if self.training and self.aux_head is not None:
             outputs["aux"] = self.aux_head(features[2])
-        if not tracing.is_proxy(resize) and not resize:  # torch.fx asks for the default
+        if not tracing.is_proxy(resize) and not resize:  # torch.fx traces the default
             return outputs
         size = self.output_size(x.shape[2], x.shape[3])
         kept = () if self.enlarge_aux else ("aux",)

@@ -22,13 +22,33 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(factory: Factory) -> Factory:
-    """Decorator for a function that creates a network: registers it under its name."""
+    """Decorator for a function that creates a network: `create` then finds it by its name.
+
+    Args:
+        factory: the function; its name becomes that of the network.
+
+    Returns:
+        The function, unchanged.
+
+    Examples:
+        >>> from stripctx.models import fcn
+        >>> @register
+        ... def small_fcn(num_classes: int) -> nn.Module:
+        ...     return fcn(num_classes, "resnet18", aux=False)
+        >>> "small_fcn" in available()
+        True
+    """
     _FACTORIES[factory.__name__] = factory
     return factory
 
 
 def available() -> list[str]:
-    """The names that `create` accepts."""
+    """The names that `create` accepts.
+
+    Examples:
+        >>> available()[:3]
+        ['deeplabv3plus_hanet', 'deepten', 'encnet']
+    """
     return sorted(_FACTORIES)
 
 
@@ -49,7 +69,17 @@ def create(name: Literal["deepten"], **options: Any) -> DeepTEN: ...
 @overload
 def create(name: str, **options: Any) -> nn.Module: ...
 def create(name: str, **options: Any) -> nn.Module:
-    """Creates the network `name`. The options are those of the function of the same name.
+    """Creates a network by name.
+
+    Args:
+        name: one of `available()`.
+        options: the arguments of the function of that name.
+
+    Returns:
+        The network, in training mode. Its type is known to type checkers if the name is a literal.
+
+    Raises:
+        ValueError: for an unknown name or an invalid option.
 
     Examples:
         >>> network = create("fcn", num_classes=19, backbone="resnet18")

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def widen(x: Tensor) -> Tensor:
-    """x in the type that sums run in: float64 for float64, float32 for the others."""
+    """x in the accumulation type: float64 for float64, float32 for the others."""
     return x if x.dtype is torch.float64 else x.float()

@@ -90,9 +90,9 @@ def expanded_distances(positions: Tensor, codewords: Tensor) -> Tensor:
 def expanded_gradients(
     grad: Tensor, x: Tensor, codewords: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `encode_backward` returns, for autograd to differentiate: matrix products, which keep
-    nothing larger than x. All is taken about the mean codeword, so a common offset of x and the
-    codewords costs no digits."""
+    """The result of `encode_backward` in differentiable form: matrix products with temporaries no
+    larger than x. x and the codewords are centred on the mean codeword, so that a common offset
+    does not reduce the precision."""
     mean = codewords.detach().mean(0)
     centre = torch.where(mean.isfinite(), mean, 0)
     positions, codes = _positions(x) - centre, codewords - centre

@@ -1,8 +1,8 @@
-"""The height family in plain PyTorch (HANet, Choi et al., CVPR 2020), forward and explicit
+"""The height family in plain PyTorch (HANet, Choi et al., CVPR 2020, eq. 2), forward and explicit
 backward.
 
-Shapes: x, out, grad (N, C, H, W); logits (N, C, L), one for each of L rows that the map's H rows
-are interpolated from. Half types are computed in float32 and rounded once.
+Shapes: x, out, grad (N, C, H, W); logits (N, C, L), interpolated to the H rows of the map. Half
+types are computed in float32 and rounded once.
 """
 
 from __future__ import annotations

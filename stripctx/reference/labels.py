@@ -73,7 +73,8 @@ def upsample_cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
-    """Toward class k: p_k ((1 - e) w_t + e / K * sum of w) - (1 - e) w_t [k = t] - e / K * w_k."""
+    """The derivative by z_k: p_k ((1 - e) w_t + e / K * sum of w) - (1 - e) w_t [k = t] - e / K *
+    w_k."""
     wide = _wide_logits(logits, target.shape[1:], align_corners)
     classes = wide.size(1)
     labels, known = _known(target, classes, ignore_index)
@@ -116,7 +117,7 @@ def upsample_binary_cross_entropy_backward(
     pos_weight: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """w [(1 - y) - (1 + (p - 1) y) sigmoid(-z)]."""
+    """The derivative by z: w [(1 - y) - (1 + (p - 1) y) sigmoid(-z)]."""
     wide = _wide_logits(logits, target.shape[2:], align_corners)
     y = widen(target)
     positive = y if pos_weight is None else y * widen(pos_weight)
@@ -147,7 +148,8 @@ def upsample_dice_backward(
     align_corners: bool,
     ignore_index: int,
 ) -> Tensor:
-    """With q_k = grad_mass_k + [k = t] grad_overlap_k: p_k (q_k - sum over j of p_j q_j)."""
+    """The derivative by z_k: p_k (q_k - sum over j of p_j q_j), with q_k = grad_mass_k + [k = t]
+    grad_overlap_k."""
     wide = _wide_logits(logits, target.shape[1:], align_corners)
     labels, known = _known(target, wide.size(1), ignore_index)
     chance = _softmax(wide, log_sums)
@@ -172,7 +174,7 @@ def _mode(align_corners: bool) -> int:
 
 
 def _log_sums(wide: Tensor) -> Tensor:
-    """log of the sum of exp over the classes; NaN where torch's log_softmax is."""
+    """log of the sum of exp over the classes; NaN wherever torch's log_softmax is NaN."""
     largest = wide.detach().amax(1, keepdim=True)
     return (wide - largest).exp().sum(1).log() + largest[:, 0]
 

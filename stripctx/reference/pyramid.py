@@ -25,7 +25,7 @@ def pairs(bins: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def windows(bins: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each bin begins and ends."""
+    """The first position of each bin, and one past the last."""
     i = torch.arange(bins, device=device)
     return i * length // bins, -(-(i + 1) * length // bins)
 
@@ -63,7 +63,7 @@ def pyramid_max_pool(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def _max_pool(x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    if x.size(1) == 0:  # which torch refuses
+    if x.size(1) == 0:  # not supported by torch
         empty = x.new_empty((*x.shape[:2], *size))
         return empty, empty.long()
     return F.adaptive_max_pool2d(widen(x), size, return_indices=True)
@@ -103,7 +103,8 @@ def inside(index: Tensor, height: int, width: int) -> Tensor:
 
 
 def _at_every_position(level: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A level's bins spread over the map: as many (value, held) as bins meet in one position."""
+    """Expands a level's bins to the map: one pair (value, valid) for each bin that may overlap at a
+    position."""
     for rows, in_rows in _bins_at(level.size(2), height, level.device):
         for columns, in_columns in _bins_at(level.size(3), width, level.device):
             value = level.index_select(2, rows).index_select(3, columns)

@@ -1,17 +1,18 @@
-"""Bilinear interpolation of small maps, "levels", in plain PyTorch: PSPNet's pyramid (Zhao et al.,
-CVPR 2017), the pyramid arm of SPNet's mixed pooling (Hou et al., CVPR 2020) and the convolution
-over a pyramid that is never built. Forward and explicit backward.
+"""Interpolation of small maps, "levels", in plain PyTorch: PSPNet's pyramid (Zhao et al., CVPR
+2017), the pyramid branch of SPNet's mixed pooling (Hou et al., CVPR 2020) and the convolution over
+a pyramid that is never built. Forward and explicit backward.
 
-Shapes: x, out, grad (N, C, H, W); a level (N, C_l, h, w), for sums C_l = C. Taps of a level under a
-kernel of kh x kw are (N, kh*kw*O, h, w), the row and the column of the kernel outermost. Half types
-are computed in float32 and rounded once.
+Shapes: x, out, grad (N, C, H, W); a level (N, C_l, h, w), with C_l = C in sums. The taps of a level
+for a kernel of kh x kw are (N, kh*kw*O, h, w), with the kernel's row and column outermost. Half
+types are computed in float32 and rounded once.
 
-An axis of `cells` is interpolated to `extent` positions as `torch.nn.functional.interpolate` does,
-with its index formulas: to the nearest, or linearly and without antialiasing where it shrinks. That
-is a product with a matrix of two weights a row; its adjoint is the product with the transpose.
+An axis of `cells` is interpolated to `extent` positions with the index formulas of
+`torch.nn.functional.interpolate`: nearest, or linear (without antialiasing if the axis shrinks).
+This is a product with a matrix that has two weights per row; its adjoint is the product with the
+transpose.
 
-A level's mode is a code of MODES; its two ratios, rows first, are input size to output size where a
-scale factor was given, which torch then uses in the formula, and 0 where the sizes say it.
+A level's mode is a code of MODES. Its two ratios, along H and W, are input size over output size if
+a scale factor was given, which torch then uses in the formula; 0 means that the sizes are used.
 """
 
 from __future__ import annotations
@@ -36,10 +37,8 @@ def samples(
     outputs: int,
     offset: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two cells that position h + offset lies between and their weights, for h < outputs.
-
-    Both weights are 0 where the position is outside [0, extent).
-    """
+    """The two cells that position h + offset reads and their weights, for h < outputs. Both weights
+    are 0 for positions outside [0, extent)."""
     position = torch.arange(offset, offset + outputs, dtype=like.dtype, device=like.device)
     inside = ((position >= 0) & (position < extent)).to(like.dtype)
     if cells == extent:
@@ -60,7 +59,7 @@ def samples(
 
 
 def _nearest(cells: int, extent: int, mode: int, ratio: float, position: Tensor) -> Tensor:
-    """The cells of positions, in float32 for every dtype, as torch's kernels take them."""
+    """The cells of positions, computed in float32 for every dtype, as in torch's kernels."""
     scale = torch.tensor(ratio or cells / max(extent, 1), dtype=torch.float32)
     scale = scale.to(position.device)
     if mode == NEAREST_EXACT:
@@ -81,7 +80,7 @@ def matrix(
     outputs: int | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """(outputs, cells): row h holds the weights of position h + offset."""
+    """(outputs, cells): row h contains the weights of position h + offset."""
     count = extent if outputs is None else outputs
     first, second, low, high = samples(cells, extent, mode, ratio, like, count, offset)
     cell = torch.arange(cells, device=like.device)
@@ -91,7 +90,8 @@ def matrix(
 def upsample(
     level: Tensor, height: int, width: int, mode: int, ratios: Sequence[float] = (0.0, 0.0)
 ) -> Tensor:
-    """A wide level at (height, width). Gathers, so a NaN reaches only what it touches."""
+    """Interpolates a level, already widened, to (height, width). Gathers, so a NaN reaches only the
+    positions that read it."""
     for dim, extent, ratio in ((2, height, ratios[0]), (3, width, ratios[1])):
         cells = level.size(dim)
         first, second, low, high = samples(cells, extent, mode, ratio, level, extent, 0)
@@ -108,10 +108,8 @@ def upsample(
 def upsample_adjoint(
     grad: Tensor, height: int, width: int, mode: int, ratios: Sequence[float] = (0.0, 0.0)
 ) -> Tensor:
-    """The adjoint of `upsample`: a wide gradient (N, C, H, W) as sums (N, C, height, width).
-
-    Matrix products, so a NaN reaches its whole plane.
-    """
+    """The adjoint of `upsample`: reduces a gradient (N, C, H, W), already widened, to (N, C,
+    height, width). Uses matrix products, so a NaN reaches its whole plane."""
     rows = matrix(height, grad.size(2), mode, ratios[0], grad)
     columns = matrix(width, grad.size(3), mode, ratios[1], grad)
     return rows.T @ grad @ columns
@@ -125,7 +123,7 @@ def _finish(value: Tensor, like: Tensor, channels_last: bool) -> Tensor:
 def _at_size(
     x: Tensor, levels: Sequence[Tensor], modes: Sequence[int], ratios: Sequence[float]
 ) -> list[Tensor]:
-    """The levels, wide, at the size of x."""
+    """The levels, widened and interpolated to the size of x."""
     height, width = x.shape[2:]
     return [
         upsample(widen(level), height, width, mode, ratios[2 * k : 2 * k + 2])
@@ -192,7 +190,8 @@ def tap_matrices(
     ratios: Sequence[float],
     like: Tensor,
 ) -> list[Tensor]:
-    """For the rows and for the columns: (outputs, kernel * cells), the taps side by side."""
+    """For the rows and for the columns: (outputs, kernel * cells), the matrices of the taps
+    concatenated."""
     return [
         torch.cat(
             [

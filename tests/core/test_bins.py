@@ -74,7 +74,7 @@ def check_cells(bins: ModuleType, length: int, levels: list[int], longest: int) 
             assert np.flatnonzero(held[i]).tolist() == list(range(cuts[first], cuts[last]))
 
 
-def test_cells_of_every_pair(bins: ModuleType) -> None:
+def test_cells_of_every_pair_of_levels(bins: ModuleType) -> None:
     for length in range(1, 41):
         for count in range(1, 41):
             check_cells(bins, length, [count], FOREVER)
@@ -96,7 +96,7 @@ def test_the_cell_of_a_position(bins: ModuleType) -> None:
             assert cuts[cell] <= p < cuts[cell + 1]
 
 
-def test_no_overflow(bins: ModuleType) -> None:
+def test_large_sizes_do_not_overflow(bins: ModuleType) -> None:
     most = bins.most_bins
     for length in (2**31 - 1, 2**38 + 3):
         for i in (0, 1, most // 3, most - 1):

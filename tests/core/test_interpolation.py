@@ -47,7 +47,7 @@ def torch_matrix(cells: int, extent: int, mode: int, dtype: torch.dtype) -> np.n
 @each_cells
 @each_size
 @each_mode
-def test_weights_are_torchs(core: ModuleType, cells: int, extent: int, mode: int) -> None:
+def test_weights_equal_torchs(core: ModuleType, cells: int, extent: int, mode: int) -> None:
     for samples, dtype, error in (
         (core.samples64, torch.float64, 1e-12),
         (core.samples32, torch.float32, 4e-7 * cells),

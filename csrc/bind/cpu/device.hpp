@@ -21,10 +21,10 @@ namespace device {
 // Whether this library defines the operators.
 constexpr bool kDefinesOperators = true;
 
-// Called on memory that was just allocated. malloc maps a block above 32 MB afresh every time, and
-// smaller ones whenever it has given back what it kept. The system makes pages as they are first
-// written: one by one that takes several times as long as the writing itself, in huge pages hardly
-// any. What the system refuses, it does without.
+// Called on fresh memory before a kernel writes it. malloc maps a block above 32 MB anew each time,
+// and smaller ones after it has returned its free memory to the system. Page faults on 4 KB pages
+// then take several times as long as the writes; with huge pages their cost is negligible. If the
+// system refuses huge pages, nothing changes.
 inline void allocated(const torch::stable::Tensor& result) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20, kLarge = 2 * kHugePage;
@@ -37,8 +37,9 @@ inline void allocated(const torch::stable::Tensor& result) {
 #endif
 }
 
-// Runs an operator's independent work items; how they are divided among threads changes no bit. The
-// operator's kernels are declared in its family's params.hpp, included before this file.
+// Runs an operator's independent work items on torch's threads; the division among threads does not
+// change the bits of a result. The kernels are declared in the family's params.hpp, included before
+// this file.
 template <class Op>
 void execute(const Op& op, const torch::stable::Tensor& /*like*/) {
   const cpu::Work work = cpu::work(op);

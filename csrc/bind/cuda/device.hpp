@@ -14,7 +14,8 @@ namespace kernels = cuda;
 
 namespace device {
 
-// Whether this library defines the operators. Not here: the CPU library is loaded beside it.
+// Whether this library defines the operators: no, because the CPU library, always loaded with it,
+// does.
 constexpr bool kDefinesOperators = false;
 
 inline void allocated(const torch::stable::Tensor& /*result*/) {}
