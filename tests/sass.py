@@ -38,6 +38,8 @@ class Instruction:
         name, *suffixes = self.opcode.split(".")
         if name in ("LDG", "STG", "LD", "ST"):
             return f"{'load' if name.startswith('LD') else 'store'} {width(suffixes)}", 1
+        if name == "LDGSTS":  # cp.async
+            return f"copy load {width(suffixes)}", 1
         if name in ("LDS", "STS"):
             return "shared", max(1, width(suffixes) // 4)
         if name == "LDSM":  # ldmatrix: 1, 2 or 4 matrices, one word per lane each
@@ -168,7 +170,7 @@ def instructions(
     code: Sequence[Instruction], warps: float, counted: Mapping[str, float]
 ) -> tuple[float, float]:
     """The number of instructions that `warps` warps issue in total to make the `counted` requests,
-    and the average number of loads that a warp has in flight."""
+    and the average number of loads into registers that a warp has in flight."""
     graph = blocks(code)
     entry = code[0].address
     counts = run_counts(graph, entry, warps, counted)
@@ -186,7 +188,7 @@ def load_runs(code: Iterable[Instruction]) -> list[int]:
     runs, waiting, count = [], set[int](), 0
     for one in code:
         registers = [int(r) for r in REGISTER.findall(one.operands)]
-        if one.opcode.startswith("LDG"):
+        if one.opcode.startswith("LDG."):  # LDGSTS has no result to wait for
             first = registers[0] if registers else 0
             waiting |= set(range(first, first + max(1, width(one.opcode.split(".")) // 4)))
             count += 1

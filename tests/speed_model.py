@@ -98,13 +98,14 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     counted: dict[str, float] = {}
     moved = sectors = requests = turns = least = wavefronts = loaded = 0.0
     for space, bytes_each, count, total, passes, fewest in traced["requests"]:
-        if space == "shared":
-            counted["shared"] = counted.get("shared", 0) + count * max(1, bytes_each // 4)
+        if space in ("shared", "copy store"):
+            if space == "shared":  # a copy has one instruction, which is counted as its load
+                counted["shared"] = counted.get("shared", 0) + count * max(1, bytes_each // 4)
             turns, least = turns + passes * scale, least + fewest * scale
             continue
         counted[f"{space} {bytes_each}"] = count
         moved += total * scale
-        loaded += total * scale * (space == "load")
+        loaded += total * scale * (space != "store")
         sectors += passes * scale
         requests += total * scale / 128
         wavefronts += max(count, passes / 4) * scale
@@ -122,7 +123,11 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     waves = -(-blocks // (busy * resident))
     full = blocks / (waves * busy * min(resident, -(-blocks // busy)))  # the last wave's gaps
     clocks = busy * chip.clock * full
-    loads = sum(c for k, c in counted.items() if k.startswith("load")) * scale
+    copies = counted.get("copy load 16", 0.0) * scale
+    loads = sum(c for k, c in counted.items() if k.startswith("load")) * scale + copies
+    if copies:  # those of a warp that are unfinished where it waits, on average over the copies
+        ring = traced["squares"] / max(1, traced["waiting"])
+        at_once += (ring - at_once) * copies / loads
     each = loaded / loads if loads else 0.0  # bytes of a request
     in_flight = together * warps * at_once * each
     rounds = loads / (blocks * warps) / at_once if at_once else 0.0

@@ -142,6 +142,8 @@ FAULTS = {
     "partial_mask": r"__shfl_xor_sync: use the full mask",
     "writes_past_its_piece": r"access of 1 .* at 64 in shared memory is out of bounds",
     "writes_past_shared": r"block \(0, 0, 0\): wrote outside its 256 bytes of dynamic shared",
+    "misaligned_copy": r"asynchronous load of 4 .* at 2 in global memory is not aligned to 16",
+    "copies_past_shared": r"asynchronous store of 4 .* at 64 in shared memory is out of bounds",
     "takes_too_much": r"takes 272 bytes of shared memory from a launch with 256",
 }
 
@@ -159,6 +161,35 @@ def test_divergence_is_reported_in_every_order(emulator: Emulator, name: str, or
     emulator.order(order)
     with pytest.raises(RuntimeError, match="divergent barrier"):
         fault(emulator, name)
+
+
+def ring(emulator: Emulator, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a ring of asynchronous copies gives, and what is correct."""
+    data = torch.arange(1.0, 65.0)
+    rounds = data.view(4, 4, 4)
+    expected = (rounds + rounds[:, [1, 0, 3, 2]]).flatten()
+    emulator("ring", name, data)
+    return data, expected
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_ring_of_asynchronous_copies(emulator: Emulator, order: str) -> None:
+    emulator.order(order)
+    assert torch.equal(*ring(emulator, "ring"))
+    counts = emulator.counts()["ring"]
+    assert counts["bytes_read"] == counts["bytes_written"] == 256
+
+
+@pytest.mark.parametrize("fault", ["wait", "barrier_before", "barrier_behind"])
+def test_a_ring_that_lacks_a_wait_or_a_barrier_reads_poison(
+    emulator: Emulator, fault: str
+) -> None:
+    """In all orders without the wait, in some without a barrier."""
+    found = []
+    for order in ORDERS:
+        emulator.order(order)
+        found.append(ring(emulator, f"ring_without_{fault}")[0].isnan().any().item())
+    assert all(found) if fault == "wait" else any(found)
 
 
 def test_uninitialised_shared_memory_is_nan(emulator: Emulator) -> None:

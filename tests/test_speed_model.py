@@ -90,6 +90,21 @@ def test_arithmetic_is_found(planted: dict[str, speed_model.Result]) -> None:
     assert 0.2 < result.share() < 0.3  # a copy's time allows 0.2 per byte
 
 
+@pytest.mark.slow
+@needs_compilers
+def test_a_ring_of_asynchronous_copies_hides_latency(
+    planted: dict[str, speed_model.Result],
+) -> None:
+    """Two warps a block with four copies of 512 bytes each, but for the last three of sixteen."""
+    result = planted["planted_ring"]
+    (one,) = result.lines
+    ring = (13 * 16 + 9 + 4 + 1) / (13 * 4 + 3 + 2 + 1)
+    assert one.in_flight == pytest.approx(one.resident * 2 * ring * 512)
+    assert one.moved == 8 * COUNT and one.sectors == 4 and one.conflicts == 1
+    assert result.share() > 0.99 and result.binds() == "bytes"
+    assert 0.004 < result.instructions_a_byte < 0.02
+
+
 LOOP = """
     Function : kernel
     /*0000*/                   LDC R1, c[0x0][0x28] ;

@@ -61,8 +61,13 @@ __device__ inline void store_word(uint4* to, uint4 word) {
                : "memory");
 }
 
+// cuda/async_copy.cuh takes its addresses from both classes.
+//
 // Global<const T> also promises that nobody writes this memory while the kernel runs: its loads may
 // then use the read-only path. `i` counts elements; a pack at i needs i * sizeof(T) aligned to it.
+template <class T>
+class Shared;
+
 template <class T>
 class Global {
  public:
@@ -109,6 +114,10 @@ class Global {
   }
 
  private:
+  template <class U>
+  friend __device__ void copy_async(const Shared<U>& to, int i, const Global<const U>& from,
+                                    int64_t j);
+
   T* data_;
 };
 
@@ -129,6 +138,10 @@ class Shared {
   }
 
  private:
+  template <class U>
+  friend __device__ void copy_async(const Shared<U>& to, int i, const Global<const U>& from,
+                                    int64_t j);
+
   T* data_;
 };
 

@@ -83,6 +83,9 @@ class Checked {
 namespace stripctx::cuda {
 
 template <class T>
+class Shared;
+
+template <class T>
 class Global {
  public:
   using Value = std::remove_const_t<T>;
@@ -125,6 +128,9 @@ class Global {
   }
 
  private:
+  template <class U>
+  friend void copy_async(const Shared<U>& to, int i, const Global<const U>& from, int64_t j);
+
   simt::Checked<T> memory_;
 };
 
@@ -155,6 +161,9 @@ class Shared {
   }
 
  private:
+  template <class U>
+  friend void copy_async(const Shared<U>& to, int i, const Global<const U>& from, int64_t j);
+
   simt::Checked<T> memory_;
 };
 

@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::byte kGuard{0xA5};
 constexpr std::byte kPoison{0xFF};  // NaN in every floating-point type
+constexpr size_t kCopyBytes = 16;   // of an asynchronous copy
 
 std::string triple(const uint3& index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
@@ -101,7 +102,11 @@ void Scheduler::run_block(int64_t block) {
   random_ = Random(order_.seed + static_cast<uint64_t>(block) + 1);
   failure_ = nullptr;
   stacks_.take_back_all();
-  for (Thread& thread : threads_) thread.started = false;
+  for (Thread& thread : threads_) {
+    thread.started = false;
+    thread.groups = 0;
+    thread.copies.clear();
+  }
   for (size_t w = 0; w < warps_.size(); ++w) {
     const size_t lanes = threads_.size() - 32 * w;
     warps_[w].live = lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
@@ -186,6 +191,26 @@ Gathered Scheduler::exchange(const Site& site, const void* value, size_t bytes) 
   memcpy(warp.slots[pass][lane()].bytes, value, bytes);
   pause();
   return {warp.slots[pass], warp.arrived[pass]};
+}
+
+void Scheduler::start_copy(void* to, const void* from) {
+  memset(to, static_cast<int>(kPoison), kCopyBytes);
+  own().copies.push_back({to, from, own().groups});
+}
+
+void Scheduler::wait_for_copies(int unfinished) {
+  std::vector<AsyncCopy>& copies = own().copies;
+  if (tracing) tracer().waits_for(static_cast<int64_t>(copies.size()));
+  const auto later = std::find_if(copies.begin(), copies.end(), [&](const AsyncCopy& copy) {
+    return copy.group >= own().groups - unfinished;
+  });
+  for (auto left = later - copies.begin(); left > 0; --left) {
+    const auto chosen = static_cast<std::ptrdiff_t>(random_.next() % static_cast<uint64_t>(left));
+    const AsyncCopy& copy = copies[static_cast<size_t>(chosen)];
+    memcpy(copy.to, copy.from, kCopyBytes);
+    std::swap(copies[static_cast<size_t>(chosen)], copies[static_cast<size_t>(left - 1)]);
+  }
+  copies.erase(copies.begin(), later);
 }
 
 // The thread to go on with, or kNone where all have ended.

@@ -64,6 +64,9 @@ class Scheduler {
   // For the running thread.
   void wait_for_block(const Site& site);
   Gathered exchange(const Site& site, const void* value, size_t bytes);
+  void start_copy(void* to, const void* from);  // of 16 bytes
+  void commit_copies() { ++own().groups; }
+  void wait_for_copies(int unfinished);  // until only the last groups are unfinished
   int lane() const { return current_ & 31; }
   std::byte* shared() { return shared_.data() + kGuardBytes; }
   int64_t shared_bytes() const { return launch_->shared_bytes; }
@@ -73,10 +76,17 @@ class Scheduler {
   static constexpr int kNone = -1;
   static constexpr size_t kGuardBytes = 64;
 
+  struct AsyncCopy {
+    void* to;
+    const void* from;
+    int group;
+  };
   struct Thread {
     Context context;
     uint3 index;
     bool started = false;
+    int groups = 0;                 // committed
+    std::vector<AsyncCopy> copies;  // unfinished, oldest first
   };
   struct Warp {
     uint32_t live = 0;             // lanes that have not ended
@@ -86,6 +96,7 @@ class Scheduler {
     Slot slots[2][32];
   };
 
+  Thread& own() { return threads_[static_cast<size_t>(current_)]; }
   void prepare_launch();
   void run_block(int64_t block);
   static void fiber();

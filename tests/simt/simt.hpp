@@ -7,6 +7,7 @@
 //   memory     Global, Shared: bounds, alignment, counts   warp      barriers and shuffles
 //   launch     runs a kernel                               mma       products by a whole warp
 //   trace      requests, sectors, banks, by warp           control   the C functions of tests
+//   async      copies that land when waited for
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,6 +18,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "async.hpp"
 #include "launch.hpp"
 #include "memory.hpp"
 #include "mma.hpp"

@@ -92,7 +92,7 @@ void Tracer::end_pass() {
     for (const Request& request : stream.requests) {
       ++sum.count;
       sum.bytes += int64_t{bytes} * __builtin_popcount(request.lanes);
-      if (space == Space::kShared) {
+      if (space == Space::kShared || space == Space::kCopyStore) {
         sum.passes += turns(request.address, request.lanes, bytes);
         sum.least += fewest_turns(request.address, request.lanes, bytes);
       } else {
@@ -133,10 +133,12 @@ const char* stripctx_simt_trace() {
     json += "{\"kernel\": \"" + traced.kernel + "\", \"function\": " + std::to_string(place) +
             ", \"grid\": " + extent(traced.grid) + ", \"block\": " + extent(traced.block) +
             ", \"shared_bytes\": " + std::to_string(traced.shared_bytes) +
-            ", \"sampled\": " + std::to_string(traced.sampled) + ", \"requests\": [";
+            ", \"sampled\": " + std::to_string(traced.sampled) +
+            ", \"waiting\": " + std::to_string(traced.waiting) +
+            ", \"squares\": " + std::to_string(traced.squares) + ", \"requests\": [";
     const char* comma = "";
     for (const auto& [key, sum] : traced.requests) {
-      const char* names[] = {"load", "store", "shared"};
+      const char* names[] = {"load", "store", "shared", "copy load", "copy store"};
       json += comma + std::string("[\"") + names[static_cast<int>(key.first)] + "\"";
       for (const int64_t value : {int64_t{key.second}, sum.count, sum.bytes, sum.passes, sum.least})
         json += ", " + std::to_string(value);

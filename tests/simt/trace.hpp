@@ -16,7 +16,8 @@
 
 namespace stripctx::simt {
 
-enum class Space { kGlobalLoad, kGlobalStore, kShared };
+// The last two: what asynchronous copies read and write.
+enum class Space { kGlobalLoad, kGlobalStore, kShared, kCopyLoad, kCopyStore };
 
 // Requests of one kind and width in bytes. `passes`: sectors of 32 bytes of global memory, or turns
 // of shared memory's banks; `least`: turns without collisions.
@@ -32,6 +33,7 @@ struct Traced {
   int64_t shared_bytes = 0, sampled = 0;
   std::map<std::pair<Space, int>, Requests> requests;
   std::map<std::string, int64_t> operations;  // barriers, shuffles, products
+  int64_t waiting = 0, squares = 0;           // sums of the copies unfinished at threads' waits
 };
 
 class Tracer {
@@ -44,6 +46,10 @@ class Tracer {
   void begin(const cuda::Launch& launch, const void* function, int64_t sampled);
   void access(Space space, const void* array, const void* address, int bytes, int lane);
   void operation(const char* name) { ++launches_.back().operations[name]; }
+  void waits_for(int64_t copies) {
+    launches_.back().waiting += copies;
+    launches_.back().squares += copies * copies;
+  }
   void end_pass();  // the lanes of the running warp wait or have ended
 
   std::vector<Traced> take() { return std::move(launches_); }

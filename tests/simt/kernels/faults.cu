@@ -1,5 +1,5 @@
 // Kernels that are wrong on purpose, one for each mistake that the emulator has to catch.
-#include "cuda/device.cuh"
+#include "cuda/async_copy.cuh"
 #include "entry.hpp"
 
 namespace stripctx::cuda {
@@ -90,6 +90,55 @@ __global__ void takes_too_much(Fault op) {
   values[0] = op.data[0];
 }
 
+// Each thread stores the sums of its pack and its neighbour's, once a round, with the next round's
+// packs on their way into the other half of a ring. Data: 4 rounds of 4 threads' packs.
+enum class RingFault { kNone, kNoWait, kNoBarrierBefore, kNoBarrierBehind };
+
+template <RingFault kFault>
+__global__ void ring(Fault op) {
+  constexpr int kRounds = 4, kPacks = 4;
+  SharedMemory shared;
+  const Shared<float> stages = shared.take<float>(2 * kPacks * 4);
+  const Global<const float> from(op.data, kThreads);
+  const Global<float> to(op.data, kThreads);
+  const int i = static_cast<int>(threadIdx.x);
+  const auto start = [&](int round) {
+    if (round < kRounds && i < kPacks) {
+      copy_async(stages, (round % 2 * kPacks + i) * 4, from, (round * kPacks + i) * 4);
+    }
+    commit_copies();
+  };
+  start(0);
+  float sums[kRounds];
+  for (int round = 0; round < kRounds; ++round) {
+    start(round + 1);
+    if (kFault == RingFault::kNoWait) {
+      wait_for_copies<2>();
+    } else {
+      wait_for_copies<1>();
+    }
+    if (kFault != RingFault::kNoBarrierBefore) __syncthreads();
+    const int at = round % 2 * kPacks * 4 + i % 16;
+    sums[round] = stages[at] + stages[at ^ 4];
+    if (kFault != RingFault::kNoBarrierBehind) __syncthreads();
+  }
+  __syncthreads();
+  if (i >= 16) return;
+  for (int round = 0; round < kRounds; ++round) to.store(round * 16 + i, sums[round]);
+}
+
+__global__ void misaligned_copy(Fault op) {
+  SharedMemory shared;
+  const Shared<float> values = shared.take<float>(kThreads);
+  copy_async(values, 0, Global<const float>(op.data, kThreads), 2);
+}
+
+__global__ void copies_past_shared(Fault op) {
+  SharedMemory shared;
+  const Shared<float> values = shared.take<float>(kThreads);
+  copy_async(values, kThreads, Global<const float>(op.data, kThreads), 0);
+}
+
 __global__ void correct(Fault op) {
   SharedMemory shared;
   const Shared<float> values = shared.take<float>(kThreads);
@@ -103,12 +152,14 @@ __global__ void correct(Fault op) {
 
 using namespace stripctx::cuda;
 
-extern "C" [[gnu::visibility("default")]] Message run_fault(const char* name, float* data) {
+namespace {
+
+Message run_named(const char* name, float* data, int64_t blocks) {
   return message_of([&] {
     const auto run = [&](const char* kernel_name, void (*kernel)(Fault)) {
       if (std::string(kernel_name) != name) return;
       launch({.kernel = kernel_name,
-              .grid = {2},
+              .grid = {blocks},
               .block = {kThreads},
               .shared_bytes = shared_bytes<float>(kThreads)},
              kernel, {data});
@@ -125,6 +176,22 @@ extern "C" [[gnu::visibility("default")]] Message run_fault(const char* name, fl
     run("writes_past_its_piece", writes_past_its_piece);
     run("writes_past_shared", writes_past_shared);
     run("takes_too_much", takes_too_much);
+    run("ring", ring<RingFault::kNone>);
+    run("ring_without_wait", ring<RingFault::kNoWait>);
+    run("ring_without_barrier_before", ring<RingFault::kNoBarrierBefore>);
+    run("ring_without_barrier_behind", ring<RingFault::kNoBarrierBehind>);
+    run("misaligned_copy", misaligned_copy);
+    run("copies_past_shared", copies_past_shared);
     run("correct", correct);
   });
+}
+
+}  // namespace
+
+extern "C" [[gnu::visibility("default")]] Message run_fault(const char* name, float* data) {
+  return run_named(name, data, 2);
+}
+
+extern "C" [[gnu::visibility("default")]] Message run_ring(const char* name, float* data) {
+  return run_named(name, data, 1);
 }

@@ -1,6 +1,6 @@
 // Kernels whose speed is known without running them, for the speed model to find: a plain copy, one
 // that is serial by design, one whose lanes all meet in one bank, one that computes for every byte.
-#include "cuda/device.cuh"
+#include "cuda/async_copy.cuh"
 #include "entry.hpp"
 
 namespace stripctx::cuda {
@@ -74,6 +74,31 @@ __global__ void planted_arithmetic(Planted op) {
   }
 }
 
+// A copy by way of a ring of kInFlight packs for each thread.
+__global__ void planted_ring(Planted op) {
+  constexpr int kThreads = 64, kPacks = 16;
+  const Global<const float> from(op.from, op.count);
+  const Global<float> to(op.to, op.count);
+  SharedMemory memory;
+  const auto ring = memory.take<float>(kThreads * kInFlight * 4);
+  const int64_t first = int64_t(blockIdx.x) * kThreads * kPacks + threadIdx.x;
+  const auto place = [](int i) {
+    return 4 * (i % kInFlight * kThreads + static_cast<int>(threadIdx.x));
+  };
+  const auto start = [&](int i) {
+    if (i < kPacks) copy_async(ring, place(i), from, 4 * (first + i * kThreads));
+    commit_copies();
+  };
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) start(i);
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    wait_for_copies<kInFlight - 1>();
+    to.store_pack<4>(4 * (first + i * kThreads), ring.load_pack<4>(place(i)));
+    start(i + kInFlight);
+  }
+}
+
 }  // namespace stripctx::cuda
 
 using namespace stripctx::cuda;
@@ -96,5 +121,6 @@ extern "C" [[gnu::visibility("default")]] Message run_planted(const char* name, 
     run("planted_conflicts", planted_conflicts, kPlantedThreads,
         shared_bytes<float>(kPlantedThreads * 32));
     run("planted_arithmetic", planted_arithmetic, kPlantedThreads, 0);
+    run("planted_ring", planted_ring, 64, shared_bytes<float>(64 * kInFlight * 4));
   });
 }
