@@ -181,9 +181,7 @@ def test_a_ring_of_asynchronous_copies(emulator: Emulator, order: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["wait", "barrier_before", "barrier_behind"])
-def test_a_ring_that_lacks_a_wait_or_a_barrier_reads_poison(
-    emulator: Emulator, fault: str
-) -> None:
+def test_a_ring_that_lacks_a_wait_or_a_barrier_reads_poison(emulator: Emulator, fault: str) -> None:
     """In all orders without the wait, in some without a barrier."""
     found = []
     for order in ORDERS:
