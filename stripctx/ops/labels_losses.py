@@ -1,10 +1,10 @@
 """The labels family's losses: schemas, fake kernels, autograd formulas, vmap.
 
 Shapes: logits (N, K, h, w); target, losses, log_sums (N, H, W), H >= h and W >= w; weight (K,).
-What is computed from logits is float32, float64 for float64, whatever type they have.
+Everything computed from the logits is float32, or float64 for float64.
 
-A loss is returned a pixel, or summed along W, (N, H): no map is written that nobody asked for, and
-the order of the sums is fixed. Log-sum-exps are kept for the backward pass.
+A loss is returned per pixel, or summed along W in a fixed order, (N, H), without a map of losses.
+The log-sum-exp of each pixel is saved for the backward pass.
 """
 
 from __future__ import annotations
