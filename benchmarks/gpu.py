@@ -31,19 +31,20 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BUDGET = 420.0  # seconds for everything
+BUDGET = 420.0  # seconds for all stages
 GRACE = 5.0  # seconds from the interrupt to the kill
 TAIL = 1500  # characters of a stage's output that are kept
 DECISIVE = ("build", "check", "tests")
-LOST = 75  # exit status of a worker whose GPU takes no more work: the next case needs a new process
-# Of the families' tests, those of the kernels, at sizes and layouts that are theirs alone.
+LOST = 75  # exit status of a worker whose GPU is unusable; a new process runs the next case
+# The families' tests of kernels, at sizes and layouts that the other stages lack.
 KERNEL_TESTS = "against_float64 or any_strides or same_bits or nan_and_infinity or cuda_graph"
 COUNTERS = "gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`missing` says why it cannot run; `table` is a file of CSV that it leaves."""
+    """One process of the run. `missing` is the reason why it cannot run, or ""; `table` is a CSV
+    file that it writes."""
 
     name: str
     limit: float  # seconds
@@ -54,7 +55,8 @@ class Stage:
 
 
 def stages(families: list[str], scratch: Path, tiny: bool) -> Iterator[Stage]:
-    """`tiny`: a rehearsal on a CPU, whose kernels STRIPCTX_BACKEND names."""
+    """The stages in their order. `tiny` is a rehearsal on a CPU, with the kernels that
+    STRIPCTX_BACKEND selects."""
     backend = {} if tiny else {"STRIPCTX_BACKEND": "native"}
     cases = [sys.executable, "-m", "benchmarks.gpu_cases", *(["--tiny"] if tiny else [])]
     yield Stage("build", 120, [*cases, "build"], backend)
@@ -70,7 +72,7 @@ def stages(families: list[str], scratch: Path, tiny: bool) -> Iterator[Stage]:
     for tool in ("memcheck", "racecheck"):
         sanitizer = [program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "86"]
         sanitizer += ["--kernel-name", "kernel_substring=stripctx", "--report-api-errors", "no"]
-        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation: exact bounds
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # one allocation per tensor: exact bounds
         yield Stage(tool, 20, [*sanitizer, *cases, "operators"], backend | alone, absent(program))
     program, table = find("ncu"), scratch / "ncu.csv"
     ncu = [program or "ncu", "--clock-control", "none", "--csv", "--log-file", str(table)]
@@ -103,7 +105,7 @@ class Runner:
             file.write(json.dumps(line) + "\n")
 
     def lines(self, stage: str = "") -> list[dict[str, Any]]:
-        """What is there, without a last line that was cut off."""
+        """The lines of gpu.jsonl so far, without a truncated last line."""
         found = []
         for text in self.log.read_text().splitlines():
             with suppress(ValueError):
@@ -111,7 +113,7 @@ class Runner:
         return [line for line in found if not stage or line["stage"] == stage]
 
     def run(self, stage: Stage) -> str:
-        """The status: passed, failed, timed out or skipped."""
+        """Runs a stage. Returns its status: passed, failed, timed out or skipped."""
         started = time.monotonic()
         end = min(started + stage.limit, self.end)
         facts: dict[str, Any] = {}
@@ -127,7 +129,8 @@ class Runner:
         return status
 
     def _processes(self, stage: Stage, end: float) -> tuple[str, dict[str, Any]]:
-        """One process, or where cases take the process or the GPU with them, one after another."""
+        """Runs a stage in one process, or, while its cases crash the process or the GPU, in a new
+        process from the next case on."""
         while True:
             done = sum("case" in line for line in self.lines(stage.name))
             code, tail = self._process(stage, done, end)
@@ -141,7 +144,7 @@ class Runner:
                 return "timed out", {"tail": tail}
 
     def _process(self, stage: Stage, first: int, end: float) -> tuple[int | None, str]:
-        """The exit status, None where it was stopped, and the end of what it said."""
+        """Returns the exit status, None if the process was stopped, and the end of its output."""
         environment = {"GPU_LOG": str(self.log), "GPU_STAGE": stage.name, "GPU_FIRST": str(first)}
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
@@ -160,14 +163,14 @@ class Runner:
                 kill_group(process, signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
-            finally:  # also where this script itself is interrupted
+            finally:  # also if this script is interrupted
                 kill_group(process, signal.SIGKILL)
                 process.wait()
             output.seek(0)
             return code, output.read().decode(errors="replace")[-TAIL:]
 
     def _counters(self, stage: Stage) -> None:
-        """A line for every kernel and counter of Nsight Compute's table."""
+        """Records a line for every kernel and counter of Nsight Compute's table."""
         with suppress(OSError):
             text = stage.table.read_text() if stage.table else ""
             rows = [line for line in text.splitlines() if line.startswith('"')]
@@ -194,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     default = REPOSITORY / "benchmarks" / "results" / "gpu"
     folder = Path(os.environ.get("OUT") or default).resolve()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # kills the stage on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # also stops the running stage
     with tempfile.TemporaryDirectory(prefix="stripctx-") as scratch:
         plan = list(stages(options.families, Path(scratch), options.tiny))
         if options.dry_run:

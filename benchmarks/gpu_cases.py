@@ -1,13 +1,14 @@
-"""What benchmarks/gpu.py measures, a stage a process; every case a line of JSON in $GPU_LOG.
+"""The measurements of benchmarks/gpu.py: each stage is a process, each case a line of JSON in
+$GPU_LOG.
 
-build       what the machine is, then builds and loads the kernels
-check       every operator, dtype and layout against the reference in float64
-times       CUDA graphs of functions, and their share of a copy, against plain PyTorch
-heads       whole decoder heads and label heads: times and peak memory
-operators   every operator once, for compute-sanitizer (small) and Nsight Compute (--large)
+   build       records the machine, then builds and loads the kernels
+   check       every operator, dtype and layout against the reference in float64
+   times       CUDA graphs of functions, and their share of a copy, against plain PyTorch
+   heads       whole decoder heads and label heads: times and peak memory
+   operators   every operator once, for compute-sanitizer (small) and Nsight Compute (--large)
 
-As a plugin of pytest (-p benchmarks.gpu_cases) it writes the outcome of every test as it ends. Only
-what a stage runs is imported: `build` describes the machine before anything is compiled.
+As a plugin of pytest (-p benchmarks.gpu_cases) it writes the outcome of every test when it ends.
+Imports are local to the stages: `build` records the machine before anything is compiled.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-ODD = (2, 40, 33, 45)  # packs that fit and packs that do not; rows and columns in several pieces
+ODD = (2, 40, 33, 45)  # 16-byte packs fit some rows and not others; rows and columns are split
 LARGE = (16, 512, 60, 60)  # larger than any cache
 TINY = (2, 8, 7, 9)
-COPIED = 2**30  # bytes read and written by the copy that shows the memory's rate
+COPIED = 2**30  # bytes of the copy that measures the memory's rate
 BOUND = {"float64": 1e-11, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 LOST = 75  # as in gpu.py
 
@@ -39,8 +40,8 @@ def record(**line: Any) -> None:
 
 
 def run_cases(cases: Cases, device: str) -> None:
-    """Those from $GPU_FIRST on. A case that raises is an entry; where it left the GPU unusable, a
-    new process has to go on."""
+    """Runs the cases from number $GPU_FIRST on. An exception is recorded; if the GPU is unusable
+    after it, the process exits with LOST, and a new process continues."""
     for index, (name, measure) in enumerate(cases):
         if index < int(os.environ.get("GPU_FIRST", 0)):
             continue
@@ -113,7 +114,7 @@ def check(name: str, dtype: str, layout: str, device: str, tiny: bool) -> Facts:
     expected = listed(reference(name)(*(to_float64(value) for value in arguments)))
     errors = []
     for value, exact in zip(found, expected, strict=True):
-        beyond = exact.to(value.dtype).isinf()  # of float16's range: infinite here as there
+        beyond = exact.to(value.dtype).isinf()  # exceeds float16's range: infinite in both
         same = torch.equal(value.isinf(), beyond)
         errors.append(relative_error(value[~beyond], exact[~beyond]) if same else float("inf"))
     status = "passed" if max(errors) <= BOUND[dtype] else "failed"
@@ -131,8 +132,8 @@ def to_float64(value: Any) -> Any:
 
 
 def times_cases(device: str, tiny: bool) -> Cases:
-    """bfloat16 first, without torch.compile, which takes seconds a case; then that; then float32.
-    Tiny maps are in float32, in which peers lie near enough."""
+    """bfloat16 without torch.compile, which takes seconds per case, then with it, then float32.
+    With tiny maps, float32, in which the peers agree closely enough."""
     from benchmarks import measuring
     from benchmarks.compare import MODES
     from benchmarks.operators import LAYOUTS
@@ -174,8 +175,8 @@ def times(
     tiny: bool,
     with_compile: bool,
 ) -> Facts:
-    """Microseconds of each candidate, and the bytes that must move at the rate of a copy over
-    ours."""
+    """The time of each candidate in microseconds, and the share: the time of copying the floor's
+    bytes over the time of ours."""
     import torch
 
     from benchmarks.compare import compare
@@ -238,7 +239,8 @@ def measure_head(name: str, mode: str, device: str, tiny: bool) -> Facts:
 
 
 def run_operators(device: str, size: tuple[int, int, int, int], large: bool) -> int:
-    """Both layouts, in float32 and bfloat16; a large one as it is mostly used."""
+    """Runs every operator in both layouts, float32 and bfloat16; with --large only its most common
+    form."""
     import torch
 
     from benchmarks.operators import LAYOUTS, OPERATORS, Sample, call
@@ -254,7 +256,7 @@ def run_operators(device: str, size: tuple[int, int, int, int], large: bool) -> 
 
 
 def pytest_configure(config: Any) -> None:
-    """In the process that gathers the outcomes, not in those of xdist that run tests."""
+    """Installs the plugin in the process that collects the outcomes, not in xdist's workers."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Outcomes())
 
@@ -279,7 +281,7 @@ def main() -> int:
 
     import stripctx  # noqa: F401  the operators
 
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    torch.backends.cudnn.allow_tf32 = False  # no tf32
     if options.what == "operators":
         size = TINY if options.tiny else LARGE if options.large else ODD
         return run_operators(device, size, options.large)

@@ -1,6 +1,6 @@
-"""What torch.fx records: a layer of ours is one call of a module, as torch.nn's own are, and what a
-network asks of the sizes of an image is left out. Feature extractors, quantisation and the folding
-of normalisations trace networks so. Traces by TorchScript are ops/calls.py's."""
+"""Support for torch.fx: a layer is traced as one module call, like those of torch.nn, and checks of
+image sizes in networks are skipped. Feature extractors, quantisation and the folding of norms trace
+networks in this way. For TorchScript see ops/calls.py."""
 
 from __future__ import annotations
 

@@ -63,6 +63,15 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert not [tag for tag in outside if 'rel="canonical"' not in tag], page
 
 
+def test_links_work_in_local_files(site: Path) -> None:
+    """A link to a folder would show a listing instead of its page."""
+    for page in site.rglob("*.html"):
+        targets = re.findall(r'href="(?!https?:|#)([^"#]*)', page.read_text())
+        assert not [
+            one for one in targets if page.name != "404.html" and (page.parent / one).is_dir()
+        ]
+
+
 def test_search_finds_what_the_reference_says(site: Path) -> None:
     documents = json.loads((site / "search" / "search_index.json").read_text())["docs"]
     titles = {re.sub("<[^>]*>", "", one["title"]).strip() for one in documents}

@@ -36,10 +36,10 @@ _FAMILIES = {
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Every forward operator of stripctx in standard operators of torch.
+    """The decompositions of all forward operators of stripctx into standard operators of torch.
 
     Returns:
-        A table as `ExportedProgram.run_decompositions` takes it, and `torch.export`'s kin.
+        A table for `ExportedProgram.run_decompositions`: operator to function.
 
     Examples:
         >>> from stripctx import StripPooling

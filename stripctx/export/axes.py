@@ -1,8 +1,8 @@
-"""Matrices over one axis of a map, built from ranges and sizes, so that an exported network builds
-them for whatever size it is given.
+"""Matrices over one axis of a map, computed from ranges and sizes, so that an exported network
+computes them for the size of its input.
 
-A product with one pools, interpolates or shifts along the axis. Sizes may be symbolic: no formula
-here branches on one.
+A product with such a matrix pools, interpolates or shifts along the axis. Sizes may be symbolic: no
+formula here branches on one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Size = Any  # int or torch.SymInt; torch's annotations lack the latter
 
 
 def windows(bins: Size, length: Size, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each of the bins of adaptive pooling begins and ends: floor(i n / b) and
+    """The first position of each bin of adaptive pooling, and one past its last: floor(i n / b) and
     ceil((i + 1) n / b)."""
     begins = torch.arange(bins, device=device) * length
     ends = begins + (length + bins - 1)
@@ -27,7 +27,7 @@ def windows(bins: Size, length: Size, device: torch.device) -> tuple[Tensor, Ten
 
 
 def means(bins: Size, length: Size, like: Tensor) -> Tensor:
-    """(bins, length): a product with it takes the mean of every bin."""
+    """(bins, length): the matrix of adaptive mean pooling."""
     begins, ends = windows(bins, length, like.device)
     position = torch.arange(length, device=like.device)
     inside = (position >= begins.unsqueeze(1)) & (position < ends.unsqueeze(1))
@@ -35,7 +35,8 @@ def means(bins: Size, length: Size, like: Tensor) -> Tensor:
 
 
 def cells_of_bins(bins: int, length: Size, device: torch.device) -> Tensor:
-    """(bins, most): the positions of each bin, its last one repeated to the most that one has."""
+    """(bins, most): the positions of each bin, padded to the largest bin by repeating the last
+    position."""
     begins, ends = windows(bins, length, device)
     most = (length + bins - 1) // bins + 1
     return torch.minimum(
@@ -52,8 +53,8 @@ def interpolation(
     outputs: Size | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """(outputs, cells): row h holds the weights of position h + offset of an axis of `extent`, 0
-    where that is outside. `reference.upsample.matrix`, for symbolic sizes."""
+    """(outputs, cells): row h contains the weights of position h + offset of an axis of `extent`, 0
+    outside it. `reference.upsample.matrix`, for symbolic sizes."""
     count = extent if outputs is None else outputs
     position = torch.arange(count, device=like.device)
     if offset != 0:

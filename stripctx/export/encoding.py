@@ -1,7 +1,7 @@
 """The encoding family in standard operators (Deep TEN, Zhang et al., CVPR 2017, eq. 2 to 4).
 
-Distances by |x|^2 - 2 x.c + |c|^2, two products in all, with everything taken about the mean
-codeword: features with a large common offset cost no digits.
+Distances are |x|^2 - 2 x.c + |c|^2, so encoding takes two matrix products. x and the codewords are
+centred on the mean codeword, so that a common offset does not reduce the precision.
 """
 
 from __future__ import annotations

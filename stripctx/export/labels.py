@@ -1,5 +1,5 @@
-"""The labels family in standard operators: what is interpolated exists there, and a runtime's own
-operators reduce it (see reference.labels)."""
+"""The labels family in standard operators: interpolates the logits and reduces them with the
+runtime's operators (see reference.labels)."""
 
 from __future__ import annotations
 

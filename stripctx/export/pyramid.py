@@ -1,8 +1,8 @@
 """Adaptive pooling of any size in standard operators (PSPNet, Zhao et al., CVPR 2017, section 3.2).
 
-Means are products with averaging matrices: those of all bins side by side along the columns, in one
-product that reads the map once, then each along the rows of what is left of it. Maxima are taken of
-each bin's positions, gathered: axis by axis, x is read at most twice.
+Means are products with averaging matrices: one product reads the map once and reduces along W for
+the bins of all levels, then each level is reduced along H. Maxima gather the positions of each bin,
+one axis at a time; x is read at most twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _rows(part: Tensor, height: Size) -> Tensor:
     if _is_one(height):
         return part.mean(2, keepdim=True)
     matrix = means(height, part.size(2), part)
-    if _is_one(part.size(3)):  # one product for all planes
+    if _is_one(part.size(3)):  # a single product for all planes
         return (part.squeeze(3) @ matrix.T)[..., None]
     return matrix @ part
 
@@ -45,7 +45,7 @@ def pyramid_max_pool(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def _maxima(wide: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The maximum of every bin, and where it stands in the plane: the first of equals."""
+    """The maximum of every bin and its index in the plane: the first of equal maxima."""
     columns = cells_of_bins(width, wide.size(3), wide.device)
     value, column = _along(wide, columns, 3)  # (N, C, H, w)
     rows = cells_of_bins(height, wide.size(2), wide.device)
@@ -54,7 +54,7 @@ def _maxima(wide: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _along(map: Tensor, cells: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The maximum over each row of `cells`, positions along `dim`, and the position."""
+    """The maximum over each row of `cells`, which are positions along `dim`, and its position."""
     gathered = map.index_select(dim, cells.flatten()).unflatten(dim, cells.shape)
     place = gathered.argmax(dim + 1)
     first = cells[:, 0] if dim == 3 else cells[:, :1]

@@ -32,7 +32,7 @@ class Lazy:
     """A tensor of known shape, dtype and device that has not been computed yet."""
 
     shape: torch.Size
-    inputs: tuple[Tensor, ...]  # what it is computed from
+    inputs: tuple[Tensor, ...]  # the tensors that it is computed from
 
     def __init__(self, shape: Sequence[int], inputs: Sequence[Tensor]) -> None:
         self.shape = torch.Size(shape)

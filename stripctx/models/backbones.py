@@ -173,9 +173,9 @@ class TimmBackbone(Backbone):
 
 
 def _features(timm: Any, name: str, output_stride: int) -> tuple[Any, int]:
-    """timm's network, and what the sides of its images must be multiples of. Transformers refuse
-    other sizes than their own unless they are told not to, Swin's and ViT's in their own words;
-    HRNet adds maps of all its strides."""
+    """timm's network, and the number that its image sides must be multiples of. Transformers accept
+    other image sizes only with an option, which differs for Swin and ViT; HRNet adds maps of all
+    its strides."""
     options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
     if output_stride != 32:
         options["output_stride"] = output_stride

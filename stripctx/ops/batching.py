@@ -74,8 +74,9 @@ def over_images(operator: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def over_images_of(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A batching rule for each operator where only the first `count` arguments, (N, ...), and the
-    result, (N, ...), hold images: B*N of them where nothing else is mapped, else a loop."""
+    """Returns a function that makes a batching rule for an operator where only the first `count`
+    arguments and the result are (N, ...). The rule folds the mapped dimension into N if no other
+    argument is mapped, and loops otherwise."""
 
     def rule_of(operator: Callable[..., Any]) -> Callable[..., Any]:
         loop = in_a_loop(operator)

@@ -1,6 +1,6 @@
-"""How the public functions call an operator: as it is, or in standard operators in a trace by
-TorchScript that could not hold it. torch.onnx.export with dynamo=False knows none of ours, and
-torch.jit.trace records none that is given sizes of the image it traces."""
+"""Calls of operators by the public functions. In a TorchScript trace that cannot contain an
+operator, its decomposition is called instead: torch.onnx.export(dynamo=False) supports none of
+ours, and torch.jit.trace cannot record one whose arguments are traced sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def call(operator: Any, *args: Any) -> Any:
 
 
 def _is_sizes(argument: Any) -> bool:
-    """Whether it holds sizes that are traced."""
+    """Whether the argument contains traced sizes."""
     if not isinstance(argument, Sequence):
         return False
     return any(isinstance(one, Tensor) and one.dim() == 0 for one in argument)

@@ -11,7 +11,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def given(name: str, argument: str, value: Tensor | None) -> None:
-    """The dispatcher takes None for a tensor."""
+    """Rejects None, which the dispatcher accepts for a tensor."""
     if value is None:
         raise ValueError(f"{name}: {argument} must be a tensor, got None")
 
@@ -40,7 +40,7 @@ def size(name: str, argument: str, value: Tensor, expected: tuple[int | torch.Sy
 
 
 def alike(name: str, argument: str, value: Tensor, first: str, other: Tensor) -> None:
-    """`value` has the dtype and lives on the device of `other`, the argument called `first`."""
+    """`value` has the dtype and device of `other`, the argument called `first`."""
     if value.dtype != other.dtype:
         raise ValueError(
             f"{name}: {argument} must have the dtype of {first}, {dtype(other.dtype)}, "

@@ -1,11 +1,11 @@
 """The encoding family's operators: schemas, fake kernels, autograd formulas, autocast, vmap.
 
 Shapes: x (N, D, H, W); codewords (K, D); scale (K); encoded (N, K, D). For the gate x, out, grad
-(N, C, H, W); gate (N, C). The functions a user calls are in stripctx.functional, the arithmetic in
+(N, C, H, W); gate (N, C). The public functions are in stripctx.functional, the arithmetic in
 stripctx.reference.encoding.
 
-`allow_tf32` says whether CUDA's float32 products may round their operands to tf32. It is an
-argument, not a global that a kernel would read, so the operator is a function of its arguments.
+`allow_tf32` states whether CUDA may round the operands of float32 products to tf32. It is an
+argument, so that the result depends on arguments only, not on a global setting.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _backward_encode(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _autocast_encode(
     x: Tensor, codewords: Tensor, scale: Tensor, allow_tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """x as conv2d would cast it; the parameters and every sum stay float32."""
+    """Casts x as conv2d would; parameters and sums stay float32."""
     if x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
         codewords, scale = _at_least_float32(codewords), _at_least_float32(scale)

@@ -31,7 +31,8 @@ def _strip_conv(rows: Any, cols: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 
 def _products(times: int, first: int) -> Callable[..., int]:
-    """So many products of positions with codewords; x is the argument at `first`."""
+    """A formula for `count` products of every position with every codeword; x is argument
+    `first`."""
 
     def count(*shapes: Any, **_: Any) -> int:
         x, codewords = shapes[first], shapes[first + 1]
@@ -45,8 +46,8 @@ def _nothing(*_: Any, **__: Any) -> int:
 
 
 def count_flops() -> None:
-    """Registers the formulas. Once every operator is defined: a further overload of one replaces
-    the name that they are registered for."""
+    """Registers the formulas. Called after all operators are defined, because defining another
+    overload replaces the object that a formula is registered for."""
     register_flop_formula(OPS.strip_conv)(_strip_conv)
     register_flop_formula(OPS.encode)(_products(2, 0))  # distances, sums
     register_flop_formula(OPS.encode_backward)(_products(5, 1))

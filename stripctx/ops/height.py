@@ -1,6 +1,6 @@
 """The height family's operators: schemas, fake kernels, autograd formulas, autocast, vmap.
 
-Shapes: x, out, grad (N, C, H, W); logits (N, C, L). The functions a user calls are in
+Shapes: x, out, grad (N, C, H, W); logits (N, C, L). The public functions are in
 stripctx.functional, the arithmetic in stripctx.reference.height.
 """
 

@@ -1,9 +1,9 @@
-"""The labels family's operators that give label maps: schemas, fake kernels, vmap. The losses are
+"""The labels family's operators that return label maps: schemas, fake kernels, vmap. The losses are
 in labels_losses.
 
-Shapes: logits (N, K, h, w); labels (N, H, W), H >= h and W >= w. Probabilities are float32, float64
-for float64, whatever type the logits have. The functions a user calls are in stripctx.functional,
-the arithmetic in stripctx.reference.labels.
+Shapes: logits (N, K, h, w); labels (N, H, W), H >= h and W >= w. Probabilities are float32, or
+float64 for float64. The public functions are in stripctx.functional, the arithmetic in
+stripctx.reference.labels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.mark_non_differentiable(*outputs)
 
 
-# upsample_argmax: the class of the largest interpolated logit; upsample_softmax_max: and its
-# probability. Neither has a gradient.
+# upsample_argmax: the class of the largest interpolated logit; upsample_softmax_max also returns
+# its probability. Neither has a gradient.
 
 
 def _check_argmax(

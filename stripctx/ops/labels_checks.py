@@ -1,4 +1,4 @@
-"""What the labels family's operators ask of their arguments, and the type of what they compute."""
+"""Argument checks and result dtypes of the labels family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from stripctx.ops import checks
 from stripctx.reference.labels import DTYPES
 
-MOST_CLASSES = 2**24  # so that a class and its number are exact in float32
+MOST_CLASSES = 2**24  # class numbers are then exact in float32
 MOST_POSITIONS = 2**31 - 1  # along one axis of the image
 
 
@@ -63,7 +63,7 @@ def check_target(name: str, logits: Tensor, target: Tensor) -> None:
 def check_wide(
     name: str, argument: str, value: Tensor, logits: Tensor, shape: tuple[Any, ...]
 ) -> None:
-    """`value` has this shape and the type that sums over logits have."""
+    """`value` has this shape and the accumulation dtype of the logits."""
     checks.given(name, argument, value)
     checks.size(name, argument, value, shape)
     if value.layout is not torch.strided:

@@ -1,10 +1,10 @@
 """The labels family's losses: schemas, fake kernels, autograd formulas, vmap.
 
 Shapes: logits (N, K, h, w); target, losses, log_sums (N, H, W), H >= h and W >= w; weight (K,).
-What is computed from logits is float32, float64 for float64, whatever type they have.
+Everything computed from the logits is float32, or float64 for float64.
 
-A loss is returned a pixel, or summed along W, (N, H): no map is written that nobody asked for, and
-the order of the sums is fixed. Log-sum-exps are kept for the backward pass.
+A loss is returned per pixel, or summed along W in a fixed order, (N, H), without a map of losses.
+The log-sum-exp of each pixel is saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _check_smoothing(name: str, label_smoothing: float) -> None:
         raise ValueError(f"{name}: label_smoothing must be from 0 to 1, got {label_smoothing}")
 
 
-# upsample_cross_entropy: losses, a pixel or summed along W; the sums along W of the weights;
-# log-sum-exps.
+# upsample_cross_entropy returns the losses, per pixel or summed along W, the sums of the weights
+# along W, and the log-sum-exps.
 
 
 def _check_cross_entropy(
@@ -117,9 +117,9 @@ def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiated(
     formula: Callable[..., Tensor], log_sums: int | None
 ) -> Callable[[Any, Tensor], tuple[Any, ...]]:
-    """The autograd formula of a backward operator: its reference, differentiated by torch with
-    respect to grad and logits, its first two arguments. Log-sum-exps, argument `log_sums`, depend
-    on the logits too, and are computed again."""
+    """The autograd formula of a backward operator: torch differentiates its reference by grad and
+    logits, the first two arguments. The argument `log_sums` depends on the logits too and is
+    recomputed."""
 
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
         arguments = list(ctx.arguments)
@@ -136,7 +136,7 @@ def _differentiated(
     return backward
 
 
-# upsample_binary_cross_entropy: an output a class, each against a target of its own.
+# upsample_binary_cross_entropy: each class has its own target and loss.
 
 
 def _check_binary(
@@ -200,7 +200,7 @@ def _check_binary_backward(
     check_wide(name, "grad", grad, logits, tuple(target.shape))
 
 
-# upsample_dice: a class' sums over an image.
+# upsample_dice: sums over an image, per class.
 
 
 def _check_dice(

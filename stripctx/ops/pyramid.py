@@ -1,8 +1,8 @@
 """The pyramid family's pooling: schemas, fake kernels, autograd formulas, vmap.
 
-Shapes: x, grad_x (N, C, H, W); level k (N, C, h, w), one element a bin; bins are (h, w) pairs laid
-flat: [h0, w0, h1, w1, ...]. A list holds one tensor a level.
-The functions a user calls are in stripctx.functional, the arithmetic in stripctx.reference.pyramid.
+Shapes: x, grad_x (N, C, H, W); level k (N, C, h, w), one element per bin. Bins are a flat list of
+(h, w) pairs, [h0, w0, h1, w1, ...]. Lists contain one tensor per level. The public functions are in
+stripctx.functional, the arithmetic in stripctx.reference.pyramid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stripctx.reference import pyramid as reference
 OPS = torch.ops.stripctx
 MOST_LEVELS = 8
 MOST_BINS = 2**24  # along one axis
-MOST_POSITIONS = 2**31 - 1  # where indices are needed: kernels count them in 32 bits
+MOST_POSITIONS = 2**31 - 1  # limit for maxima, whose kernels use 32-bit indices
 
 
 def _check_map(name: str, x: Tensor) -> None:

@@ -1,5 +1,4 @@
-"""How every operator is registered: `define` turns a family's functions into an operator of
-`torch.ops.stripctx`.
+"""Registration: `define` turns a family's functions into an operator of `torch.ops.stripctx`.
 
 Operators exist even if nothing was compiled. The reference is the default kernel on every device;
 loading the extension adds native kernels for CPU and CUDA. Autograd, autocast, vmap and the fake
@@ -39,16 +38,16 @@ def define(
     vmap: Callable[[Kernel], Kernel],
     autocast: Callable[..., Sequence[Any]] | None = None,
 ) -> None:
-    """Define `stripctx::<name>`, whose schema csrc holds.
+    """Defines `stripctx::<name>` with its schema from csrc/<family>/schemas.hpp.
 
     Args:
         name: of the operator.
-        check: raises ValueError, in words, for arguments that the operator refuses.
-        reference: plain PyTorch, explicit; runs below autograd.
-        fake: shapes, dtypes and true strides of the result, by `torch.empty`.
+        check: raises ValueError, with a message for users, for invalid arguments.
+        reference: plain PyTorch with explicit formulas; runs below autograd.
+        fake: allocates results with the shapes, dtypes and strides of the real ones.
         setup_context, backward: the autograd formula, as in `torch.library.register_autograd`.
         vmap: maps the operator to its batching rule, as in `torch.library.register_vmap`.
-        autocast: maps the arguments to those the operator gets under autocast; None leaves them.
+        autocast: maps the arguments to those used under autocast; None leaves them unchanged.
     """
     operator = declare(name)
 
@@ -78,7 +77,8 @@ def define(
 
 
 def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    """The `setup_context` of an operator whose backward pass needs its arguments, all tensors."""
+    """The `setup_context` of an operator whose backward pass needs all its arguments, which are
+    tensors."""
     ctx.save_for_backward(*inputs)
 
 
@@ -89,10 +89,10 @@ def _autograd_kernel(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> Kernel:
-    """Like `torch.library.register_autograd` at half the overhead per call; refuses forward-mode
-    differentiation, which that would silently ignore.
+    """Like `torch.library.register_autograd`, with half the overhead per call. Refuses forward-mode
+    differentiation, which register_autograd would silently ignore.
 
-    `torch.autograd.Function` does not look for tensors inside lists, so lists are flattened for the
+    `torch.autograd.Function` does not find tensors inside lists, so lists are flattened for the
     call and restored inside.
     """
 

@@ -18,7 +18,7 @@ FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 
 
 def read() -> dict[str, str]:
-    """Every schema by its operator's name: the array of string literals that a header holds."""
+    """Every schema by its operator's name, from the array of string literals in a header."""
     found = {}
     for family in FAMILIES:
         path = os.path.join(locate.source_root(), "csrc", family, "schemas.hpp")
@@ -39,8 +39,8 @@ def find(name: str) -> Any:
 
 
 def declare(name: str) -> Any:
-    """The operator of that name, such as "pyramid_taps_add.out"; defined here unless a loaded
-    library has defined it."""
+    """Returns the operator of that name, such as "pyramid_taps_add.out", and defines it unless a
+    loaded library already has."""
     schema = SCHEMAS[name]
     operator = find(name)
     if operator is None:

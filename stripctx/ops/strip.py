@@ -1,7 +1,7 @@
 """The strip family's operators: schemas, fake kernels, autograd formulas, autocast, vmap.
 
 Shapes: x, out, grad (N, C, H, W); rows (N, C, H, 1), means over W; cols (N, C, 1, W), means over H.
-The functions a user calls are in stripctx.functional, the arithmetic in stripctx.reference.strip.
+The public functions are in stripctx.functional, the arithmetic in stripctx.reference.strip.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ def _backward_gate_backward(
 
 
 # strip_conv: a 1x1 convolution of relu(rows + cols), the middle of the strip pooling module. The
-# rectified map is not saved for the backward pass but computed again, at the cost of one write, and
-# freed before the gradient of the same size is allocated.
+# map after the ReLU is not saved for the backward pass: it is recomputed, at the cost of one write,
+# and freed before the gradient of the same size is allocated.
 
 
 def _check_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> None:
@@ -218,14 +218,14 @@ def _autocast_conv(rows: Tensor, cols: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 def _conv1x1(map: Tensor, weight: Tensor) -> Tensor:
     """The 1x1 convolution in the memory format of `map` (dense), whatever the weight's. Handles
-    maps without pixels, which the library refuses."""
+    empty maps, which torch's convolution rejects."""
     if map.numel() == 0:
         return map.new_zeros((map.size(0), weight.size(0), *map.shape[2:]))
     return F.conv2d(map, weight.flatten(1)[:, :, None, None])
 
 
 def _conv1x1_weight(grad: Tensor, map: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `weight`, given those of the convolution's result and its operand."""
+    """The gradient of `weight`, from the gradient of the result and the input map."""
     if grad.numel() == 0 or map.numel() == 0:
         return torch.zeros_like(weight)
     one, none = [1, 1], [0, 0]

@@ -1,10 +1,10 @@
 """The upsample family's operators, which interpolate levels: schemas, fake kernels, autograd
 formulas, autocast, vmap. Those under a convolution's taps are in upsample_taps.
 
-Shapes: x, out, grad (N, C, H, W); levels: 1 to 8 maps (N, C_l, h, w), any sizes from 1 up. The
-functions a user calls are in stripctx.functional, the arithmetic in stripctx.reference.upsample.
+Shapes: x, out, grad (N, C, H, W); levels: 1 to 8 maps (N, C_l, h, w) of any size from 1 x 1. The
+public functions are in stripctx.functional, the arithmetic in stripctx.reference.upsample.
 
-All but the rectifier is linear: the backward of a backward operator is the forward one.
+Everything but the ReLU is linear: the backward of a backward operator is the forward operator.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from stripctx.reference import upsample as reference
 OPS = torch.ops.stripctx
 
 
-# pyramid_concat: x and every level at (H, W), in one tensor. Its backward gives the levels'
-# gradients from their channels of grad; that of x is a view of grad, as torch.cat's is.
+# pyramid_concat: x and every level at (H, W), in one tensor. Its backward computes the gradients of
+# the levels from their channels of grad; the gradient of x is a view of grad, as for torch.cat.
 
 
 def _check_concat(
@@ -116,14 +116,14 @@ def _save_concat_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor
 
 
 def _backward_concat_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    map = grads[0].new_empty(ctx.shape)  # no channels: it only says how large
+    map = grads[0].new_empty(ctx.shape)  # without channels: only its size is used
     to_grad = OPS.pyramid_concat(map, list(grads), ctx.modes, ctx.ratios, 0)
     return to_grad, None, None, None, None
 
 
-# pyramid_add_relu: out = relu(x + every level at (H, W)). Its backward reads the saved output, not
-# the sum it is the rectification of: that costs one read of a map that the next layer keeps anyway,
-# where recomputing the sum would keep x and interpolate once more. NaN counts as passed.
+# pyramid_add_relu: out = relu(x + every level at (H, W)). Its backward reads the saved output to
+# mask the gradient: one read of a map that the next layer saves anyway. Recomputing the sum would
+# require saving x and interpolating again. The gradient passes where the output is NaN.
 
 
 def _check_add_relu(

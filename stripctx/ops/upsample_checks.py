@@ -1,6 +1,6 @@
-"""What the operators that interpolate levels ask of their arguments, and what they share.
+"""Argument checks and helpers of the operators that interpolate levels.
 
-Levels: 1 to 8 maps (N, C_l, h, w), any sizes from 1 up.
+Levels: 1 to 8 maps (N, C_l, h, w) of any size from 1 x 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stripctx.ops import checks
 from stripctx.reference.upsample import MODES
 
 MOST_LEVELS = 8
-MOST = 2**31 - 1  # so that no sum or product below leaves 64 bits
+MOST = 2**31 - 1  # sums and products in the kernels then fit in 64 bits
 MOST_TAPS = 2**15 - 1  # along one axis
 
 
@@ -31,7 +31,8 @@ def check_levels(
     other: Tensor,
     channels: int | None = None,
 ) -> None:
-    """Maps of the batch, dtype and device of `other`, with `channels` channels or any number."""
+    """Levels have the batch size, dtype and device of `other`, and `channels` channels (or any
+    number)."""
     _check_count(name, argument, len(levels))
     for i, level in enumerate(levels):
         item = f"{argument}[{i}]"
@@ -47,7 +48,8 @@ def check_levels(
 
 
 def check_sizes(name: str, sizes: Sequence[int], each: int) -> None:
-    """`each` numbers a level: the last two, its rows and columns, are positive."""
+    """`sizes` has `each` numbers per level, the last two of which, its rows and columns, are
+    positive."""
     if len(sizes) % each != 0:
         raise ValueError(f"{name}: sizes must hold {each} numbers a level, got {len(sizes)}")
     _check_count(name, "sizes", len(sizes) // each)
@@ -63,8 +65,8 @@ def check_interpolation(
     cells: Sequence[int],
     extent: Sequence[int],
 ) -> None:
-    """A mode and two ratios for each level, whose `cells` are (h, w), (h, w), ...; no ratio above
-    input size to output size, so that none reads beyond a level."""
+    """There are a mode and two ratios for each level, whose `cells` are (h, w), (h, w), ... No
+    ratio is greater than input size over output size, so that no position reads past the level."""
     if len(modes) != len(cells) // 2 or any(mode not in MODES for mode in modes):
         raise ValueError(
             f"{name}: modes must hold a code from 0 to {len(MODES) - 1} a level, got {list(modes)}"
@@ -80,7 +82,7 @@ def check_interpolation(
 
 
 def check_most(name: str, argument: str, values: Sequence[int], most: int) -> None:
-    """A symbolic size is not asked: the question would become a bound on what can be exported."""
+    """Skips symbolic sizes: a comparison would add a bound to the exported program."""
     if any(isinstance(value, int) and value > most for value in values):
         raise ValueError(f"{name}: {argument} must be at most {most}, got {checks.text(values)}")
 
@@ -94,7 +96,7 @@ def sizes_of(levels: Sequence[Tensor]) -> list[int]:
 
 
 def promote(*tensors: Tensor) -> list[Tensor]:
-    """What torch.cat does under autocast: all in the widest dtype among them."""
+    """Converts all tensors to the widest dtype among them, as torch.cat does under autocast."""
     dtype = tensors[0].dtype
     for other in tensors[1:]:
         dtype = torch.promote_types(dtype, other.dtype)

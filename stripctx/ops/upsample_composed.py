@@ -1,5 +1,5 @@
 """The convolution over a pyramid as a composition of operators, which traces, transforms and other
-devices see: library products on each map's own cells, and `pyramid_taps_add`.
+devices use: library products at each map's own resolution, and `pyramid_taps_add`.
 
 Shapes: as in upsample_conv.
 """
@@ -23,7 +23,8 @@ OPS = torch.ops.stripctx
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution and, for each map that is not of x's size, its mode and its two ratios."""
+    """The arguments of a convolution and, for each map of another size than x, its mode and two
+    ratios."""
 
     x_index: int
     padding: list[int]
@@ -35,8 +36,8 @@ class Geometry:
 def concatenated(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """The convolution as it is written. torch.jit.trace cannot record an operator that is given
-    sizes, and would keep those of the example."""
+    """The convolution of the concatenation. Used in torch.jit.trace, which cannot record an
+    operator with traced sizes and would store those of the example."""
     x, levels = maps[geometry.x_index], list(maps)
     del levels[geometry.x_index]
     if levels:
@@ -51,7 +52,7 @@ def composed(
     parts = plan.parts(weight)
     of_maps, of_weight = plan.together(maps), plan.together(parts)
     taps = [_composed_product(maps[k], of_each_tap(parts[k])) for k in plan.small]
-    if of_maps.size(1) == 0 and taps:  # all that is convolved is small
+    if of_maps.size(1) == 0 and taps:  # no map is convolved at full size
         out = taps[0].new_zeros(()) if bias is None else bias.to(taps[0].dtype)[:, None, None]
         out = out.expand(of_maps.size(0), weight.size(0), *plan.outputs)
     elif plan.pointwise:
@@ -64,7 +65,7 @@ def composed(
 
 
 def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`product`, differentiable."""
+    """`product`, for autograd."""
     if not as_matrix(map):
         return F.conv2d(map, matrix[:, :, None, None], bias)
     matrices, columns = matrix.expand(map.size(0), -1, -1), map.flatten(2)
@@ -76,7 +77,8 @@ def _composed_product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -
 
 
 class Maps:
-    """Which maps are convolved at full size, which on their own cells; their slices of a weight."""
+    """The division of the maps and of the weight's slices: maps convolved at full size, and levels
+    convolved at their own resolution."""
 
     def __init__(self, maps: Sequence[Tensor], weight: Tensor, geometry: Geometry) -> None:
         x = maps[geometry.x_index]
@@ -103,7 +105,7 @@ class Maps:
         return weight.split(self.channels, 1)
 
     def together(self, items: Sequence[Tensor]) -> Tensor:
-        """What belongs to the maps at full size, side by side."""
+        """The entries of the maps at full size, concatenated."""
         if len(self.whole) == 1:
             return items[self.whole[0]]
         return torch.cat([items[k] for k in self.whole], 1)

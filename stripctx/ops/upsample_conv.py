@@ -1,13 +1,14 @@
-"""The convolution over a pyramid, `functional.pyramid_conv`: library products on each map's own
-cells and `pyramid_taps_add`.
+"""The convolution over a pyramid, `functional.pyramid_conv`: library products at each map's own
+resolution and `pyramid_taps_add`.
 
-Traces, transforms and other devices see that composition. On a CPU it would allocate a second map
-to add the levels to, and its products would come in memory whose pages the system makes one by one.
-There, outside of traces, it runs as one node of the autograd graph: the levels are added to the
-convolution of x where it lies, and each slice of the weight's gradient is written where it belongs.
+Traces, transforms and other devices use the composition of these operators (upsample_composed). On
+a CPU it would allocate a second map for the sum, and library products would return memory with a
+page fault for every 4 KB. Outside of traces, CPUs therefore run a single autograd node: the levels
+are added in place to the convolution of x, and each slice of the weight's gradient is written
+directly into the result.
 
-Shapes: maps (N, C_l, h, w) in the order of the concatenation, x of them (N, C, H, W), also any
-number of the others; weight (O, sum of C_l, kh, kw); taps of a level (N, kh*kw*O, h, w).
+Shapes: maps (N, C_l, h, w) in the order of the concatenation; x and any number of further maps are
+(N, C, H, W); weight (O, sum of C_l, kh, kw); taps of a level (N, kh*kw*O, h, w).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OPS = torch.ops.stripctx
 def pyramid_conv(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """conv2d over the maps, all at x's size, side by side."""
+    """conv2d over the concatenation of the maps, interpolated to the size of x."""
     if _compat.is_tracing() and not torch.onnx.is_in_onnx_export():
         return concatenated(maps, weight, bias, geometry)
     operands = [weight, *maps] if bias is None else [weight, bias, *maps]
@@ -50,7 +51,7 @@ def pyramid_conv(
     if torch.is_autocast_enabled("cpu"):
         operands = [_as_under_autocast(operand) for operand in operands]
     if any(operand.dtype != operands[0].dtype for operand in operands):
-        return composed(maps, weight, bias, geometry)  # which refuses it
+        return composed(maps, weight, bias, geometry)  # raises the error
     weight, *rest = operands
     bias, maps = (None, rest) if bias is None else (rest[0], rest[1:])
     return PyramidConv.apply(geometry, weight, bias, *maps)
@@ -66,7 +67,7 @@ def _runs_at_once(operand: Tensor) -> bool:
 
 
 def _as_under_autocast(operand: Tensor) -> Tensor:
-    """As conv2d casts it."""
+    """Casts as conv2d does under autocast."""
     if operand.dtype is torch.float64:
         return operand
     return operand.to(torch.get_autocast_dtype("cpu"))
@@ -83,7 +84,7 @@ def _forward(
         out = product(of_maps, of_weight.flatten(1), bias)
     else:
         if plan.format is torch.contiguous_format and is_channels_last(of_weight):
-            of_weight = of_weight.contiguous()  # else the result were channels_last
+            of_weight = of_weight.contiguous()  # otherwise the result would be channels_last
         out = F.conv2d(
             of_maps, of_weight, bias, padding=geometry.padding, dilation=geometry.dilation
         )
@@ -100,7 +101,7 @@ def _backward(
     geometry: Geometry,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of the maps, the weight and the bias, those that `needs` asks for."""
+    """The gradients of the maps, the weight and the bias that are needed, None for the others."""
     plan = Maps(maps, weight, geometry)
     grad = grad.contiguous(memory_format=plan.format)
     maps = [map.contiguous(memory_format=plan.format) for map in maps]
@@ -132,7 +133,8 @@ def _backward_of_whole(
     grads: list[Tensor | None],
     of_weight: list[Tensor | None],
 ) -> Tensor | None:
-    """Those of the maps at full size into `grads` and `of_weight`; that of the bias."""
+    """Writes the gradients of the maps at full size and of their slices into `grads` and
+    `of_weight`; returns the gradient of the bias."""
     needs_weight, needs_bias = needs[-2:]
     needs_maps = any(needs[k] for k in plan.whole)
     of_maps, of_part = plan.together(maps), plan.together(parts)
@@ -162,7 +164,7 @@ def _backward_of_whole(
 
 
 class PyramidConv(torch.autograd.Function):
-    """conv2d over the maps, all at x's size, side by side."""
+    """conv2d over the concatenation of the maps, interpolated to the size of x."""
 
     @staticmethod
     def forward(
@@ -187,8 +189,8 @@ class PyramidConv(torch.autograd.Function):
 def _composed_backward(
     ctx: Any, grad: Tensor, weight: Tensor, maps: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of weight, bias and maps through the composition, whose operators take a batch
-    of gradients as one."""
+    """The gradients of weight, bias and maps by the composition, whose operators have batching
+    rules for batched gradients."""
     _, needs_weight, needs_bias, *needs_maps = ctx.needs_input_grad
     again = torch.is_grad_enabled()
     needs, inputs = [needs_weight, *needs_maps], [weight, *maps]
@@ -205,7 +207,8 @@ def _composed_backward(
 
 
 class PyramidConvBackward(torch.autograd.Function):
-    """Its gradients; linear in grad, and for each of them in the other operand."""
+    """The gradients as an autograd function. They are linear in grad, and each is linear in the
+    other operand of the product."""
 
     @staticmethod
     def forward(
@@ -219,8 +222,9 @@ class PyramidConvBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *seconds: Tensor | None) -> tuple[Any, ...]:
-        """<seconds, gradients> = <grad, total> with
-        total = conv(seconds of maps, weight) + conv(maps, second of weight) + second of bias."""
+        """Differentiates sum(seconds * gradients) = sum(grad * total) with
+        total = conv(seconds of maps, weight) + conv(maps, second of weight) + second of bias.
+        """
         grad, weight, *maps = ctx.saved_tensors
         _, _, needs_grad, needs_weight, *needs_maps = ctx.needs_input_grad
         *given, second_weight, second_bias = seconds

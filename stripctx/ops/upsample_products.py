@@ -1,7 +1,6 @@
-"""What the convolution over a pyramid (upsample_conv.py) runs on: library products that write into
-memory of large pages, and `pyramid_taps_add` into a map that exists. All but `of_each_tap` works
-below autograd.
-"""
+"""Building blocks of the convolution over a pyramid (upsample_conv.py): library products that write
+into memory with huge pages, and `pyramid_taps_add` into an existing map. All but `of_each_tap` run
+below autograd."""
 
 from __future__ import annotations
 
@@ -17,20 +16,21 @@ from stripctx.ops.schemas import LIBRARY, declare
 from stripctx.reference import upsample as reference
 
 OPS = torch.ops.stripctx
-LARGE = 2**20  # bytes: below, malloc has the memory at hand
-MAPPED_AFRESH = 2**25  # bytes: above, malloc never has
+LARGE = 2**20  # bytes; malloc serves smaller blocks from memory it already has
+MAPPED_AFRESH = 2**25  # bytes; malloc maps larger blocks anew each time
 
 
 def as_matrix(map: Tensor) -> bool:
-    """The CPU's convolutions reorder a contiguous map into blocks of channels and back; its matrix
-    products take it as it is. Those of float16 take many times as long as a convolution."""
+    """Whether a 1x1 convolution runs as a matrix product. The CPU's convolutions convert a
+    contiguous map to a blocked layout and back; matrix products use it directly. In float16 they
+    take many times as long as a convolution."""
     if torch.onnx.is_in_onnx_export():
         return False
     return map.device.type == "cpu" and map.is_contiguous() and map.dtype is not torch.float16
 
 
 def memory(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor; one that is large, in memory of large pages."""
+    """An uninitialised contiguous tensor; if it is large, with huge pages."""
     size = list(shape)
     if like.device.type == "cpu" and like.element_size() * torch.Size(size).numel() >= LARGE:
         return OPS.map_memory(size, like)
@@ -38,9 +38,9 @@ def memory(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def as_pixels(map: Tensor, matrix: Tensor) -> bool:
-    """Whether a channels_last map is taken as one matrix, a row a pixel, times `matrix` or a 1x1
-    weight. The library's convolution is faster, except where malloc maps its result, or the map's
-    gradient, afresh in small pages."""
+    """Whether the 1x1 convolution of a channels_last map runs as a product of one matrix, a row per
+    pixel. The library's convolution is faster, unless malloc would map its result, or the gradient
+    of the map, anew in small pages."""
     last = map.is_contiguous(memory_format=torch.channels_last)
     if map.device.type != "cpu" or not last or map.dtype is torch.float16:
         return False
@@ -54,7 +54,7 @@ def by_pixel(map: Tensor) -> Tensor:
 
 
 def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution by `matrix` (O, C), below autograd."""
+    """The 1x1 convolution by `matrix` (O, C), below autograd."""
     images, size = map.size(0), map.shape[2:]
     if as_matrix(map):
         out = memory((images, matrix.size(0), size.numel()), map)
@@ -77,7 +77,7 @@ def product(map: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
 def product_backward(
     grad: Tensor, map: Tensor, matrix: Tensor, needs_map: bool, needs_matrix: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `product`'s map and matrix; grad in the layout of the map."""
+    """The gradients of the map and the matrix of `product`; grad has the layout of the map."""
     if not as_matrix(map) and not as_pixels(map, matrix):
         needs = [needs_map, needs_matrix, False]
         kernel = matrix[:, :, None, None]
@@ -104,7 +104,7 @@ def convolution_backward(
 
 
 def of_each_tap(part: Tensor) -> Tensor:
-    """A slice of the weight as the matrix (kh*kw*O, C_l) of a level's taps."""
+    """The slice of the weight for a level, as the matrix (kh*kw*O, C_l) of its taps."""
     return part.permute(2, 3, 0, 1).reshape(-1, part.size(1))
 
 
@@ -117,7 +117,7 @@ def of_each_tap_at_once(part: Tensor) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
-    """The weight's gradient from its slices: each is written once."""
+    """The weight's gradient, concatenated from its slices; each is written once."""
     out = memory(weight.shape, weight)
     begin = 0
     for part in parts:
@@ -138,7 +138,7 @@ def _map_memory(size: list[int], like: Tensor) -> Tensor:
     return like.new_empty(size)
 
 
-# What PyramidConv runs on, below autograd. `out` may be `base`.
+# The product and sum of PyramidConv, below autograd. `out` may be `base`.
 declare("pyramid_taps_add.out")
 LIBRARY.impl("pyramid_taps_add.out", _taps_add_into, "CompositeExplicitAutograd")
 declare("map_memory")

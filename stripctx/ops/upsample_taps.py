@@ -1,8 +1,8 @@
 """The upsample family's operators that add levels under the taps of a convolution: schemas, fake
 kernels, autograd formulas, autocast, vmap.
 
-Shapes: base, out, grad (N, C, H, W); taps: of each level (N, kh * kw * C, h, w). Both are linear:
-the backward of the backward operator is the forward one.
+Shapes: base, out, grad (N, C, H, W); taps (N, kh * kw * C, h, w) for each level. Both operators are
+linear: the backward of the backward operator is the forward operator.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from stripctx.reference import upsample as reference
 OPS = torch.ops.stripctx
 
 
-# pyramid_taps_add: out = base + for every level and every tap of the kernel, the tap's channels at
-# (H, W), read `tap * dilation - padding` further on and 0 outside: a convolution of the upsampled
-# level, after the sum over its channels, which `taps` already holds.
+# pyramid_taps_add: out = base + for every level and tap of the kernel, the tap's channels
+# interpolated to (H, W) and read `tap * dilation - padding` positions away, 0 outside. This is a
+# convolution of the interpolated level whose sum over channels is already in `taps`.
 
 
 def _check_kernel(
