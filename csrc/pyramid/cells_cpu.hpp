@@ -11,19 +11,13 @@
 // a result into that of a bin with the given number of positions.
 #pragma once
 
-#include "pyramid/params.hpp"
-
-#include <algorithm>
-#include <vector>
-
-#include "cpu/loops.hpp"
 #include "cpu/transpose.hpp"
+#include "pyramid/grid_cpu.hpp"
 
 namespace stripctx::cpu {
 
 constexpr int64_t kPoolChannels = 128;  // channels of one work item, channels_last
 constexpr int kPoolVectors = 8;         // vectors of channels whose results stay in registers
-constexpr int64_t kLongestCell = 64;    // rows: nested sums round less than one long sum
 
 // Pixels read together: as many as have kPoolElements elements, for the first-level cache, but at
 // least kPoolPixels. Running results of a work item: at most kPoolResults bytes, for the
@@ -31,71 +25,6 @@ constexpr int64_t kLongestCell = 64;    // rows: nested sums round less than one
 constexpr int64_t kPoolPixels = 4;
 constexpr int64_t kPoolElements = 8192;
 constexpr int64_t kPoolResults = 128 * 1024;
-
-// The positions of each bin of each level along H (dimension 2) or W (3).
-inline std::vector<std::vector<Span>> bin_windows(const PooledLevels& levels, const View& map,
-                                                  int dimension) {
-  std::vector<std::vector<Span>> result;
-  for (const int64_t bins : levels.bins(dimension)) {
-    auto& level = result.emplace_back();
-    for (int64_t i = 0; i < bins; ++i) level.push_back(window(i, bins, map.size[dimension]));
-  }
-  return result;
-}
-
-// The number of positions of each bin of each level, in row-major order, padded to whole vectors.
-template <class A>
-std::vector<std::vector<A>> bin_sizes(const PooledLevels& levels, const View& map) {
-  const auto down = bin_windows(levels, map, 2), across = bin_windows(levels, map, 3);
-  std::vector<std::vector<A>> result(levels.count);
-  for (int k = 0; k < levels.count; ++k) {
-    for (const Span& rows : down[k]) {
-      for (const Span& columns : across[k]) result[k].push_back(A(rows.size() * columns.size()));
-    }
-    result[k].resize(padded<A>(result[k].size()), 1);
-  }
-  return result;
-}
-
-// The cells of a map, and which cells and bins overlap, along each axis separately.
-struct PoolGrid {
-  struct Axis {
-    std::vector<Span> cells;  // the cells of each bin
-    std::vector<Span> over;   // the bins that contain each cell
-  };
-
-  Cells rows, columns;
-  std::vector<Axis> down, across;  // for each level, along H and along W
-
-  PoolGrid(const View& map, const PooledLevels& levels)
-      : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
-    for (const auto& windows : bin_windows(levels, map, 2)) down.push_back(axis(rows, windows));
-    for (const auto& windows : bin_windows(levels, map, 3))
-      across.push_back(axis(columns, windows));
-  }
-
- private:
-  static Axis axis(const Cells& cells, const std::vector<Span>& windows) {
-    Axis result;
-    const int64_t bins = windows.size();
-    for (const Span& positions : windows) result.cells.push_back(cells.of(positions));
-    for (int64_t k = 0; k < cells.count(); ++k) {
-      result.over.push_back(bins_at(cells[k].begin, bins, cells.length()));
-    }
-    return result;
-  }
-};
-
-// Calls body(p, n, c) for `count` planes from number `plane` on; plane n * C + c is channel c of
-// image n.
-template <class Body>
-inline void for_planes(int64_t C, int64_t plane, int64_t count, Body&& body) {
-  int64_t n = plane / C, c = plane % C;
-  for (int64_t p = 0; p < count; ++p) {
-    body(p, n, c);
-    if (++c == C) ++n, c = 0;
-  }
-}
 
 // An array of running results, loaded and stored a vector at a time from any element on.
 template <class A, class Lanes>
@@ -155,12 +84,6 @@ void gather_row(const View& x, const T* map, const Span& rows, Row<A, Lanes>& ou
     }
     for (int v = 0; v < kVectors; ++v) out.store(to + w + v * kLanes<A>, gathered[v]);
   });
-}
-
-// How many rows of cells to process per plane before the next plane, so that planes are read or
-// written in long runs while the `elements_each` numbers of each row of cells stay in the cache.
-inline int64_t row_cells_at_a_time(int64_t elements_each) {
-  return std::max<int64_t>(1, 65536 / elements_each);
 }
 
 // Shortens a row of positions before the transposition: all whole vectors of a cell are merged into
@@ -400,17 +323,6 @@ void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int
     }
     item += together;
   }
-}
-
-inline bool pools_channels_last(const View& x, const PooledLevels& levels) {
-  return x.channels_last() && levels.channels_last();
-}
-
-// Whether there is a single level whose bins span the full width of a dense contiguous map: each
-// bin is then one contiguous run.
-inline bool pools_runs(const View& x, const PooledLevels& levels) {
-  return levels.count == 1 && levels[0].size[3] == 1 && x.stride[2] == x.size[3] &&
-         !pools_channels_last(x, levels);
 }
 
 // Calls write(level, n, c, i, j, count, lanes_at) for all results as soon as they are complete:

@@ -3,7 +3,8 @@
 // directly for a channels_last map, and for as many planes of a contiguous map as a vector has
 // lanes, transposed. Writes grad_x once, in runs as long as a thread's share of the work allows.
 #include "core/dispatch.hpp"
-#include "pyramid/cells_cpu.hpp"
+#include "cpu/transpose.hpp"
+#include "pyramid/grid_cpu.hpp"
 
 namespace stripctx::cpu {
 
