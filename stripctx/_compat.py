@@ -56,6 +56,14 @@ def is_transformed_or_traced() -> bool:
     )
 
 
+def differentiates_functionally() -> bool:
+    """Whether a transform of torch.func or a level of forward-mode differentiation is active. False
+    while compiling."""
+    if torch.compiler.is_compiling():
+        return False
+    return functorch_is_active() or forward_ad._current_level >= 0
+
+
 def has_tangent(value: Any) -> bool:
     """Whether the tensor carries a forward-mode tangent."""
     if forward_ad._current_level < 0 or not isinstance(value, Tensor):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from operator_checks import DEVICE
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.decoders import DECODERS
@@ -213,6 +214,39 @@ def test_scopes_are_per_thread() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_functional_differentiation() -> None:
+    """torch.func and forward mode, which the operators refuse, work as before `fuse`."""
+    plain, fused = decoders()
+    plain.eval(), fused.eval()
+    skip, x = maps()
+    tangents = (torch.randn_like(skip), torch.randn_like(x))
+    weight = torch.randn(4, 8, 1, 1).to(skip)
+
+    def block(skip: Tensor, x: Tensor) -> Tensor:
+        with fusing():
+            up = F.interpolate(x, size=skip.shape[2:], mode="bilinear")
+            return F.conv2d(torch.cat([skip, up], 1), weight)
+
+    def plain_block(skip: Tensor, x: Tensor) -> Tensor:
+        return F.conv2d(
+            torch.cat([skip, F.interpolate(x, skip.shape[2:], mode="bilinear")], 1), weight
+        )
+
+    def results(function: Callable[..., Tensor]) -> list[Any]:
+        with forward_ad.dual_level():
+            duals = map(forward_ad.make_dual, (skip, x), tangents)
+            dual = forward_ad.unpack_dual(function(*duals))
+        return [
+            *dual,
+            torch.func.jvp(function, (skip, x), tangents),
+            torch.func.grad(lambda *maps: function(*maps).square().sum(), (0, 1))(skip, x),
+            torch.func.vmap(function, (None, 0))(skip, torch.stack([x, 2 * x])),
+        ]
+
+    for ours, theirs in ((fused, plain), (block, plain_block)):
+        torch.testing.assert_close(results(ours), results(theirs))
 
 
 def test_exceptions_end_the_scope() -> None:

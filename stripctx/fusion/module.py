@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stripctx import _compat
 from stripctx.fusion import find, scope
 
 
@@ -58,10 +59,11 @@ class Fused(nn.Module):
         raise NotImplementedError
 
     def steps_aside(self, *args: Any) -> bool:
-        """Whether the module's own forward has to run: when a skipped child is watched, and under
-        TorchScript and torch.fx tracing (proxies in `args`), which do not know our operators."""
-        tracing = torch.jit.is_tracing()
-        if tracing or _has_proxy(args):
+        """Whether the module's own forward has to run: when a skipped child is watched, under
+        TorchScript and torch.fx tracing (proxies in `args`), which do not know our operators, and
+        under torch.func and forward-mode differentiation, which the operators refuse."""
+        functional = _compat.differentiates_functionally()
+        if functional or torch.jit.is_tracing() or _has_proxy(args):
             return True
         try:
             return not self.unnoticed()

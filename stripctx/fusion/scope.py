@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from stripctx import functional
+from stripctx import _compat, functional
 from stripctx.fusion import consumers as consumers
 from stripctx.fusion import labels as labels
 from stripctx.fusion.lazy import CONSUMERS, Lazy, is_lazy, made
@@ -85,6 +85,8 @@ def _level(
         return None
     if input.is_cuda and torch.are_deterministic_algorithms_enabled():
         return None  # torch then uses a decomposition
+    if _compat.differentiates_functionally():
+        return None  # which the operators refuse
     if (size is None) == (scale_factor is None):
         return None
     sizes = input.shape[2:]
