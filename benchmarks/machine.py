@@ -88,11 +88,13 @@ def compiler() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit, with a + if the working tree is modified."""
+    """The commit, with a + if the working tree is modified other than by results and documents."""
     revision = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
     if not revision:
         return None
-    changes = _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "-uno")
+    code = (":!benchmarks/results", ":!docs", ":!README.md")
+    status = ("status", "--porcelain", "-uno", "--", ".", *code)
+    changes = _output("git", "-C", str(REPOSITORY), *status)
     return revision + ("+" if changes else "")
 
 
