@@ -70,6 +70,23 @@ def map_to(tensors: tuple[Tensor, ...], **kwargs: Any) -> tuple[Tensor, ...]:
 
 
 @every_layer
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x[:, :5], "must have shape"),
+        (lambda x: x.long(), "must be float64, float32, float16 or bfloat16, got int64"),
+        (lambda x: x[0, :, :, 0], "must have shape"),
+    ],
+    ids=["channels", "dtype", "rank"],
+)
+def test_refuses_other_maps(name: str, change: Callable[[Tensor], Tensor], words: str) -> None:
+    """In the layer's own words, not in those of a convolution inside it."""
+    x, *others = arguments(name)
+    with pytest.raises(ValueError, match=f"^[A-Za-z]+: x {words}"):
+        make(name)(change(x), *others)
+
+
+@every_layer
 def test_copies(name: str) -> None:
     layer, inputs = make(name).eval(), arguments(name)
     expected = layer(*inputs)

@@ -278,5 +278,5 @@ def test_layer_refuses() -> None:
         lambda: ContextEncoding(8, 3, reduction="max"),
     )
     wrong = torch.zeros(2, 7, 4, 5, device=DEVICE)
-    words = "codewords must have shape (4, 7), got (4, 8)"
+    words = "x must have shape (N, 8, H, W) or (N, 8, L), got (2, 7, 4, 5)"
     operator_checks.raises(ValueError, words, lambda: EncodingLayer(8, 4).to(DEVICE)(wrong))

@@ -289,5 +289,5 @@ def test_layer_refuses() -> None:
         ValueError, "in_channels must be positive, got 0", lambda: StripPooling(0)
     )
     operator_checks.raises(
-        ValueError, "x must be 4-D", lambda: StripPooling(8)(torch.zeros(8, 5, 7))
+        ValueError, "x must have shape (N, 8, H, W)", lambda: StripPooling(8)(torch.zeros(8, 5, 7))
     )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import functional, tracing, upstream
+from stripctx.ops import checks
 
 _PYTORCH_ENCODING = upstream.Layout(
     "PyTorch-Encoding's EncModule",
@@ -88,6 +89,12 @@ class EncodingLayer(nn.Module):
 
     @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() not in (3, 4) or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"EncodingLayer: x must have shape (N, {self.in_channels}, H, W) or "
+                f"(N, {self.in_channels}, L), got {checks.sizes(x)}"
+            )
+        checks.floating("EncodingLayer", "x", x)
         return functional.encode(x, self.codewords, self._scales())
 
     def _scales(self) -> Tensor:
@@ -172,6 +179,7 @@ class ContextEncoding(nn.Module):
 
     @tracing.one_call
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        checks.feature_map("ContextEncoding", "x", x, self.conv.in_channels)
         projected = F.relu(self.norm(self.conv(x)), inplace=True)
         encoded = F.relu(self.code_norm(self.encoding(projected)), inplace=True)
         pooled = encoded.mean(1) if self.reduction == "mean" else encoded.sum(1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import functional, tracing, upstream
+from stripctx.ops import checks
 
 POSITIONS = 128  # values of a position map are 0 to 127; 128 marks padding
 ENCODINGS = ("sinusoid", "learned", None)
@@ -218,15 +219,8 @@ class HeightAttention(nn.Module):
     def forward(
         self, x: Tensor, out: Tensor, pos: Tensor | None = None, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        for argument, value, channels in (
-            ("x", x, self.in_channels),
-            ("out", out, self.out_channels),
-        ):
-            if value.dim() != 4 or value.shape[1] != channels:
-                raise ValueError(
-                    f"HeightAttention: {argument} must have shape (N, {channels}, H, W), "
-                    f"got {tuple(value.shape)}"
-                )
+        checks.feature_map("HeightAttention", "x", x, self.in_channels)
+        checks.feature_map("HeightAttention", "out", out, self.out_channels)
         logits = self._logits(x, pos)
         gated = functional.row_gate(out, logits)
         if not return_attention:

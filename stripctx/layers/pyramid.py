@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripctx import functional, tracing, upstream
+from stripctx.ops import checks
 
 NormLayer = Callable[[int], nn.Module]
 Bins = Sequence[int | tuple[int, int]]
@@ -112,10 +113,7 @@ class _Pyramid(nn.Module):
     def levels(self, x: Tensor) -> list[Tensor]:
         """The pooled and projected maps, one (N, branch_channels, h, w) per bin."""
         name = type(self).__name__
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"{name}: x must have shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
-            )
+        checks.feature_map(name, "x", x, self.in_channels)
         if self.training and x.shape[0] == 1:
             for pair, branch in zip(self.bins, self.branches, strict=True):
                 if pair == (1, 1):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stripctx import functional, tracing, upstream
 from stripctx.layers.pyramid import NormLayer, refuse_batch_of_one, size_pairs
+from stripctx.ops import checks
 
 ARMS = ("both", "short", "long")
 POOLINGS = ("strip", "global")
@@ -52,6 +53,7 @@ class StripPooling(nn.Module):
 
     @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
+        checks.feature_map("StripPooling", "x", x, self.conv1.in_channels)
         rows, cols = functional.strip_pool(x)
         rows = self.bn1(self.conv1(rows))
         cols = self.bn2(self.conv2(cols))
@@ -143,11 +145,7 @@ class MixedPooling(nn.Module):
 
     @tracing.one_call
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"MixedPooling: x must have shape (N, {self.in_channels}, H, W), "
-                f"got {tuple(x.shape)}"
-            )
+        checks.feature_map("MixedPooling", "x", x, self.in_channels)
         paths = []
         if self.arms != "long":
             paths.append(self._short(self.conv1_1(x)))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripctx import _compat, functional, tracing, upstream
+from stripctx.ops import checks
 
 NormLayer = Callable[[int], nn.Module]
 Channels = tuple[int, int, int, int]
@@ -46,9 +47,7 @@ class Backbone(nn.Module):
 def check_image(network: nn.Module, x: Tensor) -> None:
     if tracing.is_proxy(x):
         return
-    if x.dim() != 4 or x.shape[1] != 3:
-        name = type(network).__name__
-        raise ValueError(f"{name}: x must have shape (N, 3, H, W), got {tuple(x.shape)}")
+    checks.feature_map(type(network).__name__, "x", x, 3)
 
 
 def resized(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:

@@ -24,13 +24,26 @@ def tensor(name: str, argument: str, value: Tensor, shape: str) -> None:
         raise ValueError(
             f"{name}: {argument} must be {rank}-D {shape}, got {value.dim()}-D {sizes(value)}"
         )
+    floating(name, argument, value)
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name}: {argument} must be a dense tensor, got {value.layout}")
+
+
+def floating(name: str, argument: str, value: Tensor) -> None:
     if value.dtype not in DTYPES:
         raise ValueError(
             f"{name}: {argument} must be float64, float32, float16 or bfloat16, "
             f"got {dtype(value.dtype)}"
         )
-    if value.layout is not torch.strided:
-        raise ValueError(f"{name}: {argument} must be a dense tensor, got {value.layout}")
+
+
+def feature_map(name: str, argument: str, value: Tensor, channels: int) -> None:
+    """`value` is a floating-point map (N, channels, H, W)."""
+    if value.dim() != 4 or value.shape[1] != channels:
+        raise ValueError(
+            f"{name}: {argument} must have shape (N, {channels}, H, W), got {sizes(value)}"
+        )
+    floating(name, argument, value)
 
 
 def size(name: str, argument: str, value: Tensor, expected: tuple[int | torch.SymInt, ...]) -> None:
