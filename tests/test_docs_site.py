@@ -56,6 +56,13 @@ def test_examples_in_the_reference_are_code(site: Path) -> None:
         assert "<blockquote>" not in page.read_text(), page
 
 
+def test_results_in_the_reference_are_one_text(site: Path) -> None:
+    """By default each line of a section Returns would be a result of its own."""
+    page = (site / "reference" / "fuse.html").read_text()
+    table = page.split('id="stripctx.fuse"')[1].split("Returns:")[1].split("</table>")[0]
+    assert table.count("<tr") == 2  # the head and one row
+
+
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*", page.read_text())

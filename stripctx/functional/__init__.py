@@ -1,8 +1,10 @@
 """The public functions. Maps are (N, C, H, W) in float64, float32, float16 or bfloat16. Contiguous
 and channels_last maps run natively, and results keep the memory format of the input.
 
-All functions are twice differentiable and bit-reproducible: the same input gives the same bits.
-Sums use float32 (float64 for float64) and are rounded once. Invalid arguments raise ValueError.
+All functions except label maps are twice differentiable, and all are bit-reproducible: the same
+input gives the same bits. Sums use float32 (float64 for float64) and are rounded once. Invalid
+arguments raise ValueError. Forward-mode differentiation and `torch.func.grad` raise
+NotImplementedError.
 """
 
 import stripctx.ops  # noqa: F401  (defines the operators)

@@ -46,7 +46,7 @@ def marked(function: str, target: Tensor, num_classes: int, ignore_index: int) -
 def checked(
     function: str, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits in float32 or float64, at their own size, and labels as `marked` gives them."""
+    """Logits in float32 or float64, not interpolated, and the labels as returned by `marked`."""
     if logits.dim() != 4 or not logits.is_floating_point():
         raise ValueError(
             f"{function}: logits must be a floating map (N, K, H, W), "

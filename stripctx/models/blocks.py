@@ -1,7 +1,7 @@
 """Residual blocks (He et al., CVPR 2016). Bottlenecks may be wide (Wide ResNet, Zagoruyko and
 Komodakis, BMVC 2016), grouped (ResNeXt, Xie et al., CVPR 2017), or contain strip pooling (SPNet,
-Hou et al., CVPR 2020). Each ReLU is a module of its own: quantisers that match patterns in an
-exported graph take two calls of one for one."""
+Hou et al., CVPR 2020). Each ReLU is a separate module, because quantisers that match patterns in an
+exported graph would treat two calls of one module as one."""
 
 from __future__ import annotations
 
