@@ -22,6 +22,8 @@ MORE_SHARED: dict[str, int] = {
     # Codewords, and backward G, for as long as a block runs; tiles' kernels where they do not fit.
     "encode_resident": 136 * 1024,
     "encode_backward_resident": 225 * 1024,
+    "encode_float": 196 * 1024,
+    "encode_backward_float": 227 * 1024,
 }
 USUAL_SHARED = 48 * 1024
 
@@ -30,9 +32,8 @@ USUAL_SHARED = 48 * 1024
 # come from the first-level cache.
 # The encoding layer's one image alone is cut into 113 blocks. In maps of x in float32, encode moves
 # 1 that is the floor, 2.0 of the blocks' sums, 64 KB each, written and read from the second-level
-# cache, and 4.9 of the codewords' 64 KB, which every tile of 16 positions reads again from the
-# first-level cache. Its gradient moves 2 that are the floor, 2 of sums and 13.8 of codewords and
-# their gradients. Sums and codewords are float32 whatever x is: twice as many maps in bfloat16.
+# cache, and 2.0 of the codewords' 64 KB, which every block reads twice. Its gradient moves 2 that
+# are the floor, 2 of sums and 3 of codewords and their gradients. Sums and codewords are float32 whatever x is: twice as many maps in bfloat16.
 # Labels are bound by exponentials, not by bytes: tiles of 8 rows of pixels read two rows of logits
 # of their own and two that neighbours read, from the second-level cache.
 # Nine taps of 50 cells a plane are an eighth of a map of 60 x 60, and every chunk of rows of one
