@@ -23,6 +23,8 @@ MORE_SHARED: dict[str, int] = {
     # per tile run where they do not fit.
     "encode_resident": 136 * 1024,
     "encode_backward_resident": 225 * 1024,
+    "encode_float": 196 * 1024,
+    "encode_backward_float": 227 * 1024,
 }
 USUAL_SHARED = 48 * 1024
 
@@ -37,10 +39,10 @@ USUAL_SHARED = 48 * 1024
 #   of a channels_last pyramid do not fit in one block: each reads the gradient separately, and a
 #   level of 20 x 20 cell by cell.
 # - encode: one image is divided into 113 blocks. In units of x in float32, forward moves 1 (the
-#   floor), 2.0 for the blocks' partial sums of 64 KB, through the second-level cache, and 4.9 for
-#   the codewords' 64 KB, which every tile of 16 positions rereads from the first-level cache.
-#   Backward moves 2 (the floor), 2 for sums and 13.8 for codewords and their gradients. Sums and
-#   codewords are float32 for every dtype of x, which is twice as many units in bfloat16.
+#   floor), 2.0 for the blocks' partial sums of 64 KB, through the second-level cache, and 2.0 for
+#   the codewords' 64 KB, which every block reads twice. Backward moves 2 (the floor), 2 for sums
+#   and 3 for codewords and their gradients. Sums and codewords are float32 for every dtype of x,
+#   which is twice as many units in bfloat16.
 # - upsample_*: limited by exponentials rather than by bytes. A tile of 8 rows of pixels reads two
 #   rows of logits, and two more that neighbouring tiles read too, from the second-level cache.
 MOST: dict[str | tuple[str, str], float] = {

@@ -71,15 +71,19 @@ def test_sizes_of_the_networks(shape: Shape, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not EMULATED, reason="counts launches")
-def test_devices_with_less_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 maps, whose codewords then do not stay in shared memory."""
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.bfloat16, "resident"), (torch.float32, "float")], ids=str
+)
+def test_devices_with_less_shared_memory(
+    dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codewords then do not stay in shared memory."""
     import emulation
 
     def check() -> None:
-        case = encode_case(32)
-        operator_checks.check_float64(case, (1, 130, 3, 13), torch.bfloat16, "contiguous")
+        operator_checks.check_float64(encode_case(32), (1, 130, 3, 13), dtype, "contiguous")
 
-    assert {"encode_resident", "encode_backward_resident"} <= emulation.counts(check).keys()
+    assert {f"encode_{kind}", f"encode_backward_{kind}"} <= emulation.counts(check).keys()
     monkeypatch.setenv("STRIPCTX_SIMT_SHARED_BYTES", str(64 * 1024))
     assert {"encode_tiles", "encode_backward_tiles"} <= emulation.counts(check).keys()
 

@@ -79,25 +79,25 @@ def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int
 
 
 def encode_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords, once or twice per tile, or four times per block if they stay in shared memory;
-    and a partial sum of every result per block."""
+    """The codewords, once or twice per tile, or twice (float32) or four times per block if they stay
+    in shared memory; and a partial sum of every result per block."""
     kind, launch = launch_of(launches, "encode_")
     blocks, a_tile, a_block = launch.grid[0], 2 if shape.channels <= 128 else 1, 3
-    if kind == "resident":
-        a_tile, a_block = 0, 4
+    if kind in ("resident", "float"):
+        a_tile, a_block = 0, 4 if kind == "resident" else 2
     extra = encode_parameters_extra(shape, blocks, a_tile, a_block)
     parts = partial_sums(shape, encoded(shape), blocks // shape.batch)
     return extra + parts + shape.floor(read=-parameters(shape), written=0, operations=0)
 
 
 def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords and G, for the assignments and again for the gradient of x, or five times and
-    twice per block if they stay in shared memory; partial sums of the parameters' gradients per
+    """The codewords and G, for the assignments and again for the gradient of x, or per block if they
+    stay in shared memory, five times and twice, or (float32) twice and once; partial sums of the parameters' gradients per
     block."""
     kind, launch = launch_of(launches, "encode_backward_")
     blocks, a_tile, a_block = launch.grid[0], 6 if shape.channels <= 128 else 4, 6
-    if kind == "resident":
-        a_tile, a_block = 0, 7
+    if kind in ("resident", "float"):
+        a_tile, a_block = 0, 7 if kind == "resident" else 3
     extra = encode_parameters_extra(shape, blocks, a_tile, a_block)
     parts = partial_sums(shape, parameters(shape), blocks)
     once = parameters(shape) + encoded(shape)

@@ -43,6 +43,27 @@ __device__ inline Tf32 to_tf32(float value) {
   return rounded;
 }
 
+// A float in two parts, at fewer instructions than `split`: the high one rounded to the nearest
+// (half away from zero), the low one cut by the tensor core, which ignores bits below tf32's. NaN
+// and infinities make the low part NaN.
+struct QuickParts {
+  Tf32 high, low;
+};
+__device__ inline QuickParts quick_split(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof(bits));
+  bits = (bits + 0x1000u) & 0xffffe000u;
+  QuickParts parts;
+  memcpy(&parts.high, &bits, sizeof(bits));
+  parts.low.value = value - parts.high.value;
+#if !defined(__CUDACC__)  // what a tensor core does
+  memcpy(&bits, &parts.low, sizeof(bits));
+  bits &= 0xffffe000u;
+  memcpy(&parts.low, &bits, sizeof(bits));
+#endif
+  return parts;
+}
+
 // The same product without tensor cores: each lane fetches the rows and columns that its four sums
 // need.
 __device__ inline void mma_m16n8k8_plain(float (&d)[4], const Tf32 (&a)[4], const Tf32 (&b)[2]) {

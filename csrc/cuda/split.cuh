@@ -52,6 +52,18 @@ __device__ inline Fragment<kPrecision, kCount> split(const At& at) {
   return fragment;
 }
 
+// Sets register i of a fragment of tf32.
+template <Precision kPrecision, int kCount>
+__device__ inline void set(Fragment<kPrecision, kCount>& fragment, int i, float value) {
+  if constexpr (kPrecision == Precision::kSplitTf32) {
+    const QuickParts parts = quick_split(value);
+    fragment.high[i] = parts.high;
+    fragment.low[i] = parts.low;
+  } else {
+    fragment.high[i] = to_tf32(value);
+  }
+}
+
 // The left operand, 16 rows.
 template <Precision kPrecision, class At>
 __device__ inline Fragment<kPrecision, 4> left_operand(const At& at) {
@@ -102,6 +114,17 @@ __device__ inline void multiply(float (&d)[4], const Fragment<kPrecision, 4>& a,
 #pragma unroll
     for (int i = 0; i < 4; ++i) d[i] += sum[i];
   }
+}
+
+// The same products of tf32 added in the tensor core: for the few steps of a short sum only.
+template <Precision kPrecision>
+__device__ inline void multiply_short(float (&d)[4], const Fragment<kPrecision, 4>& a,
+                                      const Fragment<kPrecision, 2>& b) {
+  if constexpr (kPrecision == Precision::kSplitTf32) {
+    mma_m16n8k8(d, a.low, b.high);
+    mma_m16n8k8(d, a.high, b.low);
+  }
+  mma_m16n8k8(d, a.high, b.high);
 }
 
 // Where element i of a lane's product d stands.

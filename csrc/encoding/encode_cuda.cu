@@ -69,7 +69,7 @@ int64_t scratch(const Encode& op) {
 void launch(const Encode& op, Stream stream) {
   if (!runs_on_tensor_cores(op)) return launch_general(op, stream);
   const EncodeChunks chunks = encode_chunks(op);
-  if (launch_resident(op, chunks, stream)) return;
+  if (launch_float(op, chunks, stream) || launch_resident(op, chunks, stream)) return;
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_tiles",
             .grid = {op.x.size[0] * chunks.count},

@@ -39,6 +39,10 @@ EncodeChunks encode_chunks(const Op& op) {
 void launch_general(const Encode& op, Stream stream);
 void launch_general(const EncodeBackward& op, Stream stream);
 
+// The tensor-core kernels for float32 with resident codewords; false where they do not fit.
+bool launch_float(const Encode& op, const EncodeChunks& chunks, Stream stream);
+bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream);
+
 // The tensor-core kernels for bfloat16 with resident codewords; false where they do not fit.
 bool launch_resident(const Encode& op, const EncodeChunks& chunks, Stream stream);
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream);

@@ -13,7 +13,7 @@
 #include "cuda/reduce.cuh"
 #include "cuda/split.cuh"
 #include "cuda/tiling.hpp"
-#include "encoding/plan.hpp"
+#include "encoding/chunk.cuh"
 
 namespace stripctx::cuda {
 
@@ -44,17 +44,6 @@ int64_t tile_bytes(int64_t depth) {
          shared_bytes<float>(kAssignmentRows<kColumns> * kRowStride) +
          shared_bytes<unsigned>(kWarps);
 }
-
-// The positions of a block. Grid: chunks of all images, image fastest.
-struct Chunk {
-  int64_t image, first, end;
-
-  template <class Op>
-  __device__ Chunk(const Op& op, const EncodeChunks& chunks)
-      : image(blockIdx.x % op.x.size[0]),
-        first(blockIdx.x / op.x.size[0] * chunks.positions),
-        end(min(first + chunks.positions, op.positions())) {}
-};
 
 template <class T, Precision kPrecision, int kColumns>
 struct EncodeTile {
