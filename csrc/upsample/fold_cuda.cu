@@ -256,9 +256,10 @@ bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
     const int64_t most = std::clamp<int64_t>(kFoldThreads / team, fewest, kMostAlongZ);
     for (int64_t side = most; side >= fewest; side /= 2) {
       cut.planes = static_cast<int>(side);
-      if (fold_bytes(op, cut) > kFoldBytes) continue;
+      const int64_t bytes = fold_bytes(op, cut);
+      if (bytes > kFoldBytes) continue;
       // Two waves of blocks: tables are made as seldom as may be.
-      const int64_t resident = std::clamp<int64_t>(kProcessorBytes / fold_bytes(op, cut), 1, 8);
+      const int64_t resident = std::clamp<int64_t>(kProcessorBytes / bytes, 1, 8);
       cut.turns = static_cast<int>(
           std::clamp<int64_t>(ceil_div(planes, side) / (2 * kProcessors * resident), 1, 8));
       return true;

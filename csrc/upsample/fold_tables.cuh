@@ -4,6 +4,7 @@
 
 #include "upsample/params.hpp"
 
+#include "core/search.hpp"
 #include "cuda/device.cuh"
 #include "upsample/weights.cuh"
 
@@ -37,10 +38,8 @@ struct Reading {
 __device__ inline Reading reading_at(const Axis<float>& axis, int64_t position) {
   const bool inside = position >= 0 && position < axis.extent;
   const Sample<float> sample = axis.at(max(int64_t{0}, min(position, axis.extent - 1)));
-  const bool one = sample.first == sample.second;
-  const float first = one ? sample.first_weight + sample.second_weight : sample.first_weight;
   return {static_cast<int>(sample.first),
-          {{inside ? first : 0, inside && !one ? sample.second_weight : 0}},
+          {{inside ? sample.of_first() : 0, inside ? sample.of_second() : 0}},
           inside};
 }
 
@@ -120,16 +119,7 @@ struct FoldTables {
         const int dy = tap / tap_columns, line = l * tap_columns + tap - dy * tap_columns;
         const auto column = [&](int w) { return column_cells[line * W + w]; };
         const auto search = [&](int wanted) {  // the first column that reads cells from there on
-          int low = 0, high = W;
-          while (low < high) {
-            const int middle = (low + high) / 2;
-            if (column(middle) >= wanted) {
-              high = middle;
-            } else {
-              low = middle + 1;
-            }
-          }
-          return low;
+          return first_true(W, [&](int w) { return column(w) >= wanted; });
         };
         Item item;
         item.begin = static_cast<uint16_t>(search(j - 1));
