@@ -49,7 +49,7 @@ MOST: dict[str | tuple[str, str], float] = {
     ("pyramid_pool", "channels_last"): 1.2,
     ("pyramid_max_pool", "channels_last"): 1.2,
     ("pyramid_concat_backward", "channels_last"): 1.25,
-    ("pyramid_add_relu_backward", "channels_last"): 1.25,
+    ("pyramid_add_relu_backward", "channels_last"): 1.3,
     ("pyramid_taps_add_backward", "channels_last"): 3.0,
     "pyramid_taps_add": 1.2,
     "strip_pool_backward": 1.3,

@@ -25,8 +25,9 @@ constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
 constexpr int64_t kFoldBytes = 46 * 1024;
 constexpr int64_t kSectorBytes = 32;  // fewest of a pixel that a block reads
 constexpr int64_t kProcessors = 132;  // of a large chip
-constexpr int64_t kMostTaps = 512;    // of all levels
-constexpr int64_t kFewestRows = 4;    // of a chunk
+constexpr int64_t kMostTaps = 256;    // of all levels
+constexpr int kPartsInFlight = 4;
+constexpr int64_t kFewestRows = 8;  // of a chunk
 
 __device__ inline int64_t pixel(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
   return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w * view.stride[3];
@@ -37,7 +38,8 @@ __device__ inline int64_t pixel(const View& view, int64_t n, int64_t c, int64_t 
 template <class T, int kPack, int kCombos, bool kMasked>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     fold_pixels(PyramidAddBackward op, PixelTiles cut) {
-  constexpr int kRowsInFlight = kMasked || kCombos > 2 ? 4 : 8;
+  constexpr int kPackBytes = kPack * static_cast<int>(sizeof(T));
+  constexpr int kRowsInFlight = kMasked || (kCombos > 2 && kPackBytes == 16) ? 4 : 8;
   constexpr int kPart = kPack < 4 ? kPack : 4, kParts = kPack / kPart;  // of a pack, in one access
   const int C = static_cast<int>(op.grad.size[1]);
   const int64_t H = op.grad.size[2], W = op.grad.size[3];
@@ -89,11 +91,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       PixelItem item{};
       if (mine < count) {
         item = tables.items[first + mine];
+        const int first_of = (item.line_and_kept & 0xff) * slots;
+        const int next = first_of + cut.levels * tap_columns * slots;
         for (int w = item.begin + part; w < item.end; w += group) {
-          const int at = item.line * slots + w;
-          const Pack<float, 2> weights = tables.column_weights[at];
-          const float weight = tables.column_cells[at] == item.cell ? weights[0] : weights[1];
-          if (weight == 0) continue;
+          const float weight = tables.column_weights[(w < item.middle ? next : first_of) + w];
 #pragma unroll
           for (int p = 0; p < kParts; ++p) {
             const auto value = sums.template load_pack<kPart>(line_base + place(w, p));
@@ -111,17 +112,18 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         }
       }
       if (mine >= count || part != 0 || !has_channels) continue;
-      const int dx = item.line - (l - cut.first_level) * tap_columns;
-      const bool read = row_read && item.begin < item.end;
+      const int line = item.line_and_kept & 0xff, column = item.line_and_kept >> 8;
+      const int dx = line - (l - cut.first_level) * tap_columns;
+      const bool read = row_read && item.read;
       const bool here = read       ? row_alone && item.alone
                         : row_read ? tables.before[combo] < i - 1
-                                   : tables.line_before[item.line] < item.cell - 1;
+                                   : tables.line_before[line] < item.cell - 1;
       if (here) {
         const int64_t channel = (int64_t{dy} * tap_columns + dx) * C + c;
         Global<T>(level).template store_pack<kPack>(pixel(level, n, channel, i, item.cell),
                                                     pack_from_accumulate<T, kPack>(sum));
       } else if (read) {
-        const int kept = place_kept(cut, l, dy * tap_columns + dx, kept_row, item.kept);
+        const int kept = place_kept(cut, l, dy * tap_columns + dx, kept_row, column);
 #pragma unroll
         for (int p = 0; p < kParts; ++p) {
           Pack<float, kPart> pack;
@@ -197,7 +199,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       float value[kPack];
       widen(pack, value);
       const uint32_t turning = tables.turns[row];
-      if (turning != 0) {
+      if ((turning & ~PixelTables::kPlain) != 0) {
 #pragma unroll 1
         for (int k = 0; k < cut.combos; ++k) {
           if ((turning >> k & 1) == 0) continue;
@@ -215,19 +217,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
           }
         }
       }
+      const auto add = [&](bool plain) {
 #pragma unroll
-      for (int k = 0; k < kCombos; ++k) {
-        if (kCombos > 2 && k >= cut.combos) continue;
-        const Pack<float, 2> weights =
-            tables.row_weights[row * (kCombos > 2 ? cut.combos : kCombos) + k];
-        if (weights[0] != 0) {  // of an infinite value, nothing
+        for (int k = 0; k < kCombos; ++k) {
+          if (kCombos > 2 && k >= cut.combos) continue;
+          const Pack<float, 2> weights =
+              tables.row_weights[row * (kCombos > 2 ? cut.combos : kCombos) + k];
 #pragma unroll
-          for (int m = 0; m < kPack; ++m) upper[k][m] = fmaf(weights[0], value[m], upper[k][m]);
+          for (int m = 0; m < kPack; ++m) {
+            if (plain || weights[0] != 0) upper[k][m] = fmaf(weights[0], value[m], upper[k][m]);
+            if (plain || weights[1] != 0) lower[k][m] = fmaf(weights[1], value[m], lower[k][m]);
+          }
         }
-        if (weights[1] != 0) {
-#pragma unroll
-          for (int m = 0; m < kPack; ++m) lower[k][m] = fmaf(weights[1], value[m], lower[k][m]);
-        }
+      };
+      if ((turning & PixelTables::kPlain) != 0) {
+        add(true);
+      } else {
+        add(false);
       }
       if constexpr (kCombos > 2) {
 #pragma unroll
@@ -298,19 +304,33 @@ __global__ void join_pixels(PyramidAddBackward op, PixelTiles cut) {
   const int64_t row_offset = op.taps.offset(0, dy), column_offset = op.taps.offset(1, dx);
   const Global<const float> parts(static_cast<const float*>(op.partials.data), op.partials.numel());
   float sum[kPack] = {};
-  for (int a = down.first; a <= down.last; ++a) {
+  const int count = across.last - across.first + 1, all = (down.last - down.first + 1) * count;
+  const auto load = [&](int q, Pack<float, kPart>(&part)[kParts]) {
+    const int a = down.first + q / count, b = across.first + q % count;
     const int row = i - first_cell(rows, int64_t{a} * cut.rows + row_offset);
-    for (int b = across.first; b <= across.last; ++b) {
-      const int column = j - first_cell(columns, int64_t{b} * cut.slots + column_offset);
-      const int64_t tile = (n * cut.row_chunks + a) * cut.column_tiles + b;
-      const int kept = place_kept(cut, l, tap, row, column);
+    const int column = j - first_cell(columns, int64_t{b} * cut.slots + column_offset);
+    const int64_t tile = (n * cut.row_chunks + a) * cut.column_tiles + b;
+    const int64_t kept = tile * cut.kept + place_kept(cut, l, tap, row, column);
 #pragma unroll
-      for (int p = 0; p < kParts; ++p) {
-        const auto pack =
-            parts.template load_pack<kPart>((tile * cut.kept + kept) * C + c + p * kPart);
+    for (int p = 0; p < kParts; ++p) {
+      part[p] = parts.template load_pack<kPart>(kept * C + c + p * kPart);
+    }
+  };
+  for (int q = 0; q < all; q += kPartsInFlight) {
+    Pack<float, kPart> part[kPartsInFlight][kParts] = {};
+    if (q + kPartsInFlight <= all) {  // the loads are on the way together
 #pragma unroll
-        for (int m = 0; m < kPart; ++m) sum[p * kPart + m] += pack[m];
+      for (int r = 0; r < kPartsInFlight; ++r) load(q + r, part[r]);
+    } else {
+#pragma unroll
+      for (int r = 0; r < kPartsInFlight; ++r) {
+        if (q + r < all) load(q + r, part[r]);
       }
+    }
+#pragma unroll
+    for (int r = 0; r < kPartsInFlight; ++r) {
+#pragma unroll
+      for (int m = 0; m < kPack; ++m) sum[m] += part[r][m / kPart][m % kPart];
     }
   }
   Global<T>(level).template store_pack<kPack>(pixel(level, n, int64_t{tap} * C + c, i, j),
@@ -372,7 +392,7 @@ int64_t pixel_bytes(const PyramidAddBackward& op, const PixelTiles& cut, int pac
   return shared_bytes<Pack<float, 2>>(int64_t{cut.rows} * cut.combos) +
          shared_bytes<int>((cut.rows + 1) * int64_t{cut.combos}) +
          2 * shared_bytes<int>(cut.combos) + shared_bytes<uint32_t>(cut.rows) +
-         shared_bytes<Pack<float, 2>>(cut.slots * lines) + shared_bytes<int>(cut.slots * lines) +
+         shared_bytes<float>(2 * cut.slots * lines) + shared_bytes<int>(cut.slots * lines) +
          3 * shared_bytes<int>(lines) + shared_bytes<int>(lines + 1) +
          shared_bytes<PixelItem>(cut.items) +
          shared_bytes<float>(int64_t{2} * cut.lanes * cut.slots * pack);
@@ -417,7 +437,7 @@ PixelTiles cut_pixels(const PyramidAddBackward& op, int pack) {
     return std::max<int64_t>(power_of_two(W, kBlockThreads / lanes), kWarpSize / lanes);
   };
   const auto blocks = [&] { return N * ceil_div(C, lanes * pack) * ceil_div(W, slots); };
-  for (slots = slots_of(); lanes > fewest && (slots < W || blocks() < 2 * kProcessors);) {
+  for (slots = slots_of(); lanes > fewest && (slots < W || 2 * blocks() < 3 * kProcessors);) {
     lanes /= 2;
     slots = slots_of();
   }

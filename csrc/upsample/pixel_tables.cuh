@@ -58,23 +58,28 @@ STRIPCTX_HOST_DEVICE inline Span32 cells_written(const Axis<float>& axis, int64_
   return {begin == 0 ? 0 : first_cell(axis, begin + offset), last < cells ? last : cells};
 }
 
-// A cell of a line: the tile's columns that read it, and whether those of other tiles do not.
+// A cell of a line: the tile's columns that give it anything, whether columns of the tile read it,
+// and whether those of other tiles do not.
 struct alignas(16) PixelItem {
-  uint16_t begin, end;
-  uint16_t line, alone;
+  uint16_t begin, end, middle;  // the columns before `middle` read it as their second
+  uint8_t read, alone;
+  int32_t line_and_kept;  // its line, and its place among the tile's parts of a row << 8
   int32_t cell;
-  int32_t kept;  // its place among the tile's partial sums of a row
 };
 
 struct PixelTables {
-  Shared<Pack<float, 2>> row_weights;     // [row][combo]: of the first cell and of the next
-  Shared<int> row_cells;                  // [row + 1][combo]: the first; row -1: where sums begin
-  Shared<int> before, after;              // [combo]: the cells of the rows around the chunk
-  Shared<uint32_t> turns;                 // [row]: combos that go on to other cells
-  Shared<Pack<float, 2>> column_weights;  // [line][column]
-  Shared<int> column_cells;               // [line][column]
-  Shared<int> line_before, line_after;    // [line]: the cells of the columns around the tile
-  Shared<int> line_cells, line_begin;     // [line]: its items, and the first; behind the last
+  // No weight of a row is 0, but of cells that do not exist: such a weight times an infinite value
+  // must not be added.
+  static constexpr uint32_t kPlain = 0x80000000u;
+
+  Shared<Pack<float, 2>> row_weights;   // [row][combo]: of the first cell and of the next
+  Shared<int> row_cells;                // [row + 1][combo]: the first; row -1: where sums begin
+  Shared<int> before, after;            // [combo]: the cells of the rows around the chunk
+  Shared<uint32_t> turns;               // [row]: combos that go on to other cells; kPlain
+  Shared<float> column_weights;         // [of the first cell, of the next][line][column]
+  Shared<int> column_cells;             // [line][column]
+  Shared<int> line_before, line_after;  // [line]: the cells of the columns around the tile
+  Shared<int> line_cells, line_begin;   // [line]: its items, and the first; behind the last
   Shared<PixelItem> items;
 
   __device__ PixelTables(const PixelTiles& cut, int lines, SharedMemory& memory)
@@ -83,7 +88,7 @@ struct PixelTables {
         before(memory.take<int>(cut.combos)),
         after(memory.take<int>(cut.combos)),
         turns(memory.take<uint32_t>(cut.rows)),
-        column_weights(memory.take<Pack<float, 2>>(cut.slots * lines)),
+        column_weights(memory.take<float>(2 * cut.slots * lines)),
         column_cells(memory.take<int>(cut.slots * lines)),
         line_before(memory.take<int>(lines)),
         line_after(memory.take<int>(lines)),
@@ -125,7 +130,8 @@ struct PixelTables {
       const int64_t position = left + column + op.taps.offset(1, line % tap_columns);
       const Sample<float> sample = axis.at(max(int64_t{0}, min(position, axis.extent - 1)));
       const bool inside = position >= 0 && position < axis.extent;
-      column_weights[k] = {{inside ? sample.of_first() : 0.0f, inside ? sample.of_second() : 0.0f}};
+      column_weights[k] = inside ? sample.of_first() : 0.0f;
+      column_weights[cut.slots * lines + k] = inside ? sample.of_second() : 0.0f;
       column_cells[k] = static_cast<int>(sample.first);
     }
     for (int line = rank; line < lines; line += threads) {
@@ -139,10 +145,13 @@ struct PixelTables {
     }
     __syncthreads();
     for (int row = rank; row < cut.rows; row += threads) {
-      uint32_t turning = 0;
+      uint32_t turning = kPlain;
       for (int combo = 0; combo < cut.combos; ++combo) {
         const int at = (row + 1) * cut.combos + combo;
         if (row_cells[at] != row_cells[at - cut.combos]) turning |= 1u << combo;
+        const Pack<float, 2> weights = row_weights[row * cut.combos + combo];
+        const bool single = row_cells[at] == op.levels[(cut.first + combo) / tap_rows].size[2] - 1;
+        if (weights[0] == 0 || (weights[1] == 0 && !single)) turning &= ~kPlain;
       }
       turns[row] = turning;
     }
@@ -160,13 +169,22 @@ struct PixelTables {
           return column_cells[line * cut.slots + column] >= wanted;
         });
       };
+      const int middle = search(cell);
+      const Level& level = op.levels[cut.first_level + line / tap_columns];
+      const bool nearest = level.mode == Mode::kNearest || level.mode == Mode::kNearestExact;
+      const int64_t origin_at = left + op.taps.offset(1, line % tap_columns);
+      const int64_t inside = max(int64_t{0}, -origin_at);
+      const int64_t outside = max(int64_t{0}, op.taps.size[1] - origin_at);
+      const int begin_read = search(cell - 1), end_read = search(cell + 1);
       PixelItem item;
-      item.begin = static_cast<uint16_t>(search(cell - 1));
-      item.end = static_cast<uint16_t>(search(cell + 1));
-      item.line = static_cast<uint16_t>(line);
+      const int from = nearest ? middle : begin_read;
+      item.begin = static_cast<uint16_t>(min(max(int64_t{from}, inside), int64_t{end_read}));
+      item.end = static_cast<uint16_t>(min(int64_t{end_read}, outside));
+      item.middle = static_cast<uint16_t>(middle);
+      item.read = begin_read < end_read;
       item.alone = line_before[line] < cell - 1 && line_after[line] > cell;
+      item.line_and_kept = line | (cell - origin) << 8;
       item.cell = cell;
-      item.kept = cell - origin;
       items[k] = item;
     }
     __syncthreads();

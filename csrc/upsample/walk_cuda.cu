@@ -148,13 +148,32 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
     const Global<const T> source(level);
     const int64_t from = n * level.stride[0] + c * level.stride[1];
     const int first = tables.begin[l], end = first + taps * tables.height[l] * tables.width[l];
-#pragma unroll 4
-    for (int k = first + start; k < end; k += step) {
-      const int place = tables.places[k];
-      if (place < 0) continue;
-      const auto pack = source.template load_pack<M>(from + place);
+    for (int k = first + start; k < end; k += 4 * step) {
+      int place[4];
+      bool all = true;
 #pragma unroll
-      for (int m = 0; m < M; ++m) cells[base + k * pitch + m] = to_accumulate(pack[m]);
+      for (int r = 0; r < 4; ++r) {
+        place[r] = k + r * step < end ? tables.places[k + r * step] : -1;
+        all = all && place[r] >= 0;
+      }
+      Pack<T, M> packs[4] = {};
+      if (all) {  // the loads are on the way together
+#pragma unroll
+        for (int r = 0; r < 4; ++r) packs[r] = source.template load_pack<M>(from + place[r]);
+      } else {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          if (place[r] >= 0) packs[r] = source.template load_pack<M>(from + place[r]);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (place[r] < 0) continue;
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          cells[base + (k + r * step) * pitch + m] = to_accumulate(packs[r][m]);
+        }
+      }
     }
   }
 }
