@@ -8,7 +8,7 @@
 // from this tile alone is its gradient; of others the tile's part is kept, and join_pixels adds the
 // parts.
 //
-// float64, and levels larger than the map: a thread owns a cell and gathers what reads it.
+// float64, and levels larger than the map: gather_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -337,56 +337,6 @@ __global__ void join_pixels(PyramidAddBackward op, PixelTiles cut) {
                                               pack_from_accumulate<T, kPack>(sum));
 }
 
-// grad_x = grad where not (out <= 0). A thread owns a pack of channels of one pixel.
-template <class T, int N>
-__global__ void mask_pixels(PyramidAddBackward op) {
-  const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
-  const int64_t packs = C / N, k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (k >= op.grad.size[0] * H * W * packs) return;
-  const int64_t c = k % packs * N, p = k / packs;
-  const int64_t n = p / (H * W), h = p / W % H, w = p % W;
-  auto pack = Global<const T>(op.grad).template load_pack<N>(pixel(op.grad, n, c, h, w));
-  const auto out = Global<const T>(op.out).template load_pack<N>(pixel(op.out, n, c, h, w));
-  for (int i = 0; i < N; ++i) {
-    if (to_accumulate(out[i]) <= 0) pack[i] = from_accumulate<T>(0);
-  }
-  Global<T>(op.grad_x).template store_pack<N>(pixel(op.grad_x, n, c, h, w), pack);
-}
-
-// A thread owns a pack of channels of one cell under one tap; packs are fastest.
-template <class T, int N>
-__global__ void gather_pixels(PyramidAddBackward op) {
-  using A = Accumulate<T>;
-  const Level& level = op.levels.level[0];
-  const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
-  const int64_t taps = op.taps.kernel[0] * op.taps.kernel[1], packs = C / N;
-  const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t height = level.size[2], width = level.size[3];
-  if (k >= level.size[0] * height * width * taps * packs) return;
-  const int64_t c = k % packs * N, tap = k / packs % taps, cell = k / packs / taps;
-  const int64_t j = cell % width, i = cell / width % height, n = cell / width / height;
-  const Axis<A> rows = op.taps.template axis<A>(level, 0);
-  const Axis<A> columns = op.taps.template axis<A>(level, 1);
-  const int64_t row_offset = op.taps.offset(0, tap / op.taps.kernel[1]);
-  const int64_t column_offset = op.taps.offset(1, tap % op.taps.kernel[1]);
-  const int64_t row_end = min(rows.end(i) - row_offset, H);
-  const int64_t column_begin = max(columns.begin(j) - column_offset, int64_t{0});
-  const int64_t column_end = min(columns.end(j) - column_offset, W);
-  const Global<const T> grad(op.grad);
-  A sum[N] = {};
-  for (int64_t h = max(rows.begin(i) - row_offset, int64_t{0}); h < row_end; ++h) {
-    const A row_weight = rows.weight(h + row_offset, i);
-    for (int64_t w = column_begin; w < column_end; ++w) {
-      const A weight = row_weight * columns.weight(w + column_offset, j);
-      const auto pack = grad.template load_pack<N>(pixel(op.grad, n, c, h, w));
-      for (int m = 0; m < N; ++m) sum[m] += weight * to_accumulate(pack[m]);
-    }
-  }
-  Pack<T, N> pack;
-  for (int m = 0; m < N; ++m) pack[m] = from_accumulate<T>(sum[m]);
-  Global<T>(level).template store_pack<N>(pixel(level, n, tap * C + c, i, j), pack);
-}
-
 int64_t pixel_bytes(const PyramidAddBackward& op, const PixelTiles& cut, int pack) {
   const int64_t lines = cut.levels * op.taps.kernel[1];
   return shared_bytes<Pack<float, 2>>(int64_t{cut.rows} * cut.combos) +
@@ -533,27 +483,6 @@ PyramidAddBackward masked_already(PyramidAddBackward op) {
   return op;
 }
 
-template <class T, int N>
-void launch_gather(const PyramidAddBackward& op, Stream stream) {
-  if (op.masked()) {
-    launch({.kernel = "pyramid_mask_pixels",
-            .grid = {ceil_div(op.grad.numel() / N, kBlockThreads)},
-            .block = {kBlockThreads},
-            .stream = stream},
-           mask_pixels<T, N>, op);
-  }
-  for (int l = 0; l < op.levels.count; ++l) {
-    PyramidAddBackward one = masked_already(op);
-    one.levels.count = 1;
-    one.levels[0] = op.levels[l];
-    launch({.kernel = "pyramid_gather_pixels",
-            .grid = {ceil_div(op.levels[l].numel() / N, kBlockThreads)},
-            .block = {kBlockThreads},
-            .stream = stream},
-           gather_pixels<T, N>, one);
-  }
-}
-
 }  // namespace
 
 int64_t partials(const PyramidAddBackward& op) {
@@ -572,7 +501,7 @@ int64_t partials(const PyramidAddBackward& op) {
 void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream) {
   with_pixels(op, [&]<class T, int N>() {
     PixelTiles cut = cut_pixels(op, N);
-    if (cut.combos == 0) return launch_gather<T, N>(op, stream);
+    if (cut.combos == 0) return launch_add_backward_gather(op, stream);
     if constexpr (!std::is_same_v<T, double>) {
       PyramidAddBackward rest = op;
       const int all = static_cast<int>(op.levels.count * op.taps.kernel[0]), most = cut.combos;
