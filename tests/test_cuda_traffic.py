@@ -35,9 +35,9 @@ USUAL_SHARED = 48 * 1024
 #   whose strips are read for each pair of lines, three times.
 # - pyramid_pool, pyramid_max_pool: partial results of bins, with so few channels.
 # - pyramid_*_add_*: nine taps of 50 cells per plane are an eighth of the map, and every chunk of
-#   rows of the image rereads those it needs from the second-level cache. In half types the levels
-#   of a channels_last pyramid do not fit in one block: each reads the gradient separately, and a
-#   level of 20 x 20 cell by cell.
+#   rows of the image rereads those it needs from the second-level cache. Gradients of one
+#   channels_last image are summed by many tiles, which write their partial sums of the cells they
+#   share in float32: under nine taps these are as many bytes as the map, in bfloat16 twice as many.
 # - encode: one image is divided into 113 blocks. In units of x in float32, forward moves 1 (the
 #   floor), 2.0 for the blocks' partial sums of 64 KB, through the second-level cache, and 2.0 for
 #   the codewords' 64 KB, which every block reads twice. Backward moves 2 (the floor), 2 for sums
@@ -50,8 +50,9 @@ MOST: dict[str | tuple[str, str], float] = {
     ("strip_add_relu_backward", "channels_last"): 3.4,
     ("pyramid_pool", "channels_last"): 1.2,
     ("pyramid_max_pool", "channels_last"): 1.2,
-    ("pyramid_add_relu_backward", "bfloat16"): 2.6,
-    ("pyramid_taps_add_backward", "bfloat16"): 3.7,
+    ("pyramid_concat_backward", "channels_last"): 1.25,
+    ("pyramid_add_relu_backward", "channels_last"): 1.3,
+    ("pyramid_taps_add_backward", "channels_last"): 3.0,
     "pyramid_taps_add": 1.2,
     "strip_pool_backward": 1.3,
     "strip_add_relu": 1.3,

@@ -14,6 +14,7 @@ from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
 from torch import Tensor
 
 from stripctx import functional
+from stripctx.reference import upsample as reference
 
 OPS = torch.ops.stripctx
 
@@ -623,3 +624,29 @@ def test_a_map_of_no_channels(bias: bool) -> None:
     grad = torch.randn_like(want)
     for a, b in zip(*(torch.autograd.grad(y, leaves, grad) for y in (out, want)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("bins", "padding", "dilation", "mode"),
+    [
+        ((7, 80, 3, 3), 0, 5, 1),  # taps that do not reach the last cells, or the first
+        ((6, 6), 12, 12, 0),  # rows that a tap does not reach
+        ((15, 75), 1, 1, 2),
+    ],
+)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_gradients_of_cells_that_tiles_share(
+    bins: tuple[int, ...], padding: int, dilation: int, mode: int, layout: str
+) -> None:
+    """One image, wider than a tile of columns, its rows cut into chunks; cells that nobody reads
+    are 0."""
+    last = layout == "channels_last"
+    format = torch.channels_last if last else torch.contiguous_format
+    grad = torch.randn(1, 8, 30, 150, device=DEVICE).contiguous(memory_format=format)
+    size = [length - 2 * padding + 2 * dilation for length in (30, 150)]
+    geometry = (size, [3, 3], [padding] * 2, [dilation] * 2, [mode] * (len(bins) // 2))
+    ratios = [0.0] * len(bins)
+    found = OPS.pyramid_taps_add_backward(grad, bins, *geometry, ratios, last)
+    wanted = reference.pyramid_taps_add_backward(grad.double(), bins, *geometry, ratios, last)
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)

@@ -193,26 +193,51 @@ def times_read(cells: int, positions: int) -> float:
     return 1 if cells == 1 else 2 - 1 / positions
 
 
+def cells_handed_on(cells: int, extent: int, span: int, taps: int) -> tuple[int, int]:
+    """The cells along one axis that tiles of `span` positions sum up, corners aligned, over all
+    taps in total, and how many of these no other tile reads."""
+    scale = (cells - 1) / (extent - 1) if extent > 1 else 0
+
+    def first(position: int) -> int:
+        return min(math.floor(scale * min(max(position, 0), extent - 1) + 1e-6), cells - 1)
+
+    total = alone = 0
+    for tap in range(taps):
+        at = [first(position + tap - taps // 2) for position in range(extent)]
+        for begin in range(0, extent, span):
+            end = min(begin + span, extent)
+            low = at[begin] if begin else 0
+            high = min(cells, max(at[end - 1] + 2, at[end])) if end < extent else cells
+            before = at[begin - 1] if begin else -2
+            after = at[end] if end < extent else cells
+            total += high - low
+            alone += sum(before < i - 1 and after > i for i in range(low, high))
+    return total, alone
+
+
 def pyramid_add_backward_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, *, taps: int, first: int
 ) -> Floor:
     """Contiguous planes too wide for one walk that do not fit in a block's shared memory either are
-    summed along H from global memory, for each level and each row of taps. channels_last levels
-    that do not fit together read the gradient once each; those that do not fit alone four times,
-    cell by cell. The floor already includes `first` of these reads. All of them hit a cache."""
-    map = shape.pixels * channels
-    if "pyramid_add_backward_planes" in launches:
-        if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
-            return Floor()
-        times = taps * sum(times_read(b, shape.height) for b in bins) - first
-    elif {"pyramid_fold_planes", "pyramid_add_backward_pixels"} & set(launches):
+    summed along H from global memory, for each level and each row of taps; the floor already
+    includes `first` of these reads, and all of them hit a cache. Tiles of a channels_last map write
+    their parts of the cells that several of them read, in float32, which are then read once."""
+    if "pyramid_fold_pixels" in launches:
+        _, launch = launch_of(launches, "pyramid_fold_pixels")
+        (_, _, chunks), (_, slots, _) = launch.grid, launch.block
+        parts = 0
+        for b in bins:
+            rows = cells_handed_on(b, shape.height, math.ceil(shape.height / chunks), taps)
+            columns = cells_handed_on(b, shape.width, slots, taps)
+            parts += rows[0] * columns[0] - rows[1] * columns[1]
+        parts *= 4 * shape.batch * channels
+        return Floor(read=parts, written=parts)
+    if "pyramid_add_backward_planes" not in launches:
         return Floor()
-    else:
-        times = len(bins) - first
-        if "pyramid_gather_pixels" in launches:
-            largest = max(bins)
-            times += times_read(largest, shape.height) * times_read(largest, shape.width) - 1
-    return Floor(read=round(map * times) * shape.element_size)
+    if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
+        return Floor()
+    times = taps * sum(times_read(b, shape.height) for b in bins) - first
+    return Floor(read=round(shape.pixels * channels * times) * shape.element_size)
 
 
 def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:

@@ -5,6 +5,7 @@
 // add_backward_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
+#include "core/search.hpp"
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
 #include "upsample/plan.hpp"
@@ -63,16 +64,7 @@ struct Positions {
 
   // The first position that reads a cell from `cell` on.
   __device__ int64_t reach(int64_t cell) const {
-    int64_t low = 0, high = axis.extent;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (first_of(middle) + 1 >= cell || cell == 0) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
+    return first_true(axis.extent, [&](int64_t p) { return first_of(p) + 1 >= cell || cell == 0; });
   }
   // The first position that reads only cells after `cell`.
   __device__ int64_t leave(int64_t cell) const {

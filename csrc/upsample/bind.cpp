@@ -153,6 +153,14 @@ Levels allocate_levels(const Checker& check, const Tensor& grad, const Sizes& si
   return result;
 }
 
+// Runs `op`, with memory for the parts of its sums.
+void execute(PyramidAddBackward op, const Tensor& like) {
+  const int64_t elements = kernels::partials(op);
+  const Tensor parts = empty({elements}, like, accumulate_type(like));
+  if (elements > 0) op.partials = view(parts);
+  device::execute(op, like);
+}
+
 // Interpolates each level into its slice of the channels and copies x into its own.
 Tensor pyramid_concat(const Tensor& x, const Tensors& levels, const Sizes& modes,
                       const std::vector<double>& ratios, int64_t x_index) {
@@ -207,7 +215,7 @@ Tensors pyramid_concat_backward(const Tensor& grad, const Sizes& sizes, const Si
     Levels level{1, {{view(grads.back())}}};
     set_interpolation(check, {modes, ratios}, l, taps, level[0]);
     const View part = channels(view(source), begin, count, element_size(grad));
-    device::execute(PyramidAddBackward{part, {}, {}, level, taps, channels_last}, grad);
+    execute({part, {}, {}, level, taps, channels_last}, grad);
     begin += count;
   }
   return grads;
@@ -243,9 +251,9 @@ Tensors pyramid_add_relu_backward(const Tensor& grad, const Tensor& out, const S
   const Taps taps{{out.size(2), out.size(3)}};
   const Levels levels =
       allocate_levels(check, grad, level_sizes, out.size(1), {modes, ratios}, taps, format, grads);
-  device::execute(PyramidAddBackward{view(readable_grad), view(map), grad_x, levels, taps,
-                                     format == MemoryFormat::ChannelsLast},
-                  out);
+  execute(
+      {view(readable_grad), view(map), grad_x, levels, taps, format == MemoryFormat::ChannelsLast},
+      out);
   return grads;
 }
 
@@ -297,7 +305,7 @@ Tensors pyramid_taps_add_backward(const Tensor& grad, const Sizes& level_sizes, 
   const int64_t channels = kernel[0] * kernel[1] * grad.size(1);
   const Levels levels =
       allocate_levels(check, grad, level_sizes, channels, {modes, ratios}, geometry, format, grads);
-  device::execute(PyramidAddBackward{view(source), {}, {}, levels, geometry, channels_last}, grad);
+  execute({view(source), {}, {}, levels, geometry, channels_last}, grad);
   return grads;
 }
 

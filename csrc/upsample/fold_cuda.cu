@@ -196,10 +196,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
             if (line < 0 || line >= tables.kept[item.combo]) continue;
             const int from = plane_base + (y * cut.sums + tables.places[item.combo] + line) * pitch;
             for (int w = item.begin + part; w < item.end; w += group) {
-              const Pack<float, 2> weights = tables.column_weights[item.line * W + w];
-              const bool upper = tables.column_cells[item.line * W + w] == item.column;
+              const int of_line = w < item.middle ? lines + item.line : item.line;
+              const float weight = tables.column_weights[of_line * W + w];
               const int place = kPacked ? w : w % lanes * kOwned + w / lanes;
-              sum = fmaf(upper ? weights[0] : weights[1], sums[from + place], sum);
+              sum = fmaf(weight, sums[from + place], sum);
             }
           }
         }
@@ -219,7 +219,7 @@ int64_t fold_bytes(const PyramidAddBackward& op, const FoldTiles& cut) {
   const int64_t combos = op.levels.count * op.taps.kernel[0];
   const int64_t lines = op.levels.count * op.taps.kernel[1];
   return shared_bytes<Pack<float, 2>>(H * combos) + shared_bytes<int>(H * combos) +
-         2 * shared_bytes<uint32_t>(H) + shared_bytes<Pack<float, 2>>(W * lines) +
+         2 * shared_bytes<uint32_t>(H) + shared_bytes<float>(2 * W * lines) +
          shared_bytes<int>(W * lines) + 2 * shared_bytes<int>(combos) +
          shared_bytes<Item>(cut.items) +
          shared_bytes<float>(int64_t{cut.sums} * (cut.lanes * kOwned + kPad) * cut.chunks *
@@ -256,9 +256,10 @@ bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
     const int64_t most = std::clamp<int64_t>(kFoldThreads / team, fewest, kMostAlongZ);
     for (int64_t side = most; side >= fewest; side /= 2) {
       cut.planes = static_cast<int>(side);
-      if (fold_bytes(op, cut) > kFoldBytes) continue;
+      const int64_t bytes = fold_bytes(op, cut);
+      if (bytes > kFoldBytes) continue;
       // Two waves of blocks: tables are made as seldom as may be.
-      const int64_t resident = std::clamp<int64_t>(kProcessorBytes / fold_bytes(op, cut), 1, 8);
+      const int64_t resident = std::clamp<int64_t>(kProcessorBytes / bytes, 1, 8);
       cut.turns = static_cast<int>(
           std::clamp<int64_t>(ceil_div(planes, side) / (2 * kProcessors * resident), 1, 8));
       return true;

@@ -4,6 +4,7 @@
 
 #include "upsample/params.hpp"
 
+#include "core/search.hpp"
 #include "cuda/device.cuh"
 #include "upsample/weights.cuh"
 
@@ -21,7 +22,8 @@ struct FoldTiles {
 // A cell under a tap: the columns that read it, and where its sums and its gradient stand.
 struct alignas(16) Item {
   uint16_t begin, end;   // columns of the gradient
-  uint16_t row, column;  // the cell
+  uint16_t row;          // of cells
+  uint16_t middle;       // the columns before it read the cell as their second
   uint16_t combo, line;  // its level under its row, and column, of taps
   int32_t place;         // in its level, of one channel
 };
@@ -37,22 +39,20 @@ struct Reading {
 __device__ inline Reading reading_at(const Axis<float>& axis, int64_t position) {
   const bool inside = position >= 0 && position < axis.extent;
   const Sample<float> sample = axis.at(max(int64_t{0}, min(position, axis.extent - 1)));
-  const bool one = sample.first == sample.second;
-  const float first = one ? sample.first_weight + sample.second_weight : sample.first_weight;
   return {static_cast<int>(sample.first),
-          {{inside ? first : 0, inside && !one ? sample.second_weight : 0}},
+          {{inside ? sample.of_first() : 0, inside ? sample.of_second() : 0}},
           inside};
 }
 
 // What a block knows of the maps. A combo is a level under a row of taps, k = level * taps + row; a
 // line is a level under a column of taps.
 struct FoldTables {
-  Shared<Pack<float, 2>> row_weights;     // [row][combo]
-  Shared<int> row_cells;                  // [row][combo]: the first of the two
-  Shared<uint32_t> turns, reads;          // [row]: combos that go on to other cells; that read
-  Shared<Pack<float, 2>> column_weights;  // [line][column]
-  Shared<int> column_cells;               // [line][column]
-  Shared<int> places, kept;               // [combo]: its lines of sums in a chunk's
+  Shared<Pack<float, 2>> row_weights;  // [row][combo]
+  Shared<int> row_cells;               // [row][combo]: the first of the two
+  Shared<uint32_t> turns, reads;       // [row]: combos that go on to other cells; that read
+  Shared<float> column_weights;        // [of the first cell, of the next][line][column]
+  Shared<int> column_cells;            // [line][column]
+  Shared<int> places, kept;            // [combo]: its lines of sums in a chunk's
   Shared<Item> items;
 
   __device__ FoldTables(const FoldTiles& cut, int H, int W, int combos, int lines,
@@ -61,7 +61,7 @@ struct FoldTables {
         row_cells(memory.take<int>(H * combos)),
         turns(memory.take<uint32_t>(H)),
         reads(memory.take<uint32_t>(H)),
-        column_weights(memory.take<Pack<float, 2>>(W * lines)),
+        column_weights(memory.take<float>(2 * W * lines)),
         column_cells(memory.take<int>(W * lines)),
         places(memory.take<int>(combos)),
         kept(memory.take<int>(combos)),
@@ -85,7 +85,8 @@ struct FoldTables {
       const int line = k / W, column = k - line * W, l = line / tap_columns;
       const Reading reading = reading_at(op.taps.template axis<float>(op.levels[l], 1),
                                          column + op.taps.offset(1, line - l * tap_columns));
-      column_weights[k] = reading.weights;
+      column_weights[k] = reading.weights[0];
+      column_weights[lines * W + k] = reading.weights[1];
       column_cells[k] = reading.first;
     }
     if (rank == 0) {
@@ -120,21 +121,13 @@ struct FoldTables {
         const int dy = tap / tap_columns, line = l * tap_columns + tap - dy * tap_columns;
         const auto column = [&](int w) { return column_cells[line * W + w]; };
         const auto search = [&](int wanted) {  // the first column that reads cells from there on
-          int low = 0, high = W;
-          while (low < high) {
-            const int middle = (low + high) / 2;
-            if (column(middle) >= wanted) {
-              high = middle;
-            } else {
-              low = middle + 1;
-            }
-          }
-          return low;
+          return first_true(W, [&](int w) { return column(w) >= wanted; });
         };
         Item item;
         item.begin = static_cast<uint16_t>(search(j - 1));
         item.end = static_cast<uint16_t>(search(j + 1));
-        item.row = static_cast<uint16_t>(i), item.column = static_cast<uint16_t>(j);
+        item.row = static_cast<uint16_t>(i);
+        item.middle = static_cast<uint16_t>(search(j));
         item.combo = static_cast<uint16_t>(l * tap_rows + dy);
         item.line = static_cast<uint16_t>(line);
         item.place = static_cast<int>(tap * op.grad.size[1] * level.stride[1] +

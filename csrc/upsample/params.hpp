@@ -49,6 +49,7 @@ struct PyramidAddBackward {
   Levels levels;
   Taps taps;
   bool channels_last;
+  View partials{};  // where the kernels keep parts of sums: partials(op) elements that sums run in
 
   STRIPCTX_HOST_DEVICE bool masked() const { return out.data != nullptr; }
 };
@@ -59,6 +60,9 @@ namespace stripctx::cpu {
 
 Work work(const PyramidAdd& op);
 Work work(const PyramidAddBackward& op);
+inline int64_t partials(const PyramidAddBackward&) {
+  return 0;
+}
 void run(const PyramidAdd& op, int64_t begin, int64_t end);
 void run(const PyramidAddBackward& op, int64_t begin, int64_t end);
 
@@ -68,5 +72,6 @@ namespace stripctx::cuda {
 
 void launch(const PyramidAdd& op, Stream stream);
 void launch(const PyramidAddBackward& op, Stream stream);
+int64_t partials(const PyramidAddBackward& op);
 
 }  // namespace stripctx::cuda

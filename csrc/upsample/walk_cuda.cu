@@ -148,13 +148,32 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
     const Global<const T> source(level);
     const int64_t from = n * level.stride[0] + c * level.stride[1];
     const int first = tables.begin[l], end = first + taps * tables.height[l] * tables.width[l];
-#pragma unroll 4
-    for (int k = first + start; k < end; k += step) {
-      const int place = tables.places[k];
-      if (place < 0) continue;
-      const auto pack = source.template load_pack<M>(from + place);
+    for (int k = first + start; k < end; k += 4 * step) {
+      int place[4];
+      bool all = true;
 #pragma unroll
-      for (int m = 0; m < M; ++m) cells[base + k * pitch + m] = to_accumulate(pack[m]);
+      for (int r = 0; r < 4; ++r) {
+        place[r] = k + r * step < end ? tables.places[k + r * step] : -1;
+        all = all && place[r] >= 0;
+      }
+      Pack<T, M> packs[4] = {};
+      if (all) {  // the loads are on the way together
+#pragma unroll
+        for (int r = 0; r < 4; ++r) packs[r] = source.template load_pack<M>(from + place[r]);
+      } else {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          if (place[r] >= 0) packs[r] = source.template load_pack<M>(from + place[r]);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (place[r] < 0) continue;
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          cells[base + (k + r * step) * pitch + m] = to_accumulate(packs[r][m]);
+        }
+      }
     }
   }
 }
@@ -246,9 +265,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
         {};  // rows past the last keep what is there: not stored
 #pragma unroll 1
     for (int step = 0; step < (kPacked && !inside[0] ? 0 : rows); step += kRowsInFlight) {
-#pragma unroll
-      for (int r = 0; r < kRowsInFlight; ++r) {
-        if (!adds || step + r >= rows) continue;
+      const auto load = [&](int r) {
         const int64_t at = from + r * op.x.stride[2];
         if constexpr (kPacked) {
           loaded[r] = source.template load_pack<kOwned>(at);
@@ -257,6 +274,15 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
           for (int j = 0; j < 2; ++j) {
             loaded[r][j] = inside[j] ? source.load(at + 32 * j) : from_accumulate<T>(0);
           }
+        }
+      };
+      if (adds && step + kRowsInFlight <= rows) {  // the loads of a step are on the way together
+#pragma unroll
+        for (int r = 0; r < kRowsInFlight; ++r) load(r);
+      } else if (adds) {
+#pragma unroll
+        for (int r = 0; r < kRowsInFlight; ++r) {
+          if (step + r < rows) load(r);
         }
       }
 #pragma unroll
@@ -362,6 +388,7 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
     if (map->data && map->extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
   }
   constexpr int64_t kPackBytes = kPack * sizeof(T);
+  if (kPack > 4 && combos > 2) return false;
   for (int l = 0; l < op.levels.count; ++l) {
     if (op.levels[l].extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
   }
@@ -414,7 +441,7 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
     launch(how, walk_rows<T, kPack, 1, kPixels>, op, cut);
   } else if (combos == 2) {
     launch(how, walk_rows<T, kPack, 2, kPixels>, op, cut);
-  } else {
+  } else if constexpr (kPack <= 4) {
     launch(how, walk_rows<T, kPack, kMostCombos, kPixels>, op, cut);
   }
   return true;
@@ -439,6 +466,12 @@ bool launch_add_walk(const PyramidAdd& op, Stream stream) {
                       level(6), level(7)},
                      sizeof(T), 1, op.out.size[1], width);
       };
+      if constexpr (sizeof(T) == 2) {  // more sums than two combos' would not fit in registers
+        if (fits(8) && launch_walk<T, 8, true>(op, stream)) {
+          launched = true;
+          return;
+        }
+      }
       launched =
           fits(4) ? launch_walk<T, 4, true>(op, stream) : launch_walk<T, 1, true>(op, stream);
     }

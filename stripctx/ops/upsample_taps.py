@@ -121,17 +121,9 @@ def _check_taps_add_backward(
 
 
 def _fake_taps_add_backward(
-    grad: Tensor,
-    sizes: Sequence[int],
-    size: Sequence[int],
-    kernel: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    modes: Sequence[int],
-    ratios: Sequence[float],
-    channels_last: bool,
+    grad: Tensor, sizes: Sequence[int], _size: Any, kernel: Sequence[int], *rest: Any
 ) -> list[Tensor]:
-    format = format_of(channels_last)
+    format = format_of(rest[-1])
     channels = kernel[0] * kernel[1] * grad.size(1)
     return [
         empty((grad.size(0), channels, *sizes[i : i + 2]), grad, format)
