@@ -79,8 +79,8 @@ def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int
 
 
 def encode_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords: once or twice per tile, or, if they stay in shared memory, twice (float32) or
-    four times per block; and a partial sum of every result per block."""
+    """The codewords, once or twice per tile, or twice (float32) or four times per block if they
+    stay in shared memory; and a partial sum of every result per block."""
     kind, launch = launch_of(launches, "encode_")
     blocks, a_tile, a_block = launch.grid[0], 2 if shape.channels <= 128 else 1, 3
     if kind in ("resident", "float"):
@@ -91,9 +91,9 @@ def encode_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords and G: for the assignments and again for the gradient of x, or, if they stay in
-    shared memory, per block five times and twice (float32: twice and once); and partial sums of the
-    parameters' gradients per block."""
+    """The codewords and G, for the assignments and again for the gradient of x, or per block if
+    they stay in shared memory, five times and twice, or (float32) twice and once; partial sums of
+    the parameters' gradients per block."""
     kind, launch = launch_of(launches, "encode_backward_")
     blocks, a_tile, a_block = launch.grid[0], 6 if shape.channels <= 128 else 4, 6
     if kind in ("resident", "float"):

@@ -276,10 +276,15 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 }  // namespace
 
 bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
+  // Whether or not products may round to tf32: three cost little more than one here.
   const auto kernel_of =
       []<bool kDepthFastest, int kWarps, Precision kPrecision>() -> FloatKernel<EncodeBackward> {
-    return {FloatTile<2, kDepthFastest, kWarps, kPrecision>::bytes(),
-            encode_backward_float<kDepthFastest, kWarps, kPrecision>};
+    if constexpr (kDepthFastest && kWarps == 16) {
+      return {INT64_MAX, nullptr};  // needs two registers more than a thread has: tile.cuh's kernel
+    } else {
+      return {FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32>::bytes(),
+              encode_backward_float<kDepthFastest, kWarps, Precision::kSplitTf32>};
+    }
   };
   return launch_float("encode_backward_float", op, {&op.x, &op.grad_x}, chunks, stream, kernel_of);
 }
