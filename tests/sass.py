@@ -176,11 +176,29 @@ def instructions(
     counts = run_counts(graph, entry, warps, counted)
     issued = sum(graph[name].size * count for name, count in counts.items())
     weighted = loads = 0.0
-    for name, count in counts.items():
-        for run in load_runs(graph[name].code):
+    for line, count in straight_lines(graph, counts):
+        for run in load_runs(line):
             weighted += count * run * run
             loads += count * run
     return issued, weighted / loads if loads else 0.0
+
+
+def straight_lines(
+    graph: Mapping[int, Block], counts: Mapping[int, float]
+) -> list[tuple[list[Instruction], float]]:
+    """The code that runs from top to bottom as often as its first block, with that count: a load
+    behind a branch of its own is in flight together with the loads around it."""
+    found: list[tuple[list[Instruction], float]] = []
+    reached = set[int]()  # from the last line
+    for name in sorted(name for name, count in counts.items() if count > 1e-6):
+        count, block = counts[name], graph[name]
+        if found and name in reached and abs(count - found[-1][1]) <= 1e-3 * count:
+            found[-1][0].extend(block.code)
+        else:
+            found.append(([*block.code], count))
+            reached = set()
+        reached |= {after for after in block.next if after > name}
+    return found
 
 
 def load_runs(code: Iterable[Instruction]) -> list[int]:

@@ -137,6 +137,26 @@ def test_both_ways_of_a_branch_run_where_counts_say_so() -> None:
     assert issued == pytest.approx(10 * 2 + 80 * 7 + 10 * 2, rel=1e-3)
 
 
+BRANCHES = """
+    Function : kernel
+    /*0000*/               @!P0 BRA 0x20 ;
+    /*0010*/                   LDG.E R4, desc[UR4][R2.64] ;
+    /*0020*/               @!P1 BRA 0x40 ;
+    /*0030*/                   LDG.E R5, desc[UR4][R2.64+0x4] ;
+    /*0040*/                   FADD R4, R4, R5 ;
+    /*0050*/                   LDG.E R6, desc[UR4][R2.64+0x8] ;
+    /*0060*/                   STG.E [R2], R6 ;
+    /*0070*/                   EXIT ;
+"""
+
+
+def test_loads_behind_branches_are_in_flight_together() -> None:
+    """Two before the first is used, then one: two thirds of the loads are one of two."""
+    code = sass.functions(BRANCHES)["kernel"]
+    _, at_once = sass.instructions(code, 10, {"load 4": 30.0, "store 4": 10.0})
+    assert at_once == pytest.approx(5 / 3)
+
+
 def test_the_cheapest_way() -> None:
     """min x + 2 y with x + y >= 4, x <= 3: the solution is 3 and 1."""
     rows = [{0: 1.0, 1: 1.0}, {0: -1.0}]

@@ -26,6 +26,15 @@ inline int64_t slots_for(int64_t lanes, int64_t work, int64_t threads = kBlockTh
   return std::min(wanted, threads / lanes);
 }
 
+// Lanes of a block that owns packs of channels of a channels_last map, up to a warp. Fewer while
+// there are few blocks, `others` for each tile of channels, but 128 bytes stay together.
+inline int64_t channel_lanes(int64_t packs, int64_t pack_bytes, int64_t others) {
+  constexpr int64_t kEnoughBlocks = 200;  // more than one on each multiprocessor of an H100
+  int64_t lanes = power_of_two(packs, 32);
+  while (lanes * pack_bytes >= 256 && others * ceil_div(packs, lanes) < kEnoughBlocks) lanes /= 2;
+  return lanes;
+}
+
 // Threads that share a plane of a contiguous map: one warp where planes are many, so that nothing
 // waits at a barrier and what a thread prepares serves many rows; more where they are few.
 inline int64_t team_threads(int64_t planes) {

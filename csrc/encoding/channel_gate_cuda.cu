@@ -170,15 +170,15 @@ struct Cut {
   int64_t parts;  // rows of partial sums
 };
 
-template <int N, bool kPixels>
+template <class T, int N, bool kPixels>
 Cut cut(const View& x) {
   const int64_t images = x.size[0], C = x.size[1], L = x.size[3];
   if (!kPixels) {
     const int64_t pieces = std::max<int64_t>(1, ceil_div(L / N, kPacksABlock));
     return {{images * C, pieces}, {kBlockThreads}, pieces};
   }
-  const int64_t lanes = power_of_two(ceil_div(C, N), 32);
   const int64_t runs = std::max<int64_t>(1, ceil_div(L, kPixelsABlock));
+  const int64_t lanes = channel_lanes(ceil_div(C, N), N * int64_t{sizeof(T)}, images * runs);
   return {{images * runs, ceil_div(C, lanes * N)}, {lanes, slots_for(lanes, kPixelsABlock)}, runs};
 }
 
@@ -187,13 +187,13 @@ Cut cut(const View& x) {
 int64_t partials(const ChannelGateBackward& op) {
   int64_t parts = 0;
   with_maps({&op.grad, &op.x, &op.grad_x},
-            [&]<class T, int N, bool kPixels>() { parts = cut<N, kPixels>(op.x).parts; });
+            [&]<class T, int N, bool kPixels>() { parts = cut<T, N, kPixels>(op.x).parts; });
   return parts;
 }
 
 void launch(const ChannelGate& op, Stream stream) {
   with_maps({&op.x, &op.out}, [&]<class T, int N, bool kPixels>() {
-    const Cut how = cut<N, kPixels>(op.x);
+    const Cut how = cut<T, N, kPixels>(op.x);
     launch({.kernel = kPixels ? "channel_gate_pixels" : "channel_gate_planes",
             .grid = how.grid,
             .block = how.block,
@@ -206,7 +206,7 @@ void launch(const ChannelGate& op, Stream stream) {
 void launch(const ChannelGateBackward& op, Stream stream) {
   with_maps({&op.grad, &op.x, &op.grad_x}, [&]<class T, int N, bool kPixels>() {
     using A = Accumulate<T>;
-    const Cut how = cut<N, kPixels>(op.x);
+    const Cut how = cut<T, N, kPixels>(op.x);
     launch({.kernel = kPixels ? "channel_gate_backward_pixels" : "channel_gate_backward_planes",
             .grid = how.grid,
             .block = how.block,

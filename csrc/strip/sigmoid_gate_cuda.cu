@@ -219,10 +219,12 @@ void launch_gate(const Gating& op, Stream stream) {
     using A = Accumulate<T>;
     const int64_t C = op.x.size[1], planes = op.x.size[0] * C;
     if constexpr (kPixels) {
-      const int64_t lanes = power_of_two(ceil_div(C, N), 32), rows = rows_a_block(op.x);
+      const int64_t rows = rows_a_block(op.x);
+      const int64_t row_blocks = ceil_div(op.x.size[0] * op.x.size[2], rows);
+      const int64_t lanes = channel_lanes(ceil_div(C, N), N * int64_t{sizeof(T)}, row_blocks);
       const int64_t slots = slots_for(lanes, op.x.size[3]);
       launch({.kernel = kBackward ? "sigmoid_gate_backward_pixels" : "sigmoid_gate_pixels",
-              .grid = {ceil_div(op.x.size[0] * op.x.size[2], rows), ceil_div(C, lanes * N)},
+              .grid = {row_blocks, ceil_div(C, lanes * N)},
               .block = {lanes, slots},
               .shared_bytes = kBackward ? shared_bytes<A>(slots * lanes * N) : 0,
               .stream = stream},
