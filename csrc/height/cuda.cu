@@ -1,7 +1,7 @@
 // out = x * interpolated sigmoid(logits) on CUDA, and its gradients. Forward reads x once and
-// writes once; backward reads grad and x once, writes grad_x, and brings one sum a row and channel
-// back to the logits: in the same kernel where a block sees whole columns of a contiguous map, in a
-// second one elsewhere.
+// writes once. Backward reads grad and x once, writes grad_x, and reduces grad * x over W, one sum
+// per row and channel, to the gradients of the logits: in the same kernel where a block owns whole
+// planes of a contiguous map, otherwise in a second kernel.
 #include "height/params.hpp"
 #include "upsample/params.hpp"
 
@@ -15,23 +15,23 @@ namespace stripctx::cuda {
 
 namespace {
 
-// Forward, where there is no grad, and backward, as one struct of parameters.
+// The parameters of forward (no grad) and backward.
 struct Gating {
-  View grad, x, logits, out, grad_logits;  // out: the gradient of x, backward
-  void* sums = nullptr;                    // over W, (N, C, H), dense
-  int64_t chunk_rows = 0;                  // contiguous: of a plane that one block owns
+  View grad, x, logits, out, grad_logits;  // out: the gradient of x in backward
+  void* sums = nullptr;                    // sums over W, (N, C, H), dense
+  int64_t chunk_rows = 0;                  // contiguous: rows of a plane per block
 };
 
 template <class T>
-using GateAxis = Axis<Accumulate<T>>;  // made on the host, whose divisions these are
+using GateAxis = Axis<Accumulate<T>>;  // computed on the host, because it divides
 
 template <class A>
 __device__ Axis<A> bilinear(Axis<A> axis) {
-  axis.mode = Mode::kBilinear;  // known to the compiler
+  axis.mode = Mode::kBilinear;  // a constant for the compiler
   return axis;
 }
 
-// The gate of row h, of the logits of one channel.
+// The gate of row h from the logits of one channel.
 template <class T>
 __device__ Accumulate<T> row_factor(const Global<const T>& logits, int pitch,
                                     const GateAxis<T>& axis, int64_t h) {
@@ -42,7 +42,7 @@ __device__ Accumulate<T> row_factor(const Global<const T>& logits, int pitch,
   return sample.first_weight * low + sample.second_weight * high;
 }
 
-// The gradient of logit l, of sums over W that `sum_of(h)` knows.
+// The gradient of logit l; `sum_of(h)` returns the sum over W of row h.
 template <class T, class SumOf>
 __device__ Accumulate<T> logit_gradient(T logit, const GateAxis<T>& gate_axis, int64_t l,
                                         SumOf&& sum_of) {
@@ -54,10 +54,10 @@ __device__ Accumulate<T> logit_gradient(T logit, const GateAxis<T>& gate_axis, i
   return sum * sigmoid(to_accumulate(logit)).slope;
 }
 
-// Block: (lanes, slots, planes) threads, lanes a power of two from kRowsInFlight on. Grid: (groups
-// of planes, row chunks). A plane's team is lanes x slots threads: one warp where a block has
-// several planes. Slot y owns rows y, y + slots, ... of the chunk, kRowsInFlight at a time, lane x
-// every lanes-th pack of them.
+// Block: (lanes, slots, planes) threads; lanes is a power of two, at least kRowsInFlight. Grid:
+// (groups of planes, row chunks). A plane's team is lanes x slots threads: one warp if a block has
+// several planes. Slot y owns rows y, y + slots, ... of the chunk, kRowsInFlight at a time; lane x
+// owns packs x, x + lanes, ... of them.
 template <class T, int N, bool kBackward>
 __global__ void gate_planes(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
@@ -66,7 +66,7 @@ __global__ void gate_planes(Gating op, GateAxis<T> axis) {
   const int64_t H = op.x.size[2];
   const int packs = static_cast<int>(op.x.size[3] / N);
   const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  if (plane >= op.x.size[0] * op.x.size[1]) return;  // its warp's own
+  if (plane >= op.x.size[0] * op.x.size[1]) return;  // uniform in the warp
   const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
   const int lanes = static_cast<int>(blockDim.x), slots = static_cast<int>(blockDim.y);
   const int lane = static_cast<int>(threadIdx.x), slot = static_cast<int>(threadIdx.y);
@@ -93,7 +93,7 @@ __global__ void gate_planes(Gating op, GateAxis<T> axis) {
   }
   wait_for_team();
 
-  // One address each, and 32-bit distances from there: a chunk spans no more.
+  // One base address per map and 32-bit offsets from it, which suffice for a chunk.
   const auto base = [&](const View& view) {
     return n * view.stride[0] + c * view.stride[1] + first * view.stride[2];
   };
@@ -150,7 +150,7 @@ __global__ void gate_planes(Gating op, GateAxis<T> axis) {
 
   if constexpr (kBackward) {
     wait_for_team();
-    if (gridDim.y > 1) {  // others have other rows
+    if (gridDim.y > 1) {  // other blocks have the other rows
       const Global<A> sums(static_cast<A*>(op.sums), op.x.size[0] * op.x.size[1] * H);
       for (int r = rank; r < rows; r += team) sums.store(plane * H + first + r, row_sum[own + r]);
       return;
@@ -167,9 +167,9 @@ __global__ void gate_planes(Gating op, GateAxis<T> axis) {
   }
 }
 
-// Block: (lanes, slots) threads. Grid: (N * channel tiles * rows). Lane x owns a pack of channels,
-// slot y columns y, y + slots, ..., kInFlight at a time; backward, the slots' sums meet in shared
-// memory.
+// Block: (lanes, slots) threads. Grid: (N * channel tiles * rows). Lane x owns a pack of channels;
+// slot y owns columns y, y + slots, ..., kInFlight at a time. In backward, the slots' sums are
+// added through shared memory.
 template <class T, int N, bool kBackward>
 __global__ void gate_pixels(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
@@ -242,7 +242,7 @@ __global__ void gate_pixels(Gating op, GateAxis<T> axis) {
   }
 }
 
-// A thread owns one logit.
+// One logit per thread.
 template <class T>
 __global__ void gate_logits(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
@@ -267,7 +267,7 @@ void launch_gate(Gating op, bool channels_last, Stream stream) {
     const int fastest = channels_last ? 1 : 3;
     const int64_t N_C = op.x.size[0] * op.x.size[1], H = op.x.size[2], W = op.x.size[3];
     const GateAxis<T> axis(op.logits.size[2], H);
-    int64_t chunks = 2;  // channels_last: rows are in several blocks
+    int64_t chunks = 2;  // channels_last: a plane's rows are in several blocks
     const View& grad = kBackward ? op.grad : op.x;
     with_pack<T>({&grad, &op.x, &op.out}, fastest, op.x.size[fastest], [&]<int N>() {
       if (channels_last) {

@@ -1,4 +1,4 @@
-// Max pooling of all levels on CUDA, with indices: one read of x.
+// Max pooling of all levels on CUDA, with indices: reads x once.
 #include "pyramid/params.hpp"
 
 #include "pyramid/pool_launch.cuh"
@@ -7,7 +7,8 @@ namespace stripctx::cuda {
 
 namespace {
 
-// A maximum and where it stands, h * W + w; the host refuses planes that 32 bits cannot count.
+// A maximum and its index h * W + w; the host rejects planes with more positions than fit in 32
+// bits.
 template <class A>
 struct Best {
   A value;
@@ -19,11 +20,12 @@ struct Max {
   using A = Accumulate<T>;
   using State = Best<A>;
 
-  // Loses to every element: to -infinity by its index.
+  // The neutral state: loses against every element, and against -infinity by its index.
   __device__ static State nothing() { return {A(-INFINITY), INT32_MAX}; }
   __device__ static State one(A value, int64_t index) { return {value, int32_t(index)}; }
 
-  // An element after all that `best` has seen. What loses to nothing is -infinity.
+  // Adds an element at a position after all earlier ones. Only -infinity can be smaller than a
+  // neutral state.
   __device__ static State append(const State& best, A value, int index) {
     const bool better = value > best.value || value != value;
     return {better ? value : best.value, better ? index : best.index};
@@ -32,7 +34,7 @@ struct Max {
     return {best.value, best.index == INT32_MAX ? first : best.index};
   }
 
-  // The larger value, of equals the earlier, of NaNs the later.
+  // The larger value; of equal values the earlier position, of NaNs the later one.
   __device__ static State merge(const State& a, const State& b) {
     const bool a_is_nan = a.value != a.value, b_is_nan = b.value != b.value;
     const bool larger = b.value > a.value || (b.value == a.value && b.index < a.index);

@@ -1,6 +1,6 @@
-// What pyramid pooling's kernels know about bins and cells: small tables that the host computes
-// from shapes and that travel by value with the launch, and how the work is cut into blocks. Bins
-// too many for the tables take a path that needs none.
+// The host's part of pyramid pooling on CUDA: small tables of bins and cells, computed from shapes
+// and passed by value with the launch, and the division of the work into blocks. Bins that do not
+// fit the tables take a path without them.
 #pragma once
 
 #include "pyramid/params.hpp"
@@ -17,31 +17,33 @@ namespace stripctx::cuda {
 
 constexpr int kMostCuts = 320;
 constexpr int kMostSpans = 256;
-constexpr int64_t kPoolSharedBytes = 48 * 1024;  // what every chip gives without asking
-constexpr int64_t kPoolBlocks = 1024;            // stop splitting maps when there are this many
-constexpr int kPoolChannels = 32;                // of a block, channels_last: whole sectors
+constexpr int64_t kPoolSharedBytes = 48 * 1024;  // available on every GPU without a request
+constexpr int64_t kPoolBlocks = 1024;            // maps are not split further with this many blocks
+constexpr int kPoolChannels = 32;                // channels per block, channels_last: whole sectors
 constexpr int kPoolWarps = 4;
 
-// The cells of both axes and the run of cells of every bin, (begin | end << 16).
+// The cells of both axes, and the range of cells of every bin as (begin | end << 16).
 struct PoolTable {
-  int32_t rows = 0, columns = 0;          // cells
-  int32_t row_bins = 0, column_bins = 0;  // of all levels
+  int32_t rows = 0, columns = 0;          // numbers of cells
+  int32_t row_bins = 0, column_bins = 0;  // numbers of bins of all levels
   int32_t cut[kMostCuts];                 // rows + 1 along H, then columns + 1 along W
-  uint32_t span[kMostSpans];              // bins along H, level after level, then those along W
+  uint32_t span[kMostSpans];  // bins along H, one level after another, then those along W
 };
 
-// Pooling forward, mean or max, as one struct of parameters.
+// The parameters of pooling forward, mean or max.
 struct Pooling {
   View x;
   PooledLevels levels, indices;
   PyramidPartials partials;
   PoolTable table;
-  int32_t chunk_rows = 0;                   // row cells of one block: parts where it is not all
-  int32_t gather_lanes = 1, bin_lanes = 1;  // lanes that share one cell, one bin
-  int32_t band_rows = 0, column_pitch = 0;  // row cells, sums of whose columns wait to be gathered
+  int32_t chunk_rows = 0;  // rows of cells per block; fewer than all give partial results
+  int32_t gather_lanes = 1, bin_lanes = 1;  // lanes per cell, lanes per bin
+  // rows of cells whose column sums are kept until they are reduced
+  int32_t band_rows = 0, column_pitch = 0;
 };
 
-// False where the bins do not fit. Cells are at most `longest_row` x `longest_column` positions.
+// Returns false if the bins do not fit. Cells are at most `longest_row` x `longest_column`
+// positions.
 inline bool build_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t longest_row,
                         int64_t longest_column, PoolTable& table) {
   int64_t bins = 0;
@@ -66,10 +68,11 @@ inline bool build_table(const PooledLevels& levels, int64_t H, int64_t W, int64_
   return true;
 }
 
-// The same, of shapes that this OS thread has seen lately: a call asks twice, once for its scratch
-// and once for its launch, and a network asks for the same few shapes again and again.
-// A table takes a microsecond to build and a tenth of one to look up; the plans of other families
-// are a few divisions without an allocation, and are made anew.
+// The same with a cache of the shapes that this OS thread has used recently: each call needs the
+// table twice, for its scratch and its launch, and networks repeat the same few shapes.
+//
+// Building a table takes a microsecond, looking one up a tenth of that. The plans of other families
+// are a few divisions without an allocation and are not cached.
 inline bool make_table(const PooledLevels& levels, int64_t H, int64_t W, int64_t longest_row,
                        int64_t longest_column, PoolTable& table) {
   constexpr size_t kMostKept = 64;
@@ -98,7 +101,7 @@ inline int64_t table_bytes(const PoolTable& table) {
          shared_bytes<uint32_t>(table.row_bins + table.column_bins);
 }
 
-// Positions of the longest cell along W.
+// The number of positions of the longest cell along W.
 inline int64_t longest_column(const PoolTable& table) {
   int64_t longest = 1;
   for (int c = 0; c < table.columns; ++c) {
@@ -108,13 +111,15 @@ inline int64_t longest_column(const PoolTable& table) {
   return longest;
 }
 
-// Rows of a cell that one thread walks: some in flight at once, and no more than 64 such walks.
+// Rows of a cell that one thread walks: enough to have several loads in flight, and at most 64 such
+// walks per plane.
 inline int64_t longest_walk(int64_t H) {
   return std::max<int64_t>(4, ceil_div(H, 64));
 }
 
-// Row cells of one block, so that `blocks` of them a chunk become enough. Parts of results, written
-// and read again, take at most an eighth of what the map takes: a chunk's end cuts a row of bins.
+// Rows of cells per block, such that all chunks together have enough blocks. Partial results, which
+// are written and read again, take at most an eighth of the map's bytes: a chunk's end splits a row
+// of bins.
 inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t least_rows,
                             int64_t state_bytes, int64_t element_bytes) {
   int64_t bins = 0, across = 0;

@@ -1,11 +1,11 @@
-// The forward kernels of mean and max pooling: x is read once, in cells, and every bin is put
-// together from its cells. `Reduce` says what is gathered: its State, `nothing`, `one` element,
-// `append` of an element behind all that a state holds, `settle` after the last, `merge` of two
-// states, `exchange` between lanes, and `write`, which finishes a bin.
+// The forward kernels of mean and max pooling: x is read once, cell by cell, and every bin is
+// merged from its cells. `Reduce` defines the reduction: a State, `nothing` (the neutral state),
+// `one` element, `append` of an element after all earlier ones, `settle` after the last, `merge` of
+// two states, `exchange` between lanes, and `write`, which finishes a bin.
 //
-// Contiguous maps: a warp, or several, owns a plane, or a chunk of its row cells. channels_last
-// maps: a block owns a tile of channels. Where a block does not see all rows it writes parts, and
-// finish_bins puts them together. Every order is fixed by shapes.
+// Contiguous maps: one or more warps own a plane or a chunk of its rows of cells. channels_last
+// maps: a block owns a tile of channels. A block that has only some of the rows writes partial
+// results, which finish_bins merges. All orders depend on shapes only.
 #pragma once
 
 #include "cuda/widen.cuh"
@@ -13,7 +13,7 @@
 
 namespace stripctx::cuda {
 
-// Hands a bin's state on: finished, or as the part of this chunk.
+// Writes a bin's state: the result, or this chunk's partial result.
 template <class Reduce, class State>
 __device__ void give_bin(const Pooling& op, int64_t chunk, int k, int64_t n, int64_t c, int64_t i,
                          int64_t j, int64_t positions, const State& state) {
@@ -31,10 +31,10 @@ __device__ void give_bin(const Pooling& op, int64_t chunk, int k, int64_t n, int
 }
 
 // Grid: (groups of planes, chunks). Block: (lanes, slots, planes). A plane's team is lanes x slots
-// threads: one warp where a block has several planes. A warp owns a row cell at a time; lane x
-// walks down its rows in kColumns packs of columns, the warp's slots take turns at them. When a
-// band of row cells has been walked, the team gathers the columns of each cell, and at the end the
-// cells of each bin.
+// threads: one warp if a block has several planes. A warp processes one row of cells at a time;
+// lane x walks down its rows in kColumns packs of columns, and the warp's slots alternate over the
+// rows. After a band of rows of cells, the team reduces the columns of each cell, and at the end
+// the cells of each bin.
 template <class T, class Reduce, int N, int kColumns>
 __global__ void pool_planes(Pooling op) {
   using State = typename Reduce::State;
@@ -46,7 +46,7 @@ __global__ void pool_planes(Pooling op) {
   const int rank = static_cast<int>(threadIdx.y) * lanes + lane;
   const int warp = rank / static_cast<int>(kWarpSize);
   const int warps = team / static_cast<int>(kWarpSize);
-  const int slots = static_cast<int>(kWarpSize) / lanes;  // of the warp
+  const int slots = static_cast<int>(kWarpSize) / lanes;  // slots per warp
   const int slot = static_cast<int>(threadIdx.y) - warp * slots;
   const int first = static_cast<int>(blockIdx.y) * op.chunk_rows;
   const int count = min(op.chunk_rows, op.table.rows - first);
@@ -59,7 +59,7 @@ __global__ void pool_planes(Pooling op) {
   const int part_base = z * op.band_rows * pitch, cell_base = z * op.chunk_rows * columns;
   __syncthreads();
   const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  if (plane >= op.x.size[0] * op.x.size[1]) return;  // its warp's own
+  if (plane >= op.x.size[0] * op.x.size[1]) return;  // uniform in the warp
   const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
   const auto x =
       Global<const T>(op.x).from(n * op.x.stride[0] + c * op.x.stride[1] + int64_t{lane} * N);
@@ -179,8 +179,9 @@ __global__ void pool_planes(Pooling op) {
 }
 
 // Grid: (N * channel tiles, chunks). Block: (32, warps) threads. A warp's lanes own packs of the
-// tile's channels, in as many slots as a pack has channels; the block's slots share out the cells,
-// and walk over their pixels. Then a warp puts a bin together from its cells, a channel a lane.
+// tile's channels, in as many slots as a pack has channels. The block's slots divide the cells
+// among them and walk over their pixels. Then each warp merges a bin from its cells, one channel
+// per lane.
 template <class T, class Reduce, int N>
 __global__ void pool_pixels(Pooling op) {
   using State = typename Reduce::State;
@@ -208,7 +209,8 @@ __global__ void pool_pixels(Pooling op) {
 #pragma unroll
     for (int i = 0; i < N; ++i) state[i] = Reduce::nothing();
     int64_t at = top * op.x.stride[2] + int64_t{left} * pitch;
-    const int64_t jump = op.x.stride[2] - int64_t{width} * pitch;  // to the next row of the cell
+    // offset to the next row of the cell
+    const int64_t jump = op.x.stride[2] - int64_t{width} * pitch;
     int place = top * W + left, across = 0, remaining = c0 + lane * N < C ? width * height : 0;
     const auto walk = [&]<bool kWhole>() {
       Pack<T, N> loaded[kInFlight] = {};
@@ -267,7 +269,7 @@ __global__ void pool_pixels(Pooling op) {
   }
 }
 
-// The second stage: a thread puts the parts of one bin together, in ascending chunks.
+// The second stage: a thread merges the partial results of one bin, in ascending order of chunks.
 template <class T, class Reduce>
 __global__ void finish_bins(Pooling op) {
   using State = typename Reduce::State;
@@ -289,7 +291,7 @@ __global__ void finish_bins(Pooling op) {
   Reduce::write(op, at.level, at.n, at.c, at.i, at.j, rows.size() * columns.size(), state);
 }
 
-// For bins that no table holds: a thread owns a bin and reads its window.
+// For bins that do not fit the tables: a thread owns a bin and reads its whole window.
 template <class T, class Reduce>
 __global__ void pool_windows(Pooling op, bool channels_last) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;

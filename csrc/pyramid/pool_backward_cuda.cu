@@ -1,10 +1,10 @@
-// The gradients of pooling on CUDA, from the bins that hold an element. A mean's gradient is
-// constant on each cell, so a block computes its cells and writes them out; a maximum's is 0 but
-// for the positions that indices name, which are written after the zeros.
+// The gradients of pooling on CUDA: every element of grad_x gathers from the bins that contain it.
+// The gradient of a mean is constant on each cell, so a block computes its cells and expands them.
+// That of a maximum is 0 except at the bins' indices, which are written after the zeros.
 //
-// Contiguous maps: a block owns a plane, or a chunk of its row cells, and keeps the plane's bins in
-// shared memory. channels_last maps: a block owns a tile of channels and a chunk of row cells, and
-// keeps the bins over one row cell.
+// Contiguous maps: a block owns a plane, or a chunk of its rows of cells, and keeps the plane's
+// bins in shared memory. channels_last maps: a block owns a tile of channels and a chunk of rows of
+// cells, and keeps the bins over one row of cells.
 #include "pyramid/params.hpp"
 
 #include "pyramid/pool_backward_launch.cuh"
@@ -13,7 +13,7 @@ namespace stripctx::cuda {
 
 namespace {
 
-// Each bin gives every position an equal share.
+// Each bin gives all its positions an equal share.
 template <class T>
 struct Share {
   using A = Accumulate<T>;
@@ -27,7 +27,7 @@ struct Share {
   __device__ static A at(State share, int64_t) { return share; }
 };
 
-// Each bin gives all to the position that its index names.
+// Each bin gives everything to the position of its index.
 template <class A>
 struct Winner {
   A grad;

@@ -1,4 +1,4 @@
-// How a pooling's gradient is cut into blocks, and its launches, for mean and max alike.
+// The division of pooling's gradient into blocks, and its launches, for mean and max.
 #pragma once
 
 #include "pyramid/pool_backward.cuh"
@@ -6,12 +6,12 @@
 namespace stripctx::cuda {
 
 struct PoolingBackwardPlan {
-  bool pixels = false;  // channels are the fastest dimension
-  bool tabled = false;  // the tables hold all bins, and shared memory what a block needs
+  bool pixels = false;  // channels_last
+  bool tabled = false;  // the bins fit the tables, and a block's data the shared memory
   int64_t lanes = 0, slots = 0, planes = 1, blocks = 0, chunks = 1, shared_bytes = 0;
 };
 
-// Bins of all levels over the row cells of a chunk, at most.
+// The largest number of bins of all levels over the rows of cells of a chunk.
 inline int64_t most_held_bins(const PoolingBackward& op) {
   int64_t most = 0;
   const int64_t H = op.table.cut[op.table.rows];
@@ -37,7 +37,8 @@ PoolingBackwardPlan plan_pooling_backward(PoolingBackward& op, bool pixels) {
   PoolingBackwardPlan plan;
   plan.pixels = pixels;
   plan.blocks = op.grad_x.size[0] * (pixels ? ceil_div(C, kPoolChannels) : C);
-  // Enough blocks need no chunks of rows, whose bins each block would read again.
+  // With enough blocks, rows are not divided into chunks, which would read shared bins several
+  // times.
   const int64_t enough = pixels ? kPoolBlocks / 2 : kPoolBlocks;
   const int64_t longest = plan.blocks >= enough ? H : longest_walk(H);
   if (!make_table(op.grads, H, W, longest, W, op.table)) return plan;
@@ -56,7 +57,7 @@ PoolingBackwardPlan plan_pooling_backward(PoolingBackward& op, bool pixels) {
   if (pixels) {
     plan.lanes = kWarpSize;
     plan.slots = kPoolWarps;
-    for (;; op.chunk_rows = (op.chunk_rows + 1) / 2) {  // until its bins fit
+    for (;; op.chunk_rows = (op.chunk_rows + 1) / 2) {  // until its bins fit in shared memory
       op.held_bins = static_cast<int32_t>(most_held_bins(op));
       plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
       plan.shared_bytes = tables + shared_bytes<State>(op.held_bins * int64_t{kPoolChannels}) +

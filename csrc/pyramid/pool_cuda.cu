@@ -1,4 +1,4 @@
-// Mean pooling of all levels on CUDA: one read of x. Half types are summed in float and rounded
+// Mean pooling of all levels on CUDA: reads x once. Half types are summed in float32 and rounded
 // once.
 #include "pyramid/params.hpp"
 

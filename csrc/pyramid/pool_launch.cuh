@@ -1,5 +1,5 @@
-// How a pooling is cut into blocks, and its launches, for mean and max alike: plain functions of
-// shapes, so that the same input is cut the same way on every chip.
+// The division of pooling into blocks, and its launches, for mean and max: functions of shapes
+// only, so that the division is the same on every GPU.
 #pragma once
 
 #include "pyramid/pool.cuh"
@@ -7,12 +7,12 @@
 namespace stripctx::cuda {
 
 struct PoolingPlan {
-  bool pixels = false;  // channels are the fastest dimension
-  bool tabled = false;  // the tables hold all bins
+  bool pixels = false;  // channels_last
+  bool tabled = false;  // the bins fit the tables
   int64_t lanes = 0, slots = 0, planes = 1, blocks = 0, chunks = 1, shared_bytes = 0;
 };
 
-// Packs of columns that a lane owns in a tile.
+// Packs of columns per lane and tile.
 template <int N>
 constexpr int kPoolColumns = N == 1 ? 4 : 1;
 
@@ -22,7 +22,7 @@ PoolingPlan plan_planes(Pooling& op) {
   const int64_t H = op.x.size[2], W = op.x.size[3], planes = op.x.size[0] * op.x.size[1];
   PoolingPlan plan;
   plan.lanes = power_of_two(ceil_div(W, kPacks), 32);
-  // Cells of a few rows for each slot of a warp, and of columns that one lane gathers.
+  // Cells have a few rows for each slot of a warp, and as many columns as one lane can reduce.
   const int64_t longest_row = std::max(5 * (kWarpSize / plan.lanes), longest_walk(H));
   const int64_t widest = std::max(kLongest, ceil_div(W, 64));
   plan.tabled = make_table(op.levels, H, W, longest_row, widest, op.table) ||
@@ -31,7 +31,8 @@ PoolingPlan plan_planes(Pooling& op) {
   op.column_pitch = ceil_div(W, 4) * 4 + (ceil_div(W, 4) % 8 == 0 ? 4 : 0);
   op.gather_lanes = power_of_two(ceil_div(longest_column(op.table), kLongest), 32);
   const int64_t most = std::min<int64_t>(team_threads(planes) / kWarpSize, op.table.rows);
-  for (int64_t warps = most;; warps = (warps + 1) / 2) {  // until their columns fit
+  // until their columns fit in shared memory
+  for (int64_t warps = most;; warps = (warps + 1) / 2) {
     op.chunk_rows = rows_a_chunk(op, planes, warps, sizeof(State), sizeof(T));
     plan.chunks = ceil_div(op.table.rows, op.chunk_rows);
     plan.slots = warps * kWarpSize / plan.lanes;
@@ -59,7 +60,7 @@ PoolingPlan plan_pixels(Pooling& op) {
   plan.lanes = kWarpSize;
   plan.slots = kPoolWarps;
   plan.blocks = op.x.size[0] * ceil_div(C, kPoolChannels);
-  // Several cells for each slot, so that none waits long for others.
+  // Several cells per slot, to balance the slots' work.
   const auto tenth = [](int64_t length) { return std::max<int64_t>(4, ceil_div(length, 10)); };
   plan.tabled = make_table(op.levels, H, W, tenth(H), tenth(W), op.table) ||
                 make_table(op.levels, H, W, H, W, op.table);
@@ -74,7 +75,7 @@ PoolingPlan plan_pixels(Pooling& op) {
   return plan;
 }
 
-// Calls run<T, State, N>(op, plan) with the tables and the cut that the shapes ask for.
+// Calls run<T, State, N>(op, plan) with the tables and the division for the shapes.
 template <template <class> class Reduce, class F>
 void with_plan(Pooling op, F&& run) {
   dispatch<Types>(op.x.dtype, [&]<class T>() {

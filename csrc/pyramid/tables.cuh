@@ -1,5 +1,5 @@
-// What the kernels of pyramid pooling share, forward and backward: a block's copy of the tables,
-// and which bin or element an index means.
+// Shared by the kernels of pyramid pooling, forward and backward: a block's copy of the tables, and
+// the conversion of indices to bins and elements.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -21,7 +21,7 @@ struct PoolTables {
   __device__ int column_end(int bin) const { return span[row_bins + bin] >> 16; }
 };
 
-// Every thread of the block must call it; a barrier must follow.
+// To be called by every thread of the block; a barrier must follow.
 __device__ inline PoolTables load_tables(SharedMemory& memory, const PoolTable& table) {
   const int cuts = table.rows + table.columns + 2, spans = table.row_bins + table.column_bins;
   const PoolTables tables{memory.take<int32_t>(cuts), memory.take<uint32_t>(spans), table.rows,
@@ -32,7 +32,7 @@ __device__ inline PoolTables load_tables(SharedMemory& memory, const PoolTable& 
   return tables;
 }
 
-// Bin (i, j) of a level, and where its level's bins begin among those of all levels.
+// Bin (i, j) of a level, and the offset of the level's bins among those of all levels.
 struct Bin {
   int level, i, j, row_bin, column_bin;
 };
@@ -56,13 +56,13 @@ __device__ inline Bin bin_at(const PooledLevels& levels, int index) {
   return bin;
 }
 
-// An element of one tensor, (i, j) along H and W, and whose it is.
+// An element (i, j) of one level of one plane.
 struct Place {
   int level;
   int64_t n, c, i, j;
 };
 
-// The element that stands at `index` in memory, or in the order of a contiguous tensor.
+// The element at `index` in memory order (channels_last), or in the order of a contiguous tensor.
 __device__ inline Place place_in(const View& view, bool channels_last, int64_t index, int level) {
   Place place{level, 0, 0, 0, 0};
   const auto next = [&](int dimension) {
@@ -78,7 +78,7 @@ __device__ inline Place place_in(const View& view, bool channels_last, int64_t i
   return place;
 }
 
-// `index` counts the elements of all levels, level after level.
+// `index` counts the elements of all levels, one level after another.
 __device__ inline Place place_in(const PooledLevels& levels, bool channels_last, int64_t index) {
   int k = 0;
   while (index >= levels[k].numel()) index -= levels[k++].numel();

@@ -1,7 +1,7 @@
-// out = f(rows + cols) on CUDA: writes out once. Contiguous maps: a warp, or several, owns a plane;
-// a lane keeps its columns' values in registers and walks down the rows. channels_last maps: a
-// thread keeps one pixel column's pack of channels and walks down the rows of a tile, whose values
-// the block holds in shared memory.
+// out = f(rows + cols) on CUDA: writes out once. Contiguous maps: one or more warps own a plane; a
+// lane keeps the values of its columns in registers and walks down the rows. channels_last maps: a
+// thread keeps a pack of channels of one pixel column and walks down the rows of a tile, whose
+// values are in shared memory.
 #include "strip/params.hpp"
 
 #include "cuda/device.cuh"
@@ -12,11 +12,11 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int kTileRows = 16;  // rows that a block of the channels_last kernel writes
+constexpr int kTileRows = 16;  // rows per block of the channels_last kernel
 
 template <class A>
 __device__ A finished(bool rectify, A value) {
-  return rectify && value < 0 ? A(0) : value;  // NaN stays
+  return rectify && value < 0 ? A(0) : value;  // NaN propagates
 }
 
 struct ExpansionTiles {
@@ -24,9 +24,9 @@ struct ExpansionTiles {
   double row_factor, col_factor;
 };
 
-// Block: (lanes, slots, planes) threads, lanes a power of two from kRowsInFlight on. Grid: (groups
-// of planes, column tiles, row chunks). Lane x owns packs x, x + lanes, ... (kColumns of them) of
-// the tile, slot y rows y, y + slots, ... of the chunk, kRowsInFlight at a time.
+// Block: (lanes, slots, planes) threads; lanes is a power of two, at least kRowsInFlight. Grid:
+// (groups of planes, column tiles, row chunks). Lane x owns packs x, x + lanes, ... (kColumns of
+// them) of the tile; slot y owns rows y, y + slots, ... of the chunk, kRowsInFlight at a time.
 template <class T, int N, int kColumns>
 __global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
   using A = Accumulate<T>;
@@ -34,7 +34,7 @@ __global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
   const unsigned C = static_cast<unsigned>(op.out.size[1]);
   const int64_t W = op.out.size[3];
   const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  if (plane >= op.out.size[0] * op.out.size[1]) return;  // its warp's own
+  if (plane >= op.out.size[0] * op.out.size[1]) return;  // uniform in the warp
   const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
   const int lanes = static_cast<int>(blockDim.x), slots = static_cast<int>(blockDim.y);
   const int lane = static_cast<int>(threadIdx.x), slot = static_cast<int>(threadIdx.y);
@@ -56,7 +56,7 @@ __global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
     for (int i = 0; i < N; ++i) column[j][i] *= A(cut.col_factor);
   }
 
-  // One address each, and 32-bit distances from there: a chunk spans no more.
+  // One base address per map and 32-bit offsets from it, which suffice for a chunk.
   const auto row_base = [&](const View& view) {
     return n * view.stride[0] + c * view.stride[1] + first_row * view.stride[2];
   };
@@ -67,7 +67,7 @@ __global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
   const A factor = static_cast<A>(cut.row_factor);
 
   for (int step = 0; step < rows; step += kRowsInFlight * slots) {
-    A mine = 0;  // a lane reads a row's, for all
+    A mine = 0;  // each lane loads one row's value, then shuffles share it
     const int own = step + lane * slots + slot;
     if (lane < kRowsInFlight && own < rows) {
       mine = to_accumulate(row_values.load(own * row_pitch)) * factor;
@@ -89,7 +89,7 @@ __global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
 }
 
 // Block: (lanes, slots) threads. Grid: (N * channel tiles, tiles of `slots` pixel columns, tiles of
-// kTileRows rows). Lane x owns a pack of channels, slot y a pixel column.
+// kTileRows rows). Lane x owns a pack of channels, slot y one pixel column.
 template <class T, int N>
 __global__ void expand_pixels(StripExpansion op) {
   using A = Accumulate<T>;

@@ -1,4 +1,4 @@
-// What strip reductions on CUDA share: how they are cut into blocks, and where sums go.
+// Shared by the strip reductions on CUDA: the division into blocks, and the destination of sums.
 #pragma once
 
 #include "strip/params.hpp"
@@ -8,18 +8,18 @@
 
 namespace stripctx::cuda {
 
-// How a reduction is cut: `tiles` pieces along W make parts of rows, `chunks` along H parts of
-// columns.
+// The division of a reduction: with several `tiles` along W row sums are partial, with several
+// `chunks` along H column sums are.
 struct ReductionTiles {
   int64_t lanes = 1, slots = 1, planes = 1;  // a block's threads
-  int64_t tiles = 1, tile_columns = 1;       // pieces of W
-  int64_t chunks = 1, chunk_rows = 1;        // pieces of H
-  bool small = false;                        // channels_last: each axis by itself
-  double row_factor = 1, col_factor = 1;     // that sums become results by
+  int64_t tiles = 1, tile_columns = 1;       // division of W
+  int64_t chunks = 1, chunk_rows = 1;        // division of H
+  bool small = false;                        // channels_last: each axis is reduced separately
+  double row_factor = 1, col_factor = 1;     // factors from sums to results
 };
 
-// Finished sums, or one part of each. Parts lie as their result does, one behind the other. Places
-// count from `base` on.
+// The destination of sums: the result, or one set of partial sums, each laid out like the result.
+// Offsets are relative to `base`.
 template <class T>
 class SumTarget {
  public:

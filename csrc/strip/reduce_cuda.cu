@@ -1,8 +1,9 @@
-// Strip pooling on CUDA, contiguous maps: sums over rows and columns of a plane in one read, in
-// fixed order. A warp, or several, owns a plane (or a tile of its columns, a chunk of its rows); a
-// group of lanes owns a row at a time and each lane its columns, so column sums stay in registers,
-// and rows are summed some at a time by shuffles. Where one team does not see a whole row or
-// column, it writes a part, and sum_partials finishes. channels_last maps: reduce_pixels.cuh.
+// Strip reductions of contiguous maps on CUDA: row sums and column sums of a plane in one read, in
+// a fixed order. One or more warps own a plane, or a tile of its columns and a chunk of its rows. A
+// group of lanes owns a row at a time and each lane its columns, so column sums stay in registers;
+// row sums are reduced by shuffles, several rows at a time. If a team has only part of a row or
+// column, it writes a partial sum, and sum_partials adds these. For channels_last maps see
+// reduce_pixels.cuh.
 #include "core/reduce.hpp"
 #include "cuda/reduce.cuh"
 #include "cuda/widen.cuh"
@@ -12,14 +13,15 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kEnoughBlocks = 1024;    // stop splitting planes when there are this many
-constexpr int64_t kFewBlocks = 128;        // channels_last maps with fewer are small, if ...
-constexpr int64_t kSmallBytes = 32 << 20;  // ... a GPU's cache holds them
+constexpr int64_t kEnoughBlocks = 1024;  // planes are not split further with this many blocks
+constexpr int64_t kFewBlocks = 128;      // channels_last maps with fewer blocks, and
+// at most this size, count as small: the L2 cache holds them
+constexpr int64_t kSmallBytes = 32 << 20;
 
-// Block: (lanes, slots, planes) threads, lanes a power of two from kRowsInFlight on. Grid: (groups
-// of planes, tiles, chunks). A plane's team is lanes x slots threads: one warp where a block has
-// several planes. Lane x owns packs x, x + lanes, ... (kColumns of them) of the tile; slot y owns
-// rows y, y + slots, ... of the chunk, and has kRowsInFlight of them loaded at once.
+// Block: (lanes, slots, planes) threads; lanes is a power of two, at least kRowsInFlight. Grid:
+// (groups of planes, tiles, chunks). A plane's team is lanes x slots threads: one warp if a block
+// has several planes. Lane x owns packs x, x + lanes, ... (kColumns of them) of the tile; slot y
+// owns rows y, y + slots, ... of the chunk and loads kRowsInFlight of them at once.
 template <class T, bool kMasked, int N, int kColumns>
 __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
@@ -27,7 +29,7 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
   const unsigned C = static_cast<unsigned>(op.map.size[1]);
   const int64_t W = op.map.size[3];
   const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  if (plane >= op.map.size[0] * op.map.size[1]) return;  // its warp's own
+  if (plane >= op.map.size[0] * op.map.size[1]) return;  // uniform in the warp
   const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
   const int lanes = static_cast<int>(blockDim.x), slots = static_cast<int>(blockDim.y);
   const int lane = static_cast<int>(threadIdx.x), slot = static_cast<int>(threadIdx.y);
@@ -38,7 +40,7 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
     return n * view.stride[0] + c * view.stride[1] + first_row * view.stride[2];
   };
 
-  // One address each, and 32-bit distances from there: a chunk spans no more.
+  // One base address per map and 32-bit offsets from it, which suffice for a chunk.
   const auto map = Global<const T>(op.map).from(row_base(op.map) + first_column);
   const SumTarget<T> row_sums(op.rows, op.partials.rows, op.partials.row_parts, blockIdx.y,
                               row_base(op.rows), cut.row_factor);
@@ -66,7 +68,7 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
   const RowSum<kRowsInFlight> place(lanes, lane);
   const auto walk = [&]<bool kWhole>(int step) {  // kWhole: no row is past the end
     A row_mask[kRowsInFlight] = {}, row_sum[kRowsInFlight] = {};
-    if constexpr (kMasked) {  // a lane reads a row's, for all
+    if constexpr (kMasked) {  // each lane loads one row's value, then shuffles share it
       const int row = step + lane * slots + slot;
       A value = 0;
       if (lane < kRowsInFlight && row < rows) value = to_accumulate(mask.load(row * mask_pitch));
@@ -75,7 +77,8 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
         row_mask[r] = __shfl_sync(kFullMask, value, lane_index() - lane + r);
       }
     }
-    if (inside[0]) {  // not one by one: a pack that may not be loaded is put together from halves
+    // tested once, not per pack: otherwise the compiler would assemble packs from predicated halves
+    if (inside[0]) {
       Pack<T, N> loaded[kRowsInFlight][kColumns] = {};
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
@@ -113,7 +116,7 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
   for (; step + rows_a_step <= rows; step += rows_a_step) walk.template operator()<true>(step);
   if (step < rows) walk.template operator()<false>(step);
 
-  // Columns: the slots of a warp, then the warps.
+  // Column sums: reduced over the slots of a warp, then over the warps.
   const SumTarget<T> col_sums(
       op.cols, op.partials.cols, op.partials.col_parts, blockIdx.z,
       n * op.cols.stride[0] + c * op.cols.stride[1] + blockIdx.y * cut.tile_columns,
@@ -159,7 +162,7 @@ __global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
   }
 }
 
-// Cuts for one dtype and pack width.
+// The division of the work, for one dtype and pack width.
 template <class T, int N>
 ReductionTiles cut_planes(const StripReduction& op, int columns_a_lane) {
   const int64_t planes = op.map.size[0] * op.map.size[1], H = op.map.size[2], W = op.map.size[3];
@@ -175,7 +178,7 @@ ReductionTiles cut_planes(const StripReduction& op, int columns_a_lane) {
   const int64_t most = std::max<int64_t>(1, H / (4 * rows_a_step));
   cut.chunks = std::clamp<int64_t>(kEnoughBlocks / blocks, 1, most);
   cut.chunk_rows = std::max<int64_t>(1, ceil_div(H, cut.chunks));
-  // No chunk spans more than 32 bits count.
+  // Offsets within a chunk fit in 32 bits.
   const int64_t pitch = std::max({op.map.stride[2], op.rows.stride[2], op.mask_rows.stride[2]});
   cut.chunk_rows = std::min(cut.chunk_rows, std::max<int64_t>(1, INT32_MAX / (pitch + 1)));
   cut.chunks = std::max<int64_t>(1, ceil_div(H, cut.chunk_rows));
@@ -194,7 +197,8 @@ ReductionTiles cut_pixels(const StripReduction& op) {
     return cut;
   }
   cut.slots = std::clamp<int64_t>(H, 1, kPixelWarps);
-  // Parts of rows cost less than parts of columns: a tile has more columns than a warp has rows.
+  // Partial row sums cost less than partial column sums: a tile has more columns than a warp has
+  // rows.
   constexpr int64_t kWanted = 256;
   const int64_t all_tiles = std::max<int64_t>(1, ceil_div(W, kTileColumns<T>));
   cut.tiles = std::clamp<int64_t>(kWanted / blocks, 1, all_tiles);
@@ -202,7 +206,7 @@ ReductionTiles cut_pixels(const StripReduction& op) {
   cut.tiles = std::max<int64_t>(1, ceil_div(W, cut.tile_columns));
   const int64_t most = std::max<int64_t>(1, H / (2 * cut.slots));
   cut.chunks = std::clamp<int64_t>(kWanted / (blocks * cut.tiles), 1, most);
-  // A block's open rows fit its shared memory.
+  // The rows that a block is summing must fit in its shared memory.
   constexpr int64_t kOpenBytes = 20 * 1024;
   const int64_t rows_held = cut.tile_columns > kTileColumns<T>
                                 ? kOpenBytes / int64_t{kTileChannels * sizeof(Accumulate<T>)}
@@ -212,7 +216,7 @@ ReductionTiles cut_pixels(const StripReduction& op) {
   return cut;
 }
 
-// Calls run<T, N, columns a lane>(cut) with what the shapes and strides of `op` ask for.
+// Calls run<T, N, columns per lane>(cut) with the division for the shapes and strides of `op`.
 template <class F>
 void with_cut(const StripReduction& op, F&& call) {
   const bool masked = op.mask_rows.data != nullptr;

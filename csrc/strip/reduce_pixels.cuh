@@ -1,11 +1,11 @@
-// Strip reductions of channels_last maps on CUDA. A warp works on kTileChannels channels: lane x of
-// its kLanes lanes owns a pack of N of them, slot y of its N slots every N-th column, so that a
-// request is whole sectors.
+// Strip reductions of channels_last maps on CUDA. A warp processes kTileChannels channels: lane x
+// of its kLanes lanes owns a pack of N channels, slot y of its N slots every N-th column, so that
+// requests are whole sectors.
 //
-// Many channels: a block of warps owns a tile of columns and walks down its rows, a row a warp;
-// column sums stay in registers, row sums meet in the warp. Few: a warp sums up kPositions rows, or
-// columns, and others the other way around: no part is left to a second kernel, and the second
-// read comes from the cache that holds so small a map.
+// Large maps: a block of warps owns a tile of columns and walks down its rows, one row per warp;
+// column sums stay in registers, row sums are reduced within the warp. Small maps: a warp sums
+// kPositions rows, other warps sum columns, so that no partial sums and no second kernel are
+// needed; the second read comes from the L2 cache.
 #pragma once
 
 #include "cuda/widen.cuh"
@@ -14,23 +14,23 @@
 namespace stripctx::cuda {
 
 constexpr int kTileChannels = 32;
-constexpr int kPixelWarps = 6;  // of 168 registers a thread where two blocks share a multiprocessor
-constexpr int kPositions = 2;   // rows or columns of one warp, where maps are small
-constexpr int kExchanged = 16;  // columns whose sums the warps of a block exchange at once
-constexpr int kExchangePitch = kTileChannels + 4;  // slots' packs in banks of their own
+constexpr int kPixelWarps = 6;  // with 168 registers per thread, two blocks fit a multiprocessor
+constexpr int kPositions = 2;   // rows or columns per warp, small maps
+constexpr int kExchanged = 16;  // columns whose sums the warps exchange at once
+constexpr int kExchangePitch = kTileChannels + 4;  // the slots' packs are in different banks
 
-// Columns of a tile: 64 sums a thread, 128 registers' worth at most.
+// Columns per tile: at most 64 sums per thread, in 128 registers.
 template <class T>
 constexpr int kTileColumns = sizeof(T) == 8 ? 32 : 64;
 
-// Adds up N values a lane over the N slots of a warp; one stays in each, value `held()`.
+// Reduces N values per lane over the N slots of a warp; each lane keeps the sum of value `held()`.
 template <int N>
 struct SlotSum {
   int rank;
 
   __device__ int held() const { return exchanged_to<N>(rank, kWarpSize / 2); }
 
-  // All lanes of the warp call it.
+  // To be called by all lanes of the warp.
   template <class A>
   __device__ A operator()(A (&values)[N]) const {
     exchange_sums(values, rank, kWarpSize / 2);
@@ -38,9 +38,9 @@ struct SlotSum {
   }
 };
 
-// Block: (32, warps) threads. Grid: (N * channel tiles, tiles, chunks). The block takes
-// cut.tile_columns columns, kTileColumns at a time; warp y owns rows y, y + warps, ... of the
-// chunk.
+// Block: (32, warps) threads. Grid: (N * channel tiles, tiles, chunks). The block owns
+// cut.tile_columns columns and processes kTileColumns at a time; warp y owns rows y, y + warps, ...
+// of the chunk.
 template <class T, bool kMasked, int N>
 __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
     reduce_pixels(StripReduction op, ReductionTiles cut) {
@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
   constexpr int kLanes = kWarpSize / N, kColumns = kTileColumns<T>, kHeld = kColumns / N;
   constexpr int kInFlight = kMasked ? 8 : 4;
   constexpr int kHeldARound = kExchanged / N;
-  constexpr int kPart = sizeof(A) * N > 16 ? 16 / sizeof(A) : N;  // of a pack of sums, one access
+  // elements of a pack of sums per access
+  constexpr int kPart = sizeof(A) * N > 16 ? 16 / sizeof(A) : N;
   const int64_t C = op.map.size[1];
   const int64_t channel_tiles = (C + kTileChannels - 1) / kTileChannels;
   const int64_t n = blockIdx.x / channel_tiles;
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
   const int64_t first_column = blockIdx.y * cut.tile_columns;
   const int width = static_cast<int>(min(cut.tile_columns, op.map.size[3] - first_column));
   const SlotSum<N> add_slots{rank};
-  const int channel = lane * N + add_slots.held();  // whose row sums this lane writes
+  const int channel = lane * N + add_slots.held();  // the channel whose row sums this lane writes
 
   const auto map = Global<const T>(op.map).from(
       n * op.map.stride[0] + first_row * op.map.stride[2] + first_column * op.map.stride[3] + c);
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
                             .from(n * op.mask_cols.stride[0] +
                                   (first_column + left) * op.mask_cols.stride[3] + c);
       const int mask_pitch = static_cast<int>(op.mask_cols.stride[3]);
-      __syncthreads();  // the tile before has been read
+      __syncthreads();  // the previous tile has been read
       for (int w = warp * N + slot; w < min(kColumns, width - left); w += warps * N) {
         if (!inside) continue;
         mask_tile.template store_pack<N>(w * kTileChannels + lane * N,
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
         }
       }
       A sum = add_slots(row_sum);
-      if (cut.tile_columns > kColumns) {  // only this lane has this sum
+      if (cut.tile_columns > kColumns) {  // no other lane has this sum
         const int open = row * kTileChannels + channel;
         if (left > 0) sum += open_rows[open];
         open_rows[open] = sum;
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
 }
 
 // Block: (32, warps) threads. Grid: (N * channel tiles, groups of rows, then groups of columns). A
-// warp owns kPositions of them and walks along the other axis.
+// warp owns kPositions rows or columns and walks along the other axis.
 template <class T, bool kMasked, int N>
 __global__ void reduce_small_pixels(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;

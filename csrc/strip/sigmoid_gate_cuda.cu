@@ -1,6 +1,6 @@
 // out = x * sigmoid(logits + bias) on CUDA, and its gradients. Forward reads two maps and writes
-// one; backward reads three and writes two, and sums the gradient of the bias on the way: each
-// block writes its part, sum_partials finishes.
+// one. Backward reads three, writes two and accumulates the bias gradient in the same pass: each
+// block writes a partial sum, and sum_partials adds them.
 #include "strip/params.hpp"
 
 #include "cuda/device.cuh"
@@ -13,15 +13,15 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kPacksATeam = 4096;  // contiguous: packs of a plane that one team owns
+constexpr int64_t kPacksATeam = 4096;  // contiguous: packs of a plane per team
 
-// Forward, where there is no grad, and backward, as one struct of parameters.
+// The parameters of forward (no grad) and backward.
 struct Gating {
-  View grad, x, logits, bias, out, grad_logits, partials;  // out: the gradient of x, backward
+  View grad, x, logits, bias, out, grad_logits, partials;  // out: the gradient of x in backward
 };
 
-// A plane as `count` runs of `packs` packs, one where every map's rows follow each other, and what
-// of it one team owns.
+// A plane as `count` runs of `packs` packs (a single run if the rows of every map are adjacent),
+// and the part of it that one team owns.
 struct Runs {
   int64_t count = 1, packs = 0, owned_runs = 1, owned_packs = 0;
 
@@ -30,7 +30,7 @@ struct Runs {
   }
 };
 
-// The maps from one place on, and how far apart in each the packs are that follow it.
+// Pointers into the maps, and the distance between consecutive packs in each.
 template <class T>
 struct GateRun {
   Global<const T> grad, x, logits;
@@ -38,8 +38,8 @@ struct GateRun {
   int grad_pitch, x_pitch, logits_pitch, out_pitch, grad_logits_pitch;
 };
 
-// Gates packs first, first + step, ... below `end` of a run, some loaded at once. Backward it adds
-// the logits' gradients to `sums`.
+// Gates packs first, first + step, ... below `end` of a run, several loaded at once. Backward also
+// adds the gradients of the logits to `sums`.
 template <class T, int N, bool kBackward>
 __device__ void gate_run(const GateRun<T>& run, int first, int end, int step,
                          const Accumulate<T> (&bias)[N], Accumulate<T> (&sums)[N]) {
@@ -87,13 +87,13 @@ __device__ void gate_run(const GateRun<T>& run, int first, int end, int step,
 }
 
 // Block: (threads, 1, planes). Grid: (groups of planes, pieces of a plane). A plane's team is
-// `threads` threads: one warp where a block has several planes.
+// `threads` threads: one warp if a block has several planes.
 template <class T, int N, bool kBackward>
 __global__ void gate_planes(Gating op, Runs runs) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1];
   const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  if (plane >= op.x.size[0] * C) return;  // its warp's own
+  if (plane >= op.x.size[0] * C) return;  // uniform in the warp
   const int64_t n = static_cast<unsigned>(plane) / static_cast<unsigned>(C), c = plane - n * C;
   const int64_t first_run = runs.count == 1 ? 0 : blockIdx.y * runs.owned_runs;
   const int64_t first_pack = runs.count == 1 ? blockIdx.y * runs.owned_packs : 0;
@@ -137,8 +137,8 @@ __global__ void gate_planes(Gating op, Runs runs) {
   }
 }
 
-// Grid: (row blocks, channel tiles). Block: (lanes, slots); lane x owns a pack of channels, block x
-// `rows` rows of all images' rows, slot y every blockDim.y-th of their pixels.
+// Grid: (row blocks, channel tiles). Block: (lanes, slots). Lane x owns a pack of channels; a block
+// owns `rows` of the rows of all images, slot y every blockDim.y-th pixel of them.
 template <class T, int N, bool kBackward>
 __global__ void gate_pixels(Gating op, int64_t rows) {
   using A = Accumulate<T>;
@@ -175,13 +175,13 @@ __global__ void gate_pixels(Gating op, int64_t rows) {
   if constexpr (kBackward) store_slot_sums(sums, Global<A>(op.partials), C);
 }
 
-// Rows of pixels that one block owns: more where there are many, so that partial sums stay few.
+// Rows of pixels per block: more if there are many, so that partial sums stay few.
 int64_t rows_a_block(const View& map) {
   return std::clamp<int64_t>(map.size[0] * map.size[2] / 1024, 1, 16);
 }
 
-// Calls run<T, N, channels last>(runs) with the widest pack that all maps of a gate allow and, on
-// channels_last maps, the bias.
+// Calls run<T, N, channels last>(runs) with the widest pack that all maps of a gate and, if
+// channels_last, the bias allow.
 template <bool kBackward, class F>
 void with_maps(const Gating& op, F&& run) {
   const View &grad = kBackward ? op.grad : op.x, &grad_logits = kBackward ? op.grad_logits : op.x;
@@ -198,7 +198,7 @@ void with_maps(const Gating& op, F&& run) {
                           [&]<int N>() { run.template operator()<T, N, true>(Runs{}); });
     }
     const bool dense = all([&](const View& map) { return H == 1 || map.stride[2] == W; });
-    View flat[5];  // rows that follow each other are one long row
+    View flat[5];  // adjacent rows form one long row
     for (int i = 0; i < 5; ++i) {
       flat[i] = *maps[i];
       if (dense) flat[i].size[2] = 1;
