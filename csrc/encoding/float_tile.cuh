@@ -289,7 +289,7 @@ struct FloatTile {
     return sum;
   }
 
-  // x_i - c_k|^2 by the expansion, for this lane's codeword k, and whether position i is near. All
+  // |x_i - c_k|^2 by the expansion, for this lane's codeword k, and whether position i is near. All
   // lanes of a warp must pass the same i.
   struct Distance {
     float value;
