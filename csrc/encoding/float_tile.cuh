@@ -18,7 +18,9 @@
 // summed. In multiply_codes that is the depth, and a lane's positions are 2 g + {0, 1}. In
 // accumulate it is the position, a lane's codewords are 4 g + {0, 1, 2, 3}, and its dimensions 4 g
 // + n (depth fastest) or 8 n + g for n = 0 ... 3. The 16-byte packs of a row are swizzled
-// (exchange_of, tile_at) so that both access patterns are free of bank conflicts.
+// (exchange_of, tile_at) so that products load whole packs, in either direction, without bank
+// conflicts. Loads of half a pack for weights, and for x in accumulate if depth is fastest, have
+// two-way conflicts.
 //
 // tile.cuh explains near positions.
 #pragma once

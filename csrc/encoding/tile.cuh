@@ -21,7 +21,8 @@
 namespace stripctx::cuda {
 
 constexpr int kWarps = kBlockThreads / 32;
-// Stride in floats of rows of K, one row per position: free of bank conflicts.
+// Stride in floats of rows of K, one row per position. With the 4 extra floats, a column of
+// adjacent rows lies in different banks.
 constexpr int kRowStride = 36;
 
 // kColumns: column tiles of 8 dimensions that a warp accumulates; the largest D is 64 * kColumns.
