@@ -11,6 +11,8 @@
 //      the slices, computes the softmax and writes the weights over the products.
 //   3. Each warp adds weights^T x', with x' = x - m, to sums (K, 32 dimensions) that stay in its
 //      registers for all tiles (accumulate).
+//   4. Backward: each warp multiplies the weights by its 32 dimensions of the matrices and writes
+//      the gradient of x (FloatGradient::write).
 //
 // mma operands may be permuted along their common dimension, and results along the others. The
 // permutation is chosen so that a lane's elements are adjacent in memory and load as one pack. With
@@ -20,7 +22,7 @@
 // + n (depth fastest) or 8 n + g for n = 0 ... 3. The 16-byte packs of a row are swizzled
 // (exchange_of, tile_at) so that products load whole packs, in either direction, without bank
 // conflicts. Loads of half a pack for weights, and for x in accumulate if depth is fastest, have
-// two-way conflicts.
+// two-way conflicts, and so have the loads of x in write.
 //
 // tile.cuh explains near positions.
 #pragma once
