@@ -2,9 +2,9 @@
 
     python tests/cuda_check.py [--arch 75 90] [--json table.json] [source.cu ...]
 
-Register spills and stack use are failures: an array meant for registers is in memory. The table
-shows registers, static shared memory, and the widths of one architecture's global accesses in bits
-(a kernel that moves 16 bytes at a time shows 128). Needs no GPU.
+Register spills and stack use are failures: they mean that an array which should be in registers is
+in local memory. The table shows registers, static shared memory, and the widths in bits of the
+global accesses on one architecture (128 for accesses of 16 bytes). Needs no GPU.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 
 import toolkit
 
-NO_COMPILER = 77  # the exit status where there is no nvcc
+NO_COMPILER = 77  # exit status without nvcc
 
 
 @dataclasses.dataclass
 class Usage:
-    """What one kernel uses on one architecture, in registers and bytes."""
+    """The resources of one kernel on one architecture, in registers and bytes."""
 
     registers: int = 0
     shared: int = 0
@@ -44,7 +44,7 @@ class Usage:
 
 @dataclasses.dataclass
 class Kernel:
-    """One kernel: its usage by architecture, its accesses as {width in bits: instructions}."""
+    """One kernel: usage by architecture, and numbers of access instructions by width in bits."""
 
     source: str
     name: str
@@ -67,7 +67,7 @@ def demangle(symbol: str) -> str:
 
 
 def shorten(signature: str) -> str:
-    """A kernel's name with its template arguments, without namespaces, result and parameters."""
+    """A kernel's name and template arguments, without namespaces, return type and parameters."""
     depth, end = 0, len(signature)
     for i, character in enumerate(signature):
         depth += {"<": 1, ">": -1}.get(character, 0)
@@ -79,7 +79,7 @@ def shorten(signature: str) -> str:
 
 
 def parse_resources(report: str) -> dict[str, dict[int, Usage]]:
-    """ptxas -v's report as {symbol: {architecture: usage}}."""
+    """Parses the report of ptxas -v into {symbol: {architecture: usage}}."""
     usages: dict[str, dict[int, Usage]] = {}
     usage = Usage()
     for line in report.splitlines():
@@ -100,9 +100,10 @@ def parse_resources(report: str) -> dict[str, dict[int, Usage]]:
 
 
 def parse_accesses(sass: str) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
-    """Global loads and stores of cuobjdump -sass as {symbol: (loads, stores)}, counted by width.
+    """Counts global loads and stores in the output of cuobjdump -sass: {symbol: (loads, stores)},
+    each by width.
 
-    "generic" counts accesses whose address space the compiler did not know.
+    "generic" counts accesses whose address space the compiler could not determine.
     """
     accesses: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
     counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
@@ -120,7 +121,7 @@ def parse_accesses(sass: str) -> dict[str, tuple[dict[str, int], dict[str, int]]
 
 
 def check(source: Path, architectures: Sequence[int], sass_of: int, nvcc: str) -> list[Kernel]:
-    """Compiles one file for all architectures and reads what its kernels use."""
+    """Compiles one file for all architectures and returns its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, "kernels.o")
         command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{toolkit.SOURCES}"]
@@ -146,7 +147,7 @@ def by_width(counts: dict[str, int]) -> str:
 
 
 def table(kernels: Iterable[Kernel], architectures: Sequence[int], sass_of: int) -> str:
-    """One row a kernel; registers have a column for every architecture."""
+    """One row per kernel, with a column of registers for each architecture."""
     head = ["source", "kernel", *(f"sm_{arch}" for arch in architectures)]
     head += ["shared", "spills", f"loads (sm_{sass_of})", f"stores (sm_{sass_of})"]
     rows = [head]

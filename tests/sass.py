@@ -17,7 +17,7 @@ import numpy as np
 
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 REGISTER = re.compile(r"\bR(\d+)\b")
-SLACK_COST = 1e4  # per request that the code cannot make; the counts do not fit then
+SLACK_COST = 1e4  # per request without an instruction in the code: the counts do not fit then
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,11 @@ def instructions(
 def straight_lines(
     graph: Mapping[int, Block], counts: Mapping[int, float]
 ) -> list[tuple[list[Instruction], float]]:
-    """The code that runs from top to bottom as often as its first block, with that count: a load
-    behind a branch of its own is in flight together with the loads around it."""
+    """Sequences of blocks that execute equally often, with that count. A block joins the sequence
+    if it is reachable from it: a load behind its own branch is then in flight together with the
+    loads around it."""
     found: list[tuple[list[Instruction], float]] = []
-    reached = set[int]()  # from the last line
+    reached = set[int]()  # from the last sequence
     for name in sorted(name for name, count in counts.items() if count > 1e-6):
         count, block = counts[name], graph[name]
         if found and name in reached and abs(count - found[-1][1]) <= 1e-3 * count:
@@ -224,7 +225,7 @@ def run_counts(
     variables: list[float] = []  # costs
 
     def variable(cost: float) -> int:
-        variables.append(cost + 1e-4 * (1 + len(variables) % 7))  # no two solutions cost the same
+        variables.append(cost + 1e-4 * (1 + len(variables) % 7))  # makes equal costs unlikely
         return len(variables) - 1
 
     of_block = {name: variable(block.size) for name, block in graph.items()}
@@ -259,7 +260,7 @@ def run_counts(
         ways = [edge for _, edge in arriving[name]]
         if name != entry:
             require({**dict.fromkeys(ways, 1.0), of_block[name]: -1})
-        if name in loops:  # a loop is entered before it repeats, at most as often as it counts
+        if name in loops:  # a loop repeats only if entered, `longest` times per entry at most
             row = {edge: longest for edge in ways if edge not in loops[name]}
             if name == entry:
                 continue

@@ -1,4 +1,4 @@
-"""The kernels' machine code for the speed model: compiled once for each state of the sources."""
+"""Compiles the kernels for the speed model and caches their machine code by source digest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHITECTURE = 90
 
 @dataclass
 class Kernel:
-    """What the compiler made of one."""
+    """The machine code of one kernel, its registers, and its static shared memory in bytes."""
 
     code: list[sass.Instruction]
     registers: int
@@ -30,7 +30,7 @@ class Kernel:
 
 
 def code_of(source: Path) -> str:
-    """A digest of what a source and its own headers say, comments and spaces aside."""
+    """A digest of a source and the headers it includes, without comments and white space."""
     text, todo, seen = "", [source], set[Path]()
     while todo:
         path = todo.pop()
@@ -45,14 +45,14 @@ def code_of(source: Path) -> str:
 
 
 def modelled_dtypes() -> str:
-    """csrc/core/dispatch.hpp without the dtypes that nothing is modelled in: half the compiling."""
+    """csrc/core/dispatch.hpp without the dtypes that are not modelled, to halve compilation."""
     text = (toolkit.SOURCES / "core" / "dispatch.hpp").read_text()
     return re.sub(r"\s*case DType::(kFloat64|kFloat16):\n[^\n]*;", "", text)
 
 
 def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[str, Kernel]:
-    """Every kernel of a source, by its short name; `folder` keeps the machine code, as text, until
-    the source changes."""
+    """Every kernel of a source, by its short name. `folder` caches the disassembly until the source
+    or the compiler's path changes."""
     version = hashlib.sha256(nvcc.encode()).hexdigest()[:8]
     kept = folder / f"{source.parent.name}_{source.stem}_{code_of(source)}_{version}.gz"
     if kept.exists():
@@ -82,7 +82,7 @@ def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[s
 
 @dataclass
 class Compiler:
-    """Kernels of csrc, compiled when first asked for."""
+    """The kernels of csrc, compiled on first use."""
 
     nvcc: str
     disassembler: str
@@ -100,7 +100,7 @@ class Compiler:
                 self.kernels[source] = job.result()
 
     def find(self, name: str, family: str) -> tuple[Path, Kernel]:
-        """A kernel and its source, which is sought in the operator's family first."""
+        """A kernel and its source; searches the operator's family first."""
         for folder in (family, "cuda", "*"):
             self.compile([*toolkit.SOURCES.glob(f"{folder}/*.cu")])
             for source, kernels in self.kernels.items():

@@ -2,14 +2,14 @@
 
     python tests/speed_model.py [strip_pool ...] [--batch 16 1] [--dtype bfloat16] [--json file]
 
-Nothing here runs on a GPU. The emulator runs some blocks of every launch at the true sizes and
-counts requests, sectors, turns of shared memory's banks, barriers and shuffles; the machine code
-says how many instructions that takes at least (tests/sass.py), how many loads are on the way at
-once, and with its registers how many warps share a multiprocessor. Each resource by itself then
-needs some time; the longest is what binds. Figures are as good as their constants, some 30 %, and
-ignore what waiting at barriers costs: they find kernels that cannot be fast, and order the work.
+Needs no GPU. The emulator runs a few blocks of every launch at the real sizes and counts requests,
+sectors, wavefronts of shared memory, barriers and shuffles. The machine code gives a lower bound of
+the instructions for these requests (tests/sass.py), the number of loads in flight, and through its
+registers the number of warps per multiprocessor. From these follows a time for each resource, and
+the longest one limits the kernel. Results depend on the constants, to about 30 %, and ignore the
+cost of waiting at barriers: use them to find kernels that cannot be fast and to order the work.
 
-Without --json, a kernel that has fallen below its share in benchmarks/results/model.json fails.
+Without --json, fails if the share of a kernel is lower than in benchmarks/results/model.json.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ import toolkit
 from speed_code import Compiler, Kernel
 
 SAMPLED = 3  # blocks of a launch that the emulator runs
-FILLED = ("encode", "encode_backward")  # operators whose path depends on the values
+FILLED = ("encode", "encode_backward")  # operators whose control flow depends on values
 
 
 @dataclass(frozen=True)
 class Chip:
-    """An H100 as far as the model goes; rates in 1 / ns."""
+    """The properties of an H100 that the model uses; rates per ns."""
 
     processors: int = 132
     clock: float = 1.755  # GHz
-    copied: float = 3000.0  # bytes, read and written together, by a plain copy
-    cached: float = 5500.0  # bytes, from the second-level cache
-    issued: float = 2.6  # instructions a clock and multiprocessor, as real kernels reach
-    latency: float = 700.0  # ns from a load to its data, under load
-    launch: float = 1000.0  # ns from one kernel to the next of a graph
-    warps: int = 64  # of a multiprocessor, as are those below
+    copied: float = 3000.0  # bytes, reads plus writes of a plain copy
+    cached: float = 5500.0  # bytes from the L2 cache
+    issued: float = 2.6  # instructions per clock and multiprocessor that real kernels reach
+    latency: float = 700.0  # ns from a load to its data, on a busy GPU
+    launch: float = 1000.0  # ns between two kernels of a graph
+    warps: int = 64  # per multiprocessor, as the next ones
     blocks: int = 32
     registers: int = 65536
     shared: int = 228 * 1024
-    reserved: int = 1024  # of shared memory, for each block
+    reserved: int = 1024  # bytes of shared memory per block
 
 
 H100 = Chip()
@@ -59,17 +59,17 @@ H100 = Chip()
 
 @dataclass
 class Line:
-    """One launch: counts for all its blocks, and the time that each resource needs, in ns."""
+    """One launch: counts over all its blocks, and the time of each resource in ns."""
 
     kernel: str
     blocks: int
-    resident: float  # blocks of a multiprocessor at once
-    occupancy: float  # share of the warps that a multiprocessor may hold
-    in_flight: float  # bytes on the way to a multiprocessor
+    resident: float  # blocks per multiprocessor at a time
+    occupancy: float  # resident warps over the largest number of them
+    in_flight: float  # bytes in flight to a multiprocessor
     instructions: float
-    moved: float  # bytes of requests
-    sectors: float  # of 32 bytes, a request of 128
-    conflicts: float  # turns of banks over the fewest
+    moved: float  # bytes requested
+    sectors: float  # 32-byte sectors per 128 bytes requested
+    conflicts: float  # wavefronts over those without bank conflicts
     times: dict[str, float]
 
     @property
@@ -82,7 +82,7 @@ class Line:
 
 
 def resident_blocks(kernel: Kernel, threads: int, shared: int, chip: Chip) -> int:
-    """Of a multiprocessor at once: registers are given to warps by 256, shared memory by 128."""
+    """Per multiprocessor. Registers are allocated to warps by 256, shared memory by 128 bytes."""
     warps = -(-threads // 32)
     registers = -(-kernel.registers * 32 // 256) * 256 * warps
     memory = -(-(shared + kernel.static_shared + chip.reserved) // 128) * 128
@@ -91,7 +91,7 @@ def resident_blocks(kernel: Kernel, threads: int, shared: int, chip: Chip) -> in
 
 
 def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
-    """One launch as the tracer of the emulator saw it."""
+    """One launch, from the counts of the emulator's tracer."""
     blocks = traced["grid"][0] * traced["grid"][1] * traced["grid"][2]
     threads = traced["block"][0] * traced["block"][1] * traced["block"][2]
     warps, scale = -(-threads // 32), blocks / max(1, traced["sampled"])
@@ -99,7 +99,7 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     moved = sectors = requests = turns = least = wavefronts = loaded = 0.0
     for space, bytes_each, count, total, passes, fewest in traced["requests"]:
         if space in ("shared", "copy store"):
-            if space == "shared":  # a copy has one instruction, which is counted as its load
+            if space == "shared":  # the instruction of a copy is counted as its load
                 counted["shared"] = counted.get("shared", 0) + count * max(1, bytes_each // 4)
             turns, least = turns + passes * scale, least + fewest * scale
             continue
@@ -118,17 +118,17 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     issued *= scale
 
     resident = resident_blocks(kernel, threads, traced["shared_bytes"], chip)
-    busy = min(chip.processors, blocks)  # multiprocessors that have a block
+    busy = min(chip.processors, blocks)  # multiprocessors with a block
     together = min(resident, blocks / busy)
     waves = -(-blocks // (busy * resident))
-    full = blocks / (waves * busy * min(resident, -(-blocks // busy)))  # the last wave's gaps
+    full = blocks / (waves * busy * min(resident, -(-blocks // busy)))  # gaps of the last wave
     clocks = busy * chip.clock * full
     copies = counted.get("copy load 16", 0.0) * scale
     loads = sum(c for k, c in counted.items() if k.startswith("load")) * scale + copies
-    if copies:  # those of a warp that are unfinished where it waits, on average over the copies
+    if copies:  # the unfinished copies at a wait, averaged over the copies
         ring = traced["squares"] / max(1, traced["waiting"])
         at_once += (ring - at_once) * copies / loads
-    each = loaded / loads if loads else 0.0  # bytes of a request
+    each = loaded / loads if loads else 0.0  # bytes per load
     in_flight = together * warps * at_once * each
     rounds = loads / (blocks * warps) / at_once if at_once else 0.0
     times = {
@@ -156,7 +156,7 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
 
 @dataclass
 class Result:
-    """An operator's call: its launches, and the share of a copy of its floor's bytes."""
+    """A call of an operator: its launches, and its speed relative to copying its floor."""
 
     operator: str
     shape: tuple[int, int, int, int]
@@ -164,11 +164,11 @@ class Result:
     layout: str
     floor: int  # bytes
     lines: list[Line]
-    copied: int = 0  # bytes of the floor that torch's own copy moves, in a launch of its own
-    sources: frozenset[Path] = frozenset()  # of its kernels
+    copied: int = 0  # bytes of the floor that torch's copy moves, in a separate launch
+    sources: frozenset[Path] = frozenset()  # files with its kernels
 
     def time(self, chip: Chip = H100) -> float:
-        """Nothing is faster than a copy of the bytes that must move."""
+        """In ns; at least that of a copy of the bytes that must move."""
         kernels = max(sum(one.time for one in self.lines), (self.floor - self.copied) / chip.copied)
         return kernels + self.copied / chip.copied + chip.launch * (self.launches - 1)
 
@@ -201,7 +201,7 @@ class Result:
 
 @functools.cache
 def symbols(library: str) -> dict[int, str]:
-    """Short names of a library's functions, by their places in it."""
+    """Symbols of a library's functions, by their offsets in it."""
     text = toolkit.run(["nm", library])
     rows = (row.split() for row in text.splitlines())
     return {int(row[0], 16): row[2] for row in rows if len(row) == 3 and row[1] in "tTwW"}
@@ -210,7 +210,7 @@ def symbols(library: str) -> dict[int, str]:
 def trace(
     library: ctypes.CDLL, path: str, run: Any, sampled: int = SAMPLED
 ) -> list[dict[str, Any]]:
-    """What every launch of `run` did in `sampled` of its blocks; "name" is its short one."""
+    """The counts of every launch of `run`, from `sampled` of its blocks; "name" is short."""
     library.stripctx_simt_trace.restype = ctypes.c_char_p
     library.stripctx_simt_sample.argtypes = [ctypes.c_int64]
     library.stripctx_simt_sample(sampled)
@@ -238,18 +238,18 @@ def model(
     from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, Sample, call
 
     class Unfilled(Sample):
-        """Memory that nobody has touched: only what the sampled blocks read is ever there."""
+        """Uninitialised tensors: pages that the sampled blocks do not read take no memory."""
 
         def tensor(self, *size: int) -> torch.Tensor:
             format = LAYOUTS[self.layout] if len(size) == 4 else torch.contiguous_format
             return torch.empty(size, dtype=self.dtype, memory_format=format)
 
-    # encode works out again, by another way, what its products cannot hold: infinities and NaN
+    # Infinities and NaN would send encode to its slow path, so its operands have values.
     kind = Sample if operator in FILLED else Unfilled
     sample = kind(shape, DTYPES[dtype], layout)
     library = emulation.library()
     arguments = OPERATORS[operator](sample)
-    trace(library, library._name, lambda: None)  # whatever making the arguments launched
+    trace(library, library._name, lambda: None)  # drops the launches that made the arguments
     launches = trace(library, library._name, lambda: call(operator, arguments))
     families = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
     family = next(f for f in families if operator in getattr(floors, f).FLOORS)
@@ -275,8 +275,8 @@ HEAD += ["KiB in flight", "sectors", "bank turns", "launches", "of copy", "bound
 
 
 def row(result: Result) -> list[str]:
-    """The columns from the kernel on, but for instructions a byte and launches, are the longest
-    launch's."""
+    """One row of the table. The columns from the kernel on are those of the longest launch, except
+    instructions per byte, launches, and the last two."""
     one = result.longest
     return [
         result.operator,
@@ -309,7 +309,7 @@ WIDE = {"pyramid_pool": (2048, 60), "pyramid_max_pool": (2048, 60), "row_gate": 
 
 
 def shape_of(operator: str, batch: int) -> tuple[int, int, int, int]:
-    if operator.startswith("upsample_"):  # Cityscapes' classes
+    if operator.startswith("upsample_"):  # the classes of Cityscapes
         return batch, 19, 256, 256
     channels, side = WIDE.get(operator.removesuffix("_backward"), (512, 60))
     return batch, channels, side, side

@@ -1,5 +1,5 @@
-"""What the speed model found last, benchmarks/results/model.json: a row for every operator, shape,
-dtype and layout, and the digests of the sources that it found it of."""
+"""The recorded results of the speed model, benchmarks/results/model.json: one row per operator,
+shape, dtype and layout, and the digests of the modelled sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import toolkit
 from speed_code import code_of
 
 PATH = toolkit.REPOSITORY / "benchmarks" / "results" / "model.json"
-TOLERANCE = 2  # per cent of a copy that compilers may differ by
+TOLERANCE = 2  # allowed difference between compilers, in per cent of a copy
 
 Rows = Sequence[Sequence[str]]
 
@@ -31,7 +31,7 @@ def write(
     sources: Mapping[str, Collection[Path]],
     order: Sequence[str],
 ) -> None:
-    """Puts operators' rows in the place of their earlier ones; other operators' stay."""
+    """Replaces the rows of the operators in `sources`; keeps those of other operators."""
     earlier = read(path)
     merged = [one for one in earlier["rows"] if one[0] not in sources] + [*rows]
     merged.sort(key=lambda one: order.index(one[0]))
@@ -46,7 +46,7 @@ def write(
 
 
 def changed(recorded: Mapping[str, Any]) -> list[str]:
-    """Operators whose kernels are not those that the record speaks of."""
+    """Operators whose sources differ from those of the record."""
     return [
         operator
         for operator, sources in recorded["code"].items()
@@ -55,7 +55,7 @@ def changed(recorded: Mapping[str, Any]) -> list[str]:
 
 
 def fallen(recorded: Rows, rows: Rows, column: int) -> list[str]:
-    """Kernels whose share of a copy, "57%" in `column`, is less than recorded."""
+    """Rows whose share of a copy, such as "57%" in `column`, is lower than recorded."""
 
     def share(row: Sequence[str]) -> int:
         return int(row[column].rstrip("%"))

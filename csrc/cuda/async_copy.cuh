@@ -1,11 +1,11 @@
-// Copies from global to shared memory that run while the thread goes on, 16 bytes each:
-// cp.async from sm_80 on, a load and a store before. The copies that a thread starts between two
-// calls of commit_copies form a group. wait_for_copies<N> waits until at most the last N groups of
-// the calling thread are unfinished; other threads see the data after a barrier behind that wait.
-// Between the start of a copy and its wait nobody may access its destination.
+// Asynchronous copies of 16 bytes from global to shared memory: cp.async from sm_80 on, a load and
+// a store on older chips. The copies that a thread starts between two calls of commit_copies form a
+// group. wait_for_copies<N> waits until all groups of the calling thread are complete, except at
+// most the last N. Other threads see the data after a barrier that follows the wait. From the start
+// of a copy to its wait, no thread may access the destination.
 //
-// The emulator (tests/simt/async.hpp) fills a destination with NaN when its copy starts and
-// performs the copy in the wait, so that a missing wait or barrier shows in the results.
+// The emulator (tests/simt/async.hpp) fills the destination with NaN when a copy starts and copies
+// in the wait, so that a missing wait or barrier changes the results.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -14,7 +14,7 @@ namespace stripctx::cuda {
 
 #if defined(__CUDACC__)
 
-// Starts a copy of 16 bytes, from[j] ... to to[i] ...; both aligned to 16 bytes.
+// Starts a copy of 16 bytes from `from[j]` on to `to[i]` on, both aligned to 16 bytes.
 template <class T>
 __device__ inline void copy_async(const Shared<T>& to, int i, const Global<const T>& from,
                                   int64_t j) {

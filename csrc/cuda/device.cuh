@@ -1,12 +1,11 @@
-// The one header that every CUDA kernel includes. Compiled by nvcc it is CUDA; compiled by g++ it
-// is the emulator of tests/simt, which runs the same kernels on a CPU. Kernels live in this
-// namespace and keep to what stands here:
+// The header that every CUDA kernel includes. With nvcc it is CUDA; with g++ it is the emulator of
+// tests/simt, which runs the same kernels on a CPU. Kernels are in this namespace and use only:
 //
-//   Global<T>, SharedMemory, Shared<T>   all memory (cuda/memory.cuh, simt/memory.hpp)
-//   launch({.kernel = ...}, kernel<T>, op)   every launch (cuda/launch.cuh, simt/launch.hpp)
+//   Global<T>, SharedMemory, Shared<T>      for all memory (cuda/memory.cuh, simt/memory.hpp)
+//   launch({.kernel = ...}, kernel<T>, op)  for every launch (cuda/launch.cuh, simt/launch.hpp)
 //   threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_sync,
-//   __shfl_xor_sync,
-//   __shfl_down_sync, __ballot_sync (full mask), CUDA's float and double mathematics
+//   __shfl_xor_sync, __shfl_down_sync, __ballot_sync (full mask), CUDA's float and double functions
+//   cuda/mma.cuh, cuda/async_copy.cuh       for tensor-core products and asynchronous copies
 #pragma once
 
 #include "core/dispatch.hpp"
@@ -29,13 +28,13 @@ namespace stripctx::cuda {
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
-// What `dispatch` calls the half types here.
+// The half types for `dispatch`.
 struct Types {
   using float16 = __half;
   using bfloat16 = __nv_bfloat16;
 };
 
-// From storage to the type that sums run in: exact.
+// Converts from the storage type to the accumulation type; exact.
 template <class T>
 STRIPCTX_HOST_DEVICE inline Accumulate<T> to_accumulate(T value) {
   if constexpr (std::is_same_v<T, __half>) {
@@ -47,7 +46,7 @@ STRIPCTX_HOST_DEVICE inline Accumulate<T> to_accumulate(T value) {
   }
 }
 
-// Back to storage, rounding to the nearest, ties to even.
+// Converts to the storage type, rounding to nearest, ties to even.
 template <class T>
 STRIPCTX_HOST_DEVICE inline T from_accumulate(Accumulate<T> value) {
   if constexpr (std::is_same_v<T, __half>) {
@@ -59,7 +58,7 @@ STRIPCTX_HOST_DEVICE inline T from_accumulate(Accumulate<T> value) {
   }
 }
 
-// Two values, by the one instruction that converts two to a half type.
+// Converts two values with the one instruction that converts a pair to a half type.
 template <class T>
 STRIPCTX_HOST_DEVICE inline Pack<T, 2> pair_from_accumulate(Accumulate<T> first,
                                                             Accumulate<T> second) {
@@ -74,7 +73,7 @@ STRIPCTX_HOST_DEVICE inline Pack<T, 2> pair_from_accumulate(Accumulate<T> first,
   }
 }
 
-// N values, two at a time.
+// Converts N values, in pairs.
 template <class T, int N>
 STRIPCTX_HOST_DEVICE inline Pack<T, N> pack_from_accumulate(const Accumulate<T> (&values)[N]) {
   Pack<T, N> pack;
@@ -91,7 +90,7 @@ STRIPCTX_HOST_DEVICE inline Pack<T, N> pack_from_accumulate(const Accumulate<T> 
   return pack;
 }
 
-// a * b, rounded: never fused with what is added to it.
+// a * b, rounded; never contracted to a fused multiply-add.
 __device__ inline float rounded_product(float a, float b) {
   return __fmul_rn(a, b);
 }
@@ -99,7 +98,7 @@ __device__ inline double rounded_product(double a, double b) {
   return __dmul_rn(a, b);
 }
 
-// A block's threads in one row, x fastest; each 32 of them are a warp.
+// Index of a thread in its block, x fastest; each 32 consecutive threads are a warp.
 __device__ inline unsigned thread_rank() {
   return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
 }

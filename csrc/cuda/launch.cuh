@@ -1,4 +1,4 @@
-// `launch` for nvcc: the only place that starts a kernel.
+// `launch` for nvcc, the only code that starts a kernel.
 //
 //   launch({.kernel = "strip_pool_rows", .grid = {blocks}, .block = {256}, .stream = stream},
 //          strip_pool_rows<T>, op);
@@ -17,11 +17,11 @@ namespace stripctx::cuda {
 
 inline void check(cudaError_t status, const Launch& launch) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // a failed launch must not surface again in somebody else's check
+  cudaGetLastError();  // clears the error, which a later check would report again
   throw std::runtime_error(std::string(launch.kernel) + ": " + cudaGetErrorString(status));
 }
 
-// Above 48 KB a kernel has to ask for its shared memory, once on each device.
+// More than 48 KB of dynamic shared memory must be requested, once per kernel and device.
 inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   constexpr int64_t kWithoutAsking = 48 * 1024;
   if (launch.shared_bytes <= kWithoutAsking) return;
@@ -38,7 +38,7 @@ inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   bytes = launch.shared_bytes;
 }
 
-// What the current device lets one block have.
+// The largest shared memory of a block on the current device, in bytes.
 inline int64_t most_shared_bytes() {
   int device = 0, bytes = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;

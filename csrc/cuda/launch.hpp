@@ -1,5 +1,5 @@
-// How a kernel is launched, in plain C++: what both launchers (cuda/launch.cuh for nvcc, the
-// emulator's tests/simt/launch.hpp for g++) accept, and what they refuse before anything runs.
+// The description of a launch, in plain C++: what both launchers (cuda/launch.cuh for nvcc,
+// tests/simt/launch.hpp for g++) accept, and the checks before a kernel starts.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace stripctx::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-// 64-bit, so that a count of blocks that does not fit is refused and never wraps.
+// 64-bit, so that a number of blocks out of range is rejected and does not wrap.
 struct Extent3 {
   int64_t x = 1, y = 1, z = 1;
 
@@ -20,7 +20,7 @@ struct Extent3 {
 };
 
 struct Launch {
-  const char* kernel;  // the name in error messages and byte counts
+  const char* kernel;  // name in error messages and traffic counts
   Extent3 grid;        // blocks
   Extent3 block;       // threads
   int64_t shared_bytes = 0;
@@ -29,15 +29,15 @@ struct Launch {
 
 constexpr int64_t kSharedAlignment = 16;
 
-// Bytes that SharedMemory::take<T>(count) uses up: the sum over a kernel's takes is its
-// shared_bytes.
+// Bytes that SharedMemory::take<T>(count) uses. A launch's shared_bytes is the sum over its
+// kernel's takes.
 template <class T>
 STRIPCTX_HOST_DEVICE constexpr int64_t shared_bytes(int64_t count) {
   return ceil_div(count * int64_t{sizeof(T)}, kSharedAlignment) * kSharedAlignment;
 }
 
-// Whether there is anything to run. Throws where CUDA's limits, the same on every chip since sm_30,
-// are exceeded.
+// Whether the grid has blocks. Throws if the launch exceeds CUDA's limits, which have been the same
+// since sm_30.
 inline bool has_work(const Launch& launch) {
   const auto require = [&](bool holds, const char* what, const Extent3& got) {
     if (holds) return;
@@ -56,7 +56,7 @@ inline bool has_work(const Launch& launch) {
   return true;
 }
 
-// Parameters travel by value in CUDA's 4 KB of constant memory.
+// Parameters are passed by value, in 4 KB of constant memory.
 template <class... Params>
 constexpr bool fits_parameters =
     (std::is_trivially_copyable_v<Params> && ...) && (sizeof(Params) + ... + 0) <= 4096;

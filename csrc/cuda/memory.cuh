@@ -1,7 +1,6 @@
-// A kernel's memory as nvcc sees it: Global and Shared are bare pointers, each access one
+// A kernel's memory with nvcc: Global and Shared are bare pointers, and each access is one
 // instruction of 1, 2, 4, 8 or 16 bytes. The emulator's classes of the same names
-// (tests/simt/memory.hpp) check every access and count it. Kernels touch memory through these and
-// nothing else.
+// (tests/simt/memory.hpp) check and count every access. Kernels access memory only through them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +14,7 @@
 
 namespace stripctx::cuda {
 
-// The machine word that moves a given number of bytes at once.
+// The machine word of a given number of bytes.
 template <int kBytes>
 struct WordOf;
 template <>
@@ -39,8 +38,8 @@ struct WordOf<16> {
   using type = uint4;
 };
 
-// One ordinary store. An assignment would do, but nvcc takes it apart into 4-byte stores where the
-// values were computed; and CUDA's __stwb makes it strong, as no kernel here needs it.
+// One plain store. nvcc would split an assignment into 4-byte stores if the values were computed,
+// and CUDA's __stwb is a strong store, which no kernel here needs.
 __device__ inline void store_word(unsigned char* to, unsigned char word) {
   *to = word;
 }
@@ -61,10 +60,10 @@ __device__ inline void store_word(uint4* to, uint4 word) {
                : "memory");
 }
 
-// cuda/async_copy.cuh takes its addresses from both classes.
+// Both classes are friends of copy_async (cuda/async_copy.cuh), which uses their addresses.
 //
-// Global<const T> also promises that nobody writes this memory while the kernel runs: its loads may
-// then use the read-only path. `i` counts elements; a pack at i needs i * sizeof(T) aligned to it.
+// The memory of a Global<const T> must not be written while the kernel runs: its loads may use the
+// read-only path. `i` counts elements; packs must be aligned to their size.
 template <class T>
 class Shared;
 
@@ -76,8 +75,8 @@ class Global {
   STRIPCTX_HOST_DEVICE explicit Global(const View& view) : data_(static_cast<T*>(view.data)) {}
   STRIPCTX_HOST_DEVICE Global(T* data, int64_t /*count*/) : data_(data) {}
 
-  // The same memory, counted from `offset` on: loops then add 32-bit distances to one address.
-  // The address is made once: the compiler would add the offset again for every access.
+  // The same memory with its origin moved by `offset`, so that loops add 32-bit offsets to one
+  // address. The asm statement keeps the compiler from adding `offset` again at every access.
   __device__ Global from(int64_t offset) const {
     T* data = data_ + offset;
 #if defined(__CUDA_ARCH__)
@@ -145,9 +144,9 @@ class Shared {
   T* data_;
 };
 
-// Hands out the launch's dynamic shared memory, front to back, each piece aligned to 16 bytes;
-// every thread takes the same pieces in the same order. What it takes in all is launch.hpp's
-// shared_bytes.
+// Allocates the launch's dynamic shared memory front to back, each piece aligned to 16 bytes. Every
+// thread must take the same pieces in the same order; their sum is given by shared_bytes
+// (launch.hpp).
 class SharedMemory {
  public:
   __device__ SharedMemory() {

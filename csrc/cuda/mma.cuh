@@ -1,14 +1,15 @@
-// Small matrix products by a whole warp, d += a b with float32 sums: on tensor cores from sm_80 on,
-// by shuffles and fused multiply-adds on older chips, gathered by the emulator
-// (tests/simt/mma.hpp). All 32 lanes must call. Fragments are PTX's (mma.sync.aligned, row.col):
-// with g = lane / 4, t = lane % 4,
+// Small matrix products by a warp, d += a b with float32 accumulators: on tensor cores from sm_80
+// on, with shuffles and fused multiply-adds on older chips, and in the emulator by
+// tests/simt/mma.hpp. All 32 lanes must call. Fragments have the layout of PTX's mma.sync.aligned,
+// row.col: with g = lane / 4, t = lane % 4,
 //
 //   m16n8k8, tf32          a[i] = A[g + 8 (i % 2)][t + 4 (i / 2)]      b[i] = B[t + 4 i][g]
 //   m16n8k16, half, bf16   a[i] = A[g + 8 (i % 2)][2 t + 8 (i / 2) + {0, 1}]
 //                          b[i] = B[2 t + 8 i + {0, 1}][g]
 //   both                   d[i] = D[g + 8 (i / 2)][2 t + i % 2]
 //
-// The order of the sums is the chip's own: results agree across paths to rounding, not to the bit.
+// The order of additions depends on the hardware: results of these paths agree up to rounding, not
+// bit for bit.
 #pragma once
 
 #include <cfloat>
@@ -17,35 +18,36 @@
 
 namespace stripctx::cuda {
 
-// Whether products run on tensor cores where this code runs.
+// Whether products run on tensor cores on the device that this code is compiled for.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr bool has_tensor_cores = false;
 #else
 constexpr bool has_tensor_cores = true;
 #endif
 
-// A float rounded to tf32 (10 bits of mantissa), which only to_tf32 makes. The bits below are 0, so
-// that value - to_tf32(value).value is the exact rest.
+// A float rounded to tf32 (10 bits of mantissa) by to_tf32. The bits below are 0, so the
+// difference value - to_tf32(value).value is exact.
 struct Tf32 {
   float value;
 };
 
-// To the nearest, ties away from zero: cvt.rna.tf32, which ptxas expands to these same instructions
-// on every chip from sm_80 to sm_120, and which older chips lack.
+// Rounds to nearest, ties away from zero, as cvt.rna.tf32 does. ptxas expands that instruction to
+// the same instructions on all chips from sm_80 to sm_120; older chips lack it.
 __device__ inline Tf32 to_tf32(float value) {
   unsigned bits;
   memcpy(&bits, &value, sizeof(bits));
   if (fabsf(value) <= FLT_MAX) bits += 0x1000u;
   bits &= 0xffffe000u;
-  if (value != value) bits = 0x7fffffffu;  // a payload in the low bits alone would leave infinity
+  // NaN with a payload only in the low bits would become infinity
+  if (value != value) bits = 0x7fffffffu;
   Tf32 rounded;
   memcpy(&rounded, &bits, sizeof(bits));
   return rounded;
 }
 
-// A float in two parts, at fewer instructions than `split`: the high one rounded to the nearest
-// (half away from zero), the low one cut by the tensor core, which ignores bits below tf32's. NaN
-// and infinities make the low part NaN.
+// Splits a float in two parts with fewer instructions than `split`. The high part is rounded to
+// nearest, ties away from zero; the low part is truncated by the tensor core, which ignores the
+// bits below tf32's. If value is NaN or infinite, the low part is NaN.
 struct QuickParts {
   Tf32 high, low;
 };
@@ -56,7 +58,7 @@ __device__ inline QuickParts quick_split(float value) {
   QuickParts parts;
   memcpy(&parts.high, &bits, sizeof(bits));
   parts.low.value = value - parts.high.value;
-#if !defined(__CUDACC__)  // what a tensor core does
+#if !defined(__CUDACC__)  // as the tensor core does
   memcpy(&bits, &parts.low, sizeof(bits));
   bits &= 0xffffe000u;
   memcpy(&parts.low, &bits, sizeof(bits));
@@ -64,8 +66,8 @@ __device__ inline QuickParts quick_split(float value) {
   return parts;
 }
 
-// The same product without tensor cores: each lane fetches the rows and columns that its four sums
-// need.
+// mma_m16n8k8 without tensor cores: each lane reads the rows and columns of its four sums by
+// shuffles.
 __device__ inline void mma_m16n8k8_plain(float (&d)[4], const Tf32 (&a)[4], const Tf32 (&b)[2]) {
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
@@ -163,9 +165,9 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const Pack<T, 2> (&a)[4],
 #endif
 }
 
-// Four 8 x 8 matrices of half-type elements from shared memory: lane 8 j + r says where row r of
-// matrix j begins, aligned to 16 bytes, and to[j] = M_j[g][2 t + {0, 1}]; of the matrices turned
-// over, M_j[2 t + {0, 1}][g].
+// Loads four 8 x 8 matrices of half-type elements from shared memory (ldmatrix). Lane 8 j + r
+// passes the offset of row r of matrix j, aligned to 16 bytes. to[j] = M_j[g][2 t + {0, 1}], or
+// M_j[2 t + {0, 1}][g] if kTurned.
 template <bool kTurned, class T>
 __device__ inline void load_matrices(Pack<T, 2> (&to)[4], const Shared<T>& from, int row) {
   static_assert(sizeof(T) == 2);

@@ -1,5 +1,5 @@
-// The second stage of every fixed-order reduction on CUDA. Reads the partials once, writes out
-// once.
+// The second stage of every fixed-order reduction on CUDA. Reads each partial sum once and writes
+// each result once.
 #include "core/reduce.hpp"
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
@@ -8,8 +8,8 @@ namespace stripctx::cuda {
 
 namespace {
 
-// A block owns 32 sums. Lane x adds every blockDim.y-th part, starting at y; the block then adds
-// these in ascending y.
+// A block owns 32 sums. Thread (x, y) adds the partial sums y, y + blockDim.y, ... of sum x; the
+// block then adds the threads' sums in ascending y.
 template <class T>
 __global__ void sum_partials(SumPartials op) {
   using A = Accumulate<T>;

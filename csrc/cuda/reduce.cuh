@@ -1,5 +1,5 @@
-// Sums over a warp and over a block, for float and double. The order of additions depends on the
-// block's shape alone, so equal inputs give equal bits, and every thread that takes part gets the
+// Sums over a warp and over a block, for float and double. The order of additions depends only on
+// the shape of the block, so equal inputs give equal bits. Every participating thread receives the
 // sum.
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace stripctx::cuda {
 
-// Sum over groups of kWidth neighbouring lanes (a power of two): a butterfly, whose two operands
-// meet in both lanes and commute, hence the same bits in each lane. All 32 lanes of the warp must
+// Sum over groups of kWidth adjacent lanes, a power of two, by a butterfly. Both lanes of an
+// exchange add the same two values, so all lanes get the same bits. All 32 lanes of the warp must
 // call it.
 template <int kWidth = 32, class T>
 __device__ inline T warp_sum(T value) {
@@ -20,9 +20,9 @@ __device__ inline T warp_sum(T value) {
   return value;
 }
 
-// Sum over the block: over each warp, then over the warps. Every thread of the block must call it,
-// the block must be whole warps, and scratch holds one value a warp (32 always do). It starts with
-// a barrier, so scratch may be what an earlier call used.
+// Sum over the block: over each warp, then over the warps. Every thread must call it, and the block
+// must consist of whole warps. scratch holds one value per warp (at most 32). The call begins with
+// a barrier, so scratch may be reused.
 template <class T>
 __device__ inline T block_sum(T value, Shared<T> scratch) {
   const int warps = static_cast<int>(blockDim.x * blockDim.y * blockDim.z / kWarpSize);
@@ -33,9 +33,9 @@ __device__ inline T block_sum(T value, Shared<T> scratch) {
   return warp_sum(lane_index() < warps ? scratch[lane_index()] : T(0));
 }
 
-// The first steps of N sums over lanes `distance`, distance / 2, ... apart: while a lane holds
-// several, it gives half of them away for the other half of those it keeps. One stays, in
-// values[0]. All lanes of the warp must call it.
+// The first steps of N sums over lanes `distance`, distance / 2, ... apart. In each step a lane
+// sends half of its values to its partner and receives the partner's share of the other half. One
+// sum is left in values[0]. All lanes of the warp must call it.
 template <int N, class A>
 __device__ inline void exchange_sums(A (&values)[N], int lane, int distance) {
 #pragma unroll
@@ -50,7 +50,7 @@ __device__ inline void exchange_sums(A (&values)[N], int lane, int distance) {
   }
 }
 
-// Which of the N stays in a lane.
+// The index of the sum that exchange_sums leaves in this lane.
 template <int N>
 __device__ inline int exchanged_to(int lane, int distance) {
   int kept = 0;
@@ -61,11 +61,11 @@ __device__ inline int exchanged_to(int lane, int distance) {
   return kept;
 }
 
-// Sums of kRows rows over groups of `lanes` lanes, a power of two from kRows on, at little more
-// shuffles than those of one row.
+// Sums of kRows rows over groups of `lanes` lanes, a power of two and at least kRows, with few more
+// shuffles than for one row.
 template <int kRows>
 struct RowSum {
-  int lanes, lane, row;  // the row whose sum ends in this lane
+  int lanes, lane, row;  // row: the row whose sum this lane gets
   bool writes;
 
   __device__ RowSum(int lanes, int lane)
@@ -74,7 +74,7 @@ struct RowSum {
         row(exchanged_to<kRows>(lane, lanes >> 1)),
         writes((lane & (lanes / kRows - 1)) == 0) {}
 
-  // All lanes of the warp call it.
+  // All lanes of the warp must call it.
   template <class A>
   __device__ A add_up(A (&values)[kRows]) const {
     exchange_sums(values, lane, lanes >> 1);
@@ -86,9 +86,9 @@ struct RowSum {
   }
 };
 
-// Adds what the slots of a block of (lanes, slots) threads hold for each channel, in the order of
-// the slots, and calls store(k, sum) for channel k = x * N + i of the block's, which lane x holds.
-// Every thread of the block must call it; scratch holds a value a thread and channel.
+// Per channel, adds the values of all slots of a block of (lanes, slots) threads in the order of
+// the slots. Calls store(k, sum) for each channel k = x * N + i of the block, where lane x holds
+// values[i]. Every thread of the block must call it. scratch holds N values per thread.
 template <int N, class T, class Store>
 __device__ inline void for_slot_sums(const T (&values)[N], Shared<T> scratch, Store&& store) {
   const int channels = static_cast<int>(blockDim.x) * N;
@@ -105,7 +105,7 @@ __device__ inline void for_slot_sums(const T (&values)[N], Shared<T> scratch, St
   }
 }
 
-// Those sums as row blockIdx.x of partials (P, channels), blockIdx.y numbering tiles of channels.
+// Stores these sums in row blockIdx.x of partials (P, channels); blockIdx.y is the channel tile.
 template <int N, class T>
 __device__ inline void store_slot_sums(const T (&values)[N], const Global<T>& partials,
                                        int64_t channels) {

@@ -1,11 +1,11 @@
-// The logistic function and its slope.
+// The sigmoid function and its derivative.
 #pragma once
 
 #include "cuda/device.cuh"
 
 namespace stripctx::cuda {
 
-// 1 / x for x from 1 to 2, float by the chip's own approximation: to 1 unit in the last place.
+// 1 / x for x in [1, 2]; for float by the hardware's approximation, to 1 unit in the last place.
 __device__ inline float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -24,8 +24,8 @@ struct Sigmoid {
   A gate, slope;
 };
 
-// sigmoid(z) and s(1 - s) without cancellation: with e = exp(-|z|), 1 / (1 + e) or e / (1 + e), and
-// e / (1 + e)^2.
+// sigmoid(z) and its derivative, without cancellation: with e = exp(-|z|), the sigmoid is 1 / (1 +
+// e) or e / (1 + e), the derivative e / (1 + e)^2.
 template <class A>
 __device__ Sigmoid<A> sigmoid(A z) {
   const A e = exp(z < 0 ? z : -z);

@@ -1,12 +1,12 @@
-// Products of float32 matrices on tensor cores at three precisions, on top of mma.cuh. An operand
-// is given by what stands where, `at(row, k)` or `at(k, column)`, and split into a high part that
-// the tensor core can hold and a low part for the rest; three products then keep what one would
-// lose.
+// Products of float32 matrices on tensor cores (mma.cuh) at three precisions. An operand is given
+// by a function of its elements, `at(row, k)` or `at(k, column)`. Elements are split into a high
+// part, which the tensor core's type represents, and a low part for the remainder; three products
+// (low x high, high x low, high x high) then replace one.
 //
 //   kTf32            one product, 10 bits of mantissa
 //   kSplitTf32       high and low tf32: 21 bits, float32 in effect ("3xTF32")
 //   kSplitBFloat16   high and low bfloat16: 16 bits, more than float16 or bfloat16 maps hold, with
-//                    float32's range, at half the cost of the above
+//                    float32's range, at half the cost of kSplitTf32
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -15,11 +15,11 @@ namespace stripctx::cuda {
 
 enum class Precision { kTf32, kSplitTf32, kSplitBFloat16 };
 
-// Rows or columns along k that one multiplication covers.
+// Length along k of one mma.
 template <Precision kPrecision>
 constexpr int kProductDepth = kPrecision == Precision::kSplitBFloat16 ? 16 : 8;
 
-// What one lane holds of an operand: kCount registers for each part.
+// One lane's share of an operand: kCount registers for each part.
 template <Precision kPrecision, int kCount>
 struct Fragment {
   Tf32 high[kCount], low[kCount];
@@ -29,7 +29,7 @@ struct Fragment<Precision::kSplitBFloat16, kCount> {
   Pack<__nv_bfloat16, 2> high[kCount], low[kCount];
 };
 
-// Fills a fragment from `at(i, j)`, element j of register i; tf32 registers hold one element.
+// Fills a fragment from at(i, j), element j of register i. tf32 registers hold one element.
 template <Precision kPrecision, int kCount, class At>
 __device__ inline Fragment<kPrecision, kCount> split(const At& at) {
   Fragment<kPrecision, kCount> fragment;
@@ -52,7 +52,7 @@ __device__ inline Fragment<kPrecision, kCount> split(const At& at) {
   return fragment;
 }
 
-// Sets register i of a fragment of tf32.
+// Sets register i of a tf32 fragment.
 template <Precision kPrecision, int kCount>
 __device__ inline void set(Fragment<kPrecision, kCount>& fragment, int i, float value) {
   if constexpr (kPrecision == Precision::kSplitTf32) {
@@ -91,10 +91,10 @@ __device__ inline Fragment<kPrecision, 2> right_operand(const At& at) {
   });
 }
 
-// d += a b. A tensor core cuts off what does not fit where it adds, always towards zero, and in an
-// accumulator that lives over many steps the cuts add up to many units in its last place. So where
-// more than tf32's bits are wanted, the products form in a fragment of zeros, the small ones first,
-// which would be lost on the large ones, and join d by additions that round to the nearest.
+// d += a b. A tensor core truncates towards zero when it adds, and in an accumulator that lives
+// over many steps these errors add up to many units in the last place. So, unless kTf32 is enough,
+// the products are summed from zero in a fragment of their own, the small ones first, which would
+// be lost beside the large ones, and then added to d with rounding to nearest.
 template <Precision kPrecision>
 __device__ inline void multiply(float (&d)[4], const Fragment<kPrecision, 4>& a,
                                 const Fragment<kPrecision, 2>& b) {
@@ -116,7 +116,7 @@ __device__ inline void multiply(float (&d)[4], const Fragment<kPrecision, 4>& a,
   }
 }
 
-// The same products of tf32 added in the tensor core: for the few steps of a short sum only.
+// The same for tf32, but accumulated in the tensor core: only for sums of a few steps.
 template <Precision kPrecision>
 __device__ inline void multiply_short(float (&d)[4], const Fragment<kPrecision, 4>& a,
                                       const Fragment<kPrecision, 2>& b) {
@@ -127,7 +127,7 @@ __device__ inline void multiply_short(float (&d)[4], const Fragment<kPrecision, 
   mma_m16n8k8(d, a.high, b.high);
 }
 
-// Where element i of a lane's product d stands.
+// Row and column of element i of a lane's product d.
 __device__ inline int product_row(int i) {
   return lane_index() / 4 + 8 * (i / 2);
 }

@@ -1,11 +1,12 @@
-// The values of a pack in the type that sums run in.
+// Converts the values of a pack to the accumulation type.
 #pragma once
 
 #include "cuda/device.cuh"
 
 namespace stripctx::cuda {
 
-// Half types by words: values taken one by one would be moved one by one, from the load on.
+// Half types are read as 32-bit words: with separate values the compiler would move each one by
+// itself, from the load on.
 template <class T, int N>
 __device__ inline void widen(const Pack<T, N>& pack, Accumulate<T> (&values)[N]) {
   constexpr bool kHalf = std::is_same_v<T, __half>, kBrain = std::is_same_v<T, __nv_bfloat16>;

@@ -1,6 +1,7 @@
 // out = relu(x + x * gate) on CUDA, and its gradients (Zhang et al., Context Encoding, CVPR 2018,
-// section 3.1). Forward reads one map and writes one; backward reads two, writes one and sums the
-// gradient of the gate on the way: each block writes its part, sum_partials finishes.
+// section 3.1). Forward reads one map and writes one. Backward reads two, writes one and sums the
+// gradient of the gate in the same pass: each block writes a partial sum, and sum_partials adds
+// these.
 #include "encoding/params.hpp"
 
 #include "cuda/device.cuh"
@@ -12,8 +13,8 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kPacksABlock = 4096;  // contiguous: packs of a plane that one block owns
-constexpr int64_t kPixelsABlock = 64;   // channels_last: pixels that one block owns
+constexpr int64_t kPacksABlock = 4096;  // contiguous: packs of a plane per block
+constexpr int64_t kPixelsABlock = 64;   // channels_last: pixels per block
 
 template <class T, int N>
 __device__ void gate_pack(const Global<const T>& x, int64_t at, const Global<T>& out, int64_t to,
@@ -24,12 +25,12 @@ __device__ void gate_pack(const Global<const T>& x, int64_t at, const Global<T>&
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const A gated = wide[i] + wide[i] * gate[i];
-    wide[i] = gated < 0 ? A(0) : gated;  // NaN stays
+    wide[i] = gated < 0 ? A(0) : gated;  // keeps NaN
   }
   out.template store_pack<N>(to, pack_from_accumulate<T>(wide));
 }
 
-// Writes the gradient of a pack and adds that of the gate to `sum`.
+// Writes a pack of grad_x and adds the pack's gradient of the gate to `sum`.
 template <class T, int N>
 __device__ void gate_backward_pack(const ChannelGateBackward& op, int64_t grad, int64_t x,
                                    int64_t grad_x, const Accumulate<T> (&gate)[N],
@@ -51,7 +52,7 @@ __device__ inline int64_t offset(const View& view, int64_t n, int64_t c, int64_t
   return n * view.stride[0] + c * view.stride[1] + i * view.stride[3];
 }
 
-// Calls each(position) for the packs that this thread owns: block y owns kPacksABlock of a plane's.
+// Calls each(position) for this thread's packs. Block y owns kPacksABlock packs of a plane.
 template <int N, class Each>
 __device__ void for_packs(int64_t positions, Each&& each) {
   const int64_t packs = positions / N, first = blockIdx.y * kPacksABlock;
@@ -59,7 +60,7 @@ __device__ void for_packs(int64_t positions, Each&& each) {
   for (int64_t k = first + threadIdx.x; k < end; k += blockDim.x) each(k * N);
 }
 
-// The gate of a block's one plane, read once.
+// Loads the gate of the block's plane once and shares it with all threads.
 template <class T, int N>
 __device__ void block_gate(const View& gate, Accumulate<T> (&values)[N],
                            const Shared<Accumulate<T>>& scratch) {
@@ -102,8 +103,8 @@ __global__ void channel_gate_backward_planes(ChannelGateBackward op) {
   }
 }
 
-// Calls each(position) for the pixels that this thread owns: block x owns kPixelsABlock of an
-// image's, slot y every blockDim.y-th of them.
+// Calls each(position) for this thread's pixels: block `run` owns kPixelsABlock pixels of an image,
+// slot y every blockDim.y-th of them.
 template <class Each>
 __device__ void for_pixels(int64_t run, int64_t positions, Each&& each) {
   const int64_t first = run * kPixelsABlock, end = min(first + kPixelsABlock, positions);
@@ -117,7 +118,7 @@ __device__ void lane_gate(const View& gate, int64_t n, int64_t c, Accumulate<T> 
   }
 }
 
-// Grid: (runs of pixels of all images, image fastest; channel tiles). Block: (lanes, slots); lane x
+// Grid: (runs of pixels of all images, image fastest; channel tiles). Block: (lanes, slots). Lane x
 // owns a pack of channels.
 template <class T, int N>
 __global__ void channel_gate_pixels(ChannelGate op) {
@@ -164,7 +165,7 @@ void with_maps(std::initializer_list<const View*> maps, F&& run) {
   });
 }
 
-// How a launch is cut: planes and pieces, or runs of pixels and channel tiles.
+// The division of the work: planes and pieces of planes, or runs of pixels and channel tiles.
 struct Cut {
   Extent3 grid, block;
   int64_t parts;  // rows of partial sums

@@ -1,4 +1,4 @@
-// Which positions a block of the encoding layer's tensor-core kernels owns.
+// The positions that a block of the encoding layer's tensor-core kernels owns.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -6,7 +6,7 @@
 
 namespace stripctx::cuda {
 
-// The positions of a block. Grid: chunks of all images, image fastest.
+// Positions [first, end) of an image. Grid: chunks of all images, image fastest.
 struct Chunk {
   int64_t image, first, end;
 

@@ -1,15 +1,16 @@
-// The gradients of the encoding layer on CUDA (encoding/params.hpp has the formulas), on tensor
-// cores: reads x and writes its gradient once, in tiles (tile.cuh). Each block writes one part
-// of the gradients of the codewords and of the scale. bfloat16 maps, where the device has the
-// shared memory: encode_backward_resident_cuda.cu.
+// The gradients of the encoding layer on CUDA, on tensor cores. encoding/params.hpp has the
+// formulas, tile.cuh the algorithm. Reads x once, writes its gradient once, and writes one partial
+// sum per block of the gradients of the codewords and of the scale. Runs float16 maps, and float32
+// and bfloat16 maps if encode_backward_float_cuda.cu or encode_backward_resident_cuda.cu do not
+// apply.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// An EncodeTile and what the gradient adds to it: G of the block's image, (c'_k . G_k), and the
-// weights 2 q beside the assignments.
+// An EncodeTile with what the gradient needs besides: G of the block's image, c'_k.G_k, and a
+// matrix of the weights w = 2 q. `dots` holds the assignments a.
 template <class T, Precision kPrecision, int kColumns>
 struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
   using Tile = EncodeTile<T, kPrecision, kColumns>;
@@ -34,13 +35,13 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
     }
   }
 
-  // G_kd, 0 beyond K and D.
+  // G_kd; 0 for k >= K or d >= D.
   __device__ float grad(int k, int d) const {
     return k < this->codes && d < this->depth ? gradient.load(base + k * this->depth + d) : 0;
   }
 
-  // The tile becomes the gradient of x: sum over k of a_ik G_k - w_ik c'_k, plus (sum of w_ik)
-  // x'_i. A warp changes its own dimensions, which no other warp reads.
+  // Replaces the tile by the gradient of x, in place: sum over k of a_ik G_k - w_ik c'_k, plus (sum
+  // over k of w_ik) x'_i. A warp changes only its own dimensions, which no other warp reads.
   __device__ void become_gradient() const {
     constexpr int kStep = kProductDepth<kPrecision>;
 #pragma unroll 1
@@ -84,8 +85,8 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
     return sum;
   }
 
-  // The gradients of near positions: sum over k of a_ik G_k + w_ik (x_i - c_k). A warp changes its
-  // own dimensions.
+  // Writes the gradients of near positions to the tile: sum over k of a_ik G_k + w_ik (x_i - c_k).
+  // A warp changes only its own dimensions.
   __device__ void near_gradients(unsigned near, int64_t first) const {
 #pragma unroll 1
     for (int i = 0; near != 0 && i < Tile::kCount; ++i) {
@@ -104,7 +105,7 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
     }
   }
 
-  // Writes the tile as `load_packs` reads it.
+  // Writes the tile to the map, in the order of load_packs.
   template <int N>
   __device__ void store_packs(const View& map, int64_t first, int64_t end) const {
     const Global<T> target(map);
@@ -126,7 +127,7 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
   }
 };
 
-// At most 54 KB.
+// Shared memory in bytes, at most 54 KB.
 template <int kColumns>
 int64_t gradient_bytes(int64_t depth) {
   return tile_bytes<kColumns>(depth) + 2 * shared_bytes<float>(kFastCodes) +

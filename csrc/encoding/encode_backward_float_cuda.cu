@@ -1,20 +1,21 @@
-// The gradients of the encoding layer on CUDA for float32 maps (float_tile.cuh): reads x and writes
-// its gradient once, and for each block one part of the gradients of the codewords and of the
-// scale.
+// The gradients of the encoding layer on CUDA for float32 maps; float_tile.cuh has the algorithm.
+// Reads x once, writes its gradient once, and writes one partial sum per block of the gradients of
+// the codewords and of the scale.
 #include "encoding/float_tile.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// With weights w = 2 q: rows of weights and of matrices are w over a, and -c' over G.
+// A tile with the gradient's weights w = 2 q. Of the 64 rows, the first 32 hold w in the weights
+// and -c' in the matrices, the last 32 hold a and G.
 template <bool kDepthFastest, int kWarps, Precision kPrecision>
 struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
   using Tile = FloatTile<2, kDepthFastest, kWarps, kPrecision>;
   using Left = typename Tile::Left;
   using Right = typename Tile::Right;
 
-  const View map;  // the gradient of x
+  const View map;  // gradient of x
   const Global<float> target;
   const Global<const float> gradient;
 
@@ -31,8 +32,8 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
 
   __device__ float grad(int k, int d) const { return gradient.load(k * this->depth + d); }
 
-  // Writes the gradient of x for 32 dimensions of this warp: sum over k of a_ik G_k - w_ik c'_k,
-  // plus (sum of w_ik) x'_i.
+  // Writes the gradient of x for this warp's 32 dimensions: sum over k of a_ik G_k - w_ik c'_k,
+  // plus (sum over k of w_ik) x'_i.
   __device__ void write(int stage, int first) const {
     const int outer = this->first_dimension();
     if (outer >= this->depth) return;
@@ -53,7 +54,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       __syncwarp();
-      // Four neighbours of one dimension, or of one position.
+      // Four adjacent dimensions of a position, or positions of a dimension.
       const int i = kDepthFastest ? 2 * g + j / 2 : 4 * t;
       const int inner = kDepthFastest ? 8 * t + 4 * (j % 2) : 4 * g + j;
       const int d = outer + inner;
@@ -80,8 +81,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
     }
   }
 
-  // Gradients of a near position, over what `write` wrote: sum over k of a_ik G_k + w_ik (x_i -
-  // c_k).
+  // Overwrites the gradient of a near position: sum over k of a_ik G_k + w_ik (x_i - c_k).
   __device__ void write_near(int i, int position) const {
     const int d = this->first_dimension() + own_lane();
     if (d >= this->depth) return;
@@ -94,14 +94,14 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
     target.store(position * map.stride[3] + d * map.stride[1], sum);
   }
 
-  // What sums over positions need of position i and this lane's codeword: in place of the products
-  // of slice 3.
+  // The terms of position i and this lane's codeword in the sums over positions. They overwrite the
+  // products of slice 3.
   __device__ void store_terms(int i, float scale_term, float a) const {
     this->parts[3 * Tile::kPart + this->part_at(i, own_lane())] = scale_term;
     this->parts[3 * Tile::kPart + this->part_at(i, kFastCodes + own_lane())] = a;
   }
-  // Adds the tile's terms to the sums that threads hold, one each, since registers are few: of the
-  // weights w of positions that are not near, of the scale's terms, of a.
+  // Adds the tile's terms to `total`. Thread r holds one sum, to save registers: for r < 32 that of
+  // w over positions that are not near, then the scale's terms, then a.
   __device__ void add_terms(float& total) const {
     const int rank = static_cast<int>(threadIdx.x);
     if (rank >= 3 * kFastCodes) return;
@@ -118,7 +118,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
     }
     total += some;
   }
-  // Every thread calls it once, before weight_sum, scale_sum and mass.
+  // Publishes the totals for weight_sum, scale_sum and mass. Every thread must call it once.
   __device__ void close_terms(float total) const {
     __syncthreads();
     const int rank = static_cast<int>(threadIdx.x);
@@ -140,14 +140,14 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
   }
 
  private:
-  // Products of the weights and matrices of 16 rows from `row` on. Where depth is fastest, sum[n]
-  // has positions as rows and a quarter of the dimensions as columns; else sum[2 m + n] has half of
-  // the dimensions as rows and half of the positions as columns.
+  // Products of the weights with 16 rows of the matrices, from `row` on. If depth is fastest,
+  // sum[n] has the 16 positions as rows and 8 of the 32 dimensions as columns; else sum[2 m + n]
+  // has 16 dimensions as rows and 8 positions as columns.
   __device__ void multiply_rows(float (&sum)[4][4], int row, int outer) const {
     const int lane = own_lane(), g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      __syncwarp();  // as in accumulate
+      __syncwarp();  // keeps loads behind the previous products, as in accumulate
       Pack<float, 2> high[2], low[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -276,11 +276,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 }  // namespace
 
 bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
-  // Whether or not products may round to tf32: three cost little more than one here.
+  // Split products also if op.allow_tf32: three products cost little more than one here.
   const auto kernel_of =
       []<bool kDepthFastest, int kWarps, Precision kPrecision>() -> FloatKernel<EncodeBackward> {
     if constexpr (kDepthFastest && kWarps == 16) {
-      return {INT64_MAX, nullptr};  // needs two registers more than a thread has: tile.cuh's kernel
+      // exceeds the registers of a thread by two: the kernel of tile.cuh runs instead
+      return {INT64_MAX, nullptr};
     } else {
       return {FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32>::bytes(),
               encode_backward_float<kDepthFastest, kWarps, Precision::kSplitTf32>};

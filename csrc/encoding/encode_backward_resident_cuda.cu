@@ -1,20 +1,21 @@
-// The gradients of the encoding layer on CUDA for bfloat16 maps, with codewords and G that stay in
-// shared memory (resident.cuh): reads x and writes its gradient once, and for each block one part
-// of the gradients of the codewords and of the scale.
+// The gradients of the encoding layer on CUDA for bfloat16 maps, with the codewords and G resident
+// in shared memory; resident.cuh has the algorithm. Reads x once, writes its gradient once, and
+// writes one partial sum per block of the gradients of the codewords and of the scale.
 #include "encoding/resident.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// With weights w = 2 q: rows of weights and of matrices are w over a, and -c' over G.
+// A tile with the gradient's weights w = 2 q. Of the 64 rows, the first 32 hold w in the weights
+// and -c' in the matrices, the last 32 hold a and G.
 template <bool kDepthFastest, int kMostDepth>
 struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
   using Tile = ResidentTile<2, kDepthFastest, kMostDepth>;
   using T = typename Tile::T;
 
   const Global<const float> gradient;
-  Shared<float> code_gradients, row_weights;  // c.G; sum of w, for each position
+  Shared<float> code_gradients, row_weights;  // c.G per codeword; sum of w per position
 
   static int64_t bytes() {
     return Tile::bytes() + shared_bytes<float>(kFastCodes) + shared_bytes<float>(Tile::kPositions);
@@ -42,8 +43,8 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
     return gradient.load((this->image * this->codes + k) * this->depth + d);
   }
 
-  // The tile becomes the gradient of x: sum over k of a_ik G_k - w_ik c'_k, plus (sum of w_ik)
-  // (x_i - m). A warp changes its own dimensions, which no other warp reads.
+  // Replaces the tile by the gradient of x, in place: sum over k of a_ik G_k - w_ik c'_k, plus (sum
+  // over k of w_ik) (x_i - m). A warp changes only its own dimensions, which no other warp reads.
   __device__ void become_gradient() const {
 #pragma unroll 1
     for (int pair = 0; pair < Tile::kPairs; ++pair) {
@@ -65,8 +66,8 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
     }
   }
 
-  // Gradients of near positions: sum over k of a_ik G_k + w_ik (x_i - c_k). A warp changes its own
-  // dimensions.
+  // Writes the gradient of a near position to the tile: sum over k of a_ik G_k + w_ik (x_i - c_k).
+  // A warp changes only its own dimensions.
   __device__ void near_gradient(int i, int64_t position) const {
 #pragma unroll 1
     for (int j = own_lane(); j < 16 * Tile::kPairs; j += 32) {
@@ -92,7 +93,7 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
     return sum;
   }
 
-  // Writes the tile as prefetch reads it.
+  // Writes the tile to the map, in the order of for_packs.
   __device__ void store_gradient(const View& map, int64_t first, int64_t end) const {
     const Global<T> target(map);
     int64_t to = this->image * map.stride[0] + first * map.stride[3] + this->origin(map);
@@ -115,7 +116,7 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
   }
 
  private:
-  // Rows are 16 dimensions, columns the positions.
+  // Products with 16 dimensions as rows and the positions as columns.
   __device__ void by_dimensions(float (&sum)[2][2][4], int k, int d) const {
     Operand upper, lower;
     this->high.template left<true>(upper, k, d);
@@ -130,7 +131,7 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
       multiply_pair(sum[half], upper, right);
     }
   }
-  // Rows are positions, columns 16 dimensions.
+  // Products with the positions as rows and 16 dimensions as columns.
   __device__ void by_positions(float (&sum)[2][2][4], int k, int d) const {
     Operand upper, lower;
     this->high.template right<false>(upper, k, d);
@@ -146,7 +147,8 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
     }
   }
 
-  // Two neighbours of the tile, from x to its gradient.
+  // Replaces two adjacent elements of the tile by their gradients; `first` and `second` are the
+  // sums over k.
   __device__ void change(int d, int i, float first, float second) const {
     const int at = this->tile_at(d, i), next = kDepthFastest ? 0 : 1;
     const auto was = this->tile.data.template load_pack<2>(at);
@@ -158,7 +160,7 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kMostDepth> {
   }
 };
 
-// Totals: of a, of w where no position is near, and of the scale's gradient.
+// Totals over positions: of a, of w without near positions, and of the scale's gradient.
 constexpr int kMass = 0, kWeight = 1, kScale = 2;
 
 // Grid and block as encode_resident.

@@ -1,14 +1,16 @@
-// The encoding layer on CUDA (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4), on tensor cores:
-// reads x once, in tiles (tile.cuh), and writes one part of E for each block. bfloat16 maps, where
-// the device has the shared memory: encode_resident_cuda.cu.
+// The encoding layer on CUDA (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4), on tensor cores;
+// tile.cuh has the algorithm. Reads x once and writes one partial sum of E per block. Runs float16
+// maps, and float32 and bfloat16 maps if encode_float_cuda.cu or encode_resident_cuda.cu do not
+// apply.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// Grid: chunks of all images, image fastest. Block: kBlockThreads threads; a warp assigns every
-// eighth position and owns every eighth run of 8 dimensions of E, in registers for all tiles.
+// Grid: chunks of all images, image fastest. Block: kBlockThreads threads. A warp computes the
+// assignments of every eighth position and accumulates every eighth run of 8 dimensions of E, in
+// registers for all tiles.
 template <class T, Precision kPrecision, int kColumns>
 __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
   const Chunk chunk(op, chunks);

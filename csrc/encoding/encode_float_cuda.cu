@@ -1,12 +1,12 @@
-// The encoding layer on CUDA for float32 maps (float_tile.cuh): reads x once and writes one part of
-// E for each block.
+// The encoding layer on CUDA for float32 maps; float_tile.cuh has the algorithm. Reads x once and
+// writes one partial sum of E per block.
 #include "encoding/float_tile.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// Grid: chunks of all images, image fastest.
+// Grid: chunks of all images, image fastest. Block: kWarps * 32 threads.
 template <bool kDepthFastest, int kWarps, Precision kPrecision>
 __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
     encode_float(Encode op, EncodeChunks chunks, bool packed) {

@@ -1,7 +1,7 @@
-// The encoding layer on CUDA for float64 and for any K and D: plain multiply-adds of residuals,
-// which are formed where they are used and never stored. As in encoding.cu, a block owns one chunk
-// of one image, tile by tile; but the tile stays in the caches, and its assignments and the block's
-// sums stay in global memory, which the block has for itself.
+// The encoding layer on CUDA for float64 and for any K and D, with plain multiply-adds of
+// residuals, which are computed where they are used and not stored. As in encode_cuda.cu, a block
+// owns one chunk of one image and walks its tiles; but x is read from the caches, and the
+// assignments of a tile and the block's sums are in global memory that only this block uses.
 #include "cuda/device.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tiling.hpp"
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kSlots = kBlockThreads / kTileMost;
 
-// One tile: lane x of a block is its position, slot y takes every kSlots-th codeword or dimension.
-// Rows (K, kTileMost) of assignments and weights are the block's own scratch.
+// One tile. Thread (x, y) has position x and every kSlots-th codeword or dimension from y on. The
+// assignments and weights, rows of (K or 2 K, kTileMost), are in the block's part of the scratch.
 template <class T>
 struct GeneralTile {
   using A = Accumulate<T>;
@@ -43,7 +43,8 @@ struct GeneralTile {
   }
   __device__ int64_t row(int64_t k) const { return scratch + k * kTileMost; }
 
-  // Combines the slots' values of each position, in the order of the slots. Every thread calls.
+  // Combines the values of all slots of each position, in the order of the slots. Every thread must
+  // call it.
   template <class Combine>
   __device__ A combine(A value, const Combine& with) const {
     __syncthreads();
@@ -54,7 +55,7 @@ struct GeneralTile {
     return result;
   }
 
-  // Row k becomes |x_i - c_k|^2 and, if asked for, row K + k becomes (x_i - c_k).G_k.
+  // Row k = |x_i - c_k|^2 and, with `grad`, row K + k = (x_i - c_k).G_k.
   __device__ void measure(int64_t position, bool live, const Global<const A>* grad) const {
     for (int64_t k = threadIdx.y; k < codes; k += kSlots) {
       A squares = 0, along = 0;
@@ -72,7 +73,7 @@ struct GeneralTile {
     return rounded_product(distance, scale.load(k));
   }
 
-  // The softmax's largest logit and sum, of this thread's position.
+  // The largest logit and the sum of exponentials of this thread's position.
   struct Softmax {
     A largest, total;
   };

@@ -1,13 +1,13 @@
-// The encoding layer on CUDA for bfloat16 maps, with codewords that stay in shared memory
-// (resident.cuh): reads x once and writes one part of E for each block.
+// The encoding layer on CUDA for bfloat16 maps, with the codewords resident in shared memory;
+// resident.cuh has the algorithm. Reads x once and writes one partial sum of E per block.
 #include "encoding/resident.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// Grid: chunks of all images, image fastest. A warp owns every sixteenth run of 16 dimensions of E,
-// in registers for all tiles.
+// Grid: chunks of all images, image fastest. Block: kResidentThreads threads. A warp accumulates
+// every sixteenth run of 16 dimensions of E, in registers for all tiles.
 template <bool kDepthFastest, int kMostDepth>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_resident(Encode op, EncodeChunks chunks, bool packed) {

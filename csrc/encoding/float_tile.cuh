@@ -1,19 +1,30 @@
-// What the encoding layer's resident kernels for float32 maps share, forward and backward.
+// Shared code of the encoding layer's float32 kernels, forward and backward.
 //
-// A block owns one chunk of one image. For as long as it runs, shared memory holds -c' = m - c, the
-// codewords about their mean m, and backward also the gradient G below them. x passes in tiles of
-// 16 positions through a ring of two (backward) or three stages of asynchronous copies. Each warp
-// computes the products of a tile with all codewords over a slice of the depth; the slices' results
-// are added by the warps that turn a position's distances into weights; then each warp adds weights
-// times x' = x - m for 32 dimensions of its own, in registers, for all tiles.
+// A block owns one chunk of one image and keeps in shared memory the codewords about their mean m,
+// stored as -c' = m - c, and in backward also the gradient G (K, D) of the image, in the rows
+// below. x is read in tiles of 16 positions through a ring buffer filled by asynchronous copies,
+// with three stages in forward and two in backward. For each tile:
 //
-// Fragments hold neighbours in memory as neighbours in a lane: operands of mma may be permuted
-// along their common dimension, and results along the others. With g = lane / 4 and t = lane % 4,
-// rows of x or of weights are 2 g + {0, 1} and elements 4 t + {0, 1, 2, 3} where the sum runs along
-// the row; where it runs over rows, these are 4 t + {0, 1, 2, 3} and the elements 4 g + {0, 1, 2,
-// 3}. The 16 bytes of a row are exchanged so that both ways meet no bank of shared memory twice.
+//   1. Each warp multiplies the tile by 32 rows of the matrices over its slice of the depth and
+//      writes the partial products to `parts` (multiply_codes).
+//   2. A warp takes one position at a time, lane k for codeword k: it sums the partial products of
+//      the slices, computes the softmax and writes the weights over the products.
+//   3. Each warp adds weights^T x', with x' = x - m, to sums (K, 32 dimensions) that stay in its
+//      registers for all tiles (accumulate).
+//   4. Backward: each warp multiplies the weights by its 32 dimensions of the matrices and writes
+//      the gradient of x (FloatGradient::write).
 //
-// Near positions: see tile.cuh.
+// mma operands may be permuted along their common dimension, and results along the others. The
+// permutation is chosen so that a lane's elements are adjacent in memory and load as one pack. With
+// g = lane / 4 and t = lane % 4, lane elements are 4 t + {0, 1, 2, 3} along the dimension that is
+// summed. In multiply_codes that is the depth, and a lane's positions are 2 g + {0, 1}. In
+// accumulate it is the position, a lane's codewords are 4 g + {0, 1, 2, 3}, and its dimensions 4 g
+// + n (depth fastest) or 8 n + g for n = 0 ... 3. The 16-byte packs of a row are swizzled
+// (exchange_of, tile_at) so that products load whole packs, in either direction, without bank
+// conflicts. Loads of half a pack for weights, and for x in accumulate if depth is fastest, have
+// two-way conflicts, and so have the loads of x in write.
+//
+// tile.cuh explains near positions.
 #pragma once
 
 #include "cuda/async_copy.cuh"
@@ -24,11 +35,11 @@
 
 namespace stripctx::cuda {
 
-// Which of 8 neighbouring packs of a row stands in the place of which: exclusive or with this.
+// Swizzle of a row: pack p of 8 adjacent packs is stored at p ^ exchange_of(row).
 __device__ constexpr int exchange_of(int row) {
   return (2 * (row / 4 % 4)) ^ (4 * (row / 2 % 2));
 }
-// Where the element `inner` (below 32) of the 32 elements from `outer` on stands in a row.
+// Offset in a row of element outer + inner, with outer a multiple of 32 and inner < 32.
 __device__ constexpr int in_row(int row, int outer, int inner) {
   return outer + (((inner / 4) ^ exchange_of(row)) * 4 + inner % 4);
 }
@@ -36,12 +47,12 @@ __device__ constexpr int in_row(int row, int outer, int inner) {
 template <int kMatrices, bool kDepthFastest, int kWarps, Precision kPrecision>
 struct FloatTile {
   static constexpr int kPositions = 16, kThreads = 32 * kWarps;
-  static constexpr int kDepth = 32 * kWarps;            // the largest D
-  static constexpr int kRows = kFastCodes * kMatrices;  // of the resident matrices
-  static constexpr int kSliceDepth = 32 * kMatrices;    // of a warp's products with 32 rows
-  static constexpr int kSlices = kWarps / kMatrices;    // of kDepth
-  static constexpr int kStage = kPositions * kDepth;    // elements
-  static constexpr int kPart = kPositions * kRows;      // elements of a slice's results
+  static constexpr int kDepth = 32 * kWarps;            // largest D
+  static constexpr int kRows = kFastCodes * kMatrices;  // rows of the resident matrices
+  static constexpr int kSliceDepth = 32 * kMatrices;    // depth of one warp's product with 32 rows
+  static constexpr int kSlices = kWarps / kMatrices;    // slices of kDepth
+  static constexpr int kStage = kPositions * kDepth;    // elements of a stage
+  static constexpr int kPart = kPositions * kRows;      // elements of one slice's partial products
   static constexpr int kStages = kMatrices == 1 ? 3 : 2;
   static constexpr int kParts = kSlices < kMatrices + 2 ? kMatrices + 2 : kSlices;
   using Left = Fragment<kPrecision, 4>;
@@ -50,13 +61,13 @@ struct FloatTile {
   const View x;
   const Global<const float> source, codewords;
   const int depth, codes, slices;
-  const int count;  // positions of the block, counted from `source` on
+  const int count;  // positions of the block, counted from `source`
   const bool packed;
-  Shared<float> matrices;  // (kRows, kDepth): -c' and G
-  Shared<float> parts;     // (kParts, positions, kRows): products; then weights, see store_weight
+  Shared<float> matrices;  // (kRows, kDepth): -c', then G
+  Shared<float> parts;     // (kParts, positions, kRows): partial products, then weights
   Shared<float> mean;
-  Shared<float> norms;  // (kSlices, positions): |x'|^2; then see flags and row_weights
-  Shared<float> code_norms, code_gradients, scale;  // of each codeword: |c'|^2, c'.G, s
+  Shared<float> norms;  // (kSlices, positions): |x'|^2, then flag and row_weight
+  Shared<float> code_norms, code_gradients, scale;  // per codeword: |c'|^2, c'.G, s
   Shared<float> ring;  // (kStages, positions, kDepth) or (kStages, kDepth, positions)
 
   static int64_t bytes() {
@@ -84,8 +95,8 @@ struct FloatTile {
         scale(memory.take<float>(kFastCodes)),
         ring(memory.take<float>(kStages * kStage)) {}
 
-  // Fills the matrices; G has the elements that `grad` gives. Every thread calls it once; a barrier
-  // must follow before anything else is read or written.
+  // Fills the matrices and the per-codeword values; grad(k, d) is an element of G. Every thread
+  // calls it once. A barrier must follow before the results are used.
   template <class Op, class Grad>
   __device__ void prepare(const Op& op, const Grad& grad) const {
     for (int d = threadIdx.x; d < kDepth; d += kThreads) {
@@ -121,14 +132,14 @@ struct FloatTile {
     }
   }
 
-  // Where the block's positions of a map begin.
+  // Offset of the block's first position in a map.
   __device__ static int64_t start_of(const View& map, const Chunk& chunk) {
     return chunk.image * map.stride[0] + chunk.first * map.stride[3];
   }
   __device__ static int matrix_at(int row, int d) {
     return row * kDepth + in_row(row, d / 32 * 32, d % 32);
   }
-  // Where dimension outer + inner of position i stands in a stage; inner is below 32.
+  // Offset of dimension outer + inner of position i in a stage; inner < 32.
   __device__ static int tile_at(int i, int outer, int inner) {
     if constexpr (kDepthFastest) return i * kDepth + in_row(i, outer, inner);
     const int pack = (inner % 2 * 4 + i / 4) ^ (2 * (inner / 4 % 4));
@@ -138,7 +149,7 @@ struct FloatTile {
     return i * kRows + in_row(i, row / 32 * 32, row % 32);
   }
 
-  // Starts to fill a stage with the positions [first, first + kPositions), zeros from `count` on.
+  // Starts the copies of positions [first, first + kPositions) into a stage; zeros from `count` on.
   __device__ void start(int stage, int first) const {
     const int left = count - first;
     const int64_t base = first * x.stride[3];
@@ -162,7 +173,8 @@ struct FloatTile {
     }
   }
 
-  // Four neighbours of the ring, of which `left` exist.
+  // Copies four adjacent elements to the ring; those from the `left`-th on are zero. Packed maps
+  // have all four or none.
   __device__ void fill(int to, int64_t from, int64_t stride, int left) const {
     if (packed && left > 0) {
       copy_async(ring, to, source, from);
@@ -174,8 +186,9 @@ struct FloatTile {
     }
   }
 
-  // The ring in front of the loop over tiles, and each turn of it: waits for the stage's tile and
-  // starts the last one that the ring has room for. The turn is a barrier.
+  // open_ring starts the copies of the first kStages - 1 tiles. turn_ring waits for the tile in
+  // `stage` and starts the copy of the tile kStages - 1 ahead into the stage that the previous tile
+  // used. Its barrier makes the tile visible and ends the reads of that previous tile.
   __device__ void open_ring() const {
     for (int stage = 0; stage + 1 < kStages; ++stage) {
       if (stage * kPositions < count) start(stage, stage * kPositions);
@@ -190,7 +203,7 @@ struct FloatTile {
     commit_copies();
   }
 
-  // A warp's products of x' with 32 rows of the matrices over its slice, and |x'|^2 there.
+  // This warp's products of x' with 32 rows of the matrices, and |x'|^2, both over its slice.
   __device__ void multiply_codes(int stage) const {
     const int slice = own_warp() % kSlices, first_row = own_warp() / kSlices * kFastCodes;
     if (slice >= slices) return;
@@ -234,7 +247,8 @@ struct FloatTile {
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          if constexpr (kMatrices == 2) __syncwarp();  // keeps loads behind the last products
+          if constexpr (kMatrices == 2)
+            __syncwarp();  // keeps these loads behind the previous products
           const int row = first_row + n / 2 * 16 + g / 2 * 4 + n % 2 + g % 2 * 2;
           const auto code =
               matrices.template load_pack<4>(row * kDepth + in_row(row, outer, inner));
@@ -247,7 +261,8 @@ struct FloatTile {
           }
         }
       }
-      // Tensor cores cut where they add: short sums join by additions that round.
+      // Tensor cores truncate when they add: only short sums are formed there and then added here
+      // with rounding to nearest.
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
 #pragma unroll
@@ -269,7 +284,7 @@ struct FloatTile {
     }
   }
 
-  // The product of position i with a row.
+  // The product of position i with a row: the sum over the slices.
   __device__ float product(int i, int row) const {
     const int at = part_at(i, row);
     float sum = 0;
@@ -278,8 +293,8 @@ struct FloatTile {
     return sum;
   }
 
-  // |x_i - c_k|^2 for this lane's codeword as the expansion has it, and whether position i is near.
-  // All lanes of a warp ask for the same i.
+  // |x_i - c_k|^2 by the expansion, for this lane's codeword k, and whether position i is near. All
+  // lanes of a warp must pass the same i.
   struct Distance {
     float value;
     bool near;
@@ -293,7 +308,7 @@ struct FloatTile {
     return {value, __ballot_sync(kFullMask, cancels) != 0};
   }
 
-  // x_d - c_kd of the map's own elements.
+  // x_d - c_kd from the elements of the map.
   __device__ float residual(int position, int k, int d) const {
     return source.load(d * x.stride[1] + position * x.stride[3]) - codewords.load(k * depth + d);
   }
@@ -307,7 +322,7 @@ struct FloatTile {
     return sum;
   }
 
-  // Softmax over the codewords, 0 for lanes beyond K.
+  // Softmax over the codewords; 0 for lanes k >= K.
   __device__ float assignment(float distance) const {
     const bool exists = own_lane() < codes;
     const float logit = rounded_product(distance, scale[own_lane()]);
@@ -320,9 +335,9 @@ struct FloatTile {
     return e / warp_sum(e);
   }
 
-  // A weight of position i: in place of the products of slices 0 and 1, its high and low part, for
-  // the tensor cores; of slice 2, the weight itself for a near position. This thread has read these
-  // products and nobody else does.
+  // Weights of position i overwrite its products: slice 0 holds the high part and slice 1 the low
+  // part for the tensor cores, slice 2 the float32 weight of a near position. The element (i, row)
+  // of `parts` is read and written by one thread only, so no barrier is needed.
   __device__ void store_weight(int i, int row, float weight) const {
     const int at = part_at(i, row);
     if constexpr (kPrecision == Precision::kSplitTf32) {
@@ -337,8 +352,8 @@ struct FloatTile {
     parts[2 * kPart + part_at(i, row)] = weight;
   }
   __device__ float near_weight(int i, int row) const { return parts[2 * kPart + part_at(i, row)]; }
-  // Whether position i is near, and backward the sum of its weights w: in place of norms that its
-  // warp has read.
+  // Whether position i is near, and in backward the sum of its weights w. They overwrite norms that
+  // only the warp of position i reads.
   __device__ float& flag(int i) const { return norms[i]; }
   __device__ float& row_weight(int i) const { return norms[kPositions + i]; }
 
@@ -353,14 +368,14 @@ struct FloatTile {
     }
   }
 
-  // sums += weights of the rows [0, 32) of a near position times its residuals.
+  // sums += weight * residual of a near position, over the rows [0, 32).
   __device__ void accumulate_near(float (&sums)[2][4][4], int i, int position) const {
     const int lane = own_lane();
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        __syncwarp();  // keeps the loads of the next few sums behind these: registers are few
+        __syncwarp();  // limits how many loads are in flight, to save registers
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const Place at = place(lane, pair, n, j);
@@ -372,7 +387,8 @@ struct FloatTile {
     }
   }
 
-  // Weights as they stand: four neighbours of position i.
+  // The left operand of one step: two codewords by 16 positions, of which this lane holds 4 t + 2
+  // step + {0, 1}.
   __device__ Left weights_left(const Pack<float, 2> (&high)[4], const Pack<float, 2> (&low)[4],
                                int step) const {
     Left left;
@@ -388,12 +404,12 @@ struct FloatTile {
 
   __device__ static int first_dimension() { return own_warp() * 32; }
 
-  // sums += weights of the rows [0, 32) times x', for 32 dimensions of this warp.
+  // sums += weights^T x' for the rows [0, 32) of the weights and this warp's 32 dimensions.
   __device__ void accumulate(float (&sums)[2][4][4], int stage) const {
     const int outer = first_dimension();
     if (outer >= depth) return;
     const int lane = own_lane(), g = lane / 4, t = lane % 4;
-    // Half of the codewords after the other: registers are few.
+    // Half of the codewords at a time, to save registers.
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
       __syncwarp();  // keeps these loads behind the first half's products
@@ -405,7 +421,7 @@ struct FloatTile {
         if constexpr (kPrecision == Precision::kSplitTf32)
           low[j] = parts.template load_pack<2>(kPart + at);
       }
-      Pack<float, 2> both[4];  // of two dimensions, where depth is fastest
+      Pack<float, 2> both[4];  // two adjacent dimensions, if depth is fastest
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         float value[4];
@@ -441,7 +457,7 @@ struct FloatTile {
     }
   }
 
-  // Whose sum sums[pair][n][j] is.
+  // The codeword and dimension of sums[pair][n][j].
   struct Place {
     int code, d;
   };
@@ -468,8 +484,8 @@ struct FloatTile {
     }
   }
 
-  // The sum of every warp's value for each lane, in the order of the warps. Every thread calls it.
-  // total() is good until the next call.
+  // Sums each lane's value over the warps, in the order of the warps; total(k) returns the sum of
+  // lane k until `parts` is written again. Every thread must call it.
   __device__ void add_warps(float value) const {
     __syncthreads();
     parts[static_cast<int>(threadIdx.x)] = value;
@@ -484,15 +500,15 @@ struct FloatTile {
   __device__ float total(int k) const { return parts[k]; }
 };
 
-// What kernel_of<kDepthFastest, kWarps, kPrecision>() returns.
+// The result of kernel_of<kDepthFastest, kWarps, kPrecision>().
 template <class Op>
 struct FloatKernel {
   int64_t shared_bytes;
   void (*run)(Op, EncodeChunks, bool packed);
 };
 
-// Launches the kernel for float32 maps; false for other maps, or where the chip has too little
-// shared memory for it.
+// Launches the kernel for float32 maps. Returns false for other maps, or if the kernel needs more
+// shared memory than the device has.
 template <class Op, class KernelOf>
 bool launch_float(const char* name, const Op& op, std::initializer_list<const View*> maps,
                   const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {

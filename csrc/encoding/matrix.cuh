@@ -1,5 +1,5 @@
-// bfloat16 matrices in shared memory and the operands that a warp reads from them by ldmatrix, for
-// the encoding layer's resident kernels.
+// bfloat16 matrices in shared memory and the mma operands that a warp loads from them by ldmatrix,
+// for the encoding layer's resident kernels.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -8,10 +8,11 @@
 
 namespace stripctx::cuda {
 
-// 16 x 16 elements, spread over a warp.
+// 16 x 16 elements, distributed over a warp.
 using Operand = Pack<__nv_bfloat16, 2>[4];
 
-// 8 elements on their way: as words, lest each become a register.
+// 8 elements in flight from global memory, kept as 32-bit words: separate bfloat16 values would
+// take one register each.
 struct Words {
   unsigned word[4];
 
@@ -29,8 +30,8 @@ struct Words {
 
 constexpr int kResidentThreads = 512, kResidentWarps = kResidentThreads / 32;
 
-// Lane and warp, and where element i of a product stands (split.cuh), for a block of one row of
-// threads: nothing worth a register.
+// Lane, warp, and the position of element i of a product (as in split.cuh) for one-dimensional
+// blocks. They are cheap to recompute, so no register holds them.
 __device__ inline int own_lane() {
   return static_cast<int>(threadIdx.x % kWarpSize);
 }
@@ -44,29 +45,29 @@ __device__ inline int own_column(int i) {
   return 2 * (own_lane() % 4) + i % 2;
 }
 
-// A matrix in shared memory. Rows begin kPitch elements apart, 8 more than they have, so that the
-// same 16 bytes of 8 neighbouring rows lie in different banks.
+// A matrix in shared memory. The row stride kPitch is the row length plus 8 elements, so that the
+// same 16 bytes of 8 adjacent rows lie in different banks.
 template <int kPitch>
 struct Matrix {
   Shared<__nv_bfloat16> data;
 
   __device__ static int at(int row, int column) { return row * kPitch + column; }
 
-  // The left operand whose first row and k stand at (row, column); kTurned: whose first k and row
-  // do.
+  // The left operand that begins at (row, column). The matrix is indexed [row][k], or [k][row] if
+  // kTurned.
   template <bool kTurned>
   __device__ void left(Operand& to, int row, int column) const {
     load<kTurned, !kTurned>(to, row, column);
   }
-  // Two right operands, side by side, whose first k and column stand at (row, column); kTurned:
-  // whose first column and k do.
+  // Two adjacent right operands that begin at (row, column). The matrix is indexed [k][column], or
+  // [column][k] if kTurned.
   template <bool kTurned>
   __device__ void right(Operand& to, int row, int column) const {
     load<!kTurned, !kTurned>(to, row, column);
   }
 
  private:
-  // The first two of four blocks of 8 x 8 lie one below the other, or side by side.
+  // kBelow: of the four 8 x 8 blocks, the second lies below the first; else beside it.
   template <bool kTurned, bool kBelow>
   __device__ void load(Operand& to, int row, int column) const {
     const int which = own_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
@@ -75,7 +76,7 @@ struct Matrix {
   }
 };
 
-// d[n] += a b_n for the two operands of b.
+// d[n] += a b_n for the two right operands in b.
 __device__ inline void multiply_pair(float (&d)[2][4], const Operand& a, const Operand& b) {
   mma_m16n8k16(d[0], a, {b[0], b[1]});
   mma_m16n8k16(d[1], a, {b[2], b[3]});

@@ -1,5 +1,5 @@
-// How the encoding layer's work is cut on CUDA, from shapes alone: each image's positions into
-// chunks of whole tiles, one block and one row of partial sums for each chunk of each image.
+// How the encoding layer's work is divided on CUDA, from shapes alone: the positions of each image
+// into chunks of whole tiles, with one block and one row of partial sums per chunk.
 #pragma once
 
 #include "encoding/params.hpp"
@@ -8,13 +8,13 @@
 
 namespace stripctx::cuda {
 
-constexpr int kTileMost = 32;   // positions of a tile, at most
-constexpr int kFastCodes = 32;  // K of the tensor-core kernels: one warp's lanes
+constexpr int kTileMost = 32;   // largest number of positions of a tile
+constexpr int kFastCodes = 32;  // largest K of the tensor-core kernels: the lanes of a warp
 constexpr int kFastDepth =
-    512;  // D of the tensor-core kernels: what registers and shared memory hold
+    512;  // largest D of the tensor-core kernels, by registers and shared memory
 
 struct EncodeChunks {
-  int64_t count, positions;  // chunks of an image, positions of a chunk
+  int64_t count, positions;  // chunks per image, positions per chunk
 };
 
 template <class Op>
@@ -22,9 +22,9 @@ bool runs_on_tensor_cores(const Op& op) {
   return op.x.dtype != DType::kFloat64 && op.codes() <= kFastCodes && op.depth() <= kFastDepth;
 }
 
-// About one block for each multiprocessor of a large chip. A chunk of the general kernels has two
-// tiles or more, so that their scratch stays below N*L*K elements.
-// A few divisions without an allocation, some nanoseconds: not worth a cache by shape.
+// About one block per multiprocessor of a large GPU. Where an image has two tiles or more, a chunk
+// of the general kernels does too, which bounds their scratch by about N*L*K elements (twice that
+// in backward). A call costs a few divisions, so the result is not cached.
 template <class Op>
 EncodeChunks encode_chunks(const Op& op) {
   constexpr int64_t kBlocks = 128;
@@ -35,15 +35,16 @@ EncodeChunks encode_chunks(const Op& op) {
   return {ceil_div(tiles, each), each * kTileMost};
 }
 
-// The general kernels, for float64 and for any K and D.
+// The kernels for float64 and for any K and D.
 void launch_general(const Encode& op, Stream stream);
 void launch_general(const EncodeBackward& op, Stream stream);
 
-// The tensor-core kernels for float32 with resident codewords; false where they do not fit.
+// The tensor-core kernels for float32 maps, with the codewords in shared memory; false if they do
+// not apply or the device has too little shared memory.
 bool launch_float(const Encode& op, const EncodeChunks& chunks, Stream stream);
 bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream);
 
-// The tensor-core kernels for bfloat16 with resident codewords; false where they do not fit.
+// The same for bfloat16 maps.
 bool launch_resident(const Encode& op, const EncodeChunks& chunks, Stream stream);
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream);
 

@@ -1,12 +1,15 @@
-// What the encoding layer's kernels for bfloat16 maps share, forward and backward. A block of 16
-// warps owns one chunk of one image. Shared memory holds the codewords about their mean m, and
-// backward the gradient G, for as long as the block runs, split into high and low bfloat16; of x a
-// tile of kPositions at a time, as it is, while the next tile is on its way to registers. Every
-// product reads its operands by ldmatrix, in whichever direction they lie.
+// Shared code of the encoding layer's bfloat16 kernels, forward and backward.
 //
-// x itself is exact in bfloat16, and c' = c - m stands for its two parts together, r. So in
-// |x - m|^2 - 2 (x.r - m.r) + |c'|^2 nothing cancels that was not exact, however far x lies from 0;
-// likewise weights stand for their two parts in every sum over them. Near positions: see tile.cuh.
+// A block of 16 warps owns one chunk of one image. The codewords about their mean m, and in
+// backward the gradient G, stay in shared memory while the block runs, each split into a high and a
+// low bfloat16 part. x is copied unchanged to shared memory, a tile of kPositions at a time; the
+// next tile is loaded to registers meanwhile. All operands of products are loaded by ldmatrix,
+// transposed where the layout requires it.
+//
+// Precision: x is exact in bfloat16, and r, the sum of the two stored parts of c' = c - m, replaces
+// c' in the products: the distance is |x - m|^2 - 2 (x.r - m.r) + |c'|^2. The terms that cancel if
+// x is far from 0 (x.r and m.r) use the same r, so its rounding is not amplified. Likewise all sums
+// over a weight use the sum of its two stored parts. tile.cuh explains near positions.
 #pragma once
 
 #include "encoding/matrix.cuh"
@@ -14,22 +17,22 @@
 
 namespace stripctx::cuda {
 
-// kMatrices: 1 for codewords, 2 for codewords and G. kMostDepth: 128 or 512.
+// kMatrices: 1 for the codewords, 2 for the codewords and G. kMostDepth: 128 or 512.
 template <int kMatrices, bool kDepthFastest, int kMostDepth>
 struct ResidentTile {
   using T = __nv_bfloat16;
 
   static constexpr int kPositions = 32;
-  static constexpr int kRows = kMatrices * kFastCodes;     // codewords over G
-  static constexpr int kParts = 4;                         // of the depth, a warp each
-  static constexpr int kGroup = kMatrices == 1 ? 16 : 32;  // positions of a warp's product
+  static constexpr int kRows = kMatrices * kFastCodes;     // codewords, then G
+  static constexpr int kParts = 4;                         // parts of the depth, one per warp
+  static constexpr int kGroup = kMatrices == 1 ? 16 : 32;  // positions of one warp's product
   static constexpr int kPartPitch = kRows + 4;
   static constexpr int kTotals = kMatrices == 1 ? 1 : 3;
-  static constexpr int kLanes = kResidentThreads / kPositions;  // that share a position's softmax
-  static constexpr int kEach = kFastCodes / kLanes;             // codewords of each
-  static constexpr int kPairs = kMostDepth > 256 ? 2 : 1;       // runs of 16 dimensions of a warp
+  static constexpr int kLanes = kResidentThreads / kPositions;  // lanes per position in the softmax
+  static constexpr int kEach = kFastCodes / kLanes;             // codewords per lane
+  static constexpr int kPairs = kMostDepth > 256 ? 2 : 1;       // runs of 16 dimensions per warp
   static constexpr int kNormParts = kDepthFastest ? 1 : kResidentWarps;
-  // What a thread loads of a tile: packs of 8.
+  // Packs of 8 elements that a thread loads per tile.
   static constexpr int kLoads = kDepthFastest ? kPositions / kResidentWarps * kPairs
                                               : kPositions * kMostDepth / 8 / kResidentThreads;
   static constexpr int kDepthPitch = kMostDepth + 8, kWeightPitch = kRows + 8;
@@ -40,17 +43,17 @@ struct ResidentTile {
   const View x;
   const Global<const T> source;
   const Global<const float> codewords;
-  const int depth, rows, codes;  // rows: depth in whole steps of every warp
+  const int depth, rows, codes;  // rows: depth rounded up to whole steps of all warps
   const int64_t image;
   const bool packed;
-  Matrix<kDepthPitch> high, low;                 // -c' and G, rows of codewords
-  Matrix<kXPitch> tile;                          // (D, kPositions), or turned over
+  Matrix<kDepthPitch> high, low;  // -c' and G, one row per codeword
+  Matrix<kXPitch> tile;           // x: (positions, D) if kDepthFastest, else (D, positions)
   Matrix<kWeightPitch> weight_high, weight_low;  // (kPositions, kRows)
-  Shared<float> parts;                           // of products, (kParts, kPositions, kPartPitch)
-  Shared<float> totals;  // over positions, of each codeword: (kTotals, warps, codewords)
+  Shared<float> parts;   // partial products, (kParts, kPositions, kPartPitch)
+  Shared<float> totals;  // sums over positions: (kTotals, warps, codewords)
   Shared<float> mean, norms;
   Shared<float> code_norms, offsets, scale;  // offsets: |c'|^2 + 2 m.r
-  Shared<unsigned> near_positions;           // of each warp, a bit each
+  Shared<unsigned> near_positions;           // a bit mask per warp
 
   static int64_t bytes() {
     return 2 * shared_bytes<T>(kRows * kDepthPitch) + shared_bytes<T>(kXRows * kXPitch) +
@@ -113,8 +116,8 @@ struct ResidentTile {
     }
   }
 
-  // Splits a matrix (K, D), whose elements `at` gives, into the rows from `first` on; 0 beyond K
-  // and D.
+  // Splits the matrix (K, D) with elements at(k, d) into the rows from `first` on; 0 for k >= K or
+  // d >= D.
   template <class At>
   __device__ void keep(int first, const At& at) const {
     const int pairs = rows / 2;
@@ -136,13 +139,13 @@ struct ResidentTile {
     return {high, pair_from_accumulate<T>(first - __bfloat162float(high[0]),
                                           second - __bfloat162float(high[1]))};
   }
-  // A kept element, as the products see it.
+  // The sum of an element's two stored parts, as the products use it.
   __device__ float kept(int row, int d) const {
     const int at = high.at(row, d);
     return __bfloat162float(high.data[at]) + __bfloat162float(low.data[at]);
   }
 
-  // Where this thread's j-th pack stands. Packs whose d is not below `rows` have no place.
+  // The position in the tile of this thread's j-th pack. Packs with d >= rows do not exist.
   struct Place {
     int d, i;
   };
@@ -159,8 +162,8 @@ struct ResidentTile {
     return kDepthFastest ? tile.at(i, d) : tile.at(d, i);
   }
 
-  // Asks for the positions [first, first + kPositions), zeros from `end` on: a tile ahead, or,
-  // where elements have to come one by one, when they are needed.
+  // Loads positions [first, first + kPositions), zeros from `end` on: packed maps by prefetch, one
+  // tile ahead; others element by element by fetch, directly before use.
   __device__ void prefetch(Words (&next)[kLoads], int64_t first, int64_t end) const {
     if (packed) {
       for_packs(first, end, [&](int j, int64_t from, int d_left, int i_left) {
@@ -182,8 +185,7 @@ struct ResidentTile {
     });
   }
 
-  // Calls each(j, where it stands in x, dimensions and positions from there on) for this thread's
-  // packs of a tile.
+  // Calls each(j, offset in x, dimensions left, positions left) for this thread's packs of a tile.
   template <class Each>
   __device__ void for_packs(int64_t first, int64_t end, Each&& each) const {
     const int count = static_cast<int>(min(end - first, int64_t{kPositions}));
@@ -195,7 +197,7 @@ struct ResidentTile {
     }
   }
 
-  // Where this thread's first pack stands in a map, and how far the one after its j-th is.
+  // Offset of this thread's first pack in a map, and distance from its j-th pack to the next.
   __device__ static int64_t origin(const View& map) {
     const Place at = place(0);
     return at.d * map.stride[1] + at.i * map.stride[3];
@@ -205,7 +207,7 @@ struct ResidentTile {
     return (next.d - here.d) * map.stride[1] + (next.i - here.i) * map.stride[3];
   }
 
-  // Stores what prefetch brought, and |x - m|^2 in parts.
+  // Stores the loaded packs to the tile, and partial sums of |x - m|^2 to `norms`.
   __device__ void store(const Words (&next)[kLoads]) const {
     float norm[8] = {};
 #pragma unroll
@@ -217,7 +219,8 @@ struct ResidentTile {
       if constexpr (kDepthFastest) {
         if (j % kPairs == 0) norm[0] = 0;
 #pragma unroll
-        for (int half = 0; exists && half < 8; half += 4) {  // whole packs: lanes stand 8 apart
+        // packs of 4 floats: a lane's elements are 8 apart
+        for (int half = 0; exists && half < 8; half += 4) {
           const auto centre = mean.template load_pack<4>(at.d + half);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
@@ -252,7 +255,7 @@ struct ResidentTile {
     }
   }
 
-  // This warp's part of the products of x with -c' and G, into `parts`.
+  // This warp's partial products of x with -c' and G, written to `parts`.
   __device__ void multiply_codes() const {
     constexpr int kTall = kRows / 16, kWide = kGroup / 16;
     const int row = own_warp() % kTall * 16, part = own_warp() / kTall % kParts;
@@ -297,7 +300,8 @@ struct ResidentTile {
     }
   }
 
-  // Tensor cores cut where they add: sums that live long grow by additions that round.
+  // Tensor cores truncate when they add: short sums are formed there and added here with rounding
+  // to nearest.
   __device__ static void add(float (&sum)[2][4], const float (&some)[2][4]) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -306,11 +310,12 @@ struct ResidentTile {
     }
   }
 
-  // A position's softmax has kLanes neighbouring lanes, each kEach codewords from first_code() on.
+  // kLanes adjacent lanes share the softmax of a position; each has kEach codewords from
+  // first_code() on.
   __device__ static int own_position() { return static_cast<int>(threadIdx.x) / kLanes; }
   __device__ static int first_code() { return static_cast<int>(threadIdx.x) % kLanes * kEach; }
 
-  // Products with this thread's rows from `row` on.
+  // The products of this thread's position with the rows [row, row + kEach).
   __device__ Pack<float, kEach> products(int row) const {
     Pack<float, kEach> sum{};
 #pragma unroll
@@ -333,8 +338,8 @@ struct ResidentTile {
     return sum;
   }
 
-  // |x - c|^2 for this thread's codewords, and whether its position is near, whose distances are
-  // then those of its residuals. All threads call it.
+  // |x - c|^2 for this thread's codewords, and whether its position is near; then the distances
+  // are computed from the residuals. All threads must call it.
   struct Distances {
     float value[kEach];
     bool near;
@@ -365,7 +370,7 @@ struct ResidentTile {
         result.value[e] = near_distance(position, first_code() + e);
       }
     }
-    // Bit i: the i-th position of this warp.
+    // Bit i stands for the i-th position of this warp.
     unsigned positions = 0;
 #pragma unroll
     for (int i = 0; i < 32 / kLanes; ++i) {
@@ -376,7 +381,7 @@ struct ResidentTile {
     return result;
   }
 
-  // Softmax over the codewords, 0 beyond K.
+  // Softmax over the codewords; 0 for k >= K.
   __device__ void assign(const float (&distance)[kEach], float (&a)[kEach]) const {
     float largest = -INFINITY, total = 0;
 #pragma unroll
@@ -399,8 +404,8 @@ struct ResidentTile {
     for (int e = 0; e < kEach; ++e) a[e] *= inverse;
   }
 
-  // Stores weights of this thread's position for the rows from `row` on, in two parts, and makes
-  // them what the parts amount to.
+  // Stores this thread's weights for the rows from `row` on, split in two parts, and replaces each
+  // by the sum of its parts.
   __device__ void store_weights(int row, float (&weight)[kEach]) const {
     Pack<T, kEach> upper, lower;
 #pragma unroll
@@ -417,7 +422,7 @@ struct ResidentTile {
     weight_high.data.template store_pack<kEach>(at, upper);
     weight_low.data.template store_pack<kEach>(at, lower);
   }
-  // Weights of a near position stand where its products did.
+  // The weights of a near position overwrite its products.
   __device__ void store_near(int row, const float (&weight)[kEach]) const {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) parts[own_position() * kPartPitch + row + e] = weight[e];
@@ -441,18 +446,18 @@ struct ResidentTile {
     }
   }
 
-  // x_d - c_kd.
+  // x_d - c_kd from the elements of the map.
   __device__ float residual(int64_t position, int k, int d) const {
     const int64_t at = image * x.stride[0] + d * x.stride[1] + position * x.stride[3];
     return to_accumulate(source.load(at)) - codewords.load(k * depth + d);
   }
 
-  // The 16 dimensions of a warp's pair start here.
+  // The first of the 16 dimensions of this warp's run.
   __device__ static int first_dimension(int pair) {
     return (pair * kResidentWarps + own_warp()) * 16;
   }
 
-  // sums[2 pair + half of the codewords] += the weights of the rows from `row` on, times x.
+  // sums[2 pair + half of the codewords] += weights^T x, for the rows from `row` on.
   __device__ void accumulate(float (&sums)[kPairs * 2][2][4], int row) const {
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -481,7 +486,7 @@ struct ResidentTile {
     }
   }
 
-  // Calls each(sum, code, d) for this thread's sums, as `accumulate` leaves them.
+  // Calls each(sum, code, d) for this thread's sums, in the layout of `accumulate`.
   template <class Each>
   __device__ void for_sums(float (&sums)[kPairs * 2][2][4], Each&& each) const {
 #pragma unroll
@@ -498,8 +503,8 @@ struct ResidentTile {
     }
   }
 
-  // Adds what each thread holds for its codewords to a total: in shared memory, since registers are
-  // few. All lanes call it.
+  // Adds this thread's values to a total per codeword, kept in shared memory to save registers. All
+  // lanes must call it.
   __device__ void add_total(int which, const float (&value)[kEach]) const {
     const int at = (which * kResidentWarps + own_warp()) * kFastCodes + first_code();
     Pack<float, kEach> sum;
@@ -517,7 +522,7 @@ struct ResidentTile {
     for (int e = 0; e < kEach; ++e) sum[e] += before[e];
     totals.template store_pack<kEach>(at, sum);
   }
-  // Every thread calls it once, before total().
+  // Every thread must call it once, before total().
   __device__ void close_totals() const {
     __syncthreads();
     if (threadIdx.x < kTotals * kFastCodes) {
@@ -534,14 +539,15 @@ struct ResidentTile {
   }
 };
 
-// What kernel_of<kDepthFastest, kMostDepth>() returns.
+// The result of kernel_of<kDepthFastest, kMostDepth>().
 template <class Op>
 struct ResidentKernel {
   int64_t shared_bytes;
   void (*run)(Op, EncodeChunks, bool packed);
 };
 
-// Launches the kernel for these maps; false where the chip has too little shared memory for it.
+// Launches the kernel for bfloat16 maps. Returns false for other maps, or if the kernel needs more
+// shared memory than the device has.
 template <class Op, class KernelOf>
 bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
                      const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {

@@ -1,13 +1,16 @@
-// What the encoding layer's tensor-core kernels share: a tile of centred positions in shared
-// memory, and its assignments.
+// Shared code of the encoding layer's tensor-core kernels: a tile of centred positions in shared
+// memory and its assignments.
 //
-// A block of 8 warps owns one chunk of one image. Everything is taken about the mean codeword m:
-// x' = x - m, c' = c - m. A tile x' (D, kPositions) is read once; distances come from
-// |x'|^2 - 2 x'.c' + |c'|^2, x'.c' on tensor cores. Where that expansion would cancel more than 4
-// bits, the position is near: close to a codeword that is itself far from m. All that concerns a
-// near position is computed from its residuals x - c, plainly, and its rows of weights are zero in
-// the matrices that tensor cores multiply. Parameters come from the first-level cache: they are
-// read once a tile.
+// A block of 8 warps owns one chunk of one image and walks its tiles. Everything is relative to the
+// mean codeword m: x' = x - m, c' = c - m. Each tile x' (D, kPositions) is loaded once. Distances
+// are |x'|^2 - 2 x'.c' + |c'|^2, with x'.c' from the tensor cores.
+//
+// A position is near if this expansion cancels more than 4 bits for one of the codewords: the
+// position is then close to a codeword that is itself far from m. Everything for a near position is
+// computed from its residuals x - c with plain arithmetic, and its rows of weights are zero in the
+// matrices that the tensor cores multiply.
+//
+// Codewords and G are not copied to shared memory: each is read once per tile, from the L1 cache.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -18,24 +21,26 @@
 namespace stripctx::cuda {
 
 constexpr int kWarps = kBlockThreads / 32;
-constexpr int kRowStride = 36;  // floats from one position's row of K to the next: banks differ
+// Stride in floats of rows of K, one row per position. With the 4 extra floats, a column of
+// adjacent rows lies in different banks.
+constexpr int kRowStride = 36;
 
-// kColumns: tiles of 8 dimensions that a warp accumulates; 64 * kColumns is the largest D.
+// kColumns: column tiles of 8 dimensions that a warp accumulates; the largest D is 64 * kColumns.
 template <int kColumns>
 constexpr int kPositions = kColumns > 2 ? 16 : 32;
 template <int kColumns>
 constexpr int kTileStride = kPositions<kColumns> + 4;
-// Rows of a matrix of assignments: one a position, and as many for near ones. Where two warps share
-// a product, each stores its half of it there first.
+// Rows of a matrix of assignments: one per position, then one per near position. The second half
+// first holds partial products, if two warps share a product.
 template <int kColumns>
 constexpr int kAssignmentRows = 2 * kPositions<kColumns>;
 
-// D as the tile has it: whole steps of the products, for both halves of the depth.
+// D rounded up to whole steps of the products, for both halves of the depth.
 STRIPCTX_HOST_DEVICE inline int64_t padded_depth(int64_t depth) {
   return ceil_div(depth, 32) * 32;
 }
 
-// Bytes that an EncodeTile takes, at most 48 KB.
+// Shared memory of an EncodeTile in bytes, at most 48 KB.
 template <int kColumns>
 int64_t tile_bytes(int64_t depth) {
   const int64_t rows = padded_depth(depth);
@@ -48,7 +53,7 @@ int64_t tile_bytes(int64_t depth) {
 template <class T, Precision kPrecision, int kColumns>
 struct EncodeTile {
   static constexpr int kStride = kTileStride<kColumns>, kCount = kPositions<kColumns>;
-  static constexpr int kParts = kBlockThreads / kCount;  // of each position's |x'|^2
+  static constexpr int kParts = kBlockThreads / kCount;  // partial sums of a position's |x'|^2
   static constexpr bool kHalves = kCount == 16;  // two warps share a product, half the depth each
 
   const View x;
@@ -57,7 +62,7 @@ struct EncodeTile {
   const int depth, rows, codes;
   const int64_t image;
   Shared<float> tile, mean, norms, code_norms, scale, scratch, dots;
-  Shared<unsigned> near_positions;  // of each warp, a bit each
+  Shared<unsigned> near_positions;  // a bit mask per warp
 
   template <class Op>
   __device__ EncodeTile(const Op& op, int64_t n, SharedMemory& memory)
@@ -97,13 +102,13 @@ struct EncodeTile {
     }
   }
 
-  // c'_kd, 0 beyond K and D.
+  // c'_kd; 0 for k >= K or d >= D.
   __device__ float code(int k, int d) const {
     return k < codes && d < depth ? codewords.load(k * depth + d) - mean[d] : 0;
   }
 
-  // Reads the positions [first, first + kCount), zeros from `end` on. N elements move at once along
-  // the map's fastest dimension.
+  // Loads positions [first, first + kCount), zeros from `end` on, in packs of N elements along the
+  // map's fastest dimension.
   template <int N>
   __device__ void load_packs(int64_t first, int64_t end) const {
     const int64_t base = image * x.stride[0] + first * x.stride[3];
@@ -127,8 +132,8 @@ struct EncodeTile {
     packed ? load_packs<4>(first, end) : load_packs<1>(first, end);
   }
 
-  // This warp's share of the products x'.c', 16 positions by 8 codewords, and of as many other
-  // matrices (K, D) as there are sums; `at(which, k, d)` is their element. Also |x'|^2 in parts.
+  // This warp's products of 16 positions with 8 codewords: sum[which] for matrix `which` (K, D),
+  // whose elements are at(which, k, d). Also writes partial sums of |x'|^2 to `norms`.
   template <int kMatrices, class At>
   __device__ void multiply_codes(float (&sum)[kMatrices][4], const At& at) const {
     constexpr int kStep = kProductDepth<kPrecision>;
@@ -153,7 +158,7 @@ struct EncodeTile {
     norms[threadIdx.x] = norm;
   }
 
-  // Stores what multiply_codes returned, where product() finds it.
+  // Stores the result of multiply_codes for product().
   __device__ void store_products(const Shared<float>& to, const float (&sum)[4]) const {
     const int first_code = warp_index() % 4 * 8, first_row = warp_index() / 4 * 16;
 #pragma unroll
@@ -166,8 +171,8 @@ struct EncodeTile {
     return kHalves ? first + from[(i + 16) * kRowStride + k] : first;
   }
 
-  // |x_i - c_k|^2 as the expansion has it, and whether position i is near. All lanes of a warp ask
-  // for the same i, lane k for codeword k.
+  // |x_i - c_k|^2 by the expansion, and whether position i is near. All lanes of a warp must pass
+  // the same i, and lane k codeword k.
   struct Distance {
     float value;
     bool near;
@@ -180,8 +185,8 @@ struct EncodeTile {
     return {value, __ballot_sync(kFullMask, cancels) != 0};
   }
 
-  // x_d - c_kd of the map's own elements: the difference of two centred ones would have lost what
-  // centring rounds away.
+  // x_d - c_kd from the elements of the map. The difference x' - c' would contain the rounding
+  // errors of both subtractions of m.
   __device__ float residual(int64_t position, int k, int d) const {
     const int64_t at = image * x.stride[0] + d * x.stride[1] + position * x.stride[3];
     return to_accumulate(source.load(at)) - codewords.load(k * depth + d);
@@ -197,10 +202,12 @@ struct EncodeTile {
     return sum;
   }
 
-  // Row of a near position's weights; they belong to the warp and overwrite what it has read.
+  // Start of the row with the weights of near position i. It overwrites partial products that only
+  // the same warp reads.
   __device__ static int near_row(int i) { return (kCount + i) * kRowStride; }
 
-  // The near positions of the tile, a bit each, once every warp has told its own.
+  // The near positions of the tile as bit masks: each warp stores its own, and after a barrier
+  // all_near combines them.
   __device__ void tell_near(unsigned positions) const {
     if (lane_index() == 0) near_positions[warp_index()] = positions;
   }
@@ -210,7 +217,7 @@ struct EncodeTile {
     return positions;
   }
 
-  // sums += weights (x - c) of the near positions of the tile that starts at `first`.
+  // sums += weights (x - c) of the near positions of the tile that begins at `first`.
   __device__ void accumulate_near(float (&sums)[2][kColumns][4], const Shared<float>& weights,
                                   unsigned near, int64_t first) const {
 #pragma unroll 1
@@ -222,7 +229,7 @@ struct EncodeTile {
     }
   }
 
-  // Softmax over the codewords, lane k holding codeword k; 0 for lanes beyond K.
+  // Softmax over the codewords, with codeword k in lane k; 0 for lanes k >= K.
   __device__ float assignment(float distance, int k) const {
     const float logit = rounded_product(distance, scale[k]);
     float largest = k < codes ? logit : -INFINITY;
@@ -234,7 +241,7 @@ struct EncodeTile {
     return e / warp_sum(e);
   }
 
-  // sum[code half][column] += weights^T x': the rows of `weights` are positions.
+  // sum[half of the codewords][column] += weights^T x'. The rows of `weights` are positions.
   __device__ void accumulate(float (&sum)[2][kColumns][4], const Shared<float>& weights) const {
     constexpr int kStep = kProductDepth<kPrecision>;
     for (int first = 0; first < kCount; first += kStep) {
@@ -256,8 +263,8 @@ struct EncodeTile {
     }
   }
 
-  // Calls each(half, column, element, code, d) for the sums of this thread, as `accumulate` leaves
-  // them.
+  // Calls each(half, column, element, code, d) for this thread's sums, in the layout of
+  // `accumulate`.
   template <class Each>
   __device__ void for_codes_and_depth(Each&& each) const {
 #pragma unroll
@@ -282,10 +289,11 @@ struct EncodeTile {
     });
   }
 
-  // The 8 dimensions of a warp's column start here.
+  // The first of the 8 dimensions of this warp's column tile.
   __device__ int first_dimension(int column) const { return (column * kWarps + warp_index()) * 8; }
 
-  // Adds lane k's value of every warp into to[k], in the order of the warps. Every thread calls.
+  // to[k] = the sum of lane k's value over the warps, in the order of the warps. Every thread must
+  // call it.
   __device__ void add_warps(float value, const Shared<float>& to) const {
     __syncthreads();
     norms[threadIdx.x] = value;
@@ -317,7 +325,7 @@ void with_precision(const Op& op, F&& run) {
   }
 }
 
-// Whether 4 elements may move at once along a map's fastest dimension.
+// Whether the map allows packs of 4 elements along its fastest dimension.
 inline bool moves_packs(const View& map) {
   const int fastest = map.stride[3] == 1 || map.size[3] == 1 ? 3 : 1;
   return packs({&map}, map.dtype == DType::kFloat32 ? 4 : 2, fastest, map.size[fastest], 4);

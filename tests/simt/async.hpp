@@ -1,5 +1,5 @@
-// The asynchronous copies of cuda/async_copy.cuh. A destination is poison from the start of its
-// copy to the wait that finishes it; then the copies that are due land in random order
+// The asynchronous copies of cuda/async_copy.cuh. The destination holds NaN from the start of a
+// copy until the wait that completes it. A wait performs its copies in random order
 // (scheduler.hpp).
 #pragma once
 

@@ -1,5 +1,5 @@
-// What tests set and read from outside: the thread order and the counters. The C functions are
-// called through ctypes.
+// The thread order and the counters, and the C functions with which tests set and read them through
+// ctypes.
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -69,7 +69,7 @@ void record(const char* kernel, const Counts& counts) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// 0, or -1 where the text names no order.
+// Returns 0, or -1 if the text names no order.
 int stripctx_simt_set_order(const char* text) {
   try {
     stripctx::simt::set_order(stripctx::simt::parse_order(text));
@@ -84,8 +84,8 @@ void stripctx_simt_reset_counts() {
   stripctx::simt::counts_by_kernel.clear();
 }
 
-// {"kernel": {"bytes_read": 0, ..., "grid": [1, 1, 1], ...}, ...}; the text is good until this OS
-// thread's next call.
+// {"kernel": {"bytes_read": 0, ..., "grid": [1, 1, 1], ...}, ...}; the text is valid until the next
+// call in this OS thread.
 const char* stripctx_simt_counts() {
   static thread_local std::string json;
   const std::lock_guard lock(stripctx::simt::mutex);

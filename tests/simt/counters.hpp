@@ -1,4 +1,4 @@
-// What kernels moved: bytes in global memory, counted by every access, kept by kernel name.
+// Global memory traffic in bytes, counted at every access and kept by kernel name.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,16 @@ struct Traffic {
   int64_t read = 0, written = 0;
 };
 
-// Of the launch that this OS thread is running.
+// Traffic of the launch that this OS thread runs.
 [[gnu::tls_model("initial-exec")]] extern constinit thread_local Traffic traffic;
 
 struct Counts {
   int64_t bytes_read = 0, bytes_written = 0, launches = 0, blocks = 0, threads = 0;
-  int64_t shared_bytes = 0;   // the most that one launch asked for
+  int64_t shared_bytes = 0;   // maximum over launches
   cuda::Extent3 grid, block;  // of the last launch
 };
 
-// Adds one launch to its kernel's counts.
+// Adds one launch to the counts of its kernel.
 void record(const char* kernel, const Counts& counts);
 
 }  // namespace stripctx::simt

@@ -1,5 +1,5 @@
-// The bindings' device header for STRIPCTX_BACKEND=emulated: CPU tensors, CUDA's launchers, run by
-// the emulator. csrc/bind/cuda/device.hpp says the same for a GPU.
+// The device header of the bindings for STRIPCTX_BACKEND=emulated: CPU tensors and the CUDA
+// launchers, run by the emulator. csrc/bind/cuda/device.hpp is the counterpart for a GPU.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -19,7 +19,7 @@ constexpr bool kDefinesOperators = true;
 
 inline void allocated(const torch::stable::Tensor& /*result*/) {}
 
-// Runs one operator to its end; `like` says which device, of which there is one here.
+// Runs one operator to completion. `like` selects the device, of which there is one here.
 template <class Op>
 void execute(const Op& op, const torch::stable::Tensor& /*like*/) {
   cuda::launch(op, nullptr);

@@ -1,4 +1,4 @@
-// How a fiber is switched on this machine, and where its stack comes from.
+// Switching fibers on each architecture, and allocating their stacks.
 #include "fiber.hpp"
 
 #include <sys/mman.h>
@@ -23,8 +23,8 @@ Stack::Stack(size_t index) {
   if (pages == MAP_FAILED) throw std::bad_alloc();
   mprotect(pages, guard, PROT_NONE);
   pages_ = static_cast<std::byte*>(pages);
-  // Tops at different distances from their pages' ends: equal ones would share a few sets of the
-  // cache.
+  // Staggers the tops of the stacks: at equal distances from a page they would share a few cache
+  // sets.
   top_ = pages_ + guard + kStackBytes - (index % 16) * 256;
 }
 
@@ -48,13 +48,13 @@ void Stack::prepare(Context& context, void (*entry)()) {
 
 #else
 
-// stripctx_simt_switch(void** save, void* resume): pushes what the callee must preserve, stores the
-// stack pointer in *save, takes `resume` as the stack pointer and pops. It returns with an ordinary
-// return: all fibers are left at the same call, so the processor predicts where that return goes.
+// stripctx_simt_switch(void** save, void* resume) pushes the callee-saved registers, stores the
+// stack pointer in *save, loads `resume` into the stack pointer and pops. It ends with an ordinary
+// return: all fibers are suspended at the same call, so the processor predicts the return address.
 extern "C" void stripctx_simt_switch(void** save, void* resume);
 
 #if defined(__x86_64__)
-constexpr size_t kSavedWords = 6;  // rbp rbx r12 r13 r14 r15; the return address lies above them
+constexpr size_t kSavedWords = 6;  // rbp rbx r12 r13 r14 r15; the return address is above them
 constexpr size_t kEntryWord = 6;
 asm(R"(
 .text
@@ -125,8 +125,8 @@ void switch_context(Context& from, Context& to) {
 }
 
 void Stack::prepare(Context& context, void (*entry)()) {
-  // Above the saved words: on x86-64 the entry's address, which `ret` pops, then a return address
-  // of 0 where a caller's would be, which also leaves the stack aligned as after a call.
+  // Above the saved words, on x86-64: the address of the entry, which `ret` pops, then 0 as the
+  // return address of a caller. This leaves the stack aligned as after a call.
   constexpr size_t kFrameWords = (kSavedWords + 3) / 2 * 2;
   auto* frame = reinterpret_cast<uintptr_t*>(top_) - kFrameWords;
   for (size_t i = 0; i < kFrameWords; ++i) frame[i] = 0;

@@ -1,7 +1,6 @@
-// A fiber: a stack that can be left and entered again. Switching saves the registers that a
-// function call must preserve and changes the stack pointer: hand-written for x86-64 and aarch64,
-// ucontext elsewhere (or with STRIPCTX_SIMT_UCONTEXT), which is ten times slower for its system
-// calls.
+// Fibers: stacks that code can leave and resume. A switch saves the callee-saved registers and
+// changes the stack pointer. It is written in assembly for x86-64 and aarch64; elsewhere, or with
+// STRIPCTX_SIMT_UCONTEXT, ucontext is used, whose system calls make it ten times slower.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +17,7 @@
 
 namespace stripctx::simt {
 
-// Where a fiber stands while it does not run.
+// The saved state of a fiber that does not run.
 struct Context {
 #if defined(STRIPCTX_SIMT_UCONTEXT)
   ucontext_t registers;
@@ -27,11 +26,11 @@ struct Context {
 #endif
 };
 
-// Saves the running fiber in `from` and goes on where `to` was left.
+// Saves the running fiber in `from` and resumes `to`.
 void switch_context(Context& from, Context& to);
 
-// A fiber's stack: pages of its own, the lowest of which faults, so an overflow cannot go
-// unnoticed.
+// The stack of a fiber, in pages of its own. The lowest page is protected, so that an overflow
+// faults.
 class Stack {
  public:
   explicit Stack(size_t index);
@@ -39,7 +38,7 @@ class Stack {
   Stack(const Stack&) = delete;
   Stack& operator=(const Stack&) = delete;
 
-  // Makes `context` start `entry`, which must not return, on this stack.
+  // Makes `context` start `entry` on this stack; `entry` must not return.
   void prepare(Context& context, void (*entry)());
 
  private:
@@ -47,7 +46,7 @@ class Stack {
   std::byte* top_;
 };
 
-// The stacks of one OS thread, made when first needed and used again by every later block.
+// The stacks of one OS thread, allocated on first use and reused by later blocks.
 class StackPool {
  public:
   Stack& take() {

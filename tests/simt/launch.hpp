@@ -1,5 +1,5 @@
-// `launch` for g++: the emulator's side of cuda/launch.cuh. The launch runs to its end, in this OS
-// thread; what a kernel's thread throws comes out of here and leaves the emulator as it was.
+// `launch` for g++, the counterpart of cuda/launch.cuh. It runs the launch to completion in this OS
+// thread. An exception from a kernel's thread is rethrown here, and the emulator remains usable.
 #pragma once
 
 #include <cstdlib>
@@ -10,10 +10,10 @@
 
 namespace stripctx::cuda {
 
-// What an H100 or H200 lets one block have; the counters show what a kernel asks for.
+// The largest shared memory of a block on an H100 or H200, in bytes.
 constexpr int64_t kMostSharedBytes = 227 * 1024;
 
-// What this device lets one block have; tests set less, as older chips have.
+// The largest shared memory of a block on the emulated device; tests set less, as on older chips.
 inline int64_t most_shared_bytes() {
   const char* text = std::getenv("STRIPCTX_SIMT_SHARED_BYTES");
   return text ? std::strtoll(text, nullptr, 10) : kMostSharedBytes;

@@ -1,5 +1,5 @@
-// A kernel's memory as the emulator sees it: the classes of cuda/memory.cuh, with every access
-// checked against its bounds and its alignment, and global accesses counted.
+// A kernel's memory in the emulator: the classes of cuda/memory.cuh. Every access is checked for
+// bounds and alignment, and global accesses are counted.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,11 +16,10 @@
 
 namespace stripctx::simt {
 
-// Reports a fault of the running thread, or of the host where there is none.
+// Reports a fault of the running thread, or of the host if none runs.
 [[noreturn]] void memory_fault(const std::string& what);
 
-// Whether a view's elements are what a kernel takes them for; other types have no name among
-// DTypes.
+// Whether a view's dtype matches the type that a kernel uses. Types that no DType names match all.
 template <class T>
 constexpr bool holds(DType dtype) {
   if constexpr (std::is_same_v<T, double>) return dtype == DType::kFloat64;
@@ -30,14 +29,15 @@ constexpr bool holds(DType dtype) {
   return true;
 }
 
-// `count` elements at `data`, checked: what Global and Shared have in common.
+// `count` elements at `data`, with checked accesses: the base of Global and Shared.
 template <class T>
 class Checked {
  public:
   Checked(T* data, int64_t count, const char* name)
       : data_(data), origin_(data), count_(count), name_(name) {}
 
-  // The same elements, counted from `offset` on; only accesses have to lie among them.
+  // The same elements with the origin of indices moved by `offset`. Only accesses are checked, so
+  // the origin itself may be out of bounds.
   Checked from(int64_t offset) const {
     Checked moved = *this;
     moved.data_ = reinterpret_cast<T*>(reinterpret_cast<intptr_t>(data_) +
@@ -57,7 +57,7 @@ class Checked {
     return data_ + i;
   }
 
-  // Tells the tracer of an access, where it counts.
+  // Reports an access to the tracer if it is on.
   void trace(Space space, const void* address, size_t bytes) const {
     if (!tracing) [[likely]]
       return;
@@ -73,7 +73,7 @@ class Checked {
   }
 
   T* data_;
-  T* origin_;  // what bounds are counted from
+  T* origin_;  // of the bounds
   int64_t count_;
   const char* name_;
 };
@@ -90,7 +90,7 @@ class Global {
  public:
   using Value = std::remove_const_t<T>;
 
-  // A default View has no memory: it may be constructed from, whatever its dtype, and not accessed.
+  // A default View has no memory; Global accepts it with any dtype, but it must not be accessed.
   explicit Global(const View& view)
       : Global(static_cast<T*>(view.data), view.data ? view.extent() : 0) {
     if (view.data && !simt::holds<Value>(view.dtype)) {

@@ -1,8 +1,8 @@
-// The warp-level products of cuda/mma.cuh: gathers the fragments of all lanes, whose layout stands
-// there, and adds as a tensor core does. Products of rounded operands are exact; the addends, the
-// accumulator among them, are aligned to the largest of them and cut there, and their sum is cut to
-// float32: towards zero, never to the nearest. A sum that lives long in an accumulator drifts, here
-// as on the device.
+// The warp-level products of cuda/mma.cuh, which has the layout of the fragments. They gather the
+// fragments of all lanes and add as a tensor core does: the products of rounded operands are exact;
+// the addends, including the accumulator, are aligned to the largest and truncated, and their sum
+// is truncated to float32, so towards zero in both steps. The errors of a long sum in an
+// accumulator add up here as on the device.
 #pragma once
 
 #include <cmath>
@@ -15,8 +15,8 @@
 
 namespace stripctx::simt {
 
-// The sum of `count` addends, each exact in double, as a tensor core forms it: kExtraBits below the
-// last bit of a float of the largest addend's exponent are kept.
+// The sum of `count` addends, each exact in double, as a tensor core computes it. Addends keep
+// kExtraBits bits below the last bit of a float with the exponent of the largest addend.
 inline float truncated_sum(const double* addends, int count) {
   constexpr int kFloatBits = 24, kExtraBits = 2;
   double plain = 0, largest = 0;
@@ -33,7 +33,7 @@ inline float truncated_sum(const double* addends, int count) {
   const int unit = exponent - kFloatBits - kExtraBits;
   int64_t sum = 0;
   for (int k = 0; k < count; ++k) {
-    sum += static_cast<int64_t>(std::scalbn(addends[k], -unit));  // towards zero
+    sum += static_cast<int64_t>(std::scalbn(addends[k], -unit));  // truncates
   }
   const double exact = std::scalbn(static_cast<double>(sum), unit);
   const float nearest = static_cast<float>(exact);
@@ -41,7 +41,8 @@ inline float truncated_sum(const double* addends, int count) {
                                                                     : nearest;
 }
 
-// A warp's product with fragments A and B; `a_at(fragment, i)` is operand i of a lane's fragment.
+// The product of a warp with fragments A and B. at(register, element) is an element of a register
+// of a fragment.
 template <class A, class B, class At>
 void mma(const Site& site, float (&d)[4], const A& a, const B& b, int depth, At&& at) {
   struct Fragments {
@@ -59,7 +60,7 @@ void mma(const Site& site, float (&d)[4], const A& a, const B& b, int depth, At&
     return *reinterpret_cast<const Fragments*>(gathered.slots[index].bytes);
   };
   const int g = running->lane() / 4, t = running->lane() % 4;
-  const int half = depth / 2, run = depth / 8;  // a lane holds `run` neighbours in k, twice
+  const int half = depth / 2, run = depth / 8;  // a lane holds `run` adjacent k, twice
   double addends[17];
   for (int i = 0; i < 4; ++i) {
     for (int k = 0; k < depth; ++k) {
@@ -86,7 +87,8 @@ void mma_m16n8k16(float (&d)[4], const Pack<T, 2> (&a)[4], const Pack<T, 2> (&b)
       [](const Pack<T, 2>& pair, int element) { return static_cast<float>(pair[element]); });
 }
 
-// ldmatrix: every lane reads the row that it names, and takes its elements from all of them.
+// ldmatrix: each lane reads the row that it passes, then takes its elements from the rows of all
+// lanes.
 template <bool kTurned, class T>
 void load_matrices(Pack<T, 2> (&to)[4], const cuda::Shared<T>& from, int row,
                    std::source_location where = std::source_location::current()) {

@@ -1,5 +1,5 @@
-// The order in which threads run where CUDA promises none: a correct kernel gives the same bits in
-// all of them, and one that lacks a barrier does not.
+// The order in which threads run if CUDA does not define it. A correct kernel gives the same bits
+// in every order; one that lacks a barrier does not.
 #pragma once
 
 #include <cstdint>
@@ -14,15 +14,14 @@ struct Order {
   uint64_t seed = 0;
 };
 
-// "ascending", "descending", "random" or "random:seed"; throws std::runtime_error for anything
-// else.
+// Accepts "ascending", "descending", "random" and "random:seed"; else throws std::runtime_error.
 Order parse_order(const std::string& text);
 
-// The order of launches from now on: STRIPCTX_SIMT_ORDER, ascending without it, until set here.
+// The order of the next launches: the last one set, else STRIPCTX_SIMT_ORDER, else ascending.
 Order current_order();
 void set_order(const Order& order);
 
-// xorshift64*: small, and the same numbers everywhere.
+// xorshift64*: small, and with the same numbers on every platform.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du) {
@@ -39,7 +38,7 @@ class Random {
   uint64_t state_;
 };
 
-// Visits 0 ... count - 1, each once.
+// A permutation of 0 ... count - 1.
 class Permutation {
  public:
   Permutation() = default;
@@ -61,7 +60,7 @@ class Permutation {
   int64_t count_ = 1, start_ = 0, step_ = 1;
 };
 
-// The same for the 32 lanes of a warp, where it has to be quick: odd steps are coprime to 32.
+// A permutation of the 32 lanes of a warp, quick to compute. Odd steps are coprime to 32.
 class LanePermutation {
  public:
   LanePermutation() = default;

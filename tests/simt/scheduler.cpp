@@ -1,4 +1,4 @@
-// Which thread runs next, and what is wrong when none can.
+// Selects the next thread to run, and reports faults when none can.
 #include "scheduler.hpp"
 
 #include <algorithm>
@@ -46,7 +46,7 @@ std::string Site::text() const {
 }
 
 Scheduler& Scheduler::of_this_thread() {
-  // By pointer: the storage that a library loaded late gets for its thread-locals is small.
+  // Held by pointer: a library that is loaded late has little space for thread-local variables.
   static thread_local std::unique_ptr<Scheduler> scheduler;
   if (!scheduler) scheduler = std::make_unique<Scheduler>();
   return *scheduler;
@@ -120,7 +120,8 @@ void Scheduler::run_block(int64_t block) {
   check_guards();
 }
 
-// The life of a stack: it runs threads one after another until one of them waits, or none is new.
+// The main function of a stack: runs new threads one after another. When a thread has ended and the
+// next one is suspended on another stack, resumes that one and never returns here.
 void Scheduler::fiber() {
   Scheduler& self = *running;
   try {
@@ -213,7 +214,7 @@ void Scheduler::wait_for_copies(int unfinished) {
   copies.erase(copies.begin(), later);
 }
 
-// The thread to go on with, or kNone where all have ended.
+// The next thread to run, or kNone if all have ended.
 int Scheduler::next_thread() {
   for (;;) {
     while (cursor_ < 32) {
@@ -232,7 +233,8 @@ int Scheduler::next_thread() {
   }
 }
 
-// All warps have ended or wait for the block: lets them go on, unless none is left.
+// Called when all warps have ended or wait for the block. Starts the next round of passes; returns
+// false if all threads have ended.
 bool Scheduler::release_block() {
   const int count = static_cast<int>(threads_.size());
   if (ended_ == count) return false;
@@ -250,7 +252,8 @@ bool Scheduler::release_block() {
   return true;
 }
 
-// In random order warps take turns at every pass, otherwise each runs as far as it can.
+// In random order a warp is drawn for every pass; otherwise each runs until it ends or waits for
+// the block.
 void Scheduler::choose_warp() {
   if (order_.kind == Order::Kind::kRandom) {
     const size_t chosen = head_ + random_.next() % (queue_.size() - head_);

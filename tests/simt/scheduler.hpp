@@ -1,10 +1,11 @@
 // Runs the blocks of one launch, one after another, in the calling OS thread. Every CUDA thread is
-// a fiber that runs until it ends or waits. Threads that never wait share one stack and one switch.
+// a fiber that runs until it ends or waits. Threads that never wait run on one stack, without
+// switches between them.
 //
-// A warp goes on in passes: each live lane runs once, to its next wait or its end. When the pass is
-// over, lanes that wait for their warp get another pass, and lanes at __syncthreads wait for the
-// other warps. Whatever CUDA leaves undefined here (lanes at different operations, threads that
-// ended while others wait at __syncthreads) is reported as a divergent barrier.
+// A warp runs in passes: in a pass each live lane runs once, to its next wait or its end. After a
+// pass, lanes that wait for their warp run in another pass, and lanes at __syncthreads wait for the
+// other warps. What CUDA leaves undefined here (lanes of a warp at different operations, threads
+// that ended while others wait at __syncthreads) is reported as a divergent barrier.
 #pragma once
 
 #include <vector_types.h>
@@ -27,7 +28,7 @@ namespace stripctx::simt {
 using cuda::Extent3;
 using cuda::Launch;
 
-// Where a thread waits, and for whom.
+// The operation at which a thread waits, for its warp or its whole block.
 struct Site {
   const char* operation = nullptr;
   std::source_location where;
@@ -40,15 +41,15 @@ struct Site {
   std::string text() const;
 };
 
-// What one lane shows to its warp.
+// The value that a lane passes to the other lanes of its warp.
 struct alignas(32) Slot {
   std::byte bytes[32];
 };
 
-// What all lanes showed at one operation. It is good until the lane's next operation.
+// The values of all lanes at one operation, valid until the lane's next operation.
 struct Gathered {
   const Slot* slots;
-  uint32_t lanes;  // those that took part
+  uint32_t lanes;  // the lanes that took part
 };
 
 class Scheduler {
@@ -57,16 +58,16 @@ class Scheduler {
 
   static Scheduler& of_this_thread();
 
-  // Runs `kernel` once for every thread of the grid; throws what a thread threw. `function` is what
-  // was launched.
+  // Runs `kernel` once for every thread of the grid and rethrows a thread's exception. `function`
+  // is the kernel's address.
   void run(const Launch& launch, Kernel kernel, const void* closure, const void* function);
 
-  // For the running thread.
+  // Operations of the running thread.
   void wait_for_block(const Site& site);
   Gathered exchange(const Site& site, const void* value, size_t bytes);
-  void start_copy(void* to, const void* from);  // of 16 bytes
+  void start_copy(void* to, const void* from);  // 16 bytes
   void commit_copies() { ++own().groups; }
-  void wait_for_copies(int unfinished);  // until only the last groups are unfinished
+  void wait_for_copies(int unfinished);  // until at most the last groups are unfinished
   int lane() const { return current_ & 31; }
   std::byte* shared() { return shared_.data() + kGuardBytes; }
   int64_t shared_bytes() const { return launch_->shared_bytes; }
@@ -90,8 +91,8 @@ class Scheduler {
   };
   struct Warp {
     uint32_t live = 0;             // lanes that have not ended
-    uint32_t arrived[2] = {0, 0};  // lanes that wait, in this pass and in the one before
-    int pass = 0;                  // which of the two: readers of the last pass may still be due
+    uint32_t arrived[2] = {0, 0};  // lanes that wait, in this pass and in the last
+    int pass = 0;                  // index of this pass; the last pass's values may still be read
     Site site;                     // where the lanes of this pass wait
     Slot slots[2][32];
   };
@@ -117,14 +118,14 @@ class Scheduler {
   Random random_{0};
   StackPool stacks_;
   Context outside_;             // the launcher, while fibers run
-  std::exception_ptr failure_;  // what a thread threw
+  std::exception_ptr failure_;  // exception of a thread
 
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  std::vector<int>
-      queue_;  // warps in the order they run in; those before head_ are past their pass
+  // Warps in the order in which they run; those before head_ have ended or wait for the block.
+  std::vector<int> queue_;
   size_t head_ = 0;
-  Warp* warp_ = nullptr;  // the running one, its lanes in the order of this pass
+  Warp* warp_ = nullptr;  // the running warp; lanes_ is the order of its pass
   LanePermutation lanes_;
   int cursor_ = 0;
   int current_ = 0;  // the running thread
@@ -134,12 +135,12 @@ class Scheduler {
   std::vector<std::byte> shared_;
 };
 
-// The scheduler whose kernel this OS thread is running, or null.
+// The scheduler that runs a kernel in this OS thread, or null.
 [[gnu::tls_model("initial-exec")]] extern constinit thread_local Scheduler* running;
 
 }  // namespace stripctx::simt
 
-// CUDA's own variables, of the running thread.
+// CUDA's built-in variables, for the running thread.
 [[gnu::tls_model("initial-exec")]] extern constinit thread_local uint3 threadIdx;
 [[gnu::tls_model("initial-exec")]] extern constinit thread_local uint3 blockIdx;
 [[gnu::tls_model("initial-exec")]] extern constinit thread_local dim3 blockDim;

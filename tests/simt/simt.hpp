@@ -1,13 +1,13 @@
-// CUDA's vocabulary for g++: what cuda/device.cuh includes where there is no nvcc. Kernels compiled
-// against it run on a CPU, thread by thread (scheduler.hpp); half types and vector types are those
-// of CUDA's own headers, which g++ compiles as they are.
+// CUDA's names for g++: cuda/device.cuh includes this header if the compiler is not nvcc. Kernels
+// then run on a CPU, thread by thread (scheduler.hpp). Half types and vector types are those of
+// CUDA's own headers, which g++ can compile.
 //
-//   fiber      a stack that can be left and entered        order     which thread goes first
-//   scheduler  threads, warps, blocks, barriers            counters  bytes moved, by kernel
-//   memory     Global, Shared: bounds, alignment, counts   warp      barriers and shuffles
-//   launch     runs a kernel                               mma       products by a whole warp
-//   trace      requests, sectors, banks, by warp           control   the C functions of tests
-//   async      copies that land when waited for
+//   fiber      stacks that code can leave and resume      order     the order of threads
+//   scheduler  threads, warps, blocks, barriers           counters  traffic in bytes, by kernel
+//   memory     Global, Shared: bounds, alignment, counts  warp      barriers and shuffles
+//   launch     runs a kernel                              mma       products by a whole warp
+//   trace      requests, sectors, banks, by warp          control   C functions for the tests
+//   async      asynchronous copies, performed in the wait
 #pragma once
 
 #include <cuda_bf16.h>
@@ -24,7 +24,7 @@
 #include "mma.hpp"
 #include "warp.hpp"
 
-// Says how many registers a thread may have.
+// Limits registers on a GPU; no effect here.
 #if !defined(__launch_bounds__)
 #define __launch_bounds__(...)
 #endif
@@ -34,12 +34,12 @@ namespace stripctx::cuda {
 using std::max;
 using std::min;
 
-// A GPU's fast approximation; the C library declares a function of this name and hides it.
+// CUDA's fast approximation. The C library declares a function of this name, which this one hides.
 inline float __expf(float x) {
   return std::exp(x);
 }
 
-// Products that g++ may not fuse with what is added to them.
+// Products that g++ must not contract to fused multiply-adds.
 inline float __fmul_rn(float a, float b) {
   const volatile float product = a * b;
   return product;

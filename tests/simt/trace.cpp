@@ -1,4 +1,5 @@
-// Requests from the lanes' accesses, and the C functions that tests/speed_model.py calls.
+// Combines the lanes' accesses to requests, and exports the C functions that tests/speed_model.py
+// calls.
 #include "trace.hpp"
 
 #include <dlfcn.h>
@@ -31,7 +32,8 @@ int64_t sectors(const uintptr_t* address, uint32_t lanes, int bytes) {
   return static_cast<int64_t>(touched.size()) * std::max(1, bytes / kSector);
 }
 
-// Turns of the banks: lanes of a whole, a half or a quarter warp, by width, go together.
+// Wavefronts of a request to shared memory. It is served for a whole, a half or a quarter warp at a
+// time, depending on the width.
 int64_t turns(const uintptr_t* address, uint32_t lanes, int bytes) {
   const int together = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, words = std::max(1, bytes / kWord);
   int64_t sum = 0;
@@ -51,7 +53,7 @@ int64_t turns(const uintptr_t* address, uint32_t lanes, int bytes) {
   return sum;
 }
 
-// The same if no two words met in a bank.
+// Wavefronts if there were no bank conflicts.
 int64_t fewest_turns(const uintptr_t* address, uint32_t lanes, int bytes) {
   const int words = std::max(1, bytes / kWord);
   std::set<uintptr_t> all;
@@ -108,14 +110,15 @@ void Tracer::end_pass() {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Runs `blocks` blocks of every launch of this OS thread and counts them; 0: all, uncounted.
+// Runs and counts only `blocks` blocks of every launch in this OS thread; with 0 runs all and
+// counts nothing.
 void stripctx_simt_sample(int64_t blocks) {
   stripctx::simt::tracer().sample(blocks);
   stripctx::simt::tracing = blocks > 0;
 }
 
-// The launches since the last call, in order: [{"kernel": ..., "function": its place in the
-// library, "requests": [[space, bytes, count, bytes in all, passes, least], ...], ...}, ...]
+// The launches since the last call, in order: [{"kernel": ..., "function": its offset in the
+// library, "requests": [[space, width, count, bytes in total, passes, least], ...], ...}, ...]
 const char* stripctx_simt_trace() {
   using namespace stripctx::simt;
   static thread_local std::string json;

@@ -1,9 +1,10 @@
-// What the speed model (tests/speed_model.py) wants to know of a launch, counted by warp as
-// hardware works: requests of the lanes together, the sectors of memory that they touch, the passes
-// that colliding banks of shared memory cost, barriers and shuffles. Off unless a test asks.
+// Counts for the speed model (tests/speed_model.py), by warp as in hardware: requests of the lanes
+// together, sectors of global memory, wavefronts of shared memory including bank conflicts,
+// barriers and shuffles. Off unless a test turns it on.
 //
-// Lanes run one after another here. The k-th access of each lane to one array since the lanes last
-// waited for each other is taken for one request: exact where lanes take one path, near elsewhere.
+// The emulator runs lanes one after another. The k-th access of each lane to an array since the
+// last wait of the warp counts as one request. This is exact if all lanes take the same path, else
+// an approximation.
 #pragma once
 
 #include <cstdint>
@@ -16,16 +17,16 @@
 
 namespace stripctx::simt {
 
-// The last two: what asynchronous copies read and write.
+// kCopyLoad, kCopyStore: reads and writes of asynchronous copies.
 enum class Space { kGlobalLoad, kGlobalStore, kShared, kCopyLoad, kCopyStore };
 
-// Requests of one kind and width in bytes. `passes`: sectors of 32 bytes of global memory, or turns
-// of shared memory's banks; `least`: turns without collisions.
+// Requests of one kind and width in bytes. `passes`: 32-byte sectors of global memory, or
+// wavefronts of shared memory; `least`: wavefronts if there were no bank conflicts.
 struct Requests {
   int64_t count = 0, bytes = 0, passes = 0, least = 0;
 };
 
-// One launch, of which `sampled` blocks of all ran.
+// One launch, of whose blocks `sampled` ran.
 struct Traced {
   std::string kernel;
   const void* function = nullptr;
@@ -33,12 +34,14 @@ struct Traced {
   int64_t shared_bytes = 0, sampled = 0;
   std::map<std::pair<Space, int>, Requests> requests;
   std::map<std::string, int64_t> operations;  // barriers, shuffles, products
-  int64_t waiting = 0, squares = 0;           // sums of the copies unfinished at threads' waits
+  // Unfinished copies of a thread at its waits, and their squares, summed over all waits.
+  int64_t waiting = 0, squares = 0;
 };
 
 class Tracer {
  public:
-  // Runs `blocks` blocks of every launch from now on, evenly spaced, and counts; 0: all, uncounted.
+  // From now on runs and counts only `blocks` blocks of every launch, evenly spaced; with 0 runs
+  // all and counts nothing.
   void sample(int64_t blocks) { blocks_ = blocks; }
   bool counts() const { return blocks_ > 0; }
   int64_t blocks() const { return blocks_; }
@@ -50,7 +53,7 @@ class Tracer {
     launches_.back().waiting += copies;
     launches_.back().squares += copies * copies;
   }
-  void end_pass();  // the lanes of the running warp wait or have ended
+  void end_pass();  // called when all lanes of the running warp wait or have ended
 
   std::vector<Traced> take() { return std::move(launches_); }
 
@@ -69,10 +72,10 @@ class Tracer {
   std::map<std::tuple<Space, int, const void*>, Stream> pass_;
 };
 
-// Of this OS thread.
+// The tracer of this OS thread.
 Tracer& tracer();
 
-// Whether it counts: one load where it does not.
+// Whether this OS thread's tracer counts; costs one load if not.
 [[gnu::tls_model("initial-exec")]] extern constinit thread_local bool tracing;
 
 }  // namespace stripctx::simt

@@ -1,6 +1,6 @@
-// CUDA's barriers and warp intrinsics. Each one shows the lane's operand to its warp, waits for the
-// other lanes and picks what it needs. Only the full mask is known: lanes that have ended do not
-// count, and reading from one is a fault.
+// CUDA's barriers and warp intrinsics. Each one passes the lane's operand to its warp, waits for
+// the other lanes and takes what it needs. Only the full mask is supported. Lanes that have ended
+// do not take part, and reading from one is a fault.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace stripctx::simt {
 
-// What a lane showed.
+// The value that `lane` passed.
 template <class T>
 T read_lane(const Gathered& gathered, int lane, const char* operation) {
   if (!(gathered.lanes >> lane & 1)) {
@@ -24,7 +24,7 @@ T read_lane(const Gathered& gathered, int lane, const char* operation) {
   return value;
 }
 
-// `choose` maps this lane to the one that it reads.
+// choose(lane) is the lane to read from.
 template <class T, class Choose>
 T shuffle(const Site& site, unsigned mask, int width, const T& value, Choose&& choose) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
