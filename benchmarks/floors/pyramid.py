@@ -62,8 +62,8 @@ def pyramid_max_pool_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def pyramid_max_pool_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The places of maxima are written after the zeros, once for each bin that has its own there;
-    and each chunk of rows reads the bins over it."""
+    """The kernel stores zeros, then the element of each bin's maximum a second time. The bins that
+    several chunks of rows read again are not counted."""
     return shape.floor(read=0, written=level_cells(shape, PSP_BINS, shape.channels), operations=0)
 
 

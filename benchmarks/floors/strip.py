@@ -124,7 +124,7 @@ def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
     layout, launch = launch_of(launches, "strip_reduce")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     pack = pack_of(shape)
-    if layout == "_small_pixels":  # a thread sums a pair of rows or columns
+    if layout == "_small_pixels":  # a warp owns two rows, or two columns
         operands = visits(shape, shape.rows, pack + -(-shape.width // 2))
         operands += visits(shape, shape.cols, pack + -(-shape.height // 2))
         return strip_pool_extra(shape, launches) + operands

@@ -97,7 +97,7 @@ class WideTile {
   int64_t n, first_row, row_tile, column_tile;
   int64_t column;  // this thread's
   int rows;        // rows of the tile that are inside the image
-  bool inside;     // whether the column is
+  bool inside;     // whether the column is inside the image
 
   __device__ WideTile(const WideLogits& logits, const PixelTiles& cut, SharedMemory& memory)
       : logits_(logits),
