@@ -1,8 +1,8 @@
-"""Counts the memory traffic of a layer by intercepting all of its operators, PyTorch's and ours.
+"""Counts the memory traffic of a layer by intercepting all operators it calls, PyTorch's and ours.
 
-Each operator counts as reading its operands once and writing its results once, the minimum. On meta
-tensors, which have no data, a layer of any size takes milliseconds. tests/test_docs.py checks the
-counts of our own operators against their floors.
+Each operator counts as reading its operands once and writing its results once, the minimum. Layers
+can run on meta tensors, which have no data, in milliseconds. tests/test_docs.py compares the counts
+of our operators with their floors.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Traffic:
 class Counting(TorchDispatchMode):
     """Adds the traffic of every operator to `traffic`. Views and uninitialised memory are free.
 
-    torch's own FlopCounterMode hooks modules, which torch.autograd.grad to their parameters does
-    not allow; its counts of single operators are used.
+    torch's FlopCounterMode cannot be used: its hooks on modules fail with torch.autograd.grad for
+    parameters. Only its formulas for single operators are used.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def moved_bytes(value: Any) -> int:
-    """The bytes of all tensors in nested arguments; expanded dimensions count once."""
+    """The bytes of all tensors in a nested value; an expanded dimension counts as size 1."""
     return sum(
         tensor.element_size() * elements(tensor.shape, tensor.stride()) for tensor in flat(value)
     )
@@ -104,8 +104,7 @@ def flat(value: Any) -> Iterator[Tensor]:
 
 
 def count(layer: nn.Module, maps: list[Tensor]) -> tuple[Traffic, Traffic]:
-    """The traffic of forward and backward in training, with gradients of all maps and
-    parameters."""
+    """The traffic of a forward and a backward pass, with gradients of all maps and parameters."""
     wanted = [*maps, *(p for p in layer.parameters() if p.requires_grad)]
     with Counting() as forward:
         results = list(flat(layer(*maps)))

@@ -1,16 +1,16 @@
 """The minimum bytes and operations of every operator, defined in one place.
 
-A floor is a lower bound: every input read once, every output written once, no intermediate results.
-The benchmarks measure how close a kernel comes to it. A CUDA kernel may have to move more, because
-several blocks read one operand or write partial sums for a second stage: `CUDA_EXTRA` defines how
-much, and tests/test_cuda_traffic.py checks that the bytes counted by the emulator are within 5 % of
-`cuda_traffic`, floor plus extra.
+A floor is a lower bound: each input is read once, each output is written once, and intermediate
+results are not stored. The benchmarks compare kernels with it. A CUDA kernel may move more bytes,
+because several blocks read the same operand or write partial sums for a second kernel: `CUDA_EXTRA`
+defines how many more, and tests/test_cuda_traffic.py checks that the bytes counted by the emulator
+are within 5 % of `cuda_traffic`, the floor plus the extra bytes.
 
 Additions, multiplications, divisions, comparisons and exponentials count as one operation each, so
-a sigmoid is 4 (negation, exponential, addition, division) and a multiply-add 2. If most operations
-are matrix products, `PRODUCTS` gives their sizes.
+a sigmoid is 4 (negation, exponential, addition, division) and a multiply-add 2. If most of an
+operator's operations are a matrix product, `PRODUCTS` gives its sizes.
 
-One file per family; shapes are (N, C, H, W). Importable without torch.
+There is one file per family. Shapes are (N, C, H, W). The package does not import torch.
 """
 
 from __future__ import annotations

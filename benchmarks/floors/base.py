@@ -91,13 +91,13 @@ ProductOf = Callable[[Shape], Product]
 
 
 def multiply_adds(product: Product) -> int:
-    """The operations of a product: a multiplication and an addition each."""
+    """The operations of a matrix product: a multiplication and an addition per term."""
     return 2 * math.prod(product)
 
 
-# Bytes that CUDA kernels move in addition to the floor, computed from their launches. The work of a
-# block and of a thread is described in csrc/cuda; repeated reads hit a cache unless stated
-# otherwise.
+# Bytes that CUDA kernels move in addition to the floor, computed from their launches. The comments
+# of the kernels, csrc/*/*_cuda.cu, describe the work of a block and of a thread. Repeated reads hit
+# a cache unless stated otherwise.
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,17 @@ Extra = Callable[[Shape, Launches], Floor]
 
 
 def launch_of(launches: Launches, family: str) -> tuple[str, Launch]:
-    """The kernel with this prefix; its suffix is the layout, ..._planes or ..._pixels."""
+    """The one kernel whose name starts with `family`: the rest of its name, and its launch."""
     ((kernel, launch),) = ((k, v) for k, v in launches.items() if k.startswith(family))
     return kernel.removeprefix(family), launch
 
 
 def partial_sums(shape: Shape, results: int, parts: int) -> Floor:
-    """`parts` partial sums for each of `results`, written by one stage and read by the next."""
+    """`parts` partial sums per result, written by one kernel and read by the next."""
     size = results * parts * shape.accumulate_size
     return Floor(read=size, written=size, operations=results * max(0, parts - 1))
 
 
 def visits(shape: Shape, elements: int, times: int) -> Floor:
-    """The extra bytes of an operand that is read `times` times."""
+    """The extra bytes if an operand of `elements` elements is read `times` times."""
     return Floor(read=elements * (times - 1) * shape.element_size)

@@ -70,8 +70,8 @@ def channel_gate_backward(shape: Shape) -> Floor:
 
 
 def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int) -> Floor:
-    """Codewords and G in float32: the number of matrices (K, D) read per tile and per block, from
-    the L1 cache except for the first time."""
+    """Reads of (K, D) matrices, the codewords and G, in float32: `a_tile` of them per tile of
+    positions and `a_block` per block, mostly from the L1 cache."""
     positions = 32 if shape.channels <= 128 else 16
     tiles = shape.batch * -(-shape.height * shape.width // positions)
     matrices = CODES * shape.channels * (tiles * a_tile + blocks * a_block)
@@ -79,8 +79,9 @@ def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int
 
 
 def encode_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords, once or twice per tile, or twice (float32) or four times per block if they
-    stay in shared memory; and a partial sum of every result per block."""
+    """Reads of the codewords: once or twice per tile and three times per block; if they stay in
+    shared memory, only four times (float32: twice) per block. A partial sum of each result per
+    block."""
     kind, launch = launch_of(launches, "encode_")
     blocks, a_tile, a_block = launch.grid[0], 2 if shape.channels <= 128 else 1, 3
     if kind in ("resident", "float"):
@@ -91,9 +92,10 @@ def encode_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The codewords and G, for the assignments and again for the gradient of x, or per block if
-    they stay in shared memory, five times and twice, or (float32) twice and once; partial sums of
-    the parameters' gradients per block."""
+    """Reads of the codewords and G, for the assignments and for the gradient of x: four or six
+    matrices per tile and six per block. If they stay in shared memory, only per block: the
+    codewords five times and G twice (float32: twice and once). Partial sums of the parameters'
+    gradients per block."""
     kind, launch = launch_of(launches, "encode_backward_")
     blocks, a_tile, a_block = launch.grid[0], 6 if shape.channels <= 128 else 4, 6
     if kind in ("resident", "float"):
@@ -105,7 +107,8 @@ def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def channel_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """The gate, read once per block that owns part of a plane, or per thread that owns channels."""
+    """Reads of the gate: once per block that owns part of a plane, or once per slot (threadIdx.y)
+    of each block of a channels_last map."""
     layout, launch = launch_of(launches, "channel_gate")
     gates = shape.batch * shape.channels
     if layout.endswith("_planes"):
@@ -114,7 +117,7 @@ def channel_gate_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def channel_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and a partial sum of the gate's gradient per block."""
+    """As channel_gate_extra, and partial sums of the gate's gradient per block."""
     layout, launch = launch_of(launches, "channel_gate_backward")
     parts = launch.grid[1] if layout == "_planes" else launch.grid[0] // shape.batch
     gates = shape.batch * shape.channels

@@ -13,8 +13,8 @@ def gate_rows(shape: Shape) -> int:
 
 
 def row_pool(shape: Shape) -> Floor:
-    """An addition per element and a division per result. Bands share rows if they do not divide
-    H."""
+    """An addition per element and a division per result. The rows that two bands share, if the
+    number of bands does not divide H, count once."""
     rows = gate_rows(shape)
     return shape.floor(read=shape.map, written=rows, operations=shape.map + rows)
 
@@ -45,14 +45,14 @@ def row_gate_backward(shape: Shape) -> Floor:
 
 
 def row_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """Two logits are read for every row and channel, instead of each logit once."""
+    """Two logits are read per row and channel, instead of each logit once."""
     logits = gate_rows(shape)
     return shape.floor(read=2 * shape.rows - logits, written=0, operations=0)
 
 
 def row_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and each logit once more; if there is a kernel for the logits, it reads the sums
-    over W twice."""
+    """As row_gate_extra, and each logit is read once more. If a second kernel computes the
+    gradient of the logits, the first writes sums over W and the second reads them twice."""
     sums = shape.rows * shape.accumulate_size
     again = Floor(read=gate_rows(shape) * shape.element_size)
     if "row_gate_backward_logits" in launches:

@@ -7,14 +7,14 @@ from __future__ import annotations
 from benchmarks.floors.base import Extra, Floor, FloorOf, Launches, Shape, partial_sums
 
 LABEL_STRIDE = 8
-STRIDES = {(150, 512, 512): 4}  # other networks, by classes and size
+STRIDES = {(150, 512, 512): 4}  # exceptions, by (classes, height, width)
 TARGET_BYTES = 8
 
 # Operations per class and pixel: interpolation, 2 multiply-adds (the other two are shared by rows);
 # a subtraction, an exponential and an addition for the softmax; a comparison.
 UP, SOFTMAX, COMPARE = 4, 3, 1
 
-# csrc/labels/tile.cuh and adjoint.cuh
+# Constants of csrc/labels/tile.cuh and adjoint.cuh.
 TILE_ROWS, TILE_COLUMNS = 8, 128
 CLASSES_AT_ONCE, HELD_SUMS, GRADIENT_BLOCKS = 4, 2048, 264
 LEAST_BAND, MOST_BAND = 4, 32
@@ -48,7 +48,9 @@ def _floor(
     each: int,
     more_written: int = 0,
 ) -> Floor:
-    """Logits once, the target once, `maps` with a value per pixel, labels."""
+    """Reads of the logits, of the target (if `target`) and of `maps_read` maps with a value per
+    pixel; writes of `maps_written` such maps, of labels, of the gradient of the logits (if
+    `gradient`) and of `more_written` other values. `each` operations per class and pixel."""
     read = logits(shape) * shape.element_size + maps_read * shape.pixels * shape.accumulate_size
     written = maps_written * shape.pixels * shape.accumulate_size + shape.pixels * label_bytes
     return Floor(
@@ -69,13 +71,13 @@ def upsample_softmax_max(shape: Shape) -> Floor:
 
 
 def upsample_cross_entropy(shape: Shape) -> Floor:
-    """Writes log-sum-exps, and two sums per row of pixels."""
+    """Writes a map of log-sum-exps and two sums per row of pixels."""
     rows = 2 * shape.batch * shape.height
     return _floor(shape, maps_written=1, more_written=rows, each=UP + COMPARE + SOFTMAX)
 
 
 def upsample_cross_entropy_backward(shape: Shape) -> Floor:
-    """Each slope requires a product and a difference, and is added to two rows."""
+    """Each derivative needs a product and a difference, and is accumulated in two rows of cells."""
     return _floor(shape, maps_read=2, gradient=True, each=UP + SOFTMAX + 6)
 
 
@@ -86,7 +88,7 @@ def upsample_binary_cross_entropy(shape: Shape) -> Floor:
 
 
 def upsample_binary_cross_entropy_backward(shape: Shape) -> Floor:
-    """A gradient per class and pixel."""
+    """Reads a gradient per class and pixel."""
     least = _floor(shape, target=False, gradient=True, each=UP + 14)
     return (
         least
@@ -123,19 +125,19 @@ def _spans(count: int, extent: int, tile: int) -> int:
 
 
 def _staged(shape: Shape) -> int:
-    """The elements of the logits that tiles of pixels read; neighbours share cells."""
+    """The elements of the logits that all tiles of pixels read. Adjacent tiles share cells."""
     rows, columns = cells(shape)
     of_tiles = _spans(rows, shape.height, TILE_ROWS) * _spans(columns, shape.width, TILE_COLUMNS)
     return shape.batch * shape.channels * of_tiles
 
 
 def forward_extra(shape: Shape, launches: Launches) -> Floor:
-    """Cells that neighbouring tiles read too, mostly from the L2 cache."""
+    """Repeated reads of the cells that adjacent tiles share, mostly from the L2 cache."""
     return shape.floor(read=_staged(shape) - logits(shape), written=0, operations=0)
 
 
 def _parts(shape: Shape, rows: int) -> Floor:
-    """Sums along W, with a partial sum per tile of columns; a single one is the result."""
+    """Partial sums along W, one per column tile; with a single tile the sum is the result."""
     parts = -(-shape.width // TILE_COLUMNS)
     return partial_sums(shape, rows, parts) if parts > 1 else Floor()
 
@@ -151,15 +153,16 @@ def binary_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def dice_extra(shape: Shape, launches: Launches) -> Floor:
-    """The logits a second time, and a partial sum per tile."""
+    """The logits are read twice; partial sums per tile."""
     parts = -(-shape.width // TILE_COLUMNS) * -(-shape.height // TILE_ROWS)
     again = shape.floor(read=2 * _staged(shape) - logits(shape), written=0, operations=0)
     return again + partial_sums(shape, 3 * shape.batch * shape.channels, parts)
 
 
 def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor:
-    """The reads of blocks of cells: the cells around their pixels, two rows per chunk of rows of
-    pixels; `pixel_bytes` per pixel and block of classes, `class_bytes` per pixel and class."""
+    """All reads of the kernel in adjoint.cuh: the logits, two rows of cells per chunk of up to
+    TILE_ROWS rows of pixels; `pixel_bytes` per pixel and block of classes; `class_bytes` per pixel
+    and class. Bands and column tiles of cells overlap in pixels."""
     rows, columns = cells(shape)
     fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
     tile = min(columns, max(1, fit))
@@ -167,7 +170,7 @@ def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor
     tiles, blocks = -(-columns // tile), -(-shape.channels // classes)
     wanted = max(1, GRADIENT_BLOCKS // max(1, shape.batch * tiles * blocks))
     band = min(max(-(-rows // wanted), LEAST_BAND), MOST_BAND)
-    row_counts = [0] * rows  # the number of pixels whose first cell is this row
+    row_counts = [0] * rows  # per row of cells: the rows of pixels whose first cell it is
     for h in range(shape.height):
         row_counts[first_cell(h, rows, shape.height)] += 1
     staged_rows = pixel_rows = 0
@@ -194,7 +197,7 @@ def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor
 
 
 def cross_entropy_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The reads of the floor, and repeated reads by several blocks."""
+    """The reads of the kernel that exceed the floor: several blocks read the same pixels."""
     all_reads = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * shape.accumulate_size)
     return Floor(read=all_reads.read - upsample_cross_entropy_backward(shape).read)
 
@@ -205,8 +208,9 @@ def binary_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def dice_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """A map of dot products, from another pass over logits, target and log-sum-exps; the gradients
-    of the sums, once per block of either kernel."""
+    """The kernel upsample_dice_dots reads the logits, the target and the log-sum-exps and writes a
+    map of dot products, which the second kernel reads. Each block of both kernels reads the
+    gradients of the sums."""
     size = shape.accumulate_size
     dots = _staged(shape) * shape.element_size + shape.pixels * (TARGET_BYTES + size)
     dots += launches["upsample_dice_dots"].grid[0] * 2 * shape.channels * size

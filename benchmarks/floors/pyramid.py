@@ -1,4 +1,4 @@
-"""The pyramid family's pooling: means and maxima of PSPNet's bins. A level b has b x b cells."""
+"""The pyramid family's pooling: means and maxima of PSPNet's bins. Level b has b x b bins."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def pyramid_max_pool_backward(shape: Shape) -> Floor:
 
 
 def parts_of_bins(shape: Shape, launches: Launches, state: int) -> Floor:
-    """`state` bytes per bin and chunk of rows that it overlaps, if there are several: written by
-    one stage, read by the next. The end of a chunk splits a row of bins of every level."""
+    """Partial results of `state` bytes per bin and chunk of rows that overlaps it, if there are
+    several chunks: written by one kernel, read by the next. Each boundary between chunks is assumed
+    to split a row of bins of every level."""
     _, launch = launch_of(launches, "pyramid_pool")
     chunks = launch.grid[1]
     parts = square_cells(PSP_BINS) + (chunks - 1) * sum(PSP_BINS)
@@ -56,13 +57,13 @@ def pyramid_pool_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def pyramid_max_pool_extra(shape: Shape, launches: Launches) -> Floor:
-    """A maximum and its index."""
+    """The partial result of a bin is a maximum and its index."""
     return parts_of_bins(shape, launches, 2 * shape.accumulate_size)
 
 
 def pyramid_max_pool_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The places of maxima are written after the zeros, once for each bin that has its own there;
-    and each chunk of rows reads the bins over it."""
+    """The kernel stores zeros, then the element of each bin's maximum a second time. The bins that
+    several chunks of rows read again are not counted."""
     return shape.floor(read=0, written=level_cells(shape, PSP_BINS, shape.channels), operations=0)
 
 

@@ -19,7 +19,7 @@ from benchmarks.floors.base import (
 
 
 def strip_pool(shape: Shape) -> Floor:
-    """A mean of n elements is n - 1 additions and a division; each element enters two."""
+    """A mean of n elements is n - 1 additions and a division; each element is part of two means."""
     return shape.floor(read=shape.map, written=shape.strips, operations=2 * shape.map)
 
 
@@ -50,7 +50,8 @@ def sigmoid_gate(shape: Shape) -> Floor:
 
 
 def sigmoid_gate_backward(shape: Shape) -> Floor:
-    """With s = sigmoid(logits + bias): grad * s, then times x and 1 - s, and the bias's sum."""
+    """With s = sigmoid(logits + bias): grad * s, its product with x and 1 - s, and the sum of that
+    for the gradient of the bias."""
     return shape.floor(
         read=3 * shape.map + shape.channels,
         written=2 * shape.map + shape.channels,
@@ -116,13 +117,14 @@ def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and the operands of the sign: each tile reads its rows, each slot (threadIdx.y) of
-    each chunk its cols. The slots of a block read them simultaneously, once from memory. On
-    channels_last maps each of the warp's slots reads rows, once for each tile of 64 columns."""
+    """As strip_pool_extra, and reads of the strips to recompute the sign. On contiguous maps, each
+    tile reads its rows, and each slot (threadIdx.y) of each chunk its cols; the slots of a block
+    read the same cols at about the same time. On channels_last maps, each slot of a warp reads the
+    rows once per tile of 64 columns."""
     layout, launch = launch_of(launches, "strip_reduce")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     pack = pack_of(shape)
-    if layout == "_small_pixels":  # pairs of rows, and of columns
+    if layout == "_small_pixels":  # a warp owns two rows, or two columns
         operands = visits(shape, shape.rows, pack + -(-shape.width // 2))
         operands += visits(shape, shape.cols, pack + -(-shape.height // 2))
         return strip_pool_extra(shape, launches) + operands
@@ -135,7 +137,8 @@ def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
-    """Each tile reads its rows, each chunk its cols; on contiguous maps each slot does."""
+    """Each tile reads its rows, and each chunk its cols; on contiguous maps, each slot of each
+    chunk does."""
     layout, launch = launch_of(launches, "strip_expand")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     times = chunks * slots if layout == "_planes" else chunks
@@ -143,7 +146,8 @@ def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """The bias, read once per thread: of a team that owns part of a plane, or channels."""
+    """Each thread reads the bias once: every thread of a team that owns part of a contiguous plane,
+    or every thread that owns channels of a channels_last map."""
     layout, launch = launch_of(launches, "sigmoid_gate")
     if layout.endswith("_planes"):
         return visits(shape, shape.channels, shape.batch * launch.grid[1] * launch.block[0])
@@ -151,7 +155,7 @@ def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def sigmoid_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """The same, and a partial sum of the bias's gradient per block."""
+    """As sigmoid_gate_extra, and partial sums of the bias's gradient per block."""
     layout, launch = launch_of(launches, "sigmoid_gate_backward")
     parts = shape.batch * launch.grid[1] if layout == "_planes" else launch.grid[0]
     return sigmoid_gate_extra(shape, launches) + partial_sums(shape, shape.channels, parts)

@@ -1,5 +1,5 @@
-"""Interpolation, the other half of the pyramid family. Interpolating an element between two cells
-costs 3 operations, and its adjoint 4."""
+"""The pyramid family's interpolation. To interpolate an element between two cells costs 3
+operations, and the adjoint 4."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PLANE_BYTES = 40 * 1024  # largest gradient in shared memory (add_backward_cuda.
 
 
 def level_lines(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
-    """The number of elements of the levels' rows at the map's width."""
+    """The number of elements of the levels, interpolated along W only."""
     return shape.batch * channels * shape.width * sum(bins)
 
 
 def pyramid_concat(shape: Shape) -> Floor:
-    """x is copied."""
+    """x is copied to the result."""
     quarter = shape.channels // 4
     maps = len(PSP_BINS) * quarter * shape.pixels
     return shape.floor(
@@ -41,7 +41,7 @@ def pyramid_concat(shape: Shape) -> Floor:
 
 
 def pyramid_concat_backward(shape: Shape) -> Floor:
-    """For the levels only: the gradient of x is a view."""
+    """The gradients of the levels only; that of x is a view."""
     quarter = shape.channels // 4
     maps = len(PSP_BINS) * quarter * shape.pixels
     return shape.floor(
@@ -65,7 +65,7 @@ def pyramid_add(shape: Shape) -> Floor:
 
 
 def pyramid_add_backward(shape: Shape) -> Floor:
-    """For the level only: the gradient of x is that of the result."""
+    """The gradient of the level only; that of x is the gradient of the result."""
     level = half(shape)
     lines = level.batch * level.channels * level.height * shape.width
     return shape.floor(read=shape.map, written=level.map, operations=4 * (shape.map + lines))
@@ -91,7 +91,7 @@ def pyramid_add_relu_backward(shape: Shape) -> Floor:
 
 
 def pyramid_taps_add(shape: Shape) -> Floor:
-    """Two cells per element, level and row of the kernel."""
+    """A weighted sum of two cells per element, level and row of the kernel."""
     lines = level_lines(shape, PSP_BINS, KERNEL * shape.channels)
     return shape.floor(
         read=shape.map + level_cells(shape, PSP_BINS, KERNEL**2 * shape.channels),
@@ -146,8 +146,8 @@ def pyramid_conv_backward(shape: Shape) -> Floor:
 def pyramid_add_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, taps: int = 1
 ) -> Floor:
-    """The levels' cells, once per tile of columns and chunk of rows that reads them; `taps` squared
-    maps of each level."""
+    """Reads of the levels' cells: each column tile of each chunk of rows reads the cells that it
+    needs (walk_cuda.cu). `channels` counts the taps x taps maps of each level."""
     layout, launch = launch_of(launches, "pyramid_add_walk")
     (_, _, chunks), (lanes, slots, _) = launch.grid, launch.block
     rows = math.ceil(math.ceil(shape.height / chunks) / 4) * 4
@@ -162,8 +162,9 @@ def pyramid_add_extra(
 
 
 def cells_staged(cells: int, extent: int, span: int, taps: int) -> int:
-    """The cells along one axis that tiles of `span` positions hold, corners aligned, in total: from
-    the first cell that a tile reads for a tap, the maximum number that any tile reads."""
+    """The cells along one axis that all tiles of `span` positions copy to shared memory, over all
+    taps, with corners aligned. A tile copies a fixed number of cells, an upper bound on what any
+    tile reads, from the first cell that it reads for the tap; fewer at the level's end."""
     most = min(cells, span * cells // max(1, extent - 1) + 4)
     scale = (cells - 1) / (extent - 1) if extent > 1 else 0
     total = 0
@@ -175,7 +176,7 @@ def cells_staged(cells: int, extent: int, span: int, taps: int) -> int:
 
 
 def pyramid_concat_extra(shape: Shape, launches: Launches) -> Floor:
-    """x is copied by torch, which is not counted."""
+    """torch copies x, which is not counted."""
     copied = shape.floor(read=-shape.map, written=-shape.map, operations=0)
     return copied + pyramid_add_extra(shape, launches, PSP_BINS, shape.channels // 4)
 
@@ -189,13 +190,14 @@ def pyramid_taps_add_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def times_read(cells: int, positions: int) -> float:
-    """How often a position is read if each cell gathers its own: it lies between two cells."""
+    """How often a position is read on average if each cell gathers the positions that read it:
+    most positions read two cells."""
     return 1 if cells == 1 else 2 - 1 / positions
 
 
 def cells_handed_on(cells: int, extent: int, span: int, taps: int) -> tuple[int, int]:
-    """The cells along one axis that tiles of `span` positions sum up, corners aligned, over all
-    taps in total, and how many of these no other tile reads."""
+    """The cells along one axis that all tiles of `span` positions reduce, over all taps, with
+    corners aligned; and how many of these no other tile reads."""
     scale = (cells - 1) / (extent - 1) if extent > 1 else 0
 
     def first(position: int) -> int:
@@ -218,10 +220,11 @@ def cells_handed_on(cells: int, extent: int, span: int, taps: int) -> tuple[int,
 def pyramid_add_backward_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, *, taps: int, first: int
 ) -> Floor:
-    """Contiguous planes too wide for one walk that do not fit in a block's shared memory either are
-    summed along H from global memory, for each level and each row of taps; the floor already
-    includes `first` of these reads, and all of them hit a cache. Tiles of a channels_last map write
-    their parts of the cells that several of them read, in float32, which are then read once."""
+    """Contiguous planes: fold_cuda.cu reads the gradient once, and so does add_backward_cuda.cu if
+    the plane fits in shared memory; otherwise it reduces along H from global memory for each level
+    and row of taps. The floor includes `first` of these reads; the others hit a cache.
+    channels_last maps: each tile writes a partial sum, in float32, of each cell that several tiles
+    read, and a second kernel reads them once."""
     if "pyramid_fold_pixels" in launches:
         _, launch = launch_of(launches, "pyramid_fold_pixels")
         (_, _, chunks), (_, slots, _) = launch.grid, launch.block
@@ -241,7 +244,7 @@ def pyramid_add_backward_extra(
 
 
 def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """Each level separately, from its own channels."""
+    """One call per level, for its own channels of the gradient."""
     extra = Floor()
     for level in PSP_BINS:
         channels = shape.channels // 4

@@ -1,11 +1,12 @@
-// The binary search of tables that ascend.
+// Binary search.
 #pragma once
 
 #include "core/view.hpp"
 
 namespace stripctx {
 
-// The first of the positions [0, end) from which on `reached` holds; `end` where it never does.
+// The first of the positions [0, end) for which `reached` holds, or `end` if there is none. If it
+// holds for a position, it must hold for all later ones.
 template <class Index, class Reached>
 STRIPCTX_HOST_DEVICE inline Index first_true(Index end, const Reached& reached) {
   Index low = 0, high = end;

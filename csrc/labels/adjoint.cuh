@@ -1,25 +1,28 @@
-// The gradient of small logits from the slopes of a loss on CUDA. Neither the interpolated logits
-// nor the slopes exist as a whole.
+// The gradient of small logits on CUDA, from the slopes of a loss: its derivatives by the
+// interpolated logits. The interpolated logits and the slopes are recomputed tile by tile and never
+// stored.
 //
-// A block owns some rows and columns of cells, some classes and one image; a thread owns a column
-// of pixels at a time. The slopes of the rows that lie between the same two rows of cells are
-// summed in registers; the sums of all columns meet in shared memory, where a thread adds those
-// that read its cell. The rows before the first are made again, so that no two blocks write one
-// gradient.
+// A block owns the gradients of some rows (a band) and columns of cells, of some classes of one
+// image, and no other block writes these. It iterates over rows of cells. A thread owns a column of
+// pixels at a time and sums, in registers, the slopes of the pixel rows that lie between cell rows
+// `row` and row + 1: a weighted sum for each of the two. The sums of all columns are then in shared
+// memory, where a thread gathers, for a cell, those of the columns that read it. `here` accumulates
+// row `row`, `next` row + 1. The pixel rows between the band's first row of cells and the row
+// before are also processed by the block of the band above.
 #pragma once
 
 #include "labels/tile.cuh"
 
 namespace stripctx::cuda {
 
-constexpr int kClassesAtOnce = 4;                  // whose slopes a thread sums in registers
-constexpr int64_t kHeldSums = 2048;                // classes times cell columns of a block
-constexpr int64_t kGradientBlocks = 264;           // enough for two a multiprocessor
-constexpr int64_t kLeastBand = 4, kMostBand = 32;  // cell rows
+constexpr int kClassesAtOnce = 4;                  // processed between two barriers
+constexpr int64_t kHeldSums = 2048;                // classes times columns of cells of a block
+constexpr int64_t kGradientBlocks = 264;           // two per multiprocessor of an H100
+constexpr int64_t kLeastBand = 4, kMostBand = 32;  // rows of cells
 
 struct CellTiles {
   int64_t bands, band_rows, column_tiles, class_blocks;
-  int columns, classes;  // of a block
+  int columns, classes;  // per block
 
   int64_t blocks(const WideLogits& logits) const {
     return logits.size[0] * bands * column_tiles * class_blocks;
@@ -28,7 +31,7 @@ struct CellTiles {
 
 inline CellTiles cut_cells(const WideLogits& logits) {
   CellTiles cut;
-  // pixels that read `columns` cells: columns + 1 steps and the ends
+  // The pixels that read `columns` cells span columns + 1 steps; at most kTileColumns of them.
   const int64_t w = logits.size[3], W = logits.image[1];
   const int64_t fit = (kTileColumns - 2) * w / W - 1;
   cut.columns = static_cast<int>(std::min(w, std::max<int64_t>(1, fit)));
@@ -45,13 +48,13 @@ inline CellTiles cut_cells(const WideLogits& logits) {
   return cut;
 }
 
-// A thread's column of pixels, kTileRows of its rows.
+// The pixels of one thread: `rows` of a column, at most kTileRows, from first_row on.
 struct PixelColumn {
   int64_t n, first_row, column;
-  int rows;  // 0 where there is no pixel
+  int rows;  // 0 if the column is not one of the block's
 };
 
-// How many numbers of a class a loss reads, which a block keeps in shared memory.
+// The number of values per class that a loss keeps in shared memory: Slopes::kNumbers, or 0.
 template <class Slopes>
 STRIPCTX_HOST_DEVICE constexpr int numbers_of() {
   if constexpr (requires { Slopes::kNumbers; }) {
@@ -61,10 +64,10 @@ STRIPCTX_HOST_DEVICE constexpr int numbers_of() {
   }
 }
 
-// `Slopes` is made by each thread from the operator; prepare(column) reads what a column's pixels
-// need, of_class(k) what a class does, and slope(r, z) is that at row r, where the logit is z.
-// Where there are kNumbers, number(n, k, i) reads one, and of_class(k, numbers, at) finds
-// those of its class from `at` on.
+// Each thread constructs a Slopes from the operator. prepare(pixels) loads the data of its pixels,
+// of_class(k) that of a class; slope(r, z) is then the derivative at row r for the logit z. If
+// Slopes has kNumbers, number(n, k, i) loads value i of class k, and of_class(k, numbers, at) finds
+// the values of the class at numbers[at], numbers[at + 1], ...
 template <class T, class Slopes, class Op>
 __global__ void logit_gradients(Op op, CellTiles cut) {
   using A = Accumulate<T>;
@@ -76,10 +79,9 @@ __global__ void logit_gradients(Op op, CellTiles cut) {
   const int most = cut.columns + 2;
   const auto cells = memory.take<A>(int64_t{kClassesAtOnce} * 2 * most);
   const auto sums = memory.take<A>(int64_t{2} * kClassesAtOnce * threads);
-  const auto span =
-      memory.take<int>(int64_t{2} * cut.columns);            // of pixels, counted from the first
-  const auto cell_of = memory.take<int>(threads);            // each pixel's first cell
-  const auto weight = memory.take<A>(int64_t{2} * threads);  // of its first and its next cell
+  const auto span = memory.take<int>(int64_t{2} * cut.columns);  // each cell's columns of pixels
+  const auto cell_of = memory.take<int>(threads);                // each thread's first cell
+  const auto weight = memory.take<A>(int64_t{2} * threads);      // of the first and second cell
   constexpr int kEach = numbers_of<Slopes>();
   const auto numbers = memory.take<A>(int64_t{kEach} * cut.classes);
 

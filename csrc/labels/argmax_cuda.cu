@@ -1,5 +1,5 @@
 // Label maps from small logits on CUDA, and the probability of the label. A block owns a tile of
-// pixels (tile.cuh) and reads the cells under it once.
+// pixels (tile.cuh) and reads the cells that it interpolates once.
 #include "labels/tile.cuh"
 
 namespace stripctx::cuda {
@@ -29,7 +29,7 @@ __global__ void upsample_argmax(UpsampleArgmax op, PixelTiles cut) {
   LogSums<A> sums;
   tile.for_classes([&](int64_t k, const A(&z)[kTileRows]) {
     for (int r = 0; r < kTileRows; ++r) {
-      // the first of equals, and NaN above all, as torch's argmax
+      // as torch.argmax: NaN is the largest value, and the first of equal values is taken
       const bool better = k == 0 || z[r] > largest[r] || (z[r] != z[r] && largest[r] == largest[r]);
       best[r] = better ? static_cast<int>(k) : best[r];
       largest[r] = better ? z[r] : largest[r];

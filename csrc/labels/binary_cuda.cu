@@ -1,12 +1,13 @@
-// Binary cross-entropy of small logits on CUDA and its gradient, every class by itself. Forward, a
-// block owns a tile of pixels of all classes (tile.cuh); backward as in adjoint.cuh.
+// Binary cross-entropy of small logits on CUDA and its gradient; the classes are independent. In
+// the forward kernel, a block owns a tile of pixels for all classes (tile.cuh); the backward kernel
+// is in adjoint.cuh.
 #include "labels/adjoint.cuh"
 
 namespace stripctx::cuda {
 
 namespace {
 
-// y, the factor of log(1 + exp(-z)), and w, of one element.
+// The target y, the factor 1 + (p - 1) y of log(1 + exp(-z)), and the weight w of one element.
 template <class T>
 struct Terms {
   using A = Accumulate<T>;

@@ -1,6 +1,7 @@
-// Cross-entropy of small logits on CUDA and its gradient. Forward, a block owns a tile of pixels
-// (tile.cuh) and goes over the classes once, with a running log-sum-exp. Backward computes the
-// softmax again (adjoint.cuh).
+// Cross-entropy of small logits on CUDA and its gradient. In the forward kernel, a block owns a
+// tile of pixels (tile.cuh) and iterates over the classes once, with a running log-sum-exp, which
+// it stores. The backward kernel (adjoint.cuh) recomputes the softmax from the logits and the
+// log-sum-exps.
 #include "labels/adjoint.cuh"
 
 namespace stripctx::cuda {
@@ -22,12 +23,13 @@ __global__ void upsample_cross_entropy(UpsampleCrossEntropy op, PixelTiles cut) 
   int64_t label[kTileRows];
   for (int r = 0; r < kTileRows; ++r) label[r] = tile.label(op.target, r);
   LogSums<A> sums;
-  A picked[kTileRows] = {}, all[kTileRows] = {}, seen = 0;  // weights of the classes so far
+  A picked[kTileRows] = {}, all[kTileRows] = {}, seen = 0;  // seen: sum of w_j so far
   tile.for_classes([&](int64_t k, const A(&z)[kTileRows]) {
     const A weight = kSmooth ? weight_of<A>(op.weight, k) : A(0);
     for (int r = 0; r < kTileRows; ++r) {
       if (label[r] == k) picked[r] = z[r];
-      // the sum of w_j (largest - z_j) over the classes so far, which cancels nothing
+      // all = sum of w_j (largest - z_j) over the classes so far, without cancellation; here it is
+      // moved to a new maximum
       if (kSmooth && k > 0 && z[r] > sums.largest[r]) all[r] += seen * (z[r] - sums.largest[r]);
     }
     sums.take(k, z);
@@ -59,7 +61,7 @@ __global__ void upsample_cross_entropy(UpsampleCrossEntropy op, PixelTiles cut) 
   sum_columns(weight, scratch, store_part(op.weights.data));
 }
 
-// What a pixel's slopes need; a thread holds a column of them.
+// The derivative of the loss by each logit, for one thread's column of pixels (adjoint.cuh).
 template <class T, bool kSmooth>
 class CrossEntropySlopes {
   using A = Accumulate<T>;

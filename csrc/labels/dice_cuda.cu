@@ -1,6 +1,8 @@
-// The sums of Dice losses from small logits on CUDA and their gradient. A block owns a tile of
-// pixels (tile.cuh), goes over the classes twice, and leaves its sums as a part. Backward needs a
-// number a pixel before the slope of any class is known: a kernel of its own makes it.
+// The sums of Dice losses from small logits on CUDA and their gradient. In the forward kernel, a
+// block owns a tile of pixels (tile.cuh) and iterates over the classes twice: for the log-sum-exps,
+// then for the sums, which it stores as partial sums. The slope of each class depends on a dot
+// product over all classes of the pixel: upsample_dice_dots computes these before the backward
+// kernel (adjoint.cuh).
 #include "labels/adjoint.cuh"
 
 namespace stripctx::cuda {
@@ -46,7 +48,7 @@ __global__ void upsample_dice(UpsampleDice op, PixelTiles cut) {
   });
 }
 
-// Gradients of the sums of class k of an image: of p [k = t], and K further, of p.
+// Reads the gradient of class k's overlap in image n; with k + K, that of its mass.
 template <class A>
 __device__ A gradient(const View& grad, int64_t n, int64_t k) {
   return Global<const A>(grad).load(n * grad.stride[0] + k);
@@ -85,7 +87,7 @@ class DiceSlopes {
   using A = Accumulate<T>;
 
  public:
-  static constexpr int kNumbers = 2;  // the gradients of overlap and mass
+  static constexpr int kNumbers = 2;  // the gradients of overlap_k and mass_k
 
   __device__ explicit DiceSlopes(const UpsampleDiceBackward& op) : op_(op) {}
 

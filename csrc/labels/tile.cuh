@@ -1,6 +1,7 @@
-// What the labels' CUDA kernels share going forward. A block owns a tile of pixels, kTileRows by
-// kTileColumns, a thread a column of it. The cells of the logits that the tile reads pass through
-// shared memory, some classes at a time; each is read once a block.
+// Shared by the labels' CUDA kernels, except for the gradients of the logits (adjoint.cuh). A block
+// owns a tile of kTileRows x kTileColumns pixels, a thread one of its columns. The block copies the
+// cells of the logits that the tile reads to shared memory, some classes at a time, so that each is
+// read from global memory once per block and iteration over the classes.
 #pragma once
 
 #include "labels/params.hpp"
@@ -14,11 +15,11 @@ namespace stripctx::cuda {
 constexpr int kTileRows = 8, kTileColumns = 128;
 constexpr int64_t kStagedBytes = 24 * 1024;
 
-// How an image is cut, and the most cells that a tile reads.
+// The division of an image into tiles, and upper bounds on the cells that a tile reads.
 struct PixelTiles {
   int64_t row_tiles, column_tiles;
   int cell_rows, cell_columns;
-  int classes;  // staged at a time
+  int classes;  // in shared memory at a time
 
   int64_t blocks(const WideLogits& logits) const {
     return logits.size[0] * row_tiles * column_tiles;
@@ -29,7 +30,8 @@ struct PixelTiles {
   }
 };
 
-// Cells that `positions` neighbours of an axis read, at most: logits are not larger than the image.
+// An upper bound on the cells of an axis that `positions` consecutive positions read, given that
+// the logits are not larger than the image.
 inline int64_t most_cells(int64_t cells, int64_t extent, int64_t positions) {
   const int64_t steps = extent > 1 ? (positions - 1) * cells / (extent - 1) : 0;
   return std::min(cells, steps + 3);
@@ -52,9 +54,9 @@ __device__ inline int64_t offset(const View& view, int64_t n, int64_t c, int64_t
   return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w * view.stride[3];
 }
 
-// Copies cells [row, row + rows) x [column, column + columns) of `count` classes to shared memory
-// from `to` on, a class every `pitch` elements, with all threads of the block; neighbours in memory
-// by neighbours.
+// Copies cells [row, row + rows) x [column, column + columns) of classes [k, k + count) to shared
+// memory, class k + c at to + c * pitch. All threads of the block call it; adjacent threads read
+// adjacent elements.
 template <class T>
 __device__ void stage(const WideLogits& logits, int64_t n, int64_t k, int count, int64_t row,
                       int rows, int64_t column, int columns, int pitch,
@@ -71,12 +73,12 @@ __device__ void stage(const WideLogits& logits, int64_t n, int64_t k, int count,
   }
 }
 
-// Column tiles of an image: the parts that sums along W come in.
+// The number of partial sums along W: one per column tile.
 STRIPCTX_HOST_DEVICE inline int64_t cut_parts(const WideLogits& logits) {
   return ceil_div(logits.image[1], int64_t{kTileColumns});
 }
 
-// The label of a pixel, -1 where it counts nowhere.
+// The label of a pixel, or -1 if it is ignored.
 __device__ inline int64_t load_label(const Target& target, int64_t n, int64_t h, int64_t w,
                                      int64_t classes) {
   const int64_t at = offset(target, n, h, w, 0);
@@ -86,7 +88,7 @@ __device__ inline int64_t load_label(const Target& target, int64_t n, int64_t h,
   return target.known(label, classes);
 }
 
-// A block's pixels, as one of its threads sees them.
+// A block's tile, with the interpolation of one thread's column.
 template <class T>
 class WideTile {
   using A = Accumulate<T>;
@@ -94,8 +96,8 @@ class WideTile {
  public:
   int64_t n, first_row, row_tile, column_tile;
   int64_t column;  // this thread's
-  int rows;        // of the image, the same in the whole block
-  bool inside;     // whether there is a pixel
+  int rows;        // rows of the tile that are inside the image
+  bool inside;     // whether the column is inside the image
 
   __device__ WideTile(const WideLogits& logits, const PixelTiles& cut, SharedMemory& memory)
       : logits_(logits),
@@ -130,13 +132,14 @@ class WideTile {
         static_cast<int>(along.at(min(tile + kTileColumns - 1, last)).second - base_column_ + 1);
   }
 
-  // Calls each(k, z) for every class: z[r] is the logit at row r of this thread's column. All
-  // threads call it; `each` may use barriers.
+  // Calls each(k, z) for every class k, where z[r] is the interpolated logit at row r of this
+  // thread's column. All threads of the block call it; `each` may use barriers.
   template <class Each>
   __device__ void for_classes(Each&& each) const {
     for_classes([](int64_t, int) {}, each);
   }
-  // The same; begin(k, count) brings to shared memory what the next classes need.
+  // The same; begin(k, count) may write to shared memory what `each` reads for classes [k, k +
+  // count).
   template <class Begin, class Each>
   __device__ void for_classes(Begin&& begin, Each&& each) const {
     const int64_t K = logits_.classes();
@@ -152,7 +155,7 @@ class WideTile {
         A z[kTileRows], below = 0, above = 0;
         int held = -1;
         for (int r = 0; r < kTileRows; ++r) {
-          if (low_row_[r] != held) {  // alike in the whole block
+          if (low_row_[r] != held) {  // uniform in the block
             held = low_row_[r];
             below = along(c * pitch + held * cell_columns_);
             above = along(c * pitch + high_row_[r] * cell_columns_);
@@ -164,13 +167,13 @@ class WideTile {
     }
   }
 
-  // The label at row r, -1 where it counts nowhere and outside.
+  // The label at row r, or -1 if it is ignored or outside.
   __device__ int64_t label(const Target& target, int r) const {
     if (!inside || r >= rows) return -1;
     return load_label(target, n, first_row + r, column, logits_.classes());
   }
 
-  // A number of a map of pixels at row r; 0 outside.
+  // The value of a map of pixels at row r; 0 outside.
   __device__ A load(const View& map, int r) const {
     if (!inside || r >= rows) return 0;
     return Global<const A>(map).load(offset(map, n, first_row + r, column, 0));
@@ -193,7 +196,7 @@ class WideTile {
   A left_, right_, low_[kTileRows], high_[kTileRows];
 };
 
-// Running log-sum-exp of a column's logits.
+// Running log-sum-exps over the classes, one per row of a thread's column.
 template <class A>
 struct LogSums {
   A largest[kTileRows], sum[kTileRows];
@@ -202,7 +205,7 @@ struct LogSums {
     for (int r = 0; r < kTileRows; ++r) {
       if (k == 0) {
         largest[r] = z[r];
-        sum[r] = exp(z[r] - z[r]);  // NaN for an infinite one, as in torch's log_softmax
+        sum[r] = exp(z[r] - z[r]);  // 1; NaN for +inf, as in torch's log_softmax
         if (z[r] == -infinity()) sum[r] = 0;
       } else if (z[r] > largest[r]) {
         const A before = sum[r] == 0 ? A(0) : sum[r] * exp(largest[r] - z[r]);
@@ -213,15 +216,15 @@ struct LogSums {
       }
     }
   }
-  // NaN where every class is -inf.
+  // -inf if all logits are -inf; log_sum - z is then NaN, as in torch.
   __device__ A log_sum(int r) const { return largest[r] + log(sum[r]); }
 
  private:
   __device__ static A infinity() { return A(1) / A(0); }
 };
 
-// Sums of a row's value over the block's columns, for every row: the part of this column tile.
-// `scratch` holds a value a row and warp; all threads call it.
+// Sums each row's values over the block's columns and calls store(r, sum): a partial sum along W.
+// `scratch` has kSumScratch elements, one per row and warp. All threads of the block call it.
 template <class A, class Store>
 __device__ void sum_columns(const A (&value)[kTileRows], const Shared<A>& scratch, Store&& store) {
   constexpr int kWarps = kTileColumns / kWarpSize;

@@ -1,8 +1,9 @@
-// The adjoint of interpolation on CUDA, for contiguous maps: sums of an output's gradient over the
-// positions that read each cell of each level, in fixed order. A block owns a plane: it reads the
-// gradient once into shared memory, where that fits, sums it along H for some of a level's rows at
-// a time, then along W. Small levels: fold_cuda.cu. channels_last maps:
-// add_backward_pixels_cuda.cu.
+// The adjoint of interpolation on CUDA, for the contiguous maps that fold_cuda.cu does not support:
+// the gradient of each cell of each level is a weighted sum of the output's gradient over the
+// positions that read the cell, in a fixed order. A block owns a plane. If the plane's gradient
+// fits in shared memory, it is read once; otherwise once or twice per level and row of taps. For
+// some of a level's rows at a time, the block reduces the gradient along H into shared memory, then
+// along W. channels_last maps: add_backward_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "core/search.hpp"
@@ -14,30 +15,31 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kPlaneBytes = 40 * 1024;  // of a block's shared memory, for the gradient
-constexpr int64_t kRowsBytes = 6 * 1024;    // for the rows that are summed along H
-constexpr int64_t kMostSamples = 512;       // positions of both axes whose samples are kept
+constexpr int64_t kPlaneBytes = 40 * 1024;  // shared memory of a block, for the gradient
+constexpr int64_t kRowsBytes = 6 * 1024;    // and for the sums along H
+constexpr int64_t kMostSamples = 512;       // positions whose samples fit in shared memory
 
 struct BackwardTiles {
-  int64_t plane;    // elements of the gradient in shared memory, 0: none
-  int64_t samples;  // samples in shared memory, 0: none
-  int64_t rows;     // level rows that are summed at once
+  int64_t plane;    // elements of the gradient in shared memory, or 0
+  int64_t samples;  // samples in shared memory, or 0
+  int64_t rows;     // rows of a level that are reduced at once
 };
 
-// How many lanes, a power of two, share a sum along W: it has some 2 * W / cells terms.
+// The lanes, a power of two, that share a sum along W of about 2 * W / cells terms.
 STRIPCTX_HOST_DEVICE inline int64_t lanes_a_sum(int64_t W, int64_t cells) {
   int64_t lanes = 1;
   while (lanes < kWarpSize && lanes * 2 * cells < W) lanes *= 2;
   return lanes;
 }
 
-// Where the positions of one axis read: from shared memory, or computed anew.
+// The cells and weights of the positions of one axis: stored in shared memory if `kept`, else
+// computed at each use.
 template <class A>
 struct Positions {
   Axis<A> axis;
   Shared<int> first;
   Shared<A> fraction;
-  int begin;  // this axis' place in both
+  int begin;  // of this axis in both arrays
   bool kept;
 
   __device__ void keep() const {
@@ -54,7 +56,7 @@ struct Positions {
     return kept ? first[begin + static_cast<int>(p)] : axis.at(p).first;
   }
 
-  // The weight of `cell` at position p, which reads it.
+  // The weight of `cell` at position p, which must read it.
   __device__ A weight(int64_t p, int64_t cell) const {
     if (!kept) return axis.weight(p, cell);
     const A high = fraction[begin + static_cast<int>(p)];
@@ -62,11 +64,11 @@ struct Positions {
     return cell == axis.cells - 1 ? (1 - high) + high : 1 - high;
   }
 
-  // The first position that reads a cell from `cell` on.
+  // The first position one of whose two cells is `cell` or a later one.
   __device__ int64_t reach(int64_t cell) const {
     return first_true(axis.extent, [&](int64_t p) { return first_of(p) + 1 >= cell || cell == 0; });
   }
-  // The first position that reads only cells after `cell`.
+  // The first position that reads only cells after `cell`; the end if there is none.
   __device__ int64_t leave(int64_t cell) const {
     return cell == axis.cells - 1 ? axis.extent : reach(cell + 2);
   }
@@ -117,7 +119,7 @@ __global__ void add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
     const Positions<A> rows{op.taps.template axis<A>(level, 0), kept_first, kept_fraction, 0, kept};
     const Positions<A> columns{op.taps.template axis<A>(level, 1), kept_first, kept_fraction,
                                static_cast<int>(op.taps.size[0]), kept};
-    __syncthreads();  // the plane is there, and the last level's samples have been read
+    __syncthreads();  // the plane is staged, and the previous level's samples have been read
     rows.keep();
     columns.keep();
     __syncthreads();
@@ -135,7 +137,7 @@ __global__ void add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
           sums[static_cast<int>(k)] = sum;
         }
         __syncthreads();
-        // Every group of lanes owns a cell of one tap; all lanes of a warp go round together.
+        // A group of lanes owns a cell of one tap; the trip count is uniform, for the shuffles.
         const int64_t items = count * op.taps.kernel[1] * cells;
         for (int64_t k = rank / group; k - rank / group < items; k += threads / group) {
           const int64_t i = k / (op.taps.kernel[1] * cells), dx = k / cells % op.taps.kernel[1];

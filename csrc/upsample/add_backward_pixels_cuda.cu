@@ -1,14 +1,17 @@
-// The adjoint of interpolation on CUDA, for channels_last maps: sums of an output's gradient over
-// the positions that read each cell of each level, in fixed order. Reads the gradient once.
+// The adjoint of interpolation on CUDA, for channels_last maps: the gradient of each cell of each
+// level is a weighted sum of the output's gradient over the positions that read the cell, in a
+// fixed order. A combo is a pair of level and row of taps; a launch of fold_pixels reads the
+// gradient once for up to kMostCombos combos.
 //
-// A block owns a tile: channels, columns, a chunk of rows. A thread owns a pack of channels of one
-// column and walks down the rows. It adds each row to two sums for each level and row of taps, of
-// the two cells that the row lies between. Where the walk passes a cell's edge, the block's threads
-// put the cell's sums of their columns into shared memory and add them up along W. What a cell got
-// from this tile alone is its gradient; of others the tile's part is kept, and join_pixels adds the
-// parts.
+// A block owns a tile: some channels, some columns, a chunk of rows. A thread owns a pack of
+// channels of one column and iterates over the rows. For each combo, its registers hold two partial
+// sums, for the two rows of cells that the current row lies between. When the row moves on to other
+// cells, the threads write the sums of the finished row of cells to shared memory, and the block
+// reduces them along W. If only this tile reads a cell, the result is the cell's gradient;
+// otherwise it is stored as a partial sum, and join_pixels adds the partial sums of all tiles.
 //
-// float64, and levels larger than the map: gather_pixels_cuda.cu.
+// cut_pixels leaves float64, levels larger than the size that they are interpolated to, and tiles
+// whose tables do not fit in shared memory to gather_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -21,26 +24,26 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
+constexpr int kMostCombos = 12;  // of a launch, each with two sums in registers
 constexpr int64_t kFoldBytes = 46 * 1024;
-constexpr int64_t kSectorBytes = 32;  // fewest of a pixel that a block reads
-constexpr int64_t kProcessors = 132;  // of a large chip
-constexpr int64_t kMostTaps = 256;    // of all levels
+constexpr int64_t kSectorBytes = 32;  // a block reads at least this much of a pixel
+constexpr int64_t kProcessors = 132;  // multiprocessors of an H100
+constexpr int64_t kMostTaps = 256;    // taps of all levels together
 constexpr int kPartsInFlight = 4;
-constexpr int64_t kFewestRows = 8;  // of a chunk
+constexpr int64_t kFewestRows = 8;  // about the fewest of a chunk, if there are several
 
 __device__ inline int64_t pixel(const View& view, int64_t n, int64_t c, int64_t h, int64_t w) {
   return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w * view.stride[3];
 }
 
 // Block: (lanes, slots) threads, both powers of two. Grid: (N * channel tiles, column tiles, row
-// chunks).
+// chunks). Lane x owns a pack of kPack channels, slot y a column.
 template <class T, int kPack, int kCombos, bool kMasked>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     fold_pixels(PyramidAddBackward op, PixelTiles cut) {
   constexpr int kPackBytes = kPack * static_cast<int>(sizeof(T));
   constexpr int kRowsInFlight = kMasked || (kCombos > 2 && kPackBytes == 16) ? 4 : 8;
-  constexpr int kPart = kPack < 4 ? kPack : 4, kParts = kPack / kPart;  // of a pack, in one access
+  constexpr int kPart = kPack < 4 ? kPack : 4, kParts = kPack / kPart;  // floats per access
   const int C = static_cast<int>(op.grad.size[1]);
   const int64_t H = op.grad.size[2], W = op.grad.size[3];
   const int tap_rows = static_cast<int>(op.taps.kernel[0]);
@@ -70,11 +73,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int64_t tile = (n * cut.row_chunks + blockIdx.z) * cut.column_tiles + blockIdx.y;
   int flip = 0;
 
-  // Part p of lane x's pack in column w of a line of sums.
+  // The index of part p of this lane's pack, for column w, in a line of sums.
   const auto place = [&](int w, int p) { return ((w * kParts + p) * lanes + x) * kPart; };
 
-  // Adds up a row of cells of a combo, from a line of sums that is there. A cell that no position
-  // reads is 0, written by the first tile of those that would keep a part of it.
+  // Reduces row i of a combo's cells along W, from the line of sums at line_base, and stores the
+  // gradients or partial sums. `row_read`: rows of this tile read row i; otherwise no row of the
+  // map does. The gradient of a cell that no position reads is 0; if several tiles read its row, or
+  // its column, the first of them writes it.
   const auto add_up = [&](int combo, int i, bool row_read, int line_base) {
     const int of_all = cut.first + combo, l = of_all / tap_rows, dy = of_all - l * tap_rows;
     const Level& level = op.levels[l];
@@ -85,7 +90,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     int group = 1;
     while (group * lanes < static_cast<int>(kWarpSize) && group * 2 * count <= slots) group *= 2;
     const int part = y & (group - 1);
-    for (int k = 0; k < count; k += slots / group) {  // all lanes go round together
+    for (int k = 0; k < count; k += slots / group) {  // uniform trip count, for the shuffles
       const int mine = k + y / group;
       float sum[kPack] = {};
       PixelItem item{};
@@ -136,7 +141,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   };
 
   float upper[kCombos][kPack] = {}, lower[kCombos][kPack] = {};
-  // Hands on the rows [begin, end) of cells: of the two sums where it is at those, else zeros.
+  // Finishes the rows [begin, end) of a combo's cells: `upper` is the sum of row `begin`, `lower`
+  // that of the next, and later rows are 0. The lines of sums in shared memory alternate (`flip`).
   const auto hand_on = [&](int combo, int begin, int end) {
 #pragma unroll 1
     for (int i = begin; i < end; ++i) {
@@ -157,7 +163,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         for (int m = 0; m < kPart; ++m) pack[m] = value[p * kPart + m];
         sums.template store_pack<kPart>(base + place(y, p), pack);
       }
-      __syncthreads();  // and the other line has been read by all
+      __syncthreads();  // also: the other line has been read, so the next row may overwrite it
       const bool read = i < begin + 2 && i >= tables.row_cells[cut.combos + combo];
       add_up(combo, i, read, base);
       flip ^= 1;
@@ -173,7 +179,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         outs[r] = out.template load_pack<kPack>(from_out + r * op.out.stride[2]);
       }
     };
-    if (owns && step + kRowsInFlight <= rows) {  // the loads of a step are on the way together
+    if (owns && step + kRowsInFlight <= rows) {  // no branches: the loads are in flight together
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) load(r);
     } else if (owns) {
@@ -255,8 +261,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
 }
 
-// Adds the parts of the cells that several tiles read, in ascending order of rows, then columns. A
-// thread owns a pack of channels of one cell under one tap.
+// Adds the partial sums of the cells that several tiles read, in ascending order of the tiles'
+// rows, then columns. A thread owns a pack of channels of one cell and tap; it returns if fewer
+// than two tiles read the cell, whose gradient fold_pixels has stored.
 template <class T, int kPack>
 __global__ void join_pixels(PyramidAddBackward op, PixelTiles cut) {
   constexpr int kPart = kPack < 4 ? kPack : 4, kParts = kPack / kPart;
@@ -280,7 +287,7 @@ __global__ void join_pixels(PyramidAddBackward op, PixelTiles cut) {
   const int dy = tap / static_cast<int>(op.taps.kernel[1]);
   const int dx = tap - dy * static_cast<int>(op.taps.kernel[1]);
 
-  // The tiles of one axis that read the cell.
+  // The tiles [first, last] along one axis that read the cell.
   struct Tiles {
     int first, last;
     bool any;
@@ -318,7 +325,7 @@ __global__ void join_pixels(PyramidAddBackward op, PixelTiles cut) {
   };
   for (int q = 0; q < all; q += kPartsInFlight) {
     Pack<float, kPart> part[kPartsInFlight][kParts] = {};
-    if (q + kPartsInFlight <= all) {  // the loads are on the way together
+    if (q + kPartsInFlight <= all) {  // as in fold_pixels
 #pragma unroll
       for (int r = 0; r < kPartsInFlight; ++r) load(q + r, part[r]);
     } else {
@@ -348,7 +355,7 @@ int64_t pixel_bytes(const PyramidAddBackward& op, const PixelTiles& cut, int pac
          shared_bytes<float>(int64_t{2} * cut.lanes * cut.slots * pack);
 }
 
-// The combos [first, first + combos) as one launch's.
+// Sets the members of `cut` that differ between launches, for combos [first, first + combos).
 void take_combos(const PyramidAddBackward& op, int first, int combos, PixelTiles& cut) {
   const int tap_rows = static_cast<int>(op.taps.kernel[0]);
   cut.first = first, cut.combos = combos;
@@ -364,13 +371,14 @@ void take_combos(const PyramidAddBackward& op, int first, int combos, PixelTiles
             cells_written(axis, op.taps.offset(1, dx), left, left + cut.slots, op.grad.size[3]);
         most = std::max(most, cells.end - cells.begin);
       }
-      items += most + 2;  // the chip may round a position to the next cell
+      items += most + 2;  // the GPU's rounding may select a neighbouring cell
     }
   }
   cut.items = static_cast<int>(std::min<int64_t>(items, INT16_MAX));
 }
 
-// How the work is cut, for packs of so many channels; no combos where it is gathered.
+// The division of the work, for packs of `pack` channels; cut.combos is the most of a launch, and 0
+// if gather_pixels_cuda.cu must be used.
 PixelTiles cut_pixels(const PyramidAddBackward& op, int pack) {
   const int64_t N = op.grad.size[0], C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t all = op.levels.count * op.taps.kernel[0];
@@ -393,13 +401,13 @@ PixelTiles cut_pixels(const PyramidAddBackward& op, int pack) {
   }
   int64_t chunks = 1;
   if (blocks() * 10 < 9 * kProcessors) {
-    const int64_t most = all > 2 ? kProcessors : 2 * kProcessors;  // parts of taps are many
+    const int64_t most = all > 2 ? kProcessors : 2 * kProcessors;  // fewer partial sums
     chunks = std::clamp<int64_t>(most / blocks(), 1, ceil_div(H, kFewestRows));
   }
   cut.lanes = static_cast<int>(lanes), cut.slots = static_cast<int>(slots);
   int64_t combos = std::min<int64_t>(all, kMostCombos);
   cut.rows = static_cast<int>(std::min<int64_t>(ceil_div(H, chunks), 512));
-  while (true) {  // until it fits: fewer rows, then fewer combos
+  while (true) {  // until the tables fit: fewer rows, then fewer combos
     int64_t worst = 0;
     for (int64_t first = 0; first < all; first += combos) {
       take_combos(op, static_cast<int>(first), static_cast<int>(std::min(combos, all - first)),
@@ -437,7 +445,8 @@ PixelTiles cut_pixels(const PyramidAddBackward& op, int pack) {
   return cut;
 }
 
-// Calls run<T, N>() with the pack of channels of every view.
+// Calls run<T, N>() with the widest pack of N channels that all views allow: 8 (16-bit types, at
+// most two combos), 4 (float64: 2) or 1.
 template <class F>
 void with_pixels(const PyramidAddBackward& op, F&& run) {
   const auto level = [&](int64_t l) { return &op.levels[l < op.levels.count ? l : 0]; };
@@ -449,7 +458,7 @@ void with_pixels(const PyramidAddBackward& op, F&& run) {
                     level(5), level(6), level(7)},
                    sizeof(T), 1, op.grad.size[1], width);
     };
-    if constexpr (sizeof(T) == 2) {  // more sums than two combos' would not fit in registers
+    if constexpr (sizeof(T) == 2) {  // the sums of more than two combos would not fit in registers
       if (op.levels.count * op.taps.kernel[0] <= 2 && fits(8)) {
         return run.template operator()<T, 8>();
       }
@@ -476,7 +485,7 @@ void launch_fold(const PyramidAddBackward& op, const PixelTiles& cut, Stream str
   }
 }
 
-// The gradient that stands for a masked one from its first reading on.
+// `op` for the kernels after the first, which has written the masked gradient to grad_x.
 PyramidAddBackward masked_already(PyramidAddBackward op) {
   if (op.masked()) op.grad = op.grad_x;
   op.out = {};

@@ -1,10 +1,13 @@
-// out = x + interpolated levels on CUDA: reads x once, writes out once. A level is interpolated
-// along H into a line of cells in shared memory, once for each output row, and an output adds two
-// cells of that line. The levels' own cells are read into shared memory first where they fit.
+// out = x + interpolated levels on CUDA, for the shapes that walk_cuda.cu does not support: reads x
+// once, writes out once. For each output row, level and column of taps, the level is interpolated
+// along H and summed over the rows of taps, into a line of cells in shared memory; an output then
+// interpolates between two cells of each line. If the cells of the levels fit in shared memory,
+// they are copied there first. If the lines do not fit, each thread interpolates the cells that it
+// needs.
 //
 // Contiguous maps: a group of lanes owns a row at a time, each lane a pack of columns.
-// channels_last maps: the block owns a row at a time, each thread a pack of channels and some
-// pixels.
+// channels_last maps: the block owns a row at a time, each thread a pack of channels of some
+// columns.
 #include "upsample/params.hpp"
 
 #include "cuda/tiling.hpp"
@@ -15,16 +18,17 @@ namespace stripctx::cuda {
 
 namespace {
 
-constexpr int64_t kStagedBytes = 36 * 1024;  // of a block's shared memory, for the levels' cells
-constexpr int64_t kLineBytes = 12 * 1024;    // and for its lines
-constexpr int64_t kTileBytes = 32;           // fewest of a pixel that a block writes: a sector
+constexpr int64_t kStagedBytes = 36 * 1024;  // shared memory of a block, for the levels' cells
+constexpr int64_t kLineBytes = 12 * 1024;    // and for the lines
+constexpr int64_t kTileBytes = 32;           // a block writes at least a sector of a pixel
 constexpr int64_t kBlockRows = 64;           // output rows of a block
 constexpr int64_t kBlockPixels = 128;        // columns of a block on the channels_last path
 
-// What a block keeps in shared memory: `cells` of the levels, `line` cells for each row in flight;
-// 0 where they do not fit and are computed where they are needed.
+// The division of the work. `cells` of the levels are in shared memory, and `line` cells, those of
+// all lines, for each row in flight. They are 0 if the cells or lines do not fit: cells are then
+// read from global memory, and lines are not stored.
 struct AddTiles {
-  int64_t lanes, slots;  // a block's threads
+  int64_t lanes, slots;  // the block's dimensions
   int64_t columns;       // output columns of a block
   int64_t cells, line;
 };
@@ -35,8 +39,8 @@ struct Column {
   A first_weight, second_weight;
 };
 
-// Where output column w reads a level under kernel column dx, counted from cell `origin`; `first`
-// is -1 outside, where it reads nothing.
+// The cells, relative to `origin`, and weights that output column w reads for kernel column dx;
+// `first` is -1 outside of the interpolated level.
 template <class A>
 __device__ Column<A> column_at(const Taps& taps, const Axis<A>& axis, int64_t dx, int64_t w,
                                int64_t origin) {
@@ -61,7 +65,8 @@ __device__ CellRange cells_of(const Taps& taps, const Axis<A>& axis, int64_t dx,
   return {axis.at(low).first, axis.at(high - 1).second + 1};
 }
 
-// Calls each(level, cells before it, kernel column, its cells' place in a line) for every line.
+// Calls each(level, number of cells of the previous levels, kernel column, start of the line) for
+// every line.
 template <class Each>
 __device__ void for_lines(const PyramidAdd& op, int64_t columns, Each&& each) {
   int64_t base = 0, place = 0;
@@ -81,9 +86,9 @@ __device__ T finished(const PyramidAdd& op, Accumulate<T> value) {
   return from_accumulate<T>(value);
 }
 
-// Block: (lanes, slots) threads, lanes a power of two. Grid: (planes, column tiles, row chunks).
+// Block: (lanes, slots) threads; lanes is a power of two. Grid: (planes, column tiles, row chunks).
 // Lane x owns one pack of columns, slot y rows y, y + slots, ... of the chunk. kSingle: one level
-// under one tap, whose columns every thread keeps in registers.
+// and one column of taps, so that each thread computes the cells and weights of its columns once.
 template <class T, int N, bool kSingle>
 __global__ void add_planes(PyramidAdd op, AddTiles cut) {
   using A = Accumulate<T>;
@@ -110,7 +115,7 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
   for (int64_t step = first_row; step < end_row; step += blockDim.y) {
     const int64_t h = step + threadIdx.y;
     if (cut.line > 0) {
-      __syncwarp();  // a slot's lanes are in one warp: the last row has been read
+      __syncwarp();  // the previous row's lines have been read: a slot's lanes are in one warp
       for_lines(op, cut.columns, [&](const Level& level, int64_t base, int64_t dx, int64_t place) {
         const Axis<A> axis = op.taps.template axis<A>(level, 1);
         const CellRange range = cells_of(op.taps, axis, dx, tile, tile_end);
@@ -156,7 +161,7 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
 }
 
 // Block: (lanes, slots) threads. Grid: (N * channel tiles, column tiles, row chunks). Lane x owns a
-// pack of channels; slot y columns y, y + slots, ... of the tile and as many cells of the line.
+// pack of channels, slot y every slots-th column of the tile and every slots-th cell of each line.
 template <class T, int N>
 __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
   using A = Accumulate<T>;
@@ -173,7 +178,7 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
   const Cells<T, N> cells(op, staged, cut.cells > 0, pitch, lane, n, c);
   if (cut.cells > 0 && owns) cells.stage(threadIdx.y, blockDim.y);
   for (int64_t h = first_row; h < end_row; ++h) {
-    __syncthreads();  // the cells are there, and the last row has been read
+    __syncthreads();  // the cells are staged, and the previous row's lines have been read
     if (cut.line > 0 && owns) {
       for_lines(op, cut.columns, [&](const Level& level, int64_t base, int64_t dx, int64_t place) {
         const Axis<A> axis = op.taps.template axis<A>(level, 1);
@@ -220,8 +225,8 @@ __global__ void add_pixels(PyramidAdd op, AddTiles cut) {
   }
 }
 
-// Chooses what fits in shared memory, where a cell takes `cell_bytes` and `rows` lines are in
-// flight.
+// Sets cut.cells and cut.line to what fits in shared memory, for `cell_bytes` per cell and `rows`
+// rows in flight.
 void choose_storage(const PyramidAdd& op, int64_t cell_bytes, int64_t rows, AddTiles& cut) {
   cut.cells = cut.line = 0;
   for (int64_t l = 0; l < op.levels.count; ++l) {
@@ -278,7 +283,7 @@ void launch_pixels(const PyramidAdd& op, Stream stream) {
          add_pixels<T, N>, op, cut);
 }
 
-// x, or out where there is none.
+// x, or out if there is no x.
 const View& map_of(const PyramidAdd& op) {
   return op.x.data ? op.x : op.out;
 }

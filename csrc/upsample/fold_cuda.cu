@@ -1,12 +1,16 @@
-// The adjoint of interpolation on CUDA, for the contiguous maps and small levels that networks
-// have: reads the gradient once. A thread owns four columns of a plane and walks down its rows. It
-// adds each row to two sums for each level and row of taps, of the two cells that the row lies
-// between, and hands a sum on, into shared memory, where the walk passes a cell's edge: a row then
-// costs two multiply-adds an element for each of them. What the rows of a cell have given is added
-// up along W at the end. Where each row and column reads, and with what weights, is the same for
-// all planes: tables in shared memory, made once a block.
+// The adjoint of interpolation on CUDA, for contiguous maps of at most 128 columns with small
+// levels: reads the gradient once. add_backward_cuda.cu calls this first and handles other shapes.
 //
-// Where planes are few, groups of lanes take chunks of a plane's rows, each with sums of its own.
+// A thread owns four columns of a plane and iterates over the rows. For each pair of level and row
+// of taps, its registers hold two partial sums per column, for the two rows of cells that the
+// current row lies between; a row costs two multiply-adds per pair and element. When the row moves
+// on to other cells, finished sums are written to shared memory, a line per row of cells. After the
+// last row, groups of lanes sum the lines along W, weighted, to the gradients of the cells. The
+// cells and weights of each row and column are the same for all planes; each block computes tables
+// of them in shared memory once (fold_tables.cuh).
+//
+// If there are few planes, the rows of a plane are divided into chunks, each owned by a group of
+// lanes and with its own lines of sums.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -21,18 +25,19 @@ namespace {
 
 constexpr int kOwned = 4;  // columns of a thread
 constexpr int kRowsInFlight = 4;
-constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
+constexpr int kMostCombos = 12;  // pairs of level and row of taps, each with two sums in registers
 constexpr int64_t kFoldBytes = 46 * 1024;
 constexpr int64_t kFoldThreads = 128;
-constexpr int64_t kMostAlongZ = 64;   // threads of a block, on any GPU
-constexpr int64_t kProcessors = 132;  // of a large chip
+constexpr int64_t kMostAlongZ = 64;   // CUDA's limit on blockDim.z
+constexpr int64_t kProcessors = 132;  // multiprocessors of an H100
 constexpr int64_t kFoldWarps = 16 * kProcessors;
-constexpr int kPad = 4;  // floats after a line of sums: lines start in other banks
-constexpr int64_t kProcessorBytes = 192 * 1024;  // of shared memory, for all its blocks
-constexpr int64_t kMostItems = 1024;             // cells of all levels under all taps, of one plane
+constexpr int kPad = 4;  // floats between lines of sums, which then start in different banks
+constexpr int64_t kProcessorBytes = 192 * 1024;  // shared memory of a multiprocessor
+constexpr int64_t kMostItems = 1024;             // cells of all levels and taps, for one channel
 
-// Block: (lanes, chunks, planes) threads, lanes a power of two. Grid: groups of planes. Lane x owns
-// four columns: side by side where kPacked, else `lanes` apart.
+// Block: (lanes, chunks, planes) threads; lanes is a power of two. Grid: groups of planes. Lane x
+// owns four columns, adjacent if kPacked, else `lanes` apart. A plane's team is lanes x chunks
+// threads.
 template <class T, bool kPacked, int kCombos, bool kMasked>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     fold_rows(PyramidAddBackward op, FoldTiles cut) {
@@ -91,7 +96,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       const auto keep = [&](int combo, int cell,
                             const float (&sum)[kOwned]) __attribute__((always_inline)) {
         const int line = cell - tables.cell_of(top * combos + combo);
-        if (line >= tables.kept[combo]) return;  // behind the last cell
+        if (line >= tables.kept[combo]) return;  // past the level's last row
         sums.template store_pack<kOwned>(base + (tables.places[combo] + line) * pitch,
                                          {{sum[0], sum[1], sum[2], sum[3]}});
       };
@@ -174,7 +179,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
     team_barrier();
 
-    // A group of lanes adds up a cell.
+    // Sums along W: a group of lanes per cell, over the lines of all chunks that have its row.
     const int rank = chunk * lanes + x;
     int first = 0;
     for (int l = 0; l < op.levels.count; ++l) {
@@ -185,7 +190,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       while (group < lanes && group * count < lanes * chunks && group * 8 < W) group *= 2;
       const int part = rank & (group - 1);
       const auto target = Global<T>(level).from(n * level.stride[0] + c * level.stride[1]);
-      for (int k = 0; k < count; k += lanes * chunks / group) {  // all lanes go round together
+      for (int k = 0; k < count; k += lanes * chunks / group) {  // uniform, for the shuffles
         const int mine = k + rank / group;
         float sum = 0;
         Item item{};
@@ -210,7 +215,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       first += count;
     }
-    team_barrier();  // the sums have been read
+    team_barrier();  // before the next plane overwrites the sums
   }
 }
 
@@ -226,7 +231,7 @@ int64_t fold_bytes(const PyramidAddBackward& op, const FoldTiles& cut) {
                              cut.planes);
 }
 
-// How the work is cut; false where a plane or its cells are too large.
+// The division of the work; false if a plane or its cells are too large.
 bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
   const int64_t H = op.grad.size[2], W = op.grad.size[3];
   const int64_t planes = op.grad.size[0] * op.grad.size[1];
@@ -258,7 +263,7 @@ bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
       cut.planes = static_cast<int>(side);
       const int64_t bytes = fold_bytes(op, cut);
       if (bytes > kFoldBytes) continue;
-      // Two waves of blocks: tables are made as seldom as may be.
+      // About two waves of blocks: more planes per block amortize the tables better.
       const int64_t resident = std::clamp<int64_t>(kProcessorBytes / bytes, 1, 8);
       cut.turns = static_cast<int>(
           std::clamp<int64_t>(ceil_div(planes, side) / (2 * kProcessors * resident), 1, 8));
@@ -294,7 +299,7 @@ bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream) {
     return false;
   const View& out = op.masked() ? op.out : op.grad;
   const View& grad_x = op.masked() ? op.grad_x : op.grad;
-  for (const View* view : {&op.grad, &out, &grad_x}) {  // positions of a plane are 32-bit
+  for (const View* view : {&op.grad, &out, &grad_x}) {  // offsets within a plane are 32-bit
     if (op.grad.size[2] * view->stride[2] > INT32_MAX) return false;
   }
   dispatch<Types>(op.grad.dtype, [&]<class T>() {

@@ -1,5 +1,5 @@
-// What a block of fold_cuda.cu knows of the maps: where each row and column reads, and with what
-// weights, the same for all planes.
+// The tables of fold_cuda.cu in shared memory: which cells each row and column of the gradient
+// reads and with which weights. They are the same for all planes.
 #pragma once
 
 #include "upsample/params.hpp"
@@ -11,31 +11,31 @@
 namespace stripctx::cuda {
 
 struct FoldTiles {
-  int lanes, chunks, planes;  // a block's threads
-  int rows;                   // of a chunk
-  int turns;                  // planes that a team of lanes takes, one after another
-  int items;
-  int sums;               // lines of sums that a chunk of one plane keeps
-  int kept[kMostLevels];  // of these, a level's under one row of taps
+  int lanes, chunks, planes;  // the block's dimensions
+  int rows;                   // per chunk
+  int turns;                  // planes that a team processes, one after another
+  int items;                  // cells of all levels and taps
+  int sums;                   // lines of sums per plane and chunk
+  int kept[kMostLevels];      // the lines of one level and row of taps
 };
 
-// A cell under a tap: the columns that read it, and where its sums and its gradient stand.
+// A cell of a level and tap: the columns that read it, its lines of sums and its gradient.
 struct alignas(16) Item {
-  uint16_t begin, end;   // columns of the gradient
-  uint16_t row;          // of cells
-  uint16_t middle;       // the columns before it read the cell as their second
-  uint16_t combo, line;  // its level under its row, and column, of taps
-  int32_t place;         // in its level, of one channel
+  uint16_t begin, end;   // the columns [begin, end) of the gradient read it
+  uint16_t row;          // its row in the level
+  uint16_t middle;       // columns before `middle` read it as the second of their two cells
+  uint16_t combo, line;  // see FoldTables
+  int32_t place;         // offset of its gradient from the channel's cell (0, 0) of tap 0
 };
 
-// Where a position reads: a cell, the weight of it and of the next.
+// What a position reads: the first of two adjacent cells, and the weights of both.
 struct Reading {
   int first;
   Pack<float, 2> weights;
   bool inside;
 };
 
-// Outside, as the nearest position inside but with no weight.
+// Outside of the interpolated level: the cells of the nearest position inside, with weights 0.
 __device__ inline Reading reading_at(const Axis<float>& axis, int64_t position) {
   const bool inside = position >= 0 && position < axis.extent;
   const Sample<float> sample = axis.at(max(int64_t{0}, min(position, axis.extent - 1)));
@@ -44,15 +44,16 @@ __device__ inline Reading reading_at(const Axis<float>& axis, int64_t position) 
           inside};
 }
 
-// What a block knows of the maps. A combo is a level under a row of taps, k = level * taps + row; a
-// line is a level under a column of taps.
+// A combo is a pair of level and row of taps, level * kernel[0] + row; a line is a pair of level
+// and column of taps, level * kernel[1] + column.
 struct FoldTables {
   Shared<Pack<float, 2>> row_weights;  // [row][combo]
-  Shared<int> row_cells;               // [row][combo]: the first of the two
-  Shared<uint32_t> turns, reads;       // [row]: combos that go on to other cells; that read
-  Shared<float> column_weights;        // [of the first cell, of the next][line][column]
-  Shared<int> column_cells;            // [line][column]
-  Shared<int> places, kept;            // [combo]: its lines of sums in a chunk's
+  Shared<int> row_cells;               // [row][combo]: the first cell; ~first if outside
+  // [row], masks of combos: those with other cells than the row before; those that are inside
+  Shared<uint32_t> turns, reads;
+  Shared<float> column_weights;  // [first cell, second cell][line][column]
+  Shared<int> column_cells;      // [line][column]: the first cell
+  Shared<int> places, kept;      // [combo]: its first line of sums in a chunk; number of lines
   Shared<Item> items;
 
   __device__ FoldTables(const FoldTiles& cut, int H, int W, int combos, int lines,
@@ -67,7 +68,7 @@ struct FoldTables {
         kept(memory.take<int>(combos)),
         items(memory.take<Item>(cut.items)) {}
 
-  // Every thread of the block must call it; no barrier must follow.
+  // All threads of the block must call it; it ends with a barrier.
   __device__ void fill(const PyramidAddBackward& op, const FoldTiles& cut, int H, int W, int combos,
                        int lines) const {
     const int rank = static_cast<int>(thread_rank());
@@ -120,7 +121,7 @@ struct FoldTables {
         const int tap = k / plane, cell = k - tap * plane, i = cell / width, j = cell - i * width;
         const int dy = tap / tap_columns, line = l * tap_columns + tap - dy * tap_columns;
         const auto column = [&](int w) { return column_cells[line * W + w]; };
-        const auto search = [&](int wanted) {  // the first column that reads cells from there on
+        const auto search = [&](int wanted) {  // the first column whose first cell is at least this
           return first_true(W, [&](int w) { return column(w) >= wanted; });
         };
         Item item;

@@ -1,5 +1,6 @@
-// The adjoint of interpolation on CUDA, for the channels_last maps that add_backward_pixels_cuda.cu
-// does not take: a thread owns a cell and gathers the positions that read it, in fixed order.
+// The adjoint of interpolation on CUDA as a gather, for the channels_last maps that the kernels of
+// add_backward_pixels_cuda.cu do not support: a thread owns a pack of channels of a cell and sums
+// the gradient over the positions that read the cell, in a fixed order. One launch per level.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -14,7 +15,7 @@ __device__ inline int64_t pixel(const View& view, int64_t n, int64_t c, int64_t 
   return n * view.stride[0] + c * view.stride[1] + h * view.stride[2] + w * view.stride[3];
 }
 
-// grad_x = grad where not (out <= 0). A thread owns a pack of channels of one pixel.
+// grad_x = 0 where out <= 0, else grad. A thread owns a pack of channels of one pixel.
 template <class T, int N>
 __global__ void mask_pixels(PyramidAddBackward op) {
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
@@ -30,7 +31,8 @@ __global__ void mask_pixels(PyramidAddBackward op) {
   Global<T>(op.grad_x).template store_pack<N>(pixel(op.grad_x, n, c, h, w), pack);
 }
 
-// A thread owns a pack of channels of one cell under one tap; packs are fastest.
+// A thread owns a pack of channels of one cell and tap of level 0; packs are the fastest index,
+// then taps.
 template <class T, int N>
 __global__ void gather_pixels(PyramidAddBackward op) {
   using A = Accumulate<T>;

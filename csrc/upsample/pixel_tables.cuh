@@ -1,5 +1,5 @@
-// What a block of add_backward_pixels_cuda.cu knows of its tile of a channels_last map: where each
-// row and column reads, and with what weights, the same for all channels.
+// The tables of add_backward_pixels_cuda.cu in shared memory: which cells each row and column of a
+// block's tile reads and with which weights. They are the same for all channels.
 #pragma once
 
 #include "upsample/params.hpp"
@@ -10,23 +10,25 @@
 
 namespace stripctx::cuda {
 
-// A combo is a level under a row of taps, level * kernel[0] + row; a line is a level under a column
-// of taps, level * kernel[1] + column.
+// The division of the work. A combo is a pair of level and row of taps, level * kernel[0] + row; a
+// line is a pair of level and column of taps, level * kernel[1] + column, counted from the first
+// level of the launch.
 struct PixelTiles {
-  int lanes, slots;               // a block's threads
-  int rows;                       // of a chunk
-  int first, combos;              // those of this launch
-  int first_level, levels;        // that they belong to
-  int items;                      // cells of these levels' lines that a tile writes, at most
-  int row_chunks, column_tiles;   // of the map
-  int kept_columns[kMostLevels];  // cells of a row that a tile reads, at most
-  int kept_plane[kMostLevels];    // and of all its rows, under one tap
-  int kept_begin[kMostLevels];    // where a level's stand among all that a tile keeps
-  int kept;
+  int lanes, slots;               // the block's dimensions; a tile has `slots` columns
+  int rows;                       // per chunk
+  int first, combos;              // the combos [first, first + combos) of this launch
+  int first_level, levels;        // their levels
+  int items;                      // upper bound on the PixelItems of a tile
+  int row_chunks, column_tiles;   // tiles of the map along H and W
+  int kept_columns[kMostLevels];  // columns of the partial sums that a tile stores per tap
+  int kept_plane[kMostLevels];    // rows times columns of these
+  int kept_begin[kMostLevels];    // the level's first partial sum among all of a tile
+  int kept;                       // partial sums of a tile, per channel
 };
 
-// Where a tile keeps its part of a cell under a tap, `row` and `column` counted from the tile's
-// first. (Arrays of a parameter are in registers only where no index is unknown.)
+// The index of a tile's partial sum of a cell for a tap; `row` and `column` are relative to the
+// first cell that the tile reads. The unrolled loop replaces a dynamic index, which would move the
+// arrays of the kernel's parameter to local memory.
 __device__ inline int place_kept(const PixelTiles& cut, int level, int tap, int row, int column) {
   int place = 0;
 #pragma unroll
@@ -37,15 +39,16 @@ __device__ inline int place_kept(const PixelTiles& cut, int level, int tap, int 
   return place;
 }
 
-// The first cell that a position of the gradient reads under an offset; outside of the interpolated
-// map, what the nearest position inside reads.
+// The first of the two cells that a position reads. A position outside of the interpolated level
+// counts as the nearest one inside.
 STRIPCTX_HOST_DEVICE inline int first_cell(const Axis<float>& axis, int64_t position) {
   const int64_t last = axis.extent - 1, inside = position < last ? position : last;
   return static_cast<int>(axis.at(inside < 0 ? 0 : inside).first);
 }
 
-// The cells [begin, end) that a tile of positions [begin, end) of `length` writes: those it reads,
-// and those that nobody reads before the next tile's.
+// The cells [begin, end) of an axis that the tile of positions [begin, end), of `length` in all, is
+// responsible for: those that it reads, the cells that no position reads between these and the next
+// tile's, and for the first and the last tile also those at the ends.
 struct Span32 {
   int begin, end;
 };
@@ -58,28 +61,32 @@ STRIPCTX_HOST_DEVICE inline Span32 cells_written(const Axis<float>& axis, int64_
   return {begin == 0 ? 0 : first_cell(axis, begin + offset), last < cells ? last : cells};
 }
 
-// A cell of a line: the tile's columns that give it anything, whether columns of the tile read it,
-// and whether those of other tiles do not.
+// A column of cells of a line, and the columns [begin, end) of the tile that contribute to it.
+// Columns before `middle` read it as the second of their two cells. `read`: columns of this tile
+// read it; `alone`: columns of no other tile do.
 struct alignas(16) PixelItem {
-  uint16_t begin, end, middle;  // the columns before `middle` read it as their second
+  uint16_t begin, end, middle;
   uint8_t read, alone;
-  int32_t line_and_kept;  // its line, and its place among the tile's parts of a row << 8
-  int32_t cell;
+  int32_t line_and_kept;  // line | column of the tile's partial sum (as in place_kept) << 8
+  int32_t cell;           // its column in the level
 };
 
 struct PixelTables {
-  // No weight of a row is 0, but of cells that do not exist: such a weight times an infinite value
-  // must not be added.
+  // Bit of turns[row]: no weight of the row is 0, except those of cells past the level's end, whose
+  // sums are discarded. In other rows, weights 0 must be skipped: their product with an infinite
+  // gradient would be NaN.
   static constexpr uint32_t kPlain = 0x80000000u;
 
-  Shared<Pack<float, 2>> row_weights;   // [row][combo]: of the first cell and of the next
-  Shared<int> row_cells;                // [row + 1][combo]: the first; row -1: where sums begin
-  Shared<int> before, after;            // [combo]: the cells of the rows around the chunk
-  Shared<uint32_t> turns;               // [row]: combos that go on to other cells; kPlain
-  Shared<float> column_weights;         // [of the first cell, of the next][line][column]
-  Shared<int> column_cells;             // [line][column]
-  Shared<int> line_before, line_after;  // [line]: the cells of the columns around the tile
-  Shared<int> line_cells, line_begin;   // [line]: its items, and the first; behind the last
+  Shared<Pack<float, 2>> row_weights;  // [row][combo]: of the first and second cell
+  // [row + 1][combo]: the first cell. Index 0 is the first row of cells that the tile writes.
+  Shared<int> row_cells;
+  // [combo]: first cell of the rows before and after the chunk; -2 and INT32_MAX at the map's ends
+  Shared<int> before, after;
+  Shared<uint32_t> turns;  // [row]: mask of combos with other cells than the row before; kPlain
+  Shared<float> column_weights;         // [first cell, second cell][line][column]
+  Shared<int> column_cells;             // [line][column]: the first cell
+  Shared<int> line_before, line_after;  // [line]: as before and after, for the tile's columns
+  Shared<int> line_cells, line_begin;   // [line]: number of items, index of the first; [lines]: end
   Shared<PixelItem> items;
 
   __device__ PixelTables(const PixelTiles& cut, int lines, SharedMemory& memory)
@@ -96,7 +103,7 @@ struct PixelTables {
         line_begin(memory.take<int>(lines + 1)),
         items(memory.take<PixelItem>(cut.items)) {}
 
-  // Every thread of the block must call it; no barrier must follow.
+  // All threads of the block must call it; it ends with a barrier.
   __device__ void fill(const PyramidAddBackward& op, const PixelTiles& cut, int lines, int64_t top,
                        int64_t left) const {
     const int rank = static_cast<int>(thread_rank());
@@ -164,7 +171,7 @@ struct PixelTables {
       if (line == lines) break;
       const int origin = column_cells[line * cut.slots];
       const int cell = (left == 0 ? 0 : origin) + k - begin;
-      const auto search = [&](int wanted) {  // the first column that reads cells from there on
+      const auto search = [&](int wanted) {  // the first column whose first cell is at least this
         return first_true(static_cast<int>(right - left), [&](int column) {
           return column_cells[line * cut.slots + column] >= wanted;
         });

@@ -1,4 +1,5 @@
-// The parts of interpolation and of its adjoint, each in a source of its own.
+// The launchers behind launch(PyramidAdd) in add_cuda.cu and launch(PyramidAddBackward) in
+// add_backward_cuda.cu.
 #pragma once
 
 #include "upsample/params.hpp"
@@ -7,16 +8,19 @@
 
 namespace stripctx::cuda {
 
-// walk_cuda.cu: false where the shapes are not for it, and add_cuda.cu takes them.
+// walk_cuda.cu. Returns false, without a launch, if it does not support the shapes; add_cuda.cu
+// then uses its own kernels.
 bool launch_add_walk(const PyramidAdd& op, Stream stream);
 
-// fold_cuda.cu: false where the shapes are not for it, and add_backward_cuda.cu takes them.
+// fold_cuda.cu, contiguous maps. Returns false, without a launch, if it does not support the
+// shapes; add_backward_cuda.cu then uses its own kernel.
 bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream);
 
 // gather_pixels_cuda.cu: any channels_last map.
 void launch_add_backward_gather(const PyramidAddBackward& op, Stream stream);
 
-// add_backward_pixels_cuda.cu.
+// add_backward_pixels_cuda.cu: channels_last maps; calls launch_add_backward_gather for shapes that
+// its own kernels do not support.
 void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda

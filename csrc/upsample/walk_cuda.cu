@@ -1,10 +1,14 @@
-// out = x + interpolated levels on CUDA, for the shapes that networks have: reads x once, writes
-// out once. A thread owns a few outputs of every row of a tile, two columns of a contiguous plane
-// or a pack of channels of a channels_last pixel, and walks down the rows. It keeps, for each level
-// and row of taps, the two rows of cells that it is between, interpolated along W to its own
-// outputs: a row of outputs then costs two multiply-adds for each of them, and only where the walk
-// passes a cell's edge is the next row of cells interpolated. Where each row and column reads, and
-// with what weights, is the same for all planes: tables in shared memory, made once a block.
+// out = x + interpolated levels on CUDA: reads x once, writes out once. add_cuda.cu calls this
+// first and handles what it does not support: float64, more than kMostCombos pairs of level and row
+// of taps, tiles whose cells do not fit in shared memory.
+//
+// A thread owns some columns of a tile of a contiguous plane, or a pack of channels in one column
+// of a channels_last map, and iterates over the tile's rows. For each pair of level and row of
+// taps, its registers hold the two rows of cells that the current output row lies between, already
+// interpolated along W to the thread's outputs. An output row then costs two multiply-adds per pair
+// and output; a row of cells is interpolated along W only when the output row moves on to it. The
+// cells and weights of each row and column are the same for all planes; each block computes tables
+// of them in shared memory once.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -18,23 +22,23 @@ namespace {
 
 constexpr int kMostWalkRows = 64;
 constexpr int kRowsInFlight = 4;
-constexpr int kMostCombos = 12;  // levels times rows of taps, in registers
+constexpr int kMostCombos = 12;  // pairs of level and row of taps, each with two rows in registers
 constexpr int64_t kWalkBytes = 46 * 1024;
-constexpr int64_t kProcessors = 132;                 // of a large chip
-constexpr int64_t kWalkSlots = 2 * kProcessors * 8;  // enough groups of threads for it
+constexpr int64_t kProcessors = 132;                 // multiprocessors of an H100
+constexpr int64_t kWalkSlots = 2 * kProcessors * 8;  // slots are enough from this number on
 constexpr uint32_t kNowhere = 0xffffffffu;
 
 struct WalkTiles {
-  int lanes, slots;   // a block's threads
-  int columns, rows;  // outputs of a block
-  int planes;         // that each slot takes, one after another; channels_last: 1
-  int cells;          // of all levels and taps that a tile reads, at most: those of a slot
-  int height[kMostLevels], width[kMostLevels];  // the same, of one level under one tap
+  int lanes, slots;   // the block's dimensions
+  int columns, rows;  // of a tile; rows is a multiple of kRowsInFlight
+  int planes;         // that each slot processes, one after another; channels_last: 1
+  int cells;          // upper bound on the cells that a tile reads per channel, all levels and taps
+  int height[kMostLevels], width[kMostLevels];  // the same, rows and columns for one level and tap
 };
 
-// Where a position reads: two cells, counted from `origin`, and their weights.
+// What a position reads: two cells, relative to the tile's first, and their weights.
 struct Source {
-  uint32_t cells;  // first | second << 16, kNowhere outside
+  uint32_t cells;  // first | second << 16; kNowhere outside of the interpolated level
   Pack<float, 2> weights;
 };
 
@@ -46,22 +50,23 @@ __device__ inline Source source_of(const Axis<float>& axis, int64_t position, in
           {{sample.first_weight, sample.second_weight}}};
 }
 
-// The first cell that positions from `position` on read.
+// The first cell that the positions from `position` on read.
 __device__ inline int64_t origin_of(const Axis<float>& axis, int64_t position) {
   return axis.at(max(int64_t{0}, min(position, axis.extent - 1))).first;
 }
 
-// What a block knows of its tile. A combo is a level under a row of taps, k = level * taps + row; a
-// line is a level under a column of taps.
+// The cells and weights of a tile's rows and columns. A combo is a pair of level and row of taps,
+// level * kernel[0] + row; a line is a pair of level and column of taps, level * kernel[1] +
+// column.
 struct WalkTables {
-  Shared<Pack<float, 2>> row_weights;     // [row][combo]
-  Shared<uint32_t> row_cells;             // [row][combo]
-  Shared<uint32_t> turns;                 // [row]: combos whose cells are others than a row before
+  Shared<Pack<float, 2>> row_weights;  // [row][combo]
+  Shared<uint32_t> row_cells;          // [row][combo]: Source::cells
+  Shared<uint32_t> turns;  // [row]: mask of combos with other cells than the row before; row 0: all
   Shared<Pack<float, 2>> column_weights;  // [line][column]
-  Shared<uint32_t> column_cells;          // [line][column]
-  Shared<int> first_row, first_column;    // of the cells that are kept, by combo and by line
-  Shared<int> begin, height, width;       // of each level's cells among a slot's
-  Shared<int> places;  // of a slot's cells in their level, of one channel; -1: there is none
+  Shared<uint32_t> column_cells;          // [line][column]: Source::cells
+  Shared<int> first_row, first_column;    // [combo], [line]: the first cell that the tile reads
+  Shared<int> begin, height, width;  // [level]: its first staged cell; staged rows, columns per tap
+  Shared<int> places;  // [staged cell]: its offset in the level from cell (0, 0) of tap 0; -1: none
 
   __device__ WalkTables(const WalkTiles& cut, int combos, int lines, SharedMemory& memory)
       : row_weights(memory.take<Pack<float, 2>>(cut.rows * combos)),
@@ -76,7 +81,7 @@ struct WalkTables {
         width(memory.take<int>(kMostLevels)),
         places(memory.take<int>(cut.cells)) {}
 
-  // Every thread of the block must call it; no barrier must follow.
+  // All threads of the block must call it; it ends with a barrier.
   __device__ void fill(const PyramidAdd& op, const WalkTiles& cut, int combos, int lines,
                        int64_t top, int64_t left) const {
     const int rank = static_cast<int>(thread_rank());
@@ -137,8 +142,8 @@ struct WalkTables {
   }
 };
 
-// Copies the cells that the tile reads of one plane, or of one pack of M channels, to
-// cells[base + k * pitch + m]: every `step`-th from `start`.
+// Copies the cells that the tile reads of M adjacent channels from c on to cells[base + k * pitch +
+// m]. This thread copies every `step`-th cell k, from `start` on.
 template <class T, int M>
 __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int64_t n, int64_t c,
                             const Shared<float>& cells, int base, int pitch, int start, int step) {
@@ -157,7 +162,7 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
         all = all && place[r] >= 0;
       }
       Pack<T, M> packs[4] = {};
-      if (all) {  // the loads are on the way together
+      if (all) {  // without branches between them, the loads are in flight together
 #pragma unroll
         for (int r = 0; r < 4; ++r) packs[r] = source.template load_pack<M>(from + place[r]);
       } else {
@@ -178,12 +183,13 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
   }
 }
 
-// Block: (lanes, slots) threads, lanes a power of two. Grid: (plane groups or N * channel tiles,
-// column tiles, row chunks). Planes: slot y owns planes, lane x four columns side by side, or two
-// that lie 32 apart. Pixels: lane x owns a pack of kPack channels, slot y a column.
+// Block: (lanes, slots) threads; lanes is a power of two. Grid: (plane groups or N * channel tiles,
+// column tiles, row chunks). Contiguous maps: slot y owns planes, lane x a pack of kPack columns,
+// or two columns 32 apart if kPack is 1. channels_last maps (kPixels): lane x owns a pack of kPack
+// channels, slot y a column.
 template <class T, int kPack, int kCombos, bool kPixels>
 __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
-  constexpr bool kPacked = kPixels || kPack > 1;  // a row of this thread's is one pack
+  constexpr bool kPacked = kPixels || kPack > 1;  // a thread's outputs of a row are one pack
   constexpr int kOwned = kPacked ? kPack : 2, kColumns = kPixels ? 1 : kOwned;
   const int C = static_cast<int>(op.out.size[1]), H = static_cast<int>(op.out.size[2]);
   const int W = static_cast<int>(op.out.size[3]);
@@ -199,7 +205,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
   const auto cells = memory.take<float>(int64_t{cut.cells} * pitch * (kPixels ? 1 : cut.slots));
   tables.fill(op, cut, combos, lines, top, left);
 
-  // The tile's columns that this thread owns, from the tile's first.
+  // Column j of this thread, relative to the tile's first.
   const auto column = [&](int j) { return kPixels ? y : kPacked ? kPack * x + j : x + 32 * j; };
   const Global<const T> source(op.x);
   const Global<T> target(op.out);
@@ -229,7 +235,8 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
       __syncwarp();
     }
 
-    // Row `i` of the cells of a combo, interpolated along W to what this thread owns.
+    // Staged row i of a combo, interpolated along W to this thread's outputs and summed over the
+    // columns of taps.
     const auto interpolate = [&](int combo, int i, float (&value)[kOwned]) {
       const int l = combo / tap_rows, dy = combo - l * tap_rows;
       const int width = tables.width[l], plane = tables.height[l] * width;
@@ -262,7 +269,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
     const bool adds = op.x.data != nullptr;
     const float floor = op.rectify ? 0 : -INFINITY;
     Pack<T, kOwned> loaded[kRowsInFlight] =
-        {};  // rows past the last keep what is there: not stored
+        {};  // rows past the end are computed from old values and not stored
 #pragma unroll 1
     for (int step = 0; step < (kPacked && !inside[0] ? 0 : rows); step += kRowsInFlight) {
       const auto load = [&](int r) {
@@ -276,7 +283,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
           }
         }
       };
-      if (adds && step + kRowsInFlight <= rows) {  // the loads of a step are on the way together
+      if (adds && step + kRowsInFlight <= rows) {  // as in stage_cells
 #pragma unroll
         for (int r = 0; r < kRowsInFlight; ++r) load(r);
       } else if (adds) {
@@ -286,7 +293,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
         }
       }
 #pragma unroll
-      for (int r = 0; r < kRowsInFlight; ++r) {  // the tables hold whole steps
+      for (int r = 0; r < kRowsInFlight; ++r) {  // cut.rows is a multiple
         const int row = step + r;
         const uint32_t turning = tables.turns[row];
 #pragma unroll 1
@@ -348,7 +355,7 @@ __global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
       from += kRowsInFlight * op.x.stride[2];
       to += kRowsInFlight * op.out.stride[2];
     }
-    if constexpr (!kPixels) __syncwarp();  // the cells have been read
+    if constexpr (!kPixels) __syncwarp();  // before the next plane's cells overwrite these
   }
 }
 
@@ -363,7 +370,7 @@ int64_t walk_bytes(const PyramidAdd& op, const WalkTiles& cut, int64_t pitch, in
          shared_bytes<int>(cut.cells) + shared_bytes<float>(cut.cells * pitch * slots);
 }
 
-// The cells that a tile of these rows and columns reads; false where they are too many to count.
+// Sets cut's numbers of cells from its rows and columns; false if they exceed 16-bit indices.
 bool count_cells(const PyramidAdd& op, WalkTiles& cut) {
   int64_t cells = 0;
   for (int l = 0; l < op.levels.count; ++l) {
@@ -384,7 +391,7 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
   const int64_t N = op.out.size[0], C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int64_t combos = op.levels.count * op.taps.kernel[0];
   if (combos > kMostCombos || op.out.numel() == 0) return false;
-  for (const View* map : {&op.x, &op.out}) {  // positions of a plane are counted in 32 bits
+  for (const View* map : {&op.x, &op.out}) {  // conservative: an image's offsets fit in 32 bits
     if (map->data && map->extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
   }
   constexpr int64_t kPackBytes = kPack * sizeof(T);
@@ -466,7 +473,7 @@ bool launch_add_walk(const PyramidAdd& op, Stream stream) {
                       level(6), level(7)},
                      sizeof(T), 1, op.out.size[1], width);
       };
-      if constexpr (sizeof(T) == 2) {  // more sums than two combos' would not fit in registers
+      if constexpr (sizeof(T) == 2) {  // packs of 8, for at most two combos: registers
         if (fits(8) && launch_walk<T, 8, true>(op, stream)) {
           launched = true;
           return;

@@ -1,5 +1,5 @@
-// What the interpolating CUDA kernels share: the cells of the levels as a block sees them, and the
-// sums along H that every output takes two of.
+// Shared by the CUDA kernels of interpolation: bounds on the cells that a tile reads, access to the
+// cells from global or shared memory, and interpolation along H.
 #pragma once
 
 #include "upsample/params.hpp"
@@ -8,19 +8,19 @@
 
 namespace stripctx::cuda {
 
-// Cells that `span` neighbouring positions read of an axis, at most: what a block keeps of a line.
+// An upper bound on the cells of an axis that `span` consecutive positions read.
 STRIPCTX_HOST_DEVICE inline int64_t cells_read(int64_t cells, int64_t extent, int64_t span) {
   const int64_t most = span * cells / (extent > 1 ? extent - 1 : 1) + 4;
   return most < cells ? most : cells;
 }
 
-// Cells of a level under all its taps.
+// The cells of one channel of a level, over all taps.
 STRIPCTX_HOST_DEVICE inline int64_t tap_cells(const Taps& taps, const View& level) {
   return taps.kernel[0] * taps.kernel[1] * level.size[2] * level.size[3];
 }
 
-// M neighbouring channels of every level, read from global memory or, where they fit, once into
-// shared memory: cell k's lie at k * pitch + lane.
+// The cells of M adjacent channels of all levels. If `is_staged`, they are read from shared memory,
+// where those of cell k are at k * pitch + lane; otherwise from global memory.
 template <class T, int M>
 class Cells {
   using A = Accumulate<T>;
@@ -30,7 +30,8 @@ class Cells {
                    int lane, int64_t n, int64_t c)
       : op_(op), staged_(staged), is_staged_(is_staged), pitch_(pitch), lane_(lane), n_(n), c_(c) {}
 
-  // Copies cells first, first + step, ... of all levels; a barrier must follow.
+  // Copies cells first, first + step, ... of each level to shared memory. The caller must
+  // synchronize before they are read.
   __device__ void stage(int64_t first, int64_t step) const {
     int64_t base = 0;
     for (int64_t l = 0; l < op_.levels.count; ++l) {
@@ -47,8 +48,8 @@ class Cells {
     }
   }
 
-  // sum += column j of a level at output row h, under the taps of kernel column dx. `base` counts
-  // the cells of the levels before this one.
+  // Adds to `sum` column j of a level, interpolated along H to output row h and summed over the
+  // taps of kernel column dx. `base` is the number of cells of the previous levels.
   __device__ void add_column(const Level& level, int64_t base, int64_t dx, int64_t h, int64_t j,
                              A (&sum)[M]) const {
     const Axis<A> rows = op_.taps.template axis<A>(level, 0);
