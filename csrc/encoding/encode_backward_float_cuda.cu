@@ -209,6 +209,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
 template <bool kDepthFastest, int kWarps, Precision kPrecision>
 __global__ void __launch_bounds__(kWarps * 32, 1)
     encode_backward_float(EncodeBackward op, EncodeChunks chunks, bool packed) {
+  if constexpr (!has_tensor_cores) return;  // not launched on such devices
   using Tile = FloatGradient<kDepthFastest, kWarps, kPrecision>;
   const Chunk chunk(op, chunks);
   SharedMemory memory;

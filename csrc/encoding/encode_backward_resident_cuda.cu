@@ -167,6 +167,7 @@ constexpr int kMass = 0, kWeight = 1, kScale = 2;
 template <bool kDepthFastest, int kMostDepth>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_backward_resident(EncodeBackward op, EncodeChunks chunks, bool packed) {
+  if constexpr (!has_tensor_cores) return;  // not launched on such devices
   using Tile = ResidentGradient<kDepthFastest, kMostDepth>;
   constexpr int kEach = Tile::kEach;
   const Chunk chunk(op, chunks);

@@ -10,6 +10,7 @@ namespace {
 template <bool kDepthFastest, int kWarps, Precision kPrecision>
 __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
     encode_float(Encode op, EncodeChunks chunks, bool packed) {
+  if constexpr (!has_tensor_cores) return;  // not launched on such devices
   using Tile = FloatTile<1, kDepthFastest, kWarps, kPrecision>;
   const Chunk chunk(op, chunks);
   SharedMemory memory;

@@ -11,6 +11,7 @@ namespace {
 template <bool kDepthFastest, int kMostDepth>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_resident(Encode op, EncodeChunks chunks, bool packed) {
+  if constexpr (!has_tensor_cores) return;  // not launched on such devices
   using Tile = ResidentTile<1, kDepthFastest, kMostDepth>;
   const Chunk chunk(op, chunks);
   SharedMemory memory;

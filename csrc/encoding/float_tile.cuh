@@ -507,8 +507,8 @@ struct FloatKernel {
   void (*run)(Op, EncodeChunks, bool packed);
 };
 
-// Launches the kernel for float32 maps. Returns false for other maps, or if the kernel needs more
-// shared memory than the device has.
+// Launches the kernel for float32 maps. Returns false for other maps, and if the device has no
+// tensor cores or less shared memory than the kernel needs.
 template <class Op, class KernelOf>
 bool launch_float(const char* name, const Op& op, std::initializer_list<const View*> maps,
                   const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
@@ -527,7 +527,7 @@ bool launch_float(const char* name, const Op& op, std::initializer_list<const Vi
   const FloatKernel<Op> kernel = op.allow_tf32
                                      ? of_layout.template operator()<Precision::kTf32>()
                                      : of_layout.template operator()<Precision::kSplitTf32>();
-  if (kernel.shared_bytes > most_shared_bytes()) return false;
+  if (!device_has_tensor_cores() || kernel.shared_bytes > most_shared_bytes()) return false;
   launch({.kernel = name,
           .grid = {op.x.size[0] * chunks.count},
           .block = {warps * 32},

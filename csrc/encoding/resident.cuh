@@ -546,8 +546,8 @@ struct ResidentKernel {
   void (*run)(Op, EncodeChunks, bool packed);
 };
 
-// Launches the kernel for bfloat16 maps. Returns false for other maps, or if the kernel needs more
-// shared memory than the device has.
+// Launches the kernel for bfloat16 maps. Returns false for other maps, and if the device has no
+// tensor cores or less shared memory than the kernel needs.
 template <class Op, class KernelOf>
 bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
                      const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
@@ -561,7 +561,7 @@ bool launch_resident(const char* name, const Op& op, std::initializer_list<const
   };
   const ResidentKernel<Op> kernel =
       along_depth ? of_depth.template operator()<true>() : of_depth.template operator()<false>();
-  if (kernel.shared_bytes > most_shared_bytes()) return false;
+  if (!device_has_tensor_cores() || kernel.shared_bytes > most_shared_bytes()) return false;
   launch({.kernel = name,
           .grid = {op.x.size[0] * chunks.count},
           .block = {kResidentThreads},
