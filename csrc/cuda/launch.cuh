@@ -46,14 +46,6 @@ inline int64_t most_shared_bytes() {
   return cudaDeviceGetAttribute(&bytes, attribute, device) == cudaSuccess ? bytes : 0;
 }
 
-// Whether the current device has the tensor cores of mma.cuh: from sm_80 on.
-inline bool device_has_tensor_cores() {
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  const auto attribute = cudaDevAttrComputeCapabilityMajor;
-  return cudaDeviceGetAttribute(&major, attribute, device) == cudaSuccess && major >= 8;
-}
-
 template <class... Params>
 void launch(const Launch& how, void (*kernel)(Params...),
             const std::type_identity_t<Params>&... params) {

@@ -25,6 +25,18 @@ constexpr bool has_tensor_cores = false;
 constexpr bool has_tensor_cores = true;
 #endif
 
+// On the host: whether the current device has them.
+inline bool device_has_tensor_cores() {
+#if defined(__CUDACC__)
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  const auto attribute = cudaDevAttrComputeCapabilityMajor;
+  return cudaDeviceGetAttribute(&major, attribute, device) == cudaSuccess && major >= 8;
+#else
+  return true;
+#endif
+}
+
 // A float rounded to tf32 (10 bits of mantissa) by to_tf32. The bits below are 0, so the
 // difference value - to_tf32(value).value is exact.
 struct Tf32 {

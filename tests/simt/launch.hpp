@@ -19,10 +19,6 @@ inline int64_t most_shared_bytes() {
   return text ? std::strtoll(text, nullptr, 10) : kMostSharedBytes;
 }
 
-inline bool device_has_tensor_cores() {
-  return true;
-}
-
 template <class... Params>
 void launch(const Launch& how, void (*kernel)(Params...),
             const std::type_identity_t<Params>&... params) {
