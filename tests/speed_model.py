@@ -1,4 +1,4 @@
-"""Estimates the share of a copy's bandwidth that each CUDA kernel reaches on an H100, and its limit.
+"""Estimates what share of a copy's bandwidth each CUDA kernel reaches on an H100, and its limit.
 
     python tests/speed_model.py [strip_pool ...] [--batch 16 1] [--dtype bfloat16] [--json file]
 
