@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import process_group
 import pytest
 import scene_files
 import torch
@@ -296,7 +297,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each locates half of the centroids; one run is stopped and resumed, as in test_train.py."""
     changes = (*HALF, "train.norms=frozen", "network.options={dropout: 0.0}", "train.epochs=2")
     train(small(tmp_path, *changes), tmp_path / "one")
-    torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)
+    process_group.run(train_in_processes, tmp_path, tmp_path, changes)
     one, many = (np.load(tmp_path / name / CENTROIDS)["centroids"] for name in ("one", "many"))
     np.testing.assert_array_equal(one, many)
     assert not (tmp_path / "elsewhere" / CENTROIDS).exists()

@@ -6,13 +6,11 @@ Norms are frozen, because their statistics differ between half a batch and a who
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 
+import process_group
 import pytest
 import torch
-import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,8 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from stripctx import StripPooling, fuse
 
 pytestmark = pytest.mark.slow
-
-PROCESSES = 2
 
 
 def network() -> nn.Module:
@@ -58,30 +54,21 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters()]
 
 
-def train_half(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    images, labels = (part.chunk(PROCESSES)[rank] for part in batch())
+def train_half(rank: int, folder: Path) -> None:
+    images, labels = (part.chunk(process_group.SIZE)[rank] for part in batch())
     result = gradients(DistributedDataParallel(network()), images, labels)
     fused = decoder()
     assert fuse(fused).replaced
-    sharded = fully_shard(fused, mesh=init_device_mesh("cpu", (PROCESSES,)))
+    sharded = fully_shard(fused, mesh=init_device_mesh("cpu", (process_group.SIZE,)))
     shards = gradients(sharded, images, labels)
     result += [shard.full_tensor() for shard in shards if isinstance(shard, DTensor)]
-    torch.save(result, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    torch.save(result, folder / f"{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(train_half, (str(tmp_path),), nprocs=PROCESSES)
+    process_group.run(train_half, tmp_path, tmp_path)
     expected = gradients(network(), *batch()) + gradients(decoder(), *batch())
-    for rank in range(PROCESSES):
+    for rank in range(process_group.SIZE):
         result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for gradient, want in zip(result, expected, strict=True):
             torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-13)

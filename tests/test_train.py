@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import process_group
 import pytest
 import scene_files
 import torch
@@ -268,7 +269,7 @@ def test_two_processes_equal_one(settings: tuple[str, ...], tmp_path: Path) -> N
         "train.validate_every=2",
     )  # fmt: skip
     train(small(tmp_path, *changes), tmp_path / "one")
-    torch.multiprocessing.spawn(train_in_processes, (2, str(tmp_path), changes), nprocs=2)
+    process_group.run(train_in_processes, tmp_path, tmp_path, changes)
     one, many = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("one", "many"))
     assert one["step"] == many["step"] == 6
     averaged = "train.average=0.5" in settings

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 from pathlib import Path
 
-import torch
-import torch.distributed as distributed
+import process_group
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -51,26 +49,17 @@ def stop_after(trainer: Trainer, step: int) -> None:
     trainer._learn = learn_and_stop
 
 
-def train_in_processes(rank: int, size: int, folder: str, changes: tuple[str, ...]) -> None:
-    """The work of each of `size` spawned processes: the second is asked to stop after three steps,
+def train_in_processes(rank: int, folder: Path, changes: tuple[str, ...]) -> None:
+    """The work of each process of a group: the second is asked to stop after three steps,
     then both resume. The first writes into folder/many."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    settings = recipe.load(Path(folder) / "small.yaml", changes)
-    own = Path(folder) / ("many" if rank == 0 else "elsewhere")
-    first = Trainer(settings, own, Processes(rank, size))
+    settings = recipe.load(folder / "small.yaml", changes)
+    own = folder / ("many" if rank == 0 else "elsewhere")
+    first = Trainer(settings, own, Processes(rank, process_group.SIZE))
     if rank == 1:
         stop_after(first, 3)
     try:
         first.run()
     except StoppedError:
-        second = Trainer(settings, own, Processes(rank, size))
+        second = Trainer(settings, own, Processes(rank, process_group.SIZE))
         assert second.step == 3
         second.run()
-    distributed.destroy_process_group()
