@@ -20,6 +20,7 @@ FAMILIES := tests/test_strip.py tests/test_pyramid.py tests/test_upsample.py tes
 FAMILY_FILES = $(wildcard tests/test_$(FAMILY).py tests/test_layers_$(FAMILY).py)
 EMULATED := tests/test_cuda_traffic.py tests/test_cuda_orders.py tests/test_fuzz.py
 PYTEST := $(RUN) -m pytest --numprocesses 2
+BY_FILE := --dist loadfile --no-loadscope-reorder
 MEASURED := strip pyramid upsample height encoding labels models networks
 SOURCES := $(shell find csrc examples tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -42,12 +43,12 @@ $(VENV)/.ready: requirements-dev.txt requirements-oracles.txt requirements-netwo
 # Two processes take whole files, so that what a file prepares is prepared once. torch.compile takes
 # the operators as they are registered, whatever kernels they have: tried natively.
 test: setup
-	STRIPCTX_BACKEND=native $(PYTEST) --dist loadfile tests
-	STRIPCTX_BACKEND=reference $(PYTEST) --dist loadfile -k "not compile" $(FAMILIES)
-	STRIPCTX_BACKEND=emulated $(PYTEST) --dist loadfile -k "not compile" $(FAMILIES) $(EMULATED)
+	STRIPCTX_BACKEND=native $(PYTEST) $(BY_FILE) tests
+	STRIPCTX_BACKEND=reference $(PYTEST) $(BY_FILE) -k "not compile" $(FAMILIES)
+	STRIPCTX_BACKEND=emulated $(PYTEST) $(BY_FILE) -k "not compile" $(FAMILIES) $(EMULATED)
 
 quick: setup
-	STRIPCTX_BACKEND=native $(PYTEST) --dist loadfile -m "not slow" tests
+	STRIPCTX_BACKEND=native $(PYTEST) $(BY_FILE) -m "not slow" tests
 
 check: setup
 	$(if $(FAMILY_FILES),,$(error make check FAMILY=strip: one of the families))
@@ -70,7 +71,7 @@ sanitize: setup
 
 # Exit status 77: there is no nvcc, which it has said.
 cuda-check: setup
-	$(RUN) tests/cuda_check.py $(if $(ARCHITECTURES),--arch $(ARCHITECTURES)) || test $$? -eq 77
+	$(RUN) tests/cuda_check.py --record $(if $(ARCHITECTURES),--arch $(ARCHITECTURES)) || test $$? -eq 77
 	$(RUN) tests/speed_model.py || test $$? -eq 77
 
 lint: setup

@@ -15,6 +15,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+# Files that take minutes: begun first, so that no process waits for one of them at the end.
+LONGEST = ("test_sanitize", "test_toolchain", "test_gpu_script", "test_demo")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:

@@ -1,10 +1,13 @@
 """Compiles every CUDA kernel for every architecture and reports what the machine code uses.
 
-    python tests/cuda_check.py [--arch 75 90] [--json table.json] [source.cu ...]
+    python tests/cuda_check.py [source.cu ...] [--arch 75 90] [--json table.json] [--record]
 
 Register spills and stack use are failures: they mean that an array which should be in registers is
 in local memory. The table shows registers, static shared memory, and the widths in bits of the
 global accesses on one architecture (128 for accesses of 16 bytes). Needs no GPU.
+
+--record notes the code of each checked source in tests/cuda_check.json, so that tests compile only
+what has changed since.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 import toolkit
 
 NO_COMPILER = 77  # exit status without nvcc
+RECORD = toolkit.REPOSITORY / "tests" / "cuda_check.json"
 
 
 @dataclasses.dataclass
@@ -140,6 +144,35 @@ def check(source: Path, architectures: Sequence[int], sass_of: int, nvcc: str) -
     return sorted(kernels, key=lambda kernel: kernel.name)
 
 
+def recorded() -> dict[str, dict[str, str]]:
+    """The code (`toolkit.code_of`) without spills: {source: {architecture: digest}}."""
+    found: dict[str, dict[str, str]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    return found
+
+
+def unchecked(architecture: int) -> list[Path]:
+    """The sources in csrc that have changed since they were recorded."""
+    known = recorded()
+    return [
+        source
+        for source in sorted(toolkit.SOURCES.glob("*/*.cu"))
+        if known.get(str(source.relative_to(toolkit.REPOSITORY)), {}).get(str(architecture))
+        != toolkit.code_of(source)
+    ]
+
+
+def record(sources: Iterable[Path], architectures: Sequence[int]) -> None:
+    known = recorded()
+    for source in sources:
+        name = str(source.resolve().relative_to(toolkit.REPOSITORY))
+        known.setdefault(name, {}).update(
+            dict.fromkeys(map(str, architectures), toolkit.code_of(source))
+        )
+    known = {name: known[name] for name in sorted(known) if (toolkit.REPOSITORY / name).exists()}
+    lines = [f"{json.dumps(name)}: {json.dumps(codes)}" for name, codes in known.items()]
+    RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def by_width(counts: dict[str, int]) -> str:
     """{"128": 4, "32": 1} as 128x4 32x1, the widest first."""
     widths = sorted(counts, key=lambda width: -int(width) if width.isdigit() else 0)
@@ -170,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", type=int, default=toolkit.ARCHITECTURES)
     parser.add_argument("--sass", type=int, default=90, help="whose global accesses to count")
     parser.add_argument("--json", type=Path, help="writes the table there")
+    parser.add_argument("--record", action="store_true", help="notes the sources as checked")
     options = parser.parse_args(arguments)
     nvcc = toolkit.nvcc()
     if nvcc is None:
@@ -198,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if usage.fault()
     ]
     print("\n".join(faults), end="\n" if faults else "", file=sys.stderr)
+    if options.record and not faults:
+        record(sources, options.arch)
     return 1 if faults else 0
 
 

@@ -29,21 +29,6 @@ class Kernel:
     static_shared: int = 0
 
 
-def code_of(source: Path) -> str:
-    """A digest of a source and the headers it includes, without comments and white space."""
-    text, todo, seen = "", [source], set[Path]()
-    while todo:
-        path = todo.pop()
-        if path in seen or not path.exists():
-            continue
-        seen.add(path)
-        written = path.read_text()
-        headers = re.findall(r'^#include "([^"]+)"', written, re.MULTILINE)
-        todo += [folder / name for name in headers for folder in (toolkit.SOURCES, source.parent)]
-        text += "".join(re.sub(r"//.*", "", written).split())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def modelled_dtypes() -> str:
     """csrc/core/dispatch.hpp without the dtypes that are not modelled, to halve compilation."""
     text = (toolkit.SOURCES / "core" / "dispatch.hpp").read_text()
@@ -54,7 +39,7 @@ def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[s
     """Every kernel of a source, by its short name. `folder` caches the disassembly until the source
     or the compiler's path changes."""
     version = hashlib.sha256(nvcc.encode()).hexdigest()[:8]
-    kept = folder / f"{source.parent.name}_{source.stem}_{code_of(source)}_{version}.gz"
+    kept = folder / f"{source.parent.name}_{source.stem}_{toolkit.code_of(source)}_{version}.gz"
     if kept.exists():
         report, text = json.loads(gzip.decompress(kept.read_bytes()))
     else:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import toolkit
-from speed_code import code_of
 
 PATH = toolkit.REPOSITORY / "benchmarks" / "results" / "model.json"
 TOLERANCE = 2  # allowed difference between compilers, in per cent of a copy
@@ -38,7 +37,7 @@ def write(
     code: dict[str, dict[str, str]] = earlier["code"]
     for operator, files in sources.items():
         names = {str(file.relative_to(toolkit.REPOSITORY)): file for file in files}
-        code[operator] = {name: code_of(names[name]) for name in sorted(names)}
+        code[operator] = {name: toolkit.code_of(names[name]) for name in sorted(names)}
     parts = [f'{{"model": {json.dumps({"chip": "H100", "head": list(head)})},\n"code": {{\n']
     parts.append(",\n".join(f"{json.dumps(o)}: {json.dumps(code[o])}" for o in order if o in code))
     parts.append('\n},\n"rows": [\n' + ",\n".join(map(json.dumps, merged)) + "\n]}\n")
@@ -50,7 +49,7 @@ def changed(recorded: Mapping[str, Any]) -> list[str]:
     return [
         operator
         for operator, sources in recorded["code"].items()
-        if any(code_of(toolkit.REPOSITORY / name) != code for name, code in sources.items())
+        if any(toolkit.code_of(toolkit.REPOSITORY / name) != code for name, code in sources.items())
     ]
 
 

@@ -88,6 +88,32 @@ def test_computed_packs_are_stored_whole(tmp_path: Path) -> None:
         assert set(kernel["stores"]) == {str(8 * bytes_each * int(template[2]))}, kernel["name"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@needs_nvcc
+def test_no_kernel_spills() -> None:
+    """`make cuda-check` compiles every kernel for every architecture; this, what has changed since
+    its last record."""
+    changed = cuda_check.unchecked(90)
+    assert not changed or cuda_check.main([*map(str, changed), "--arch", "90"]) == 0
+
+
+def test_the_record_holds_for_the_code_and_the_architectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_check, "RECORD", tmp_path / "record.json")
+    every = sorted(toolkit.SOURCES.glob("*/*.cu"))
+    assert cuda_check.unchecked(90) == every
+    cuda_check.record(every[:2], [80, 90])
+    cuda_check.record(every[:1], [75])
+    assert cuda_check.unchecked(90) == every[2:]
+    assert cuda_check.unchecked(75) == every[1:]
+    code_of = toolkit.code_of
+    changed = {every[1]: "other"}
+    monkeypatch.setattr(toolkit, "code_of", lambda path: changed.get(path) or code_of(path))
+    assert cuda_check.unchecked(90) == every[1:]
+
+
 @needs_nvcc
 def test_what_does_not_compile_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "broken.cu"

@@ -215,11 +215,11 @@ def test_the_record_keeps_other_operators_and_knows_its_code(tmp_path: Path) -> 
 def test_comments_are_no_code(tmp_path: Path) -> None:
     source = tmp_path / "kernel.cu"
     source.write_text("int x;  // one\n")
-    before = speed_code.code_of(source)
+    before = toolkit.code_of(source)
     source.write_text("int  x;\n\n// another\n")
-    assert speed_code.code_of(source) == before
+    assert toolkit.code_of(source) == before
     source.write_text("int y;\n")
-    assert speed_code.code_of(source) != before
+    assert toolkit.code_of(source) != before
 
 
 @needs_compilers

@@ -6,7 +6,9 @@ The extension is imported as a separate package, as in setup.py: without torch, 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +77,21 @@ def load(library: Path) -> ctypes.CDLL:
     opened.stripctx_simt_counts.restype = ctypes.c_char_p
     opened.stripctx_simt_set_order.argtypes = [ctypes.c_char_p]
     return opened
+
+
+def code_of(source: Path) -> str:
+    """A digest of a source and the headers it includes, without comments and white space."""
+    text, todo, seen = "", [source], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        written = path.read_text()
+        headers = re.findall(r'^#include "([^"]+)"', written, re.MULTILINE)
+        todo += [folder / name for name in headers for folder in (SOURCES, source.parent)]
+        text += "".join(re.sub(r"//.*", "", written).split())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run(command: Sequence[str]) -> str:
