@@ -9,7 +9,6 @@
 // the division.
 #pragma once
 
-#include "core/dispatch.hpp"
 #include "labels/tiles_cpu.hpp"
 
 namespace stripctx::cpu {
@@ -19,9 +18,8 @@ constexpr int64_t kFewestRows = 8;      // rows of logits per block
 
 // The adjoint of the interpolation along W. Rows of sums are collected until there is one for every
 // lane, then transposed and reduced cell by cell in registers.
-template <class T>
+template <class A>
 class ColumnAdjoint {
-  using A = Accumulate<T>;
   static constexpr int64_t lanes = kLanes<A>;
 
  public:
@@ -42,31 +40,42 @@ class ColumnAdjoint {
     A* row = rows_.data() + held_ * pitch_;
     return row;
   }
-  void close(int64_t n, int64_t k, int64_t i) { to_[held_++] = at<T>(grad_, n, k, i, 0); }
+  void close(int64_t n, int64_t k, int64_t i) { to_[held_++] = {n, k, i}; }
 
   void flush() {
     if (held_ == 0) return;
     add_cells();
+    dispatch_elements<A>(grad_.dtype, [&]<class T>() { write<T>(); });
+    held_ = 0;
+  }
+
+ private:
+  struct Row {
+    int64_t n, k, i;
+  };
+
+  template <class T>
+  void write() {
     const int64_t w = grad_.size[3];
+    T* to[lanes];
+    for (int64_t r = 0; r < held_; ++r) to[r] = at<T>(grad_, to_[r].n, to_[r].k, to_[r].i, 0);
     for (int64_t j = 0; j < w; j += lanes) {
       const int some = static_cast<int>(std::min(lanes, w - j));
       Vec<A> square[lanes];
       for (int64_t i = 0; i < lanes; ++i) square[i] = load(cells_.data() + (j + i) * lanes);
       if (grad_.stride[3] == 1 || w == 1) {
         transpose(square);
-        for (int64_t r = 0; r < held_; ++r) store(to_[r] + j, square[r], some);
+        for (int64_t r = 0; r < held_; ++r) store(to[r] + j, square[r], some);
       } else {
         for (int64_t i = 0; i < some; ++i) {
           for (int64_t r = 0; r < held_; ++r) {
-            to_[r][(j + i) * grad_.stride[3]] = static_cast<T>(square[i][r]);
+            to[r][(j + i) * grad_.stride[3]] = static_cast<T>(square[i][r]);
           }
         }
       }
     }
-    held_ = 0;
   }
 
- private:
   void add_cells() {
     A* cell = cells_.data();
     int64_t place = 0;
@@ -98,7 +107,7 @@ class ColumnAdjoint {
   int64_t W_, pitch_;
   Samples<A> columns_;
   Buffer<A> rows_, cells_;
-  T* to_[lanes];
+  Row to_[lanes];
   int64_t held_ = 0;
 };
 
@@ -120,23 +129,22 @@ struct LogitItems {
 };
 
 inline Work gradient_work(const WideLogits& logits) {
-  const int64_t items = logits.dtype == DType::kFloat64 ? LogitItems<double>(logits).items
-                                                        : LogitItems<float>(logits).items;
+  int64_t items = 0;
+  dispatch_wide(logits.dtype, [&]<class A>() { items = LogitItems<A>(logits).items; });
   return share(items, logits.pixels() * logits.classes());
 }
 
 // For each tile of a group, calls slopes.prepare<kRows>(n, group, w, width, k), then
 // slopes.slope(c, r, w, z) for each vector: the slopes of class k + c at row r of the group and
 // pixel w of the tile, where the logits are z.
-template <class T, class Slopes>
+template <class A, class Slopes>
 void logit_gradients(const WideLogits& logits, const View& grad, Slopes&& slopes, int64_t begin,
                      int64_t end) {
-  using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const LogitItems<A> cut(logits);
   const auto groups = row_groups<A>(logits);
-  LogitTiles<T> tiles(logits, cut.classes_each);
-  ColumnAdjoint<T> adjoint(logits, grad);
+  LogitTiles<A> tiles(logits, cut.classes_each);
+  ColumnAdjoint<A> adjoint(logits, grad);
   const int64_t pitch = adjoint.pitch();
   // the previous rows' contribution to the next row of logits
   Buffer<A> carry(cut.classes_each * pitch);

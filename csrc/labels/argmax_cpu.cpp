@@ -1,6 +1,5 @@
 // Label maps from small logits on the CPU, and the probability of the label. Reads the logits once
 // and writes each result once. A work item is a group of rows of one image.
-#include "core/dispatch.hpp"
 #include "labels/tiles_cpu.hpp"
 
 namespace stripctx::cpu {
@@ -24,8 +23,8 @@ void store_labels(const LabelMap& map, int64_t n, int64_t h, int64_t w, int coun
 
 // The first class whose logit is NaN, or -1. As in torch, NaN is larger than any number, and the
 // first of equal maxima wins.
-template <class T, class A = Accumulate<T>>
-int64_t first_nan(LogitTiles<T>& tiles, const RowGroup<A>& group, int64_t classes, int64_t w,
+template <class A>
+int64_t first_nan(LogitTiles<A>& tiles, const RowGroup<A>& group, int64_t classes, int64_t w,
                   int r) {
   for (int64_t k = 0; k < classes; ++k) {
     const A z = tiles.at(group, k, w, r);
@@ -34,13 +33,12 @@ int64_t first_nan(LogitTiles<T>& tiles, const RowGroup<A>& group, int64_t classe
   return -1;
 }
 
-template <class T>
+template <class A>
 void argmax_rows(const UpsampleArgmax& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t K = op.logits.classes();
   const auto groups = row_groups<A>(op.logits);
-  LogitTiles<T> tiles(op.logits, K);
+  LogitTiles<A> tiles(op.logits, K);
   const int64_t pitch = tiles.pitch(), count = static_cast<int64_t>(groups.size());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / count;
@@ -89,7 +87,7 @@ Work work(const UpsampleArgmax& op) {
 }
 
 void run(const UpsampleArgmax& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.logits.dtype, [&]<class T>() { argmax_rows<T>(op, begin, end); });
+  dispatch_wide(op.logits.dtype, [&]<class A>() { argmax_rows<A>(op, begin, end); });
 }
 
 }  // namespace stripctx::cpu

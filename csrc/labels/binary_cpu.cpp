@@ -41,7 +41,7 @@ void binary_rows(const UpsampleBinary& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const auto groups = row_groups<A>(op.logits);
-  LogitTiles<T> tiles(op.logits, 1);
+  LogitTiles<A> tiles(op.logits, 1);
   const int64_t count = static_cast<int64_t>(groups.size()), K = op.logits.classes();
   for (int64_t item = begin; item < end; ++item) {
     const int64_t k = item / count % K, n = item / count / K;
@@ -116,7 +116,7 @@ void run(const UpsampleBinary& op, int64_t begin, int64_t end) {
 
 void run(const UpsampleBinaryBackward& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.logits.dtype, [&]<class T>() {
-    logit_gradients<T>(op.logits, op.grad_logits, BinarySlopes<T>(op), begin, end);
+    logit_gradients<Accumulate<T>>(op.logits, op.grad_logits, BinarySlopes<T>(op), begin, end);
   });
 }
 

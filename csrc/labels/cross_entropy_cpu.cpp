@@ -19,14 +19,13 @@ Vec<A> weights_of(const View& weight, const Vec<A>& labels) {
   return labels >= 0 ? splat(A(1)) : Vec<A>{};
 }
 
-template <class T>
+template <class A>
 void cross_entropy_rows(const UpsampleCrossEntropy& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t K = op.logits.classes();
   const A hard = static_cast<A>(1 - op.smoothing), soft = static_cast<A>(op.smoothing / double(K));
   const auto groups = row_groups<A>(op.logits);
-  LogitTiles<T> tiles(op.logits, K);
+  LogitTiles<A> tiles(op.logits, K);
   const int64_t pitch = tiles.pitch(), count = static_cast<int64_t>(groups.size());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / count;
@@ -68,10 +67,8 @@ void cross_entropy_rows(const UpsampleCrossEntropy& op, int64_t begin, int64_t e
   }
 }
 
-template <class T, bool kSmooth>
+template <class A, bool kSmooth>
 class CrossEntropySlopes {
-  using A = Accumulate<T>;
-
  public:
   explicit CrossEntropySlopes(const UpsampleCrossEntropyBackward& op)
       : op_(op), soft_(static_cast<A>(op.smoothing / double(op.logits.classes()))) {
@@ -138,15 +135,15 @@ Work work(const UpsampleCrossEntropyBackward& op) {
 }
 
 void run(const UpsampleCrossEntropy& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.logits.dtype, [&]<class T>() { cross_entropy_rows<T>(op, begin, end); });
+  dispatch_wide(op.logits.dtype, [&]<class A>() { cross_entropy_rows<A>(op, begin, end); });
 }
 
 void run(const UpsampleCrossEntropyBackward& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.logits.dtype, [&]<class T>() {
+  dispatch_wide(op.logits.dtype, [&]<class A>() {
     if (op.smoothing > 0) {
-      logit_gradients<T>(op.logits, op.grad_logits, CrossEntropySlopes<T, true>(op), begin, end);
+      logit_gradients<A>(op.logits, op.grad_logits, CrossEntropySlopes<A, true>(op), begin, end);
     } else {
-      logit_gradients<T>(op.logits, op.grad_logits, CrossEntropySlopes<T, false>(op), begin, end);
+      logit_gradients<A>(op.logits, op.grad_logits, CrossEntropySlopes<A, false>(op), begin, end);
     }
   });
 }

@@ -20,14 +20,13 @@ struct Parts {
   }
 };
 
-template <class T>
+template <class A>
 void dice_parts_of(const UpsampleDice& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t N = op.logits.size[0], K = op.logits.classes();
   const auto groups = row_groups<A>(op.logits);
   const Parts parts(static_cast<int64_t>(groups.size()));
-  LogitTiles<T> tiles(op.logits, K);
+  LogitTiles<A> tiles(op.logits, K);
   const int64_t pitch = tiles.pitch();
   Buffer<A> mass(K * lanes);
   for (int64_t item = begin; item < end; ++item) {
@@ -76,12 +75,11 @@ const A* gradients(const View& grad, int64_t n) {
   return static_cast<const A*>(grad.data) + n * 3 * grad.size[2];
 }
 
-template <class T>
+template <class A>
 void dot_rows(const UpsampleDiceDots& op, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
   const int64_t K = op.logits.classes();
   const auto groups = row_groups<A>(op.logits);
-  LogitTiles<T> tiles(op.logits, K);
+  LogitTiles<A> tiles(op.logits, K);
   const int64_t pitch = tiles.pitch(), count = static_cast<int64_t>(groups.size());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / count;
@@ -111,10 +109,8 @@ void dot_rows(const UpsampleDiceDots& op, int64_t begin, int64_t end) {
   }
 }
 
-template <class T>
+template <class A>
 class DiceSlopes {
-  using A = Accumulate<T>;
-
  public:
   explicit DiceSlopes(const UpsampleDiceBackward& op) : op_(op) {}
 
@@ -169,16 +165,16 @@ Work work(const UpsampleDiceBackward& op) {
 }
 
 void run(const UpsampleDice& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.logits.dtype, [&]<class T>() { dice_parts_of<T>(op, begin, end); });
+  dispatch_wide(op.logits.dtype, [&]<class A>() { dice_parts_of<A>(op, begin, end); });
 }
 
 void run(const UpsampleDiceDots& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.logits.dtype, [&]<class T>() { dot_rows<T>(op, begin, end); });
+  dispatch_wide(op.logits.dtype, [&]<class A>() { dot_rows<A>(op, begin, end); });
 }
 
 void run(const UpsampleDiceBackward& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.logits.dtype, [&]<class T>() {
-    logit_gradients<T>(op.logits, op.grad_logits, DiceSlopes<T>(op), begin, end);
+  dispatch_wide(op.logits.dtype, [&]<class A>() {
+    logit_gradients<A>(op.logits, op.grad_logits, DiceSlopes<A>(op), begin, end);
   });
 }
 

@@ -1,13 +1,15 @@
-// Shared by the CPU kernels of the labels family. An image is processed in groups of rows that read
-// the same two rows of logits, and in tiles along W. For each class, those two rows are
-// interpolated along W once per tile; a logit of a pixel is then a multiplication and a
-// multiply-add. Lanes are pixels.
+// Shared by the CPU kernels of the labels family, which compute in the accumulation type and read
+// and write elements of other types in few places, so each is compiled for only two types. An image
+// is processed in groups of rows that read the same two rows of logits, and in tiles along W. For
+// each class, those two rows are interpolated along W once per tile; a logit of a pixel is then a
+// multiplication and a multiply-add. Lanes are pixels.
 #pragma once
 
 #include "labels/params.hpp"
 
 #include <deque>
 
+#include "core/dispatch.hpp"
 #include "cpu/transpose.hpp"
 #include "upsample/columns_cpu.hpp"
 
@@ -15,6 +17,20 @@ namespace stripctx::cpu {
 
 constexpr int kMostRows = kVectorBytes == 64 ? 8 : 4;  // rows per group; each needs registers
 constexpr int64_t kTileBytes = 32 * 1024;              // of both rows of logits, all classes
+
+// Calls run.operator()<A>() with the accumulation type of a dtype.
+template <class F>
+void dispatch_wide(DType dtype, F&& run) {
+  dtype == DType::kFloat64 ? run.template operator()<double>() : run.template operator()<float>();
+}
+
+// Calls run.operator()<T>() with a dtype's element type, whose accumulation type is A.
+template <class A, class F>
+void dispatch_elements(DType dtype, F&& run) {
+  dispatch<Types>(dtype, [&]<class T>() {
+    if constexpr (std::is_same_v<Accumulate<T>, A>) run.template operator()<T>();
+  });
+}
 
 // Rows [begin, end) of the image read rows `first` and `second` of the logits. These are the same
 // row where H is not interpolated or at the image's edge.
@@ -47,8 +63,9 @@ std::vector<RowGroup<A>> row_groups(const WideLogits& logits) {
 }
 
 inline int64_t group_count(const WideLogits& logits) {
-  const bool wide = logits.dtype == DType::kFloat64;
-  return wide ? row_groups<double>(logits).size() : row_groups<float>(logits).size();
+  int64_t count = 0;
+  dispatch_wide(logits.dtype, [&]<class A>() { count = row_groups<A>(logits).size(); });
+  return count;
 }
 
 // The work of a kernel whose items are groups of rows, `planes` times each.
@@ -86,10 +103,8 @@ template <class Body>
 }
 
 // Two rows of logits, interpolated along W, in tiles of up to `classes` classes of one image.
-template <class T>
+template <class A>
 class LogitTiles {
-  using A = Accumulate<T>;
-
  public:
   LogitTiles(const WideLogits& logits, int64_t classes)
       : logits_(logits),
@@ -171,10 +186,12 @@ class LogitTiles {
   }
 
   void read_row(int64_t n, int64_t row, const Tile& tile, int64_t k, int64_t count, A* out) {
-    const T* cells = stripctx::at<const T>(logits_, n, k, row, tile.first_cell);
-    if (!logits_.channels_last) return write(tile, cells, logits_.stride[1], count, out);
-    transpose(cells, logits_.stride[3], tile.cells(), count, cells_.data(), cell_pitch_);
-    write(tile, static_cast<const A*>(cells_.data()), cell_pitch_, count, out);
+    dispatch_elements<A>(logits_.dtype, [&]<class T>() {
+      const T* cells = stripctx::at<const T>(logits_, n, k, row, tile.first_cell);
+      if (!logits_.channels_last) return write(tile, cells, logits_.stride[1], count, out);
+      transpose(cells, logits_.stride[3], tile.cells(), count, cells_.data(), cell_pitch_);
+      write(tile, static_cast<const A*>(cells_.data()), cell_pitch_, count, out);
+    });
   }
 
   template <class Cell>
@@ -201,11 +218,11 @@ struct PixelVector {
 // For each tile of a group, computes `classes` classes from k on, then calls
 // body.operator()<kRows>(low, high, vector) for every vector of pixels, with pointers to both rows
 // of class k at that vector.
-template <class T, class Body>
-[[gnu::always_inline]] inline void for_pixels(LogitTiles<T>& tiles, int64_t n,
-                                              const RowGroup<Accumulate<T>>& group, int64_t k,
-                                              int64_t classes, Body&& body) {
-  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+template <class A, class Body>
+[[gnu::always_inline]] inline void for_pixels(LogitTiles<A>& tiles, int64_t n,
+                                              const RowGroup<A>& group, int64_t k, int64_t classes,
+                                              Body&& body) {
+  constexpr int64_t lanes = kLanes<A>;
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
     tiles.read(n, group, tile, k, classes);
     const int64_t begin = tiles.begin(tile), width = tiles.width(tile);
