@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,18 +10,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 Inputs = tuple[Tensor, ...]
-
-
-class Logits(nn.Module):
-    """A network that returns its logits alone, whatever it wraps them in."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        outputs = self.network(image)
-        return outputs["logits"] if isinstance(outputs, Mapping) else outputs
 
 
 def agree(

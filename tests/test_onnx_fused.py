@@ -6,10 +6,10 @@ from __future__ import annotations
 import decoder_networks
 import pytest
 import torch
-from onnx_checks import Logits
 from test_onnx import check, pytestmark  # noqa: F401
 from torch import nn
 
+from benchmarks.networks import Inference
 from stripctx import fuse
 
 # Each with the sizes (N, H, W) to run. torch exports UPerNet's adaptive pooling, fused or not, for
@@ -27,7 +27,7 @@ NETWORKS = {
 def test_for_any_size(name: str) -> None:
     torch.manual_seed(0)
     build, sizes = NETWORKS[name]
-    network = Logits(build()).eval()
+    network = Inference(build()).eval()
     images = [(torch.randn(n, 3, h, w),) for n, h, w in sizes]
     widest = max(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
     assert fuse(network, images[0][0]).replaced

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import test_layers
 import torch
-from onnx_checks import Inputs, Logits, agree
+from onnx_checks import Inputs, agree
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.networks import Inference
 from stripctx import functional, fuse
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -119,7 +120,7 @@ FUSED: dict[str, Callable[[], nn.Module]] = {
 def test_fused_networks(name: str) -> None:
     """Tracing uses the original forwards."""
     torch.manual_seed(0)
-    network = Logits(FUSED[name]()).eval()
+    network = Inference(FUSED[name]()).eval()
     images = [(torch.randn(n, 3, h, w),) for n, h, w in ((2, 64, 96), (1, 128, 64))]
     assert fuse(network, images[0][0]).replaced
     check(network, *images)

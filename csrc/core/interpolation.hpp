@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/search.hpp"
 #include "core/view.hpp"
 
 namespace stripctx {
@@ -73,10 +74,10 @@ struct Axis {
   // The first position that reads `cell` or one after it; `extent` if none does. Positions read
   // cells in ascending order, so those that read `cell` are [begin(cell), end(cell)).
   STRIPCTX_HOST_DEVICE int64_t begin(int64_t cell) const {
-    return search([&](int64_t position) { return at(position).second >= cell; });
+    return first_true(extent, [&](int64_t position) { return at(position).second >= cell; });
   }
   STRIPCTX_HOST_DEVICE int64_t end(int64_t cell) const {
-    return search([&](int64_t position) { return at(position).first > cell; });
+    return first_true(extent, [&](int64_t position) { return at(position).first > cell; });
   }
 
  private:
@@ -92,20 +93,6 @@ struct Axis {
     }
     if (cell > cells - 1) cell = cells - 1;
     return {cell, cell, A(0.5), A(0.5)};
-  }
-
-  template <class Reached>
-  STRIPCTX_HOST_DEVICE int64_t search(const Reached& reached) const {
-    int64_t low = 0, high = extent;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (reached(middle)) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
   }
 };
 

@@ -38,12 +38,16 @@ inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   bytes = launch.shared_bytes;
 }
 
+// An attribute of the current device, or 0 where there is no device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+}
+
 // The largest shared memory of a block on the current device, in bytes.
 inline int64_t most_shared_bytes() {
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  const auto attribute = cudaDevAttrMaxSharedMemoryPerBlockOptin;
-  return cudaDeviceGetAttribute(&bytes, attribute, device) == cudaSuccess ? bytes : 0;
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 template <class... Params>

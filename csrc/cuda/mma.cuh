@@ -28,10 +28,7 @@ constexpr bool has_tensor_cores = true;
 // On the host: whether the current device has them.
 inline bool device_has_tensor_cores() {
 #if defined(__CUDACC__)
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  const auto attribute = cudaDevAttrComputeCapabilityMajor;
-  return cudaDeviceGetAttribute(&major, attribute, device) == cudaSuccess && major >= 8;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
 #else
   return true;
 #endif
