@@ -110,7 +110,7 @@ struct GradientTile : EncodeTile<T, kPrecision, kColumns> {
   __device__ void store_packs(const View& map, int64_t first, int64_t end) const {
     const Global<T> target(map);
     const int64_t start = this->image * map.stride[0] + first * map.stride[3];
-    const bool along_depth = map.stride[3] != 1 && map.size[3] > 1;
+    const bool along_depth = depth_fastest(map);
     const int across = (along_depth ? this->rows : Tile::kCount) / N;
     for (int j = threadIdx.x; j < this->rows * Tile::kCount / N; j += kBlockThreads) {
       const int d = along_depth ? j % across * N : j / across;

@@ -9,9 +9,9 @@ namespace {
 
 // A tile with the gradient's weights w = 2 q. Of the 64 rows, the first 32 hold w in the weights
 // and -c' in the matrices, the last 32 hold a and G.
-template <bool kDepthFastest, int kWarps, Precision kPrecision>
-struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
-  using Tile = FloatTile<2, kDepthFastest, kWarps, kPrecision>;
+template <bool kDepthFastest, int kWarps>
+struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32> {
+  using Tile = FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32>;
   using Left = typename Tile::Left;
   using Right = typename Tile::Right;
 
@@ -113,7 +113,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
       } else {
         const int at = this->part_at(i, rank);
         some += this->parts[at];
-        if constexpr (kPrecision == Precision::kSplitTf32) some += this->parts[Tile::kPart + at];
+        some += this->parts[Tile::kPart + at];
       }
     }
     total += some;
@@ -154,9 +154,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
         const int i = kDepthFastest ? 2 * g + e : g / 2 * 4 + g % 2 * 2 + e;
         const int at = this->part_at(i, row + 4 * t) + 2 * step;
         high[e] = this->parts.template load_pack<2>(at);
-        if constexpr (kPrecision == Precision::kSplitTf32) {
-          low[e] = this->parts.template load_pack<2>(Tile::kPart + at);
-        }
+        low[e] = this->parts.template load_pack<2>(Tile::kPart + at);
       }
       Pack<float, 4> value[2];
 #pragma unroll
@@ -170,9 +168,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           left.high[i].value = high[i % 2][i / 2];
-          if constexpr (kPrecision == Precision::kSplitTf32) {
-            left.low[i].value = low[i % 2][i / 2];
-          }
+          left.low[i].value = low[i % 2][i / 2];
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
@@ -193,9 +189,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               right.high[i].value = high[n][i];
-              if constexpr (kPrecision == Precision::kSplitTf32) {
-                right.low[i].value = low[n][i];
-              }
+              right.low[i].value = low[n][i];
             }
             multiply_short(sum[2 * m + n], left, right);
           }
@@ -206,11 +200,11 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, kPrecision> {
 };
 
 // Grid and block as encode_float.
-template <bool kDepthFastest, int kWarps, Precision kPrecision>
+template <bool kDepthFastest, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1)
     encode_backward_float(EncodeBackward op, EncodeChunks chunks, bool packed) {
   if constexpr (!has_tensor_cores) return;  // not launched on such devices
-  using Tile = FloatGradient<kDepthFastest, kWarps, kPrecision>;
+  using Tile = FloatGradient<kDepthFastest, kWarps>;
   const Chunk chunk(op, chunks);
   SharedMemory memory;
   const Tile tile(op, chunk, packed, memory);
@@ -279,13 +273,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
   // Split products also if op.allow_tf32: three products cost little more than one here.
   const auto kernel_of =
-      []<bool kDepthFastest, int kWarps, Precision kPrecision>() -> FloatKernel<EncodeBackward> {
+      []<bool kDepthFastest, int kWarps, Precision>() -> ChunkKernel<EncodeBackward> {
     if constexpr (kDepthFastest && kWarps == 16) {
       // exceeds the registers of a thread by two: the kernel of tile.cuh runs instead
-      return {INT64_MAX, nullptr};
+      return {INT64_MAX, 0, nullptr};
     } else {
-      return {FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32>::bytes(),
-              encode_backward_float<kDepthFastest, kWarps, Precision::kSplitTf32>};
+      return {FloatGradient<kDepthFastest, kWarps>::bytes(), kWarps * 32,
+              encode_backward_float<kDepthFastest, kWarps>};
     }
   };
   return launch_float("encode_backward_float", op, {&op.x, &op.grad_x}, chunks, stream, kernel_of);

@@ -260,9 +260,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 }  // namespace
 
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
-  const auto kernel_of =
-      []<bool kDepthFastest, int kMostDepth>() -> ResidentKernel<EncodeBackward> {
-    return {ResidentGradient<kDepthFastest, kMostDepth>::bytes(),
+  const auto kernel_of = []<bool kDepthFastest, int kMostDepth>() -> ChunkKernel<EncodeBackward> {
+    return {ResidentGradient<kDepthFastest, kMostDepth>::bytes(), kResidentThreads,
             encode_backward_resident<kDepthFastest, kMostDepth>};
   };
   return launch_resident("encode_backward_resident", op, {&op.x, &op.grad_x}, chunks, stream,

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
 
 bool launch_float(const Encode& op, const EncodeChunks& chunks, Stream stream) {
   const auto kernel_of =
-      []<bool kDepthFastest, int kWarps, Precision kPrecision>() -> FloatKernel<Encode> {
-    return {FloatTile<1, kDepthFastest, kWarps, kPrecision>::bytes(),
+      []<bool kDepthFastest, int kWarps, Precision kPrecision>() -> ChunkKernel<Encode> {
+    return {FloatTile<1, kDepthFastest, kWarps, kPrecision>::bytes(), kWarps * 32,
             encode_float<kDepthFastest, kWarps, kPrecision>};
   };
   return launch_float("encode_float", op, {&op.x}, chunks, stream, kernel_of);

@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 }  // namespace
 
 bool launch_resident(const Encode& op, const EncodeChunks& chunks, Stream stream) {
-  const auto kernel_of = []<bool kDepthFastest, int kMostDepth>() -> ResidentKernel<Encode> {
-    return {ResidentTile<1, kDepthFastest, kMostDepth>::bytes(),
+  const auto kernel_of = []<bool kDepthFastest, int kMostDepth>() -> ChunkKernel<Encode> {
+    return {ResidentTile<1, kDepthFastest, kMostDepth>::bytes(), kResidentThreads,
             encode_resident<kDepthFastest, kMostDepth>};
   };
   return launch_resident("encode_resident", op, {&op.x}, chunks, stream, kernel_of);

@@ -500,41 +500,27 @@ struct FloatTile {
   __device__ float total(int k) const { return parts[k]; }
 };
 
-// The result of kernel_of<kDepthFastest, kWarps, kPrecision>().
-template <class Op>
-struct FloatKernel {
-  int64_t shared_bytes;
-  void (*run)(Op, EncodeChunks, bool packed);
-};
-
-// Launches the kernel for float32 maps. Returns false for other maps, and if the device has no
-// tensor cores or less shared memory than the kernel needs.
+// Launches kernel_of<kDepthFastest, kWarps, kPrecision>() for float32 maps. Returns false for other
+// maps, and if the device cannot run it.
 template <class Op, class KernelOf>
 bool launch_float(const char* name, const Op& op, std::initializer_list<const View*> maps,
                   const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
   if (op.x.dtype != DType::kFloat32) return false;
-  const bool along_depth = op.x.stride[3] != 1 && op.x.size[3] > 1;
-  const int fastest = along_depth ? 1 : 3, warps = op.depth() <= 128 ? 4 : 16;
+  const bool along_depth = depth_fastest(op.x);
+  const int fastest = along_depth ? 1 : 3;
   const bool packed = packs(maps, 4, fastest, op.x.size[fastest], 4);
-  const auto of_warps = [&]<bool kDepthFastest, Precision kPrecision>() -> FloatKernel<Op> {
-    return warps == 4 ? kernel_of.template operator()<kDepthFastest, 4, kPrecision>()
-                      : kernel_of.template operator()<kDepthFastest, 16, kPrecision>();
+  const auto of_warps = [&]<bool kDepthFastest, Precision kPrecision>() -> ChunkKernel<Op> {
+    return op.depth() <= 128 ? kernel_of.template operator()<kDepthFastest, 4, kPrecision>()
+                             : kernel_of.template operator()<kDepthFastest, 16, kPrecision>();
   };
-  const auto of_layout = [&]<Precision kPrecision>() -> FloatKernel<Op> {
+  const auto of_layout = [&]<Precision kPrecision>() -> ChunkKernel<Op> {
     return along_depth ? of_warps.template operator()<true, kPrecision>()
                        : of_warps.template operator()<false, kPrecision>();
   };
-  const FloatKernel<Op> kernel = op.allow_tf32
+  const ChunkKernel<Op> kernel = op.allow_tf32
                                      ? of_layout.template operator()<Precision::kTf32>()
                                      : of_layout.template operator()<Precision::kSplitTf32>();
-  if (!device_has_tensor_cores() || kernel.shared_bytes > most_shared_bytes()) return false;
-  launch({.kernel = name,
-          .grid = {op.x.size[0] * chunks.count},
-          .block = {warps * 32},
-          .shared_bytes = kernel.shared_bytes,
-          .stream = stream},
-         kernel.run, op, chunks, packed);
-  return true;
+  return launch_chunks(name, kernel, op, chunks, packed, stream);
 }
 
 }  // namespace stripctx::cuda

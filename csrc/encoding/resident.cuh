@@ -539,36 +539,22 @@ struct ResidentTile {
   }
 };
 
-// The result of kernel_of<kDepthFastest, kMostDepth>().
-template <class Op>
-struct ResidentKernel {
-  int64_t shared_bytes;
-  void (*run)(Op, EncodeChunks, bool packed);
-};
-
-// Launches the kernel for bfloat16 maps. Returns false for other maps, and if the device has no
-// tensor cores or less shared memory than the kernel needs.
+// Launches kernel_of<kDepthFastest, kMostDepth>() for bfloat16 maps. Returns false for other maps,
+// and if the device cannot run it.
 template <class Op, class KernelOf>
 bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
                      const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
   if (op.x.dtype != DType::kBFloat16) return false;
-  const bool along_depth = op.x.stride[3] != 1 && op.x.size[3] > 1;
+  const bool along_depth = depth_fastest(op.x);
   const int fastest = along_depth ? 1 : 3;
   const bool packed = packs(maps, 2, fastest, op.x.size[fastest], 8);
-  const auto of_depth = [&]<bool kDepthFastest>() -> ResidentKernel<Op> {
+  const auto of_depth = [&]<bool kDepthFastest>() -> ChunkKernel<Op> {
     return op.depth() <= 128 ? kernel_of.template operator()<kDepthFastest, 128>()
                              : kernel_of.template operator()<kDepthFastest, 512>();
   };
-  const ResidentKernel<Op> kernel =
+  const ChunkKernel<Op> kernel =
       along_depth ? of_depth.template operator()<true>() : of_depth.template operator()<false>();
-  if (!device_has_tensor_cores() || kernel.shared_bytes > most_shared_bytes()) return false;
-  launch({.kernel = name,
-          .grid = {op.x.size[0] * chunks.count},
-          .block = {kResidentThreads},
-          .shared_bytes = kernel.shared_bytes,
-          .stream = stream},
-         kernel.run, op, chunks, packed);
-  return true;
+  return launch_chunks(name, kernel, op, chunks, packed, stream);
 }
 
 }  // namespace stripctx::cuda

@@ -112,7 +112,7 @@ struct EncodeTile {
   template <int N>
   __device__ void load_packs(int64_t first, int64_t end) const {
     const int64_t base = image * x.stride[0] + first * x.stride[3];
-    const bool along_depth = x.stride[3] != 1 && x.size[3] > 1;
+    const bool along_depth = depth_fastest(x);
     const int across = (along_depth ? rows : kCount) / N;
     for (int j = threadIdx.x; j < rows * kCount / N; j += kBlockThreads) {
       const int d = along_depth ? j % across * N : j / across;
