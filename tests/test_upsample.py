@@ -529,6 +529,39 @@ def test_nearest_keeps_infinities() -> None:
     torch.testing.assert_close(out, want, equal_nan=True)
 
 
+@pytest.mark.parametrize("way", CODES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.skipif(
+    operator_checks.extension.backend() == "reference", reason="it multiplies by dense matrices"
+)
+def test_an_infinite_gradient_reaches_only_the_cells_that_are_read(
+    way: tuple[bool | None, str], layout: str, dtype: torch.dtype
+) -> None:
+    """A weight of 0 times infinity would be NaN."""
+    for size, image in (
+        ((6, 6), (9, 7)),
+        ((4, 5), (8, 10)),
+        ((8, 12), (33, 47)),
+        ((2, 40), (3, 140)),
+    ):
+        level = operator_checks.make((1, 8, *size), dtype, layout).requires_grad_()
+        x = operator_checks.make((1, 8, *image), dtype, layout)
+        grad = operator_checks.make((1, 8, *image), dtype, layout)
+        out = functional.pyramid_add(x, [level], **in_words((way,), 1))
+        want = plain_add(x, level, ways=(way,))
+
+        one, rest = torch.zeros_like(grad), grad.clone()
+        one[0, 3, 2, 3], rest[0, 3, 2, 3], grad[0, 3, 2, 3] = 1, 0, torch.inf
+        weights, finite = (
+            torch.autograd.grad(want, level, incoming, retain_graph=True)[0]
+            for incoming in (one, rest)
+        )
+        expected = torch.where(weights != 0, torch.inf, finite)
+        found = torch.autograd.grad(out, level, grad)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("x_index", [0, 1, 2, -1])
 def test_levels_of_the_maps_own_size(x_index: int) -> None:
     """They are convolved like x; any of several full-size maps may be passed as x."""

@@ -5,6 +5,7 @@
 // bin's: a block then writes zeros, and what the bins give over those that they name, `place`.
 #pragma once
 
+#include "core/search.hpp"
 #include "pyramid/tables.cuh"
 
 namespace stripctx::cuda {
@@ -28,21 +29,6 @@ __device__ typename Give::State read_bin(const PoolingBackward& op, int k, int64
   return Give::bin(op, k, at(op.grads[k]), at(op.indices[k]), positions);
 }
 
-// The first bin of a level, among `count` from `first`, that ends behind a cell.
-template <class End>
-__device__ int first_over(int count, int cell, End&& end) {
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (end(middle) > cell) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
-}
-
 // Runs of bins over every cell of one axis, (begin | end << 16), level after level.
 template <class Begin, class End>
 __device__ void list_runs(const Shared<uint32_t>& runs, const PooledLevels& levels, int dimension,
@@ -53,7 +39,7 @@ __device__ void list_runs(const Shared<uint32_t>& runs, const PooledLevels& leve
     int before = 0;
     for (int k = 0; k < level; ++k) before += levels[k].size[dimension];
     const int count = levels[level].size[dimension];
-    const int first = first_over(count, cell, [&](int bin) { return end(before + bin); });
+    const int first = first_true(count, [&](int bin) { return end(before + bin) > cell; });
     int last = first;
     while (last < count && begin(before + last) <= cell) ++last;
     runs[q] = first | last << 16;
@@ -69,10 +55,10 @@ __device__ inline int run_end(uint32_t run) {
 
 // The cell of a position.
 __device__ inline int column_cell(const PoolTables& tables, int columns, int w) {
-  return first_over(columns, w, [&](int cell) { return tables.column(cell + 1); });
+  return first_true(columns, [&](int cell) { return tables.column(cell + 1) > w; });
 }
 __device__ inline int row_cell(const PoolTables& tables, int rows, int h) {
-  return first_over(rows, h, [&](int cell) { return tables.row(cell + 1); });
+  return first_true(rows, [&](int cell) { return tables.row(cell + 1) > h; });
 }
 
 // Grid: (groups of planes, chunks). Block: (lanes, slots, planes). A plane's team is lanes x slots

@@ -10,6 +10,7 @@
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
 #include "upsample/plan.hpp"
+#include "upsample/weights.cuh"
 
 namespace stripctx::cuda {
 
@@ -133,7 +134,9 @@ __global__ void add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
           const int64_t begin = max(rows.reach(i) - row_offset, int64_t{0});
           const int64_t end = min(rows.leave(i) - row_offset, H);
           A sum = 0;
-          for (int64_t h = begin; h < end; ++h) sum += rows.weight(h + row_offset, i) * value(h, w);
+          for (int64_t h = begin; h < end; ++h) {
+            sum = add_weighted(sum, rows.weight(h + row_offset, i), value(h, w));
+          }
           sums[static_cast<int>(k)] = sum;
         }
         __syncthreads();
@@ -147,7 +150,8 @@ __global__ void add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
             const int64_t begin = max(columns.reach(j) - column_offset, int64_t{0});
             const int64_t end = min(columns.leave(j) - column_offset, W);
             for (int64_t w = begin + rank % group; w < end; w += group) {
-              sum += columns.weight(w + column_offset, j) * sums[static_cast<int>(i * W + w)];
+              const A weight = columns.weight(w + column_offset, j);
+              sum = add_weighted(sum, weight, A(sums[static_cast<int>(i * W + w)]));
             }
           }
           for (int distance = static_cast<int>(group) / 2; distance > 0; distance /= 2) {

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
             const auto value = sums.template load_pack<kPart>(line_base + place(w, p));
 #pragma unroll
             for (int m = 0; m < kPart; ++m) {
-              sum[p * kPart + m] = fmaf(weight, value[m], sum[p * kPart + m]);
+              sum[p * kPart + m] = add_weighted(sum[p * kPart + m], weight, float(value[m]));
             }
           }
         }

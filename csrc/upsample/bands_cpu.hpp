@@ -78,13 +78,24 @@ class Bands {
         for (int s = 0; s < kSums; ++s) add(s);
       }
       for (; k < count_[block]; ++k) add(0);
+      Vec<A> total[kRows];
       for (int r = 0; r < kRows; ++r) {
-        Vec<A> total = sum[r][0] + sum[r][1];
-        if constexpr (kSums == 4) total += sum[r][2] + sum[r][3];
-        store_some(out + r * out_stride + cell, total);
+        total[r] = sum[r][0] + sum[r][1];
+        if constexpr (kSums == 4) total[r] += sum[r][2] + sum[r][3];
       }
+      without_zeros<A>(total, [&](int r) { return exact(block, sums + r * stride); });
+      for (int r = 0; r < kRows; ++r) store_some(out + r * out_stride + cell, total[r]);
       ++block;
     });
+  }
+
+  Vec<A> exact(size_t block, const A* sums) const {
+    Vec<A> sum{};
+    for (int64_t k = 0; k < count_[block]; ++k) {
+      const Vec<A> weights = load(weights_.data() + weights_at_[block] + k * kLanes<A>);
+      sum += weights != 0 ? weights * sums[first_[block] + k] : Vec<A>{};
+    }
+    return sum;
   }
 
   std::vector<int64_t> first_, count_;

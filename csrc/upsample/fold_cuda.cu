@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                 tables.row_weights[row * (kCombos > 2 ? combos : kCombos) + k];
 #pragma unroll
             for (int j = 0; j < kOwned; ++j) {
-              upper[k][j] = fmaf(weights[0], value[j], upper[k][j]);
-              lower[k][j] = fmaf(weights[1], value[j], lower[k][j]);
+              upper[k][j] = add_weighted(upper[k][j], weights[0], value[j]);
+              lower[k][j] = add_weighted(lower[k][j], weights[1], value[j]);
             }
           }
 #pragma unroll
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
               const int of_line = w < item.middle ? lines + item.line : item.line;
               const float weight = tables.column_weights[of_line * W + w];
               const int place = kPacked ? w : w % lanes * kOwned + w / lanes;
-              sum = fmaf(weight, sums[from + place], sum);
+              sum = add_weighted(sum, weight, float(sums[from + place]));
             }
           }
         }

@@ -6,6 +6,7 @@
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
 #include "upsample/plan.hpp"
+#include "upsample/weights.cuh"
 
 namespace stripctx::cuda {
 
@@ -58,7 +59,7 @@ __global__ void gather_pixels(PyramidAddBackward op) {
     for (int64_t w = column_begin; w < column_end; ++w) {
       const A weight = row_weight * columns.weight(w + column_offset, j);
       const auto pack = grad.template load_pack<N>(pixel(op.grad, n, c, h, w));
-      for (int m = 0; m < N; ++m) sum[m] += weight * to_accumulate(pack[m]);
+      for (int m = 0; m < N; ++m) sum[m] = add_weighted(sum[m], weight, to_accumulate(pack[m]));
     }
   }
   Pack<T, N> pack;

@@ -125,8 +125,20 @@ class Phases {
         for (int r = 0; r < kRows; ++r) sum[r] += weights * load(value + r * row);
         weight += kLane;
       }
+      without_zeros<A>(sum, [&](int r) { return exact(tap, cell, r * row); });
       for (int r = 0; r < kRows; ++r) store_some(out + r * out_stride + cell, sum[r]);
     });
+  }
+
+  Vec<A> exact(const Tap& tap, int64_t cell, int64_t row) {
+    const A* weight = tap.weights.data() + cell * tap.terms;
+    Vec<A> sum{};
+    for (const int64_t offset : tap.offset) {
+      const Vec<A> weights = load(weight);
+      sum += weights != 0 ? weights * load(phases_.data() + row + offset + cell) : Vec<A>{};
+      weight += kLane;
+    }
+    return sum;
   }
 
   int64_t cells_, vectors_, step_ = 1, before_ = 0, length_ = 0;

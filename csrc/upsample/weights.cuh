@@ -19,6 +19,13 @@ STRIPCTX_HOST_DEVICE inline int64_t tap_cells(const Taps& taps, const View& leve
   return taps.kernel[0] * taps.kernel[1] * level.size[2] * level.size[3];
 }
 
+// sum + weight * value, but `sum` for a weight of 0: its product with an infinite value would be
+// NaN.
+template <class A>
+__device__ inline A add_weighted(A sum, A weight, A value) {
+  return weight != 0 ? weight * value + sum : sum;
+}
+
 // The cells of M adjacent channels of all levels. If `is_staged`, they are read from shared memory,
 // where those of cell k are at k * pitch + lane; otherwise from global memory.
 template <class T, int M>

@@ -76,6 +76,17 @@ class Lists {
   std::vector<size_t> ends_;
 };
 
+// Replaces the lanes of sums of products that are NaN by exact(r), the sum of row r without terms
+// of weight 0: a weight of 0 times an infinite value must not count.
+template <class A, int kRows, class Exact>
+[[gnu::always_inline]] inline void without_zeros(Vec<A> (&sum)[kRows], Exact&& exact) {
+  Vec<A> poison{};
+  for (const Vec<A>& each : sum) poison += each - each;  // NaN unless finite
+  if (sum_lanes<A>(poison) == 0) [[likely]]
+    return;
+  for (int r = 0; r < kRows; ++r) sum[r] = sum[r] != sum[r] ? exact(r) : sum[r];
+}
+
 template <class A>
 struct WeightedRow {
   A weight;
