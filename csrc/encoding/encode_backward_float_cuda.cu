@@ -17,20 +17,22 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32
 
   const View map;  // gradient of x
   const Global<float> target;
-  const Global<const float> gradient;
 
   __device__ FloatGradient(const EncodeBackward& op, const Chunk& chunk, bool packs,
                            SharedMemory& memory)
       : Tile(op, chunk, packs, memory),
         map(op.grad_x),
-        target(Global<float>(op.grad_x).from(Tile::start_of(op.grad_x, chunk))),
-        gradient(Global<const float>(op.grad).from(chunk.image * op.codes() * op.depth())) {}
+        target(Global<float>(op.grad_x).from(Tile::start_of(op.grad_x, chunk))) {}
 
-  __device__ void prepare(const EncodeBackward& op) const {
-    Tile::prepare(op, [&](int k, int d) { return grad(k, d); });
+  __device__ void prepare(const EncodeBackward& op, const Chunk& chunk) const {
+    const auto gradient = Global<const float>(op.grad).from(chunk.image * op.codes() * op.depth());
+    Tile::prepare(op, [&](int k, int d) { return gradient.load(k * this->depth + d); });
   }
 
-  __device__ float grad(int k, int d) const { return gradient.load(k * this->depth + d); }
+  // G, from the matrices: a pointer to it would take registers for the whole kernel.
+  __device__ float grad(int k, int d) const {
+    return this->matrices[this->matrix_at(kFastCodes + k, d)];
+  }
 
   // Writes the gradient of x for this warp's 32 dimensions: sum over k of a_ik G_k - w_ik c'_k,
   // plus (sum over k of w_ik) x'_i.
@@ -112,8 +114,7 @@ struct FloatGradient : FloatTile<2, kDepthFastest, kWarps, Precision::kSplitTf32
         some += this->parts[3 * Tile::kPart + this->part_at(i, rank - kFastCodes)];
       } else {
         const int at = this->part_at(i, rank);
-        some += this->parts[at];
-        some += this->parts[Tile::kPart + at];
+        some += this->parts[at] + this->parts[Tile::kPart + at];
       }
     }
     total += some;
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
   SharedMemory memory;
   const Tile tile(op, chunk, packed, memory);
   tile.open_ring();
-  tile.prepare(op);
+  tile.prepare(op, chunk);
   const int k = own_lane();
 
   float sums[2][4][4] = {};
@@ -262,9 +263,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
   const Global<float> partials(op.codeword_partials);
   tile.for_sums(sums, [&](float& sum, int code, int d) {
     const float minus_code = tile.matrices[Tile::matrix_at(code, d)];
-    const float gradient = tile.matrices[Tile::matrix_at(kFastCodes + code, d)];
-    partials.store(base + code * tile.depth + d,
-                   -tile.weight_sum(code) * minus_code - sum - tile.mass(code) * gradient);
+    partials.store(base + code * tile.depth + d, -tile.weight_sum(code) * minus_code - sum -
+                                                     tile.mass(code) * tile.grad(code, d));
   });
 }
 
@@ -274,13 +274,8 @@ bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream s
   // Split products also if op.allow_tf32: three products cost little more than one here.
   const auto kernel_of =
       []<bool kDepthFastest, int kWarps, Precision>() -> ChunkKernel<EncodeBackward> {
-    if constexpr (kDepthFastest && kWarps == 16) {
-      // exceeds the registers of a thread by two: the kernel of tile.cuh runs instead
-      return {INT64_MAX, 0, nullptr};
-    } else {
-      return {FloatGradient<kDepthFastest, kWarps>::bytes(), kWarps * 32,
-              encode_backward_float<kDepthFastest, kWarps>};
-    }
+    return {FloatGradient<kDepthFastest, kWarps>::bytes(), kWarps * 32,
+            encode_backward_float<kDepthFastest, kWarps>};
   };
   return launch_float("encode_backward_float", op, {&op.x, &op.grad_x}, chunks, stream, kernel_of);
 }
