@@ -8,6 +8,8 @@ namespace stripctx::cuda {
 
 namespace {
 
+constexpr int kTogether = 4;  // loads of a thread in flight
+
 // A block owns 32 sums. Thread (x, y) adds the partial sums y, y + blockDim.y, ... of sum x; the
 // block then adds the threads' sums in ascending y.
 template <class T>
@@ -17,8 +19,15 @@ __global__ void sum_partials(SumPartials op) {
   const int64_t m = int64_t(blockIdx.x) * kWarpSize + threadIdx.x;
   const Global<const A> partials(static_cast<const A*>(op.partials.data), parts * sums);
   A sum = 0;
-  if (m < sums) {
-    for (int64_t p = threadIdx.y; p < parts; p += blockDim.y) sum += partials.load(p * sums + m);
+  for (int64_t first = threadIdx.y; first < parts; first += kTogether * blockDim.y) {
+    A some[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int64_t p = first + j * blockDim.y;
+      some[j] = m < sums && p < parts ? partials.load(p * sums + m) : 0;
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) sum += some[j];
   }
   SharedMemory memory;
   const auto shared = memory.take<A>(blockDim.y * kWarpSize);
@@ -33,7 +42,7 @@ __global__ void sum_partials(SumPartials op) {
 }  // namespace
 
 void launch(const SumPartials& op, Stream stream) {
-  const int64_t slots = power_of_two(ceil_div(op.partials.size[0], 4), 16);
+  const int64_t slots = power_of_two(ceil_div(op.partials.size[0], kTogether), 16);
   dispatch<Types>(op.out.dtype, [&]<class T>() {
     launch({.kernel = "sum_partials",
             .grid = {ceil_div(op.partials.size[1], kWarpSize)},

@@ -8,15 +8,22 @@
 
 namespace stripctx::cuda {
 
-// Positions [first, end) of an image. Grid: chunks of all images, image fastest.
+// Positions [first, end) of an image. Grid: images, chunks of each.
 struct Chunk {
   int64_t image, first, end;
 
   template <class Op>
   __device__ Chunk(const Op& op, const EncodeChunks& chunks)
-      : image(blockIdx.x % op.x.size[0]),
-        first(blockIdx.x / op.x.size[0] * chunks.positions),
+      : image(blockIdx.x),
+        first(blockIdx.y * chunks.positions),
         end(min(first + chunks.positions, op.positions())) {}
+
+  // The block's row of the partial sums.
+  __device__ static int64_t row() { return int64_t(blockIdx.y) * gridDim.x + blockIdx.x; }
+  // Offset of the first position in a map.
+  __device__ int64_t offset(const View& map) const {
+    return image * map.stride[0] + first * map.stride[3];
+  }
 };
 
 // Whether depth, rather than the position, is the fastest dimension of a map.
@@ -38,7 +45,7 @@ bool launch_chunks(const char* name, const ChunkKernel<Op>& kernel, const Op& op
                    const EncodeChunks& chunks, bool packed, Stream stream) {
   if (!device_has_tensor_cores() || kernel.shared_bytes > most_shared_bytes()) return false;
   launch({.kernel = name,
-          .grid = {op.x.size[0] * chunks.count},
+          .grid = {op.x.size[0], chunks.count},
           .block = {kernel.threads},
           .shared_bytes = kernel.shared_bytes,
           .stream = stream},

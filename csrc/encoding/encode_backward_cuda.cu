@@ -200,14 +200,14 @@ __global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bo
 
   tile.add_warps(scale_sum, tile.scratch);
   if (threadIdx.x < tile.codes) {
-    Global<float>(op.scale_partials).store(blockIdx.x * op.codes() + k, tile.scratch[k]);
+    Global<float>(op.scale_partials).store(Chunk::row() * op.codes() + k, tile.scratch[k]);
   }
   tile.add_warps(mass, tile.scratch);
   tile.add_warps(weight_sum, tile.weight_sums);
   const int64_t size = op.codes() * op.depth();
   const Global<float> partials(op.codeword_partials);
   tile.for_sums(sums, [&](int code, int d, float sum) {
-    partials.store(blockIdx.x * size + code * op.depth() + d,
+    partials.store(Chunk::row() * size + code * op.depth() + d,
                    tile.weight_sums[code] * tile.code(code, d) - sum -
                        tile.scratch[code] * tile.grad(code, d));
   });
@@ -230,7 +230,7 @@ void launch(const EncodeBackward& op, Stream stream) {
   if (launch_float(op, chunks, stream) || launch_resident(op, chunks, stream)) return;
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_backward_tiles",
-            .grid = {op.x.size[0] * chunks.count},
+            .grid = {op.x.size[0], chunks.count},
             .block = {kBlockThreads},
             .shared_bytes = gradient_bytes<kColumns>(op.depth()),
             .stream = stream},

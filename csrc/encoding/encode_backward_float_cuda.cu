@@ -257,9 +257,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 
   tile.close_terms(total);
   if (static_cast<int>(threadIdx.x) < tile.codes) {
-    Global<float>(op.scale_partials).store(blockIdx.x * op.codes() + k, tile.scale_sum(k));
+    Global<float>(op.scale_partials).store(Chunk::row() * op.codes() + k, tile.scale_sum(k));
   }
-  const int64_t base = blockIdx.x * op.codes() * op.depth();
+  const int64_t base = Chunk::row() * op.codes() * op.depth();
   const Global<float> partials(op.codeword_partials);
   tile.for_sums(sums, [&](float& sum, int code, int d) {
     const float minus_code = tile.matrices[Tile::matrix_at(code, d)];

@@ -8,7 +8,7 @@ namespace stripctx::cuda {
 
 namespace {
 
-// Grid: chunks of all images, image fastest. Block: kBlockThreads threads. A warp computes the
+// Grid: images, chunks of each. Block: kBlockThreads threads. A warp computes the
 // assignments of every eighth position and accumulates every eighth run of 8 dimensions of E, in
 // registers for all tiles.
 template <class T, Precision kPrecision, int kColumns>
@@ -52,7 +52,7 @@ __global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
   const int64_t size = op.codes() * op.depth();
   const Global<float> partials(op.partials);
   tile.for_sums(sums, [&](int code, int d, float sum) {
-    partials.store(blockIdx.x * size + code * op.depth() + d,
+    partials.store(Chunk::row() * size + code * op.depth() + d,
                    sum - tile.scratch[code] * tile.code(code, d));
   });
 }
@@ -74,7 +74,7 @@ void launch(const Encode& op, Stream stream) {
   if (launch_float(op, chunks, stream) || launch_resident(op, chunks, stream)) return;
   with_precision(op, [&]<class T, Precision kPrecision, int kColumns>() {
     launch({.kernel = "encode_tiles",
-            .grid = {op.x.size[0] * chunks.count},
+            .grid = {op.x.size[0], chunks.count},
             .block = {kBlockThreads},
             .shared_bytes = tile_bytes<kColumns>(op.depth()),
             .stream = stream},

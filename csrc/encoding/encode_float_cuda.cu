@@ -6,7 +6,7 @@ namespace stripctx::cuda {
 
 namespace {
 
-// Grid: chunks of all images, image fastest. Block: kWarps * 32 threads.
+// Grid: images, chunks of each. Block: kWarps * 32 threads.
 template <bool kDepthFastest, int kWarps, Precision kPrecision>
 __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
     encode_float(Encode op, EncodeChunks chunks, bool packed) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
   }
 
   tile.add_warps(mass);
-  const int64_t base = blockIdx.x * op.codes() * op.depth();
+  const int64_t base = Chunk::row() * op.codes() * op.depth();
   const Global<float> partials(op.partials);
   tile.for_sums(sums, [&](float& sum, int code, int d) {
     partials.store(base + code * tile.depth + d,

@@ -17,34 +17,37 @@
 
 namespace stripctx::cuda {
 
-// kMatrices: 1 for the codewords, 2 for the codewords and G. kMostDepth: 128 or 512.
-template <int kMatrices, bool kDepthFastest, int kMostDepth>
+// kMatrices: 1 for the codewords, 2 for the codewords and G. kDepth: 128, 256 or 512, not less than
+// D; the operands are zero beyond D.
+template <int kMatrices, bool kDepthFastest, int kDepth>
 struct ResidentTile {
   using T = __nv_bfloat16;
 
-  static constexpr int kPositions = 32;
-  static constexpr int kRows = kMatrices * kFastCodes;     // codewords, then G
-  static constexpr int kParts = 4;                         // parts of the depth, one per warp
-  static constexpr int kGroup = kMatrices == 1 ? 16 : 32;  // positions of one warp's product
+  static constexpr int kPositions = kMatrices == 1 ? 64 : 32;
+  static constexpr int kRows = kMatrices * kFastCodes;  // codewords, then G
+  static constexpr int kParts = 4;                      // parts of the depth, one per warp
+  static constexpr int kGroup = 32;                     // positions of one warp's product
+  static constexpr int kStep = kDepth > 128 ? 64 : 32;  // dimensions of one sum of products
   static constexpr int kPartPitch = kRows + 4;
   static constexpr int kTotals = kMatrices == 1 ? 1 : 3;
   static constexpr int kLanes = kResidentThreads / kPositions;  // lanes per position in the softmax
   static constexpr int kEach = kFastCodes / kLanes;             // codewords per lane
-  static constexpr int kPairs = kMostDepth > 256 ? 2 : 1;       // runs of 16 dimensions per warp
+  static constexpr int kPairs = kDepth > 256 ? 2 : 1;           // runs of 16 dimensions per warp
   static constexpr int kNormParts = kDepthFastest ? 1 : kResidentWarps;
   // Packs of 8 elements that a thread loads per tile.
   static constexpr int kLoads = kDepthFastest ? kPositions / kResidentWarps * kPairs
-                                              : kPositions * kMostDepth / 8 / kResidentThreads;
-  static constexpr int kDepthPitch = kMostDepth + 8, kWeightPitch = kRows + 8;
+                                              : kPositions * kDepth / 8 / kResidentThreads;
+  static constexpr int kDepthPitch = kDepth + 8, kWeightPitch = kRows + 8;
   static constexpr int kXPitch = kDepthFastest ? kDepthPitch : kPositions + 8;
-  static constexpr int kXRows = kDepthFastest ? kPositions : kMostDepth;
+  static constexpr int kXRows = kDepthFastest ? kPositions : kDepth;
   static_assert(kRows / 16 * (kPositions / kGroup) * kParts == kResidentWarps);
 
   const View x;
   const Global<const T> source;
   const Global<const float> codewords;
-  const int depth, rows, codes;  // rows: depth rounded up to whole steps of all warps
-  const int64_t image;
+  const int depth, codes;
+  const int64_t base;  // offset in x of the chunk's first position
+  const int count;     // its positions
   const bool packed;
   Matrix<kDepthPitch> high, low;  // -c' and G, one row per codeword
   Matrix<kXPitch> tile;           // x: (positions, D) if kDepthFastest, else (D, positions)
@@ -60,19 +63,19 @@ struct ResidentTile {
            2 * shared_bytes<T>(kPositions * kWeightPitch) +
            shared_bytes<float>(kParts * kPositions * kPartPitch) +
            shared_bytes<float>(kTotals * kResidentWarps * kFastCodes) +
-           shared_bytes<float>(kMostDepth) + shared_bytes<float>(kResidentWarps * kPositions) +
+           shared_bytes<float>(kDepth) + shared_bytes<float>(kResidentWarps * kPositions) +
            3 * shared_bytes<float>(kFastCodes) + shared_bytes<unsigned>(kResidentWarps);
   }
 
   template <class Op>
-  __device__ ResidentTile(const Op& op, int64_t n, bool packs, SharedMemory& memory)
+  __device__ ResidentTile(const Op& op, const Chunk& chunk, bool packs, SharedMemory& memory)
       : x(op.x),
         source(op.x),
         codewords(op.codewords),
         depth(static_cast<int>(op.depth())),
-        rows((depth + 63) / 64 * 64),
         codes(static_cast<int>(op.codes())),
-        image(n),
+        base(chunk.offset(op.x)),
+        count(static_cast<int>(chunk.end - chunk.first)),
         packed(packs),
         high{memory.take<T>(kRows * kDepthPitch)},
         low{memory.take<T>(kRows * kDepthPitch)},
@@ -81,7 +84,7 @@ struct ResidentTile {
         weight_low{memory.take<T>(kPositions * kWeightPitch)},
         parts(memory.take<float>(kParts * kPositions * kPartPitch)),
         totals(memory.take<float>(kTotals * kResidentWarps * kFastCodes)),
-        mean(memory.take<float>(kMostDepth)),
+        mean(memory.take<float>(kDepth)),
         norms(memory.take<float>(kResidentWarps * kPositions)),
         code_norms(memory.take<float>(kFastCodes)),
         offsets(memory.take<float>(kFastCodes)),
@@ -90,46 +93,77 @@ struct ResidentTile {
     for (int j = threadIdx.x; j < kTotals * kResidentWarps * kFastCodes; j += kResidentThreads) {
       totals[j] = 0;
     }
-    for (int d = threadIdx.x; d < rows; d += kResidentThreads) {
-      float sum = 0;
-#pragma unroll 8
-      for (int k = 0; k < codes; ++k) sum += d < depth ? codewords.load(k * depth + d) : 0;
-      const float centre = sum / codes;
-      mean[d] = fabsf(centre) <= FLT_MAX ? centre : 0;
+    // One read of the codewords: a thread has those of one dimension.
+    Column column, some;
+    load_column(column, codewords);
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < kFastCodes; ++k) sum += column[k];
+    const int d = static_cast<int>(threadIdx.x);
+    float centre = sum / codes;
+    if (!(fabsf(centre) <= FLT_MAX)) centre = 0;
+    if (d < kDepth) mean[d] = centre;
+#pragma unroll
+    for (int k = 0; k < kFastCodes; ++k) {
+      column[k] = k < codes && d < depth ? centre - column[k] : 0;
+      some[k] = column[k] * column[k];
     }
-    __syncthreads();
-    keep(0, [&](int k, int d) { return mean[d] - codewords.load(k * depth + d); });
-    __syncthreads();
-    for (int k = own_warp(); k < kFastCodes; k += kResidentWarps) {
-      float norm = 0, along = 0;
-      for (int d = own_lane(); k < codes && d < depth; d += 32) {
-        const float centred = codewords.load(k * depth + d) - mean[d];
-        norm += centred * centred;
-        along -= mean[d] * kept(k, d);
-      }
-      norm = warp_sum(norm);
-      along = warp_sum(along);
-      if (own_lane() != 0) continue;
-      code_norms[k] = norm;
-      offsets[k] = norm + 2 * along;
-      scale[k] = k < codes ? Global<const float>(op.scale).load(k) : 0;
-    }
+    add_columns(some, code_norms);
+#pragma unroll
+    for (int k = 0; k < kFastCodes; ++k) some[k] = column[k] * column[k];
+    keep(0, column);
+#pragma unroll
+    for (int k = 0; k < kFastCodes; ++k) some[k] -= 2 * centre * column[k];
+    add_columns(some, offsets);
+    if (d < kFastCodes) scale[d] = d < codes ? Global<const float>(op.scale).load(d) : 0;
   }
 
-  // Splits the matrix (K, D) with elements at(k, d) into the rows from `first` on; 0 for k >= K or
-  // d >= D.
-  template <class At>
-  __device__ void keep(int first, const At& at) const {
-    const int pairs = rows / 2;
-#pragma unroll 4
-    for (int j = threadIdx.x; j < kFastCodes * pairs; j += kResidentThreads) {
-      const int k = j / pairs, d = j % pairs * 2;
-      const float left = k < codes && d < depth ? at(k, d) : 0;
-      const float right = k < codes && d + 1 < depth ? at(k, d + 1) : 0;
-      const auto [upper, lower] = split_pair(left, right);
-      high.data.template store_pack<2>(high.at(first + k, d), upper);
-      low.data.template store_pack<2>(low.at(first + k, d), lower);
+  // Column threadIdx.x of a matrix (K, D); zeros outside it.
+  using Column = float[kFastCodes];
+  __device__ void load_column(Column& column, const Global<const float>& matrix) const {
+    const int d = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int k = 0; k < kFastCodes; ++k) {
+      column[k] = k < codes && d < depth ? matrix.load(k * depth + d) : 0;
     }
+  }
+  // Splits the column into the rows from `first` on, and replaces each element by the sum of its
+  // stored parts, as the products use it.
+  __device__ void keep(int first, Column& column) const {
+    const int d = static_cast<int>(threadIdx.x);
+    if (d >= kDepth) return;
+#pragma unroll
+    for (int k = 0; k < kFastCodes; k += 2) {
+      const auto [upper, lower] = split_pair(column[k], column[k + 1]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int at = high.at(first + k + i, d);
+        high.data[at] = upper[i];
+        low.data[at] = lower[i];
+        column[k + i] = __bfloat162float(upper[i]) + __bfloat162float(lower[i]);
+      }
+    }
+  }
+  // to[k] = the sum of column[k] over the threads. Every thread must call it.
+  __device__ void add_columns(const Column& column, const Shared<float>& to) const {
+    constexpr int kTogether = 8;
+    const RowSum<kTogether> rows(32, own_lane());
+    const int k = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int first = 0; first < kFastCodes; first += kTogether) {
+      float some[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) some[i] = column[first + i];
+      const float sum = rows.add_up(some);
+      if (rows.writes) parts[own_warp() * kFastCodes + first + rows.row] = sum;
+    }
+    __syncthreads();
+    if (k < kFastCodes) {
+      float sum = 0;
+      for (int warp = 0; warp < kResidentWarps; ++warp) sum += parts[warp * kFastCodes + k];
+      to[k] = sum;
+    }
+    __syncthreads();
   }
   struct SplitPair {
     Pack<T, 2> high, low;
@@ -139,13 +173,7 @@ struct ResidentTile {
     return {high, pair_from_accumulate<T>(first - __bfloat162float(high[0]),
                                           second - __bfloat162float(high[1]))};
   }
-  // The sum of an element's two stored parts, as the products use it.
-  __device__ float kept(int row, int d) const {
-    const int at = high.at(row, d);
-    return __bfloat162float(high.data[at]) + __bfloat162float(low.data[at]);
-  }
-
-  // The position in the tile of this thread's j-th pack. Packs with d >= rows do not exist.
+  // The position in the tile of this thread's j-th pack. Packs with d >= kDepth do not exist.
   struct Place {
     int d, i;
   };
@@ -158,100 +186,116 @@ struct ResidentTile {
               static_cast<int>(threadIdx.x) % kRuns * 8};
     }
   }
+  // Whether a dimension below 256 * kPairs is below kDepth.
+  __device__ static bool exists(int d) { return kDepth == 256 * kPairs || d < kDepth; }
   __device__ int tile_at(int d, int i) const {
     return kDepthFastest ? tile.at(i, d) : tile.at(d, i);
   }
 
-  // Loads positions [first, first + kPositions), zeros from `end` on: packed maps by prefetch, one
-  // tile ahead; others element by element by fetch, directly before use.
-  __device__ void prefetch(Words (&next)[kLoads], int64_t first, int64_t end) const {
+  // Load the tile that begins at position `start` of the chunk, zeros beyond the chunk. Packed
+  // maps: prefetch, one tile ahead. Others: fetch, element by element, with the tile as scratch.
+  __device__ void prefetch(Words (&next)[kLoads], int start) const {
     if (packed) {
-      for_packs(first, end, [&](int j, int64_t from, int d_left, int i_left) {
+      for_packs(x, base, start, [&](int j, int64_t from, int d_left, int i_left) {
         next[j] = {};
         if (d_left > 0 && i_left > 0) next[j] = Words::of(source.template load_pack<8>(from));
       });
     }
   }
-  __device__ void fetch(Words (&next)[kLoads], int64_t first, int64_t end) const {
+  __device__ void fetch(Words (&next)[kLoads], int start) const {
     if (packed) return;
-    for_packs(first, end, [&](int j, int64_t from, int d_left, int i_left) {
+#pragma unroll 2
+    for (int j = 0; j < kLoads; ++j) {
+      const Place at = place(j);
+      if (!exists(at.d)) continue;
       Pack<T, 8> pack;
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const bool inside = d_left > (kDepthFastest ? e : 0) && i_left > (kDepthFastest ? 0 : e);
-        pack[e] = inside ? source.load(from + e * x.stride[kDepthFastest ? 1 : 3]) : T{};
+        const int d = at.d + (kDepthFastest ? e : 0), i = at.i + (kDepthFastest ? 0 : e);
+        const bool inside = d < depth && start + i < count;
+        pack[e] = inside ? source.load(offset(d, start + i)) : T{};
       }
-      next[j] = Words::of(pack);
-    });
-  }
-
-  // Calls each(j, offset in x, dimensions left, positions left) for this thread's packs of a tile.
-  template <class Each>
-  __device__ void for_packs(int64_t first, int64_t end, Each&& each) const {
-    const int count = static_cast<int>(min(end - first, int64_t{kPositions}));
-    int64_t from = image * x.stride[0] + first * x.stride[3] + origin(x);
+      tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
+    }
 #pragma unroll
-    for (int j = 0; j < kLoads; from += step(x, j), ++j) {
+    for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
-      each(j, from, depth - at.d, count - at.i);
+      if (!exists(at.d)) continue;
+      next[j] = Words::of(tile.data.template load_pack<8>(tile_at(at.d, at.i)));
     }
   }
-
-  // Offset of this thread's first pack in a map, and distance from its j-th pack to the next.
-  __device__ static int64_t origin(const View& map) {
-    const Place at = place(0);
-    return at.d * map.stride[1] + at.i * map.stride[3];
+  // Offset of an element of x, at a position of the chunk.
+  __device__ int64_t offset(int d, int position) const {
+    return base + d * x.stride[1] + position * x.stride[3];
   }
-  __device__ static int64_t step(const View& map, int j) {
-    const Place here = place(j), next = place(j + 1);
-    return (next.d - here.d) * map.stride[1] + (next.i - here.i) * map.stride[3];
+
+  // Calls each(j, offset in the map, dimensions left, positions left) for this thread's packs of
+  // the tile that begins at `start`. `base` is the offset in the map of the chunk.
+  template <class Each>
+  __device__ void for_packs(const View& map, int64_t base, int start, Each&& each) const {
+    const Place origin = place(0);
+    int64_t from = base + (start + origin.i) * map.stride[3] + origin.d * map.stride[1];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const Place at = place(j), next = place(j + 1);
+      each(j, from, depth - at.d, count - start - at.i);
+      from += (next.d - at.d) * map.stride[1] + (next.i - at.i) * map.stride[3];
+    }
   }
 
   // Stores the loaded packs to the tile, and partial sums of |x - m|^2 to `norms`.
   __device__ void store(const Words (&next)[kLoads]) const {
+    kDepthFastest ? store_positions(next) : store_dimensions(next);
+  }
+  // A warp has whole positions.
+  __device__ void store_positions(const Words (&next)[kLoads]) const {
+    float norm[kLoads / kPairs] = {};
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int d = place(pair).d;
+      if (!exists(d)) continue;
+      const Pack<float, 4> centre[2] = {mean.template load_pack<4>(d),
+                                        mean.template load_pack<4>(d + 4)};
+#pragma unroll
+      for (int j = pair; j < kLoads; j += kPairs) {
+        tile.data.template store_pack<8>(tile_at(d, place(j).i), next[j].pack());
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const float centred = next[j].element(e) - centre[e / 4][e % 4];
+          norm[j / kPairs] += centred * centred;
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kLoads / kPairs; ++j) {
+      const float sum = warp_sum(norm[j]);
+      if (own_lane() == 0) norms[place(j * kPairs).i] = sum;
+    }
+  }
+  // A warp has 8 adjacent positions of each of its dimensions per lane.
+  __device__ void store_dimensions(const Words (&next)[kLoads]) const {
+    constexpr int kRuns = kPositions / 8;
     float norm[8] = {};
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
-      const auto pack = next[j].pack();
-      const bool exists = at.d < rows;
-      if (exists) tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
-      if constexpr (kDepthFastest) {
-        if (j % kPairs == 0) norm[0] = 0;
+      tile.data.template store_pack<8>(tile_at(at.d, at.i), next[j].pack());
+      const float centre = mean[at.d];
 #pragma unroll
-        // packs of 4 floats: a lane's elements are 8 apart
-        for (int half = 0; exists && half < 8; half += 4) {
-          const auto centre = mean.template load_pack<4>(at.d + half);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float centred = __bfloat162float(pack[half + e]) - centre[e];
-            norm[0] += centred * centred;
-          }
-        }
-        if (j % kPairs != kPairs - 1) continue;
-        norm[0] = warp_sum(norm[0]);
-        if (own_lane() == 0) norms[at.i] = norm[0];
-      } else {
-        const float centre = exists ? mean[at.d] : 0;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const float centred = __bfloat162float(pack[e]) - centre;
-          norm[e] += centred * centred;
-        }
+      for (int e = 0; e < 8; ++e) {
+        const float centred = next[j].element(e) - centre;
+        norm[e] += centred * centred;
       }
     }
-    if constexpr (!kDepthFastest) {
-      constexpr int kRuns = kPositions / 8;
 #pragma unroll
-      for (int distance = 16; distance >= kRuns; distance /= 2) {
+    for (int distance = 16; distance >= kRuns; distance /= 2) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) norm[e] += __shfl_xor_sync(kFullMask, norm[e], distance);
-      }
-      if (own_lane() < kRuns) {
-        const int to = own_warp() * kPositions + own_lane() * 8;
-        norms.template store_pack<4>(to, {{norm[0], norm[1], norm[2], norm[3]}});
-        norms.template store_pack<4>(to + 4, {{norm[4], norm[5], norm[6], norm[7]}});
-      }
+      for (int e = 0; e < 8; ++e) norm[e] += __shfl_xor_sync(kFullMask, norm[e], distance);
+    }
+    if (own_lane() < kRuns) {
+      const int to = own_warp() * kPositions + own_lane() * 8;
+      norms.template store_pack<4>(to, {{norm[0], norm[1], norm[2], norm[3]}});
+      norms.template store_pack<4>(to + 4, {{norm[4], norm[5], norm[6], norm[7]}});
     }
   }
 
@@ -260,15 +304,13 @@ struct ResidentTile {
     constexpr int kTall = kRows / 16, kWide = kGroup / 16;
     const int row = own_warp() % kTall * 16, part = own_warp() / kTall % kParts;
     const int position = own_warp() / kTall / kParts * kGroup;
-    const int begin = part * rows / kParts, end = begin + rows / kParts;
+    const int begin = part * (kDepth / kParts), end = begin + kDepth / kParts;
     float sum[kWide][2][4] = {};
 #pragma unroll 1
-    for (int start = begin; start < end; start += 64) {
+    for (int start = begin; start < end; start += kStep) {
       float some[kWide][2][4] = {};
-#pragma unroll
-      for (int step = 0; step < 64; step += 16) {
-        const int d = start + step;
-        if (d >= end) break;
+#pragma unroll 2
+      for (int d = start; d < start + kStep; d += 16) {
         Operand upper, lower;
         high.template left<false>(upper, row, d);
         low.template left<false>(lower, row, d);
@@ -328,7 +370,7 @@ struct ResidentTile {
     return sum;
   }
 
-  __device__ float near_distance(int64_t position, int k) const {
+  __device__ float near_distance(int position, int k) const {
     float sum = 0;
 #pragma unroll 1
     for (int d = 0; k < codes && d < depth; ++d) {
@@ -344,7 +386,7 @@ struct ResidentTile {
     float value[kEach];
     bool near;
   };
-  __device__ Distances distances(int64_t position, bool inside) const {
+  __device__ Distances distances(int position, bool inside) const {
     float norm = 0;
 #pragma unroll
     for (int part = first_code() / kEach; part < kNormParts; part += kLanes) {
@@ -447,9 +489,8 @@ struct ResidentTile {
   }
 
   // x_d - c_kd from the elements of the map.
-  __device__ float residual(int64_t position, int k, int d) const {
-    const int64_t at = image * x.stride[0] + d * x.stride[1] + position * x.stride[3];
-    return to_accumulate(source.load(at)) - codewords.load(k * depth + d);
+  __device__ float residual(int position, int k, int d) const {
+    return to_accumulate(source.load(offset(d, position))) - codewords.load(k * depth + d);
   }
 
   // The first of the 16 dimensions of this warp's run.
@@ -459,30 +500,30 @@ struct ResidentTile {
 
   // sums[2 pair + half of the codewords] += weights^T x, for the rows from `row` on.
   __device__ void accumulate(float (&sums)[kPairs * 2][2][4], int row) const {
+    if (!exists(first_dimension(0))) return;
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      const int d = first_dimension(pair);
-      if (d >= rows) continue;
-      float some[2][2][4] = {};
-#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float some[kPairs][2][4] = {};
+#pragma unroll 1  // registers: unrolled, it spills
       for (int i = 0; i < kPositions; i += 16) {
-        Operand right;
-        if constexpr (kDepthFastest) {
-          tile.template right<false>(right, i, d);
-        } else {
-          tile.template right<true>(right, d, i);
-        }
+        Operand lower, upper;
+        weight_low.template left<true>(lower, i, row + half * 16);
+        weight_high.template left<true>(upper, i, row + half * 16);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          Operand left;
-          weight_low.template left<true>(left, i, row + half * 16);
-          multiply_pair(some[half], left, right);
-          weight_high.template left<true>(left, i, row + half * 16);
-          multiply_pair(some[half], left, right);
+        for (int pair = 0; pair < kPairs; ++pair) {
+          const int d = first_dimension(pair);
+          Operand right;
+          if constexpr (kDepthFastest) {
+            tile.template right<false>(right, i, d);
+          } else {
+            tile.template right<true>(right, d, i);
+          }
+          multiply_pair(some[pair], lower, right);
+          multiply_pair(some[pair], upper, right);
         }
       }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) add(sums[2 * pair + half], some[half]);
+      for (int pair = 0; pair < kPairs; ++pair) add(sums[2 * pair + half], some[pair]);
     }
   }
 
@@ -501,6 +542,24 @@ struct ResidentTile {
         }
       }
     }
+  }
+
+  // Adds the products of a near position's weights and residuals to the block's partial sums (K, D)
+  // in memory; begins them if it is the block's first. A warp changes only its own dimensions.
+  __device__ void add_near(const Global<float>& partials, int i, int position, bool begun) const {
+#pragma unroll 1
+    for (int j = own_lane(); j < kPairs * 16 * codes; j += 32) {
+      const int k = j / (kPairs * 16), run = j / 16 % kPairs;
+      const int d = first_dimension(run) + j % 16, at = k * depth + d;
+      if (d >= depth) continue;
+      const float before = begun ? partials.load(at) : 0;
+      partials.store(at, before + near_weight(i, k) * residual(position, k, d));
+    }
+  }
+
+  // Adds the near positions' partial sums to this thread's sums.
+  __device__ void join_near(float (&sums)[kPairs * 2][2][4], const Global<float>& partials) const {
+    for_sums(sums, [&](float& sum, int k, int d) { sum += partials.load(k * depth + d); });
   }
 
   // Adds this thread's values to a total per codeword, kept in shared memory to save registers. All
@@ -539,7 +598,7 @@ struct ResidentTile {
   }
 };
 
-// Launches kernel_of<kDepthFastest, kMostDepth>() for bfloat16 maps. Returns false for other maps,
+// Launches kernel_of<kDepthFastest, kDepth>() for bfloat16 maps. Returns false for other maps,
 // and if the device cannot run it.
 template <class Op, class KernelOf>
 bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
@@ -549,8 +608,9 @@ bool launch_resident(const char* name, const Op& op, std::initializer_list<const
   const int fastest = along_depth ? 1 : 3;
   const bool packed = packs(maps, 2, fastest, op.x.size[fastest], 8);
   const auto of_depth = [&]<bool kDepthFastest>() -> ChunkKernel<Op> {
-    return op.depth() <= 128 ? kernel_of.template operator()<kDepthFastest, 128>()
-                             : kernel_of.template operator()<kDepthFastest, 512>();
+    if (op.depth() <= 128) return kernel_of.template operator()<kDepthFastest, 128>();
+    if (op.depth() <= 256) return kernel_of.template operator()<kDepthFastest, 256>();
+    return kernel_of.template operator()<kDepthFastest, 512>();
   };
   const ChunkKernel<Op> kernel =
       along_depth ? of_depth.template operator()<true>() : of_depth.template operator()<false>();
