@@ -27,7 +27,10 @@ struct ResidentTile {
   static constexpr int kRows = kMatrices * kFastCodes;  // codewords, then G
   static constexpr int kParts = 4;                      // parts of the depth, one per warp
   static constexpr int kGroup = 32;                     // positions of one warp's product
-  static constexpr int kStep = kDepth > 128 ? 64 : 32;  // dimensions of one sum of products
+  // Dimensions of one sum of products, and of those the runs of 16 that are unrolled: as many as
+  // the registers allow.
+  static constexpr int kStep = kMatrices == 1 && kDepth > 128 ? 64 : 32;
+  static constexpr int kUnrolled = kMatrices == 1 && !kDepthFastest ? 1 : 2;
   static constexpr int kPartPitch = kRows + 4;
   static constexpr int kTotals = kMatrices == 1 ? 1 : 3;
   static constexpr int kLanes = kResidentThreads / kPositions;  // lanes per position in the softmax
@@ -309,7 +312,7 @@ struct ResidentTile {
 #pragma unroll 1
     for (int start = begin; start < end; start += kStep) {
       float some[kWide][2][4] = {};
-#pragma unroll 2
+#pragma unroll kUnrolled
       for (int d = start; d < start + kStep; d += 16) {
         Operand upper, lower;
         high.template left<false>(upper, row, d);
