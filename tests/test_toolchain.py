@@ -346,18 +346,19 @@ def test_float16_on_the_cpu(tmp_path: Path, flags: tuple[str, ...]) -> None:
     source.write_text(
         """
         #include <cstdio>
-        #include "cpu/types.hpp"
-        using stripctx::cpu::Float16;
+        #include "cpu/simd.hpp"
+        using namespace stripctx::cpu;
         int main() {
           for (uint32_t i = 0; i < 65536; ++i) {
             Float16 half;
             half.bits = static_cast<uint16_t>(i);
-            const uint32_t wide = std::bit_cast<uint32_t>(static_cast<float>(half));
+            const uint32_t wide = std::bit_cast<uint32_t>(value_of(&half));
             fwrite(&wide, 4, 1, stdout);
           }
           uint32_t word;
           while (fread(&word, 4, 1, stdin) == 1) {
-            const Float16 half(std::bit_cast<float>(word));
+            Float16 half;
+            store(&half, splat(std::bit_cast<float>(word)), 1);
             fwrite(&half.bits, 2, 1, stdout);
           }
         }

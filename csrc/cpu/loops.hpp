@@ -48,6 +48,14 @@ void for_pixels(const View& map, int64_t begin, int64_t end, Body&& body) {
   }
 }
 
+// to[i] = from[i], converted; one of the two types is the other's accumulation type.
+template <class From, class To>
+void convert(const From* from, int64_t count, To* to) {
+  for_vectors<Accumulate<From>>(count, [=](int64_t i, auto load_some, auto store_some) {
+    store_some(to + i, load_some(from + i));
+  });
+}
+
 // The length rounded up to whole vectors: buffers of this size may be read and written by full
 // vectors to the end.
 template <class A>

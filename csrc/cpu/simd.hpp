@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -60,12 +61,13 @@ inline V opaque(V value) {
 
 namespace detail {
 
-// The memory image of kLanes<Accumulate<T>> elements of type T, and its conversions.
-template <class T>
-constexpr int kImageBytes = kLanes<Accumulate<T>> * static_cast<int>(sizeof(T));
-
 using Half16 = typename VectorOf<uint16_t, kLanes<float> * 2>::type;
 using Word32 = typename VectorOf<uint32_t>::type;
+using Integer32 = typename VectorOf<int32_t>::type;
+
+// The memory image of kLanes<Accumulate<T>> elements of type T; below, its conversions.
+template <class T>
+using Image = std::conditional_t<sizeof(T) == 2, Half16, Vec<Accumulate<T>>>;
 
 // One instruction, where the compiler's conversion between 16 and 32 bits takes several.
 inline Word32 zero_extend(const Half16& image) {
@@ -84,6 +86,16 @@ inline Half16 low_halves(const Word32& word) {
 #else
   return __builtin_convertvector(word, Half16);
 #endif
+}
+
+// float and double are stored as they are.
+template <class V>
+inline const V& widen(const void*, const V& image) {
+  return image;
+}
+template <class V>
+inline const V& narrow(const void*, const V& value) {
+  return value;
 }
 
 inline Vec<float> widen(const BFloat16*, const Half16& image) {
@@ -109,11 +121,11 @@ inline Vec<float> widen(const Float16*, const Half16& image) {
 #elif defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)image);
 #else
-  Float16 lane[kLanes<float>];
-  std::memcpy(lane, &image, sizeof(image));
-  Vec<float> value;
-  for (int i = 0; i < kLanes<float>; ++i) value[i] = static_cast<float>(lane[i]);
-  return value;
+  const Word32 half = zero_extend(image), exponent = half & 0x7c00, shifted = (half & 0x7fff) << 13;
+  const Vec<float> fraction = __builtin_convertvector((Integer32)(half & 0x3ff), Vec<float>);
+  const Word32 subnormal = (Word32)(fraction * 0x1p-24f);
+  const Word32 other = exponent == 0x7c00 ? shifted | 0x7f800000 : shifted + (112 << 23);
+  return (Vec<float>)((exponent == 0 ? subnormal : other) | (half & 0x8000) << 16);
 #endif
 }
 
@@ -123,38 +135,16 @@ inline Half16 narrow(const Float16*, const Vec<float>& value) {
 #elif defined(__F16C__)
   return (Half16)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
 #else
-  Float16 lane[kLanes<float>];
-  for (int i = 0; i < kLanes<float>; ++i) lane[i] = static_cast<Float16>(value[i]);
-  Half16 image;
-  std::memcpy(&image, lane, sizeof(image));
-  return image;
+  const Word32 word = (Word32)value, magnitude = word & 0x7fffffff;
+  const Word32 infinite = Word32{} + 0x7c00, nan = 0x7e00 | ((magnitude >> 13) & 0x1ff);
+  const Word32 normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // below 2^-14, in steps of 2^-24
+  const Word32 subnormal = (Word32)((Vec<float>)magnitude + 0.5f) - 0x3f000000;
+  Word32 half = magnitude < 0x38800000 ? subnormal : normal;
+  half = magnitude >= 0x477ff000 ? infinite : half;  // from 65520: rounds to 2^16
+  half = value == value ? half : nan;
+  return low_halves((word >> 16 & 0x8000) | half);
 #endif
-}
-
-template <class T>
-struct Image {
-  using type = Half16;
-};
-template <>
-struct Image<float> {
-  using type = Vec<float>;
-};
-template <>
-struct Image<double> {
-  using type = Vec<double>;
-};
-
-inline const Vec<float>& widen(const float*, const Vec<float>& image) {
-  return image;
-}
-inline const Vec<float>& narrow(const float*, const Vec<float>& value) {
-  return value;
-}
-inline const Vec<double>& widen(const double*, const Vec<double>& image) {
-  return image;
-}
-inline const Vec<double>& narrow(const double*, const Vec<double>& value) {
-  return value;
 }
 
 }  // namespace detail
@@ -162,60 +152,60 @@ inline const Vec<double>& narrow(const double*, const Vec<double>& value) {
 // kLanes<Accumulate<T>> elements from p, widened.
 template <class T>
 inline Vec<Accumulate<T>> load(const T* p) {
-  typename detail::Image<T>::type image;
+  detail::Image<T> image;
   std::memcpy(&image, p, sizeof(image));
   return detail::widen(p, image);
 }
 
 template <class T>
 inline void store(T* p, const Vec<Accumulate<T>>& value) {
-  const typename detail::Image<T>::type image = detail::narrow(p, value);
+  const detail::Image<T> image = detail::narrow(p, value);
   std::memcpy(p, &image, sizeof(image));
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-namespace detail {
-inline __mmask16 mask16(int count) {
-  return static_cast<__mmask16>((1u << count) - 1);
-}
-}  // namespace detail
+#define STRIPCTX_MASKS
+#endif
 
 // The first `count` elements from p, zero beyond.
 template <class T>
 inline Vec<Accumulate<T>> load(const T* p, int count) {
-  if constexpr (sizeof(T) == 8) {
-    return (Vec<double>)_mm512_maskz_loadu_pd(detail::mask16(count), p);
-  } else if constexpr (sizeof(T) == 4) {
-    return (Vec<float>)_mm512_maskz_loadu_ps(detail::mask16(count), p);
-  } else {
-    return detail::widen(p, (detail::Half16)_mm256_maskz_loadu_epi16(detail::mask16(count), p));
-  }
-}
-
-template <class T>
-inline void store(T* p, const Vec<Accumulate<T>>& value, int count) {
-  if constexpr (sizeof(T) == 8) {
-    _mm512_mask_storeu_pd(p, detail::mask16(count), (__m512d)value);
-  } else if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(p, detail::mask16(count), (__m512)value);
-  } else {
-    _mm256_mask_storeu_epi16(p, detail::mask16(count), (__m256i)detail::narrow(p, value));
-  }
-}
+  detail::Image<T> image{};
+#if defined(STRIPCTX_MASKS)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 8) image = (Vec<double>)_mm512_maskz_loadu_pd(mask, p);
+  if constexpr (sizeof(T) == 4) image = (Vec<float>)_mm512_maskz_loadu_ps(mask, p);
+  if constexpr (sizeof(T) == 2) image = (detail::Half16)_mm256_maskz_loadu_epi16(mask, p);
 #else
-template <class T>
-inline Vec<Accumulate<T>> load(const T* p, int count) {
-  typename detail::Image<T>::type image{};
   std::memcpy(&image, p, count * sizeof(T));
+#endif
   return detail::widen(p, image);
 }
 
 template <class T>
 inline void store(T* p, const Vec<Accumulate<T>>& value, int count) {
-  const typename detail::Image<T>::type image = detail::narrow(p, value);
+  const detail::Image<T> image = detail::narrow(p, value);
+#if defined(STRIPCTX_MASKS)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, mask, (__m512d)image);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, mask, (__m512)image);
+  if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(p, mask, (__m256i)image);
+#else
   std::memcpy(p, &image, count * sizeof(T));
-}
 #endif
+}
+
+// One element, widened.
+template <class T>
+inline Accumulate<T> value_of(const T* p) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return std::bit_cast<float>(uint32_t{p->bits} << 16);
+  } else if constexpr (std::is_same_v<T, Float16>) {
+    return detail::widen(p, detail::Half16{} + p->bits)[0];
+  } else {
+    return *p;
+  }
+}
 
 // Calls body(i, load, store) for every vector of [0, count): full ones first, then the tail, with
 // loads and stores that access only its elements.
@@ -248,28 +238,6 @@ inline void for_vector_groups(int64_t count, Body&& body) {
   for_vectors<A>(count - grouped, [&](int64_t i, auto load_some, auto store_some) {
     body.template operator()<1>(grouped + i, load_some, store_some);
   });
-}
-
-namespace detail {
-template <class A, class V>
-inline auto fold_halves(const V& value) {
-  using Half = typename VectorOf<A, sizeof(V) / 2>::type;
-  Half lower, upper;
-  std::memcpy(&lower, &value, sizeof(Half));
-  std::memcpy(&upper, reinterpret_cast<const char*>(&value) + sizeof(Half), sizeof(Half));
-  return lower + upper;
-}
-}  // namespace detail
-
-// Sums the lanes in a fixed tree: the upper half is added to the lower half.
-template <class A, class V>
-inline A sum_lanes(const V& value) {
-  constexpr int lanes = sizeof(V) / sizeof(A);
-  if constexpr (lanes == 2) {
-    return value[0] + value[1];
-  } else {
-    return sum_lanes<A>(detail::fold_halves<A>(value));
-  }
 }
 
 // exp(x) for x <= 0, to 2 units in the last place; 0 below the smallest normal number.
@@ -326,7 +294,7 @@ inline Vec<double> log1p_to_one(const Vec<double>& x) {
 inline Vec<float> log_from_one(const Vec<float>& x) {
   constexpr float kLn2 = 0.693147180559945f;
   const detail::Word32 bits = (detail::Word32)x;
-  const auto exponent = (typename VectorOf<int32_t>::type)(bits >> 23) - 127;
+  const auto exponent = (detail::Integer32)(bits >> 23) - 127;
   const Vec<float> mantissa = (Vec<float>)((bits & 0x007fffff) | 0x3f800000);
   const Vec<float> result =
       __builtin_convertvector(exponent, Vec<float>) * kLn2 + log1p_to_one(mantissa - 1.0f);

@@ -8,6 +8,7 @@
 
 #include "core/dispatch.hpp"
 #include "cpu/loops.hpp"
+#include "cpu/shuffle.hpp"
 
 namespace stripctx::cpu {
 
@@ -50,7 +51,7 @@ void gate(const ChannelGate& op, int64_t begin, int64_t end) {
     });
   }
   for (int64_t plane = begin; plane < end; ++plane) {
-    const A factor = load(gates + plane, 1)[0];
+    const A factor = value_of(gates + plane);
     gate_run({plane / C, plane % C, 0, 0, L}, [=](int64_t, auto) { return factor; });
   }
 }
@@ -91,7 +92,7 @@ void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
     return;
   }
   for (int64_t plane = begin; plane < end; ++plane) {
-    const A factor = load(gates + plane, 1)[0];
+    const A factor = value_of(gates + plane);
     Vec<A> sum{};
     gate_run(
         {plane / C, plane % C, 0, 0, L}, [=](int64_t, auto) { return factor; },

@@ -11,41 +11,8 @@ namespace stripctx::cpu {
 
 namespace {
 
-// Vectors of positions processed per load of a block of codewords and of G; the number of registers
-// limits them.
-constexpr int kHalf = kTileVectors / 2;
-constexpr int kGradientVectors = kVectorBytes == 64 ? kTileVectors : kHalf;
-
-// For kCodeBlock codewords, over the dimensions of a panel: distances[k][i] += |x_i - c_k|^2 and
-// products[k][i] += (x_i - c_k).G_k.
-template <class A>
-void block_products(const A* panel, const A* codewords, const A* grad, int64_t stride,
-                    int64_t depth, A* distances, A* products) {
-  constexpr int lanes = kLanes<A>;
-  Vec<A> squares[kCodeBlock][kHalf]{}, along[kCodeBlock][kHalf]{};
-  for (int64_t d = 0; d < depth; ++d) {
-    Vec<A> x[kHalf];
-    load_vectors(panel + d * kTile<A>, lanes, x);
-#pragma GCC unroll 8
-    for (int k = 0; k < kCodeBlock; ++k) {
-      const A g = grad[d * stride + k];
-#pragma GCC unroll 8
-      for (int v = 0; v < kHalf; ++v) {
-        const Vec<A> residual = minus_each(x[v], codewords + d * stride + k);
-        squares[k][v] += residual * residual;
-        along[k][v] += residual * g;
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < kCodeBlock; ++k) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kHalf; ++v) {
-      add(distances + k * kTile<A> + v * lanes, squares[k][v]);
-      add(products + k * kTile<A> + v * lanes, along[k][v]);
-    }
-  }
-}
+// Vectors of positions processed per load of a row of G; the number of registers limits them.
+constexpr int kGradientVectors = kVectorBytes == 64 ? kTileVectors : kTileVectors / 2;
 
 // Replaces the products by the weights 2 q_ik and adds dP_ik d_ik to the gradient sums of the
 // scale.
@@ -108,102 +75,68 @@ void gradient_block(A* panel, const A* assignments, const A* weights, const A* c
   for (int j = 0; j < kDepth; ++j) store_vectors(panel + j * kTile<A>, lanes, sum[j]);
 }
 
-template <class T>
-class EncoderBackward {
- public:
-  using A = Accumulate<T>;
-
-  explicit EncoderBackward(const EncodeBackward& op)
-      : op_(op),
-        work_(op),
-        products_(work_.stride * kTile<A>),
-        masses_(work_.K * kLanes<A>),
-        scale_sums_(work_.K * kLanes<A>),
-        grad_(work_.D * work_.stride) {}
-
-  void run(int64_t item) {
-    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K, D = work_.D;
-    if (n != image_)
-      work_.by_dimension(static_cast<const A*>(op_.grad.data) + n * K * D, grad_.data());
-    image_ = n;
-    for (auto* each : {&work_.sums, &masses_, &scale_sums_}) each->clear();
-    for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
-      const Tile<T> tile{op_.x, n, first, count}, target{op_.grad_x, n, first, count};
-      assign_tile(tile);
-      add_rows(work_.assignments.data(), K, masses_.data());
-      work_.turn(products_.data());
-      for_panels(tile, work_.panel.data(), [&](int64_t d, int64_t depth) {
-        work_.weigh_panel(d, depth, count);
-        gradient_panel(d, depth);
-        target.store(work_.panel.data(), d, depth);
-      });
-    });
-    finish(static_cast<A*>(op_.scale_partials.data) + item * K);
-    work_.store_sums(static_cast<A*>(op_.codeword_partials.data) + item * K * D);
-  }
-
- private:
-  // Computes the assignments, and the weights 2 q in products_.
-  void assign_tile(const Tile<T>& tile) {
-    const int64_t K = work_.K, stride = work_.stride;
-    // work_.weights is unused until the products are transposed into it
-    A* distances = work_.weights.data();
-    work_.weights.clear();
-    products_.clear();
-    for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
-      for (int v = 0; v < kTile<A>; v += kHalf * kLanes<A>) {
-        block_products(work_.panel.data() + v, work_.codewords.data() + d * stride + k,
-                       grad_.data() + d * stride + k, stride, depth, distances + k * kTile<A> + v,
-                       products_.data() + k * kTile<A> + v);
-      }
-    });
-    A* assignments = work_.assignments.data();
-    assign(distances, work_.scale, K, assignments);
-    clear_tail(assignments, K, tile.count);
-    weights_of(assignments, distances, work_.scale, K, tile.count, products_.data(),
-               scale_sums_.data());
-  }
-
-  // Overwrites the panel with the gradient of x.
-  void gradient_panel(int64_t d, int64_t depth) {
-    const int64_t stride = work_.stride;
-    const auto block = [&]<int kDepth>(int64_t row) {
-      const int64_t column = (d + row) * stride;
+// Overwrites the panel, dimensions [d, d + depth), with the gradient of x.
+template <class T, class A = Accumulate<T>>
+void gradient_panel(TileWork<T>& work, const A* weights, const A* grad, int64_t d, int64_t depth) {
+  int64_t row = 0;
+  const auto rows = [&]<int kDepth>() {
+    for (; row + kDepth <= depth; row += kDepth) {
+      const int64_t column = (d + row) * work.stride;
       for (int v = 0; v < kTile<A>; v += kGradientVectors * kLanes<A>) {
-        gradient_block<A, kDepth>(work_.panel.data() + row * kTile<A> + v,
-                                  work_.assignments.data() + v, products_.data() + v,
-                                  work_.codewords.data() + column, grad_.data() + column, work_.K,
-                                  stride);
+        gradient_block<A, kDepth>(
+            work.panel.data() + row * kTile<A> + v, work.assignments.data() + v, weights + v,
+            work.codewords.data() + column, grad + column, work.K, work.stride);
       }
-    };
-    int64_t row = 0;
-    for (; row + 2 <= depth; row += 2) block.template operator()<2>(row);
-    if (row < depth) block.template operator()<1>(row);
-  }
-
-  // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k); the second sum is in work_.sums and
-  // is overwritten.
-  void finish(A* scale) {
-    const int64_t K = work_.K;
-    for (int64_t k = 0; k < K; ++k) {
-      masses_.data()[k] = sum_lanes<A>(load(masses_.data() + k * kLanes<A>));
-      scale[k] = sum_lanes<A>(load(scale_sums_.data() + k * kLanes<A>));
     }
-    for (int64_t d = 0; d < work_.D; ++d) {
+  };
+  rows.template operator()<2>();
+  rows.template operator()<1>();
+}
+
+template <class T>
+void encode_backward(const EncodeBackward& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  TileWork<T> work(op);
+  const int64_t N = work.N, K = work.K, D = work.D;
+  Buffer<A> products(work.stride * kTile<A>);  // then the weights 2 q
+  Buffer<A> masses(K * kLanes<A>), scale_sums(K * kLanes<A>);
+  Buffer<A> grad(D * work.stride);  // the gradient of one image's E, (D, stride)
+  int64_t image = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item % N;
+    if (n != image) work.by_dimension(static_cast<const A*>(op.grad.data) + n * K * D, grad.data());
+    image = n;
+    for (auto* each : {&work.sums, &masses, &scale_sums}) each->clear();
+    for_tiles<A>(op.x, item / N, [&](int64_t first, int64_t count) {
+      const Tile<T> tile{op.x, n, first, count}, target{op.grad_x, n, first, count};
+      products.clear();
+      work.template assign_tile<true>(tile, grad.data(), products.data());
+      weights_of(work.assignments.data(), work.weights.data(), work.scale, K, count,
+                 products.data(), scale_sums.data());
+      add_rows(work.assignments.data(), K, masses.data());
+      work.turn(products.data());
+      for_panels(tile, work.panel.data(), [&](int64_t d, int64_t depth) {
+        work.weigh_panel(d, depth, count);
+        gradient_panel(work, products.data(), grad.data(), d, depth);
+        target.store(work.panel.data(), d, depth);
+      });
+    });
+    // grad_c_k = -(sum of a_ik) G_k - sum of 2 q_ik (x_i - c_k)
+    A* scale = static_cast<A*>(op.scale_partials.data) + item * K;
+    for (int64_t k = 0; k < K; ++k) {
+      masses.data()[k] = sum_lanes<A>(load(masses.data() + k * kLanes<A>));
+      scale[k] = sum_lanes<A>(load(scale_sums.data() + k * kLanes<A>));
+    }
+    for (int64_t d = 0; d < D; ++d) {
       for_vectors<A>(K, [&](int64_t k, auto load_some, auto store_some) {
-        A* to = work_.sums.data() + d * K + k;
-        const Vec<A> grad = load_some(grad_.data() + d * work_.stride + k);
-        store_some(to, -load_some(to) - load_some(masses_.data() + k) * grad);
+        A* to = work.sums.data() + d * K + k;
+        const Vec<A> g = load_some(grad.data() + d * work.stride + k);
+        store_some(to, -load_some(to) - load_some(masses.data() + k) * g);
       });
     }
+    work.store_sums(static_cast<A*>(op.codeword_partials.data) + item * K * D);
   }
-
-  const EncodeBackward& op_;
-  TileWork<T> work_;
-  Buffer<A> products_, masses_, scale_sums_;
-  Buffer<A> grad_;  // gradient of one image's E, (D, stride)
-  int64_t image_ = -1;
-};
+}
 
 }  // namespace
 
@@ -216,10 +149,7 @@ Work work(const EncodeBackward& op) {
 }
 
 void run(const EncodeBackward& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.x.dtype, [&]<class T>() {
-    EncoderBackward<T> encoder(op);
-    for (int64_t item = begin; item < end; ++item) encoder.run(item);
-  });
+  dispatch<Types>(op.x.dtype, [&]<class T>() { encode_backward<T>(op, begin, end); });
 }
 
 }  // namespace stripctx::cpu

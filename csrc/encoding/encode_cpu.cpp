@@ -10,62 +10,22 @@ namespace stripctx::cpu {
 
 namespace {
 
-// distances[k][i] += |x_i - c_k|^2 for kCodeBlock codewords, over the dimensions of a panel.
-template <class A>
-void block_distances(const A* panel, const A* codewords, int64_t stride, int64_t depth,
-                     A* distances) {
-  constexpr int lanes = kLanes<A>;
-  Vec<A> sum[kCodeBlock][kTileVectors]{};
-  for (int64_t d = 0; d < depth; ++d) {
-    Vec<A> x[kTileVectors];
-    load_vectors(panel + d * kTile<A>, lanes, x);
-#pragma GCC unroll 8
-    for (int k = 0; k < kCodeBlock; ++k) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-        const Vec<A> residual = minus_each(x[v], codewords + d * stride + k);
-        sum[k][v] += residual * residual;
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < kCodeBlock; ++k) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) add(distances + k * kTile<A> + v * lanes, sum[k][v]);
+template <class T>
+void encode(const Encode& op, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  TileWork<T> work(op);
+  for (int64_t item = begin; item < end; ++item) {
+    work.sums.clear();
+    for_tiles<A>(op.x, item / work.N, [&](int64_t first, int64_t count) {
+      const Tile<T> tile{op.x, item % work.N, first, count};
+      work.template assign_tile<false>(tile);
+      work.turn(work.assignments.data());
+      for_panels(tile, work.panel.data(),
+                 [&](int64_t d, int64_t depth) { work.weigh_panel(d, depth, count); });
+    });
+    work.store_sums(static_cast<A*>(op.partials.data) + item * work.K * work.D);
   }
 }
-
-template <class T>
-class Encoder {
- public:
-  using A = Accumulate<T>;
-
-  explicit Encoder(const Encode& op) : op_(op), work_(op) {}
-
-  void run(int64_t item) {
-    const int64_t n = item % work_.N, chunk = item / work_.N, K = work_.K;
-    work_.sums.clear();
-    for_tiles<A>(op_.x, chunk, [&](int64_t first, int64_t count) {
-      const Tile<T> tile{op_.x, n, first, count};
-      A* assignments = work_.assignments.data();
-      work_.assignments.clear();
-      for_blocks(tile, K, work_.panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
-        block_distances(work_.panel.data(), work_.codewords.data() + d * work_.stride + k,
-                        work_.stride, depth, assignments + k * kTile<A>);
-      });
-      assign(assignments, work_.scale, K, assignments);
-      clear_tail(assignments, K, count);
-      work_.turn(assignments);
-      for_panels(tile, work_.panel.data(),
-                 [&](int64_t d, int64_t depth) { work_.weigh_panel(d, depth, count); });
-    });
-    work_.store_sums(static_cast<A*>(op_.partials.data) + item * K * work_.D);
-  }
-
- private:
-  const Encode& op_;
-  TileWork<T> work_;
-};
 
 }  // namespace
 
@@ -78,10 +38,7 @@ Work work(const Encode& op) {
 }
 
 void run(const Encode& op, int64_t begin, int64_t end) {
-  dispatch<Types>(op.x.dtype, [&]<class T>() {
-    Encoder<T> encoder(op);
-    for (int64_t item = begin; item < end; ++item) encoder.run(item);
-  });
+  dispatch<Types>(op.x.dtype, [&]<class T>() { encode<T>(op, begin, end); });
 }
 
 }  // namespace stripctx::cpu

@@ -50,7 +50,7 @@ inline TileChunks tile_chunks(const View& x) {
 
 // Calls body(first, count) for the tiles of a chunk.
 template <class A, class Body>
-void for_tiles(const View& x, int64_t chunk, Body&& body) {
+[[gnu::always_inline]] inline void for_tiles(const View& x, int64_t chunk, Body&& body) {
   static_assert(TileChunks::kPositions % kTile<A> == 0);
   const TileChunks cut = tile_chunks(x);
   const int64_t end = std::min(cut.first(chunk + 1), x.size[3]);
@@ -79,9 +79,7 @@ struct Tile {
       return transpose(source, map.stride[3], count, depth, panel, kTile<A>);
     }
     for (int64_t row = 0; row < depth; ++row) {
-      for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-        cpu::store(panel + row * kTile<A> + i, load_some(source + row * map.stride[1] + i));
-      });
+      convert(source + row * map.stride[1], count, panel + row * kTile<A>);
     }
   }
 
@@ -91,9 +89,7 @@ struct Tile {
       return transpose(panel, kTile<A>, depth, count, target, map.stride[3]);
     }
     for (int64_t row = 0; row < depth; ++row) {
-      for_vectors<A>(count, [&](int64_t i, auto, auto store_some) {
-        store_some(target + row * map.stride[1] + i, cpu::load(panel + row * kTile<A> + i));
-      });
+      convert(panel + row * kTile<A>, count, target + row * map.stride[1]);
     }
   }
 
@@ -116,7 +112,8 @@ struct Tile {
 
 // Calls body(d, depth) for each panel of the tile, after loading it into `panel`.
 template <class T, class Body>
-void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Body&& body) {
+[[gnu::always_inline]] inline void for_panels(const Tile<T>& tile, Accumulate<T>* panel,
+                                              Body&& body) {
   const int64_t D = tile.map.size[1];
   for (int64_t d = 0; d < D; d += kPanel) {
     const int64_t depth = std::min(kPanel, D - d);
@@ -130,7 +127,8 @@ void for_panels(const Tile<T>& tile, Accumulate<T>* panel, Body&& body) {
 // are added to those of earlier panels: a single running sum over D = 512 would lose three more
 // bits.
 template <class T, class Body>
-void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel, Body&& body) {
+[[gnu::always_inline]] inline void for_blocks(const Tile<T>& tile, int64_t K, Accumulate<T>* panel,
+                                              Body&& body) {
   const int64_t D = tile.map.size[1], blocks = ceil_div(K, kCodeBlock);
   const int64_t next = tile.first + tile.count;
   const int64_t left = std::min<int64_t>(kTile<Accumulate<T>>, tile.map.size[3] - next);
@@ -212,11 +210,46 @@ void add_rows(const A* rows, int64_t K, A* sums) {
   }
 }
 
-namespace detail {
+// For kCodeBlock codewords and kVectors vectors of positions, over the dimensions of a panel:
+// distances[k][i] += |x_i - c_k|^2 and, if kProducts, products[k][i] += (x_i - c_k).G_k. Codewords
+// and G begin at element `column`, distances and products at `place`.
+template <int kVectors, bool kProducts, class A>
+void block_sums(const A* panel, int64_t depth, const A* codewords, const A* grad, int64_t stride,
+                int64_t column, A* distances, A* products, int64_t place) {
+  constexpr int lanes = kLanes<A>;
+  Vec<A> squares[kCodeBlock][kVectors]{}, along[kCodeBlock][kVectors]{};
+  for (int64_t d = 0; d < depth; ++d) {
+    const int64_t at = column + d * stride;
+    Vec<A> x[kVectors];
+    load_vectors(panel + d * kTile<A>, lanes, x);
+#pragma GCC unroll 8
+    for (int k = 0; k < kCodeBlock; ++k) {
+      const A g = kProducts ? grad[at + k] : A(0);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec<A> residual = minus_each(x[v], codewords + at + k);
+        squares[k][v] += residual * residual;
+        if constexpr (kProducts) along[k][v] += residual * g;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kCodeBlock; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t to = place + k * kTile<A> + v * lanes;
+      add(distances + to, squares[k][v]);
+      if constexpr (kProducts) add(products + to, along[k][v]);
+    }
+  }
+}
 
-template <class A, int kDepth, int kVectors, class Load, class Store>
-inline void weigh_block(const A* panel, const A* codewords, const A* weights, int64_t stride,
-                        int64_t count, A* sums, int64_t K, Load load_some, Store store_some) {
+// sums[j][k] += sum over the first `count` positions i of weights[i][k] (x_ij - c_jk), for kDepth
+// dimensions j and kVectors vectors of codewords k.
+template <int kDepth, int kVectors, class A, class Load, class Store>
+[[gnu::always_inline]] inline void weigh_block(const A* panel, const A* codewords, const A* weights,
+                                               int64_t stride, int64_t count, A* sums, int64_t K,
+                                               Load load_some, Store store_some) {
   Vec<A> code[kDepth][kVectors], sum[kDepth][kVectors];
 #pragma GCC unroll 8
   for (int j = 0; j < kDepth; ++j) {
@@ -247,29 +280,6 @@ inline void weigh_block(const A* panel, const A* codewords, const A* weights, in
   }
 }
 
-}  // namespace detail
-
-// sums[d][k] += sum over the first `count` positions i of weights[i][k] (x_id - c_kd), codewords in
-// lanes. Shapes: sums (depth, K), codewords (depth, stride), weights (positions, stride), with
-// stride a multiple of the vector length.
-template <class A>
-void weigh(const A* panel, int64_t depth, const A* codewords, const A* weights, int64_t stride,
-           int64_t count, A* sums, int64_t K) {
-  const auto rows = [&]<int kDepth>(int64_t& d) {
-    for (; d + kDepth <= depth; d += kDepth) {
-      for_vector_groups<A, 2>(K, [&]<int kVectors>(int64_t k, auto load_some, auto store_some) {
-        detail::weigh_block<A, kDepth, kVectors>(panel + d * kTile<A>, codewords + d * stride + k,
-                                                 weights + k, stride, count, sums + d * K + k, K,
-                                                 load_some, store_some);
-      });
-    }
-  };
-  int64_t d = 0;
-  if constexpr (kVectorBytes == 64) rows.template operator()<6>(d);
-  rows.template operator()<2>(d);
-  rows.template operator()<1>(d);
-}
-
 // The inputs and the scratch that a thread's work items share, forward or backward.
 template <class T>
 struct TileWork {
@@ -281,7 +291,7 @@ struct TileWork {
   Buffer<A> codewords;    // (D, stride)
   Buffer<A> panel;        // (kPanel, kTile)
   Buffer<A> assignments;  // (stride, kTile)
-  Buffer<A> weights;      // (kTile, stride)
+  Buffer<A> weights;      // (kTile, stride); before that, the distances (stride, kTile)
   Buffer<A> sums;         // (D, K)
 
   template <class Op>
@@ -305,14 +315,43 @@ struct TileWork {
   // Stores the sums as a matrix (K, D).
   void store_sums(A* matrix) { transpose(sums.data(), K, D, K, matrix, D); }
 
+  // Computes a tile's distances, in `weights`, and its assignments; if kProducts, also the
+  // products with `grad`, (D, stride).
+  template <bool kProducts>
+  [[gnu::always_inline]] void assign_tile(const Tile<T>& tile, const A* grad = nullptr,
+                                          A* products = nullptr) {
+    constexpr int kVectors = kProducts ? kTileVectors / 2 : kTileVectors;  // fit in the registers
+    weights.clear();
+    for_blocks(tile, K, panel.data(), [&](int64_t k, int64_t d, int64_t depth) {
+      for (int v = 0; v < kTile<A>; v += kVectors * kLanes<A>) {
+        block_sums<kVectors, kProducts>(panel.data() + v, depth, codewords.data(), grad, stride,
+                                        d * stride + k, weights.data(), products, k * kTile<A> + v);
+      }
+    });
+    assign<A>(weights.data(), scale, K, assignments.data());
+    clear_tail(assignments.data(), K, tile.count);
+  }
+
   // Transposes so that codewords are in lanes: weights[i][k] = rows[k][i].
   void turn(const A* rows) { transpose(rows, kTile<A>, K, kTile<A>, weights.data(), stride); }
 
   // Adds the panel's weighted residuals: sums[d][k] += sum over i < count of weights[i][k] (x_id -
   // c_kd).
-  void weigh_panel(int64_t d, int64_t depth, int64_t count) {
-    weigh(panel.data(), depth, codewords.data() + d * stride, weights.data(), stride, count,
-          sums.data() + d * K, K);
+  void weigh_panel(int64_t first, int64_t depth, int64_t count) {
+    int64_t d = 0;
+    const auto rows = [&]<int kDepth>() {
+      for (; d + kDepth <= depth; d += kDepth) {
+        for_vector_groups<A, 2>(K, [&]<int kVectors>(int64_t k, auto load_some, auto store_some) {
+          weigh_block<kDepth, kVectors>(
+              panel.data() + d * kTile<A>, codewords.data() + (first + d) * stride + k,
+              weights.data() + k, stride, count, sums.data() + (first + d) * K + k, K, load_some,
+              store_some);
+        });
+      }
+    };
+    if constexpr (kVectorBytes == 64) rows.template operator()<6>();
+    rows.template operator()<2>();
+    rows.template operator()<1>();
   }
 };
 

@@ -22,24 +22,18 @@ Samples<A> row_samples(const View& x, const View& logits) {
   return {Axis<A>(logits.size[2], x.size[2]), 0, x.size[2]};
 }
 
-// Reads `count` logits, `stride` elements apart.
+// The gates of `count` logits that are `stride` elements apart, and the gates' slopes, if wanted.
 template <class T, class A = Accumulate<T>>
-void read(const T* logits, int64_t stride, int64_t count, A* out) {
-  if (stride == 1) {
-    for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
-      cpu::store(out + i, load_some(logits + i));
-    });
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = load(logits + i * stride, 1)[0];
-  }
-}
-
-// Reads the same and applies the sigmoid.
-template <class T, class A = Accumulate<T>>
-void gates(const T* logits, int64_t stride, int64_t count, A* gate) {
-  read(logits, stride, count, gate);
-  for_vectors<A>(count,
-                 [&](int64_t i, auto, auto) { store(gate + i, sigmoid(load(gate + i)).gate); });
+void gates(const T* logits, int64_t stride, int64_t count, A* gate, A* slope = nullptr) {
+  for_vectors<A>(count, [&](int64_t i, auto load_some, auto) {
+    A each[kLanes<A>]{};
+    for (int64_t k = i; stride != 1 && k < std::min(i + kLanes<A>, count); ++k) {
+      each[k - i] = value_of(logits + k * stride);
+    }
+    const auto s = sigmoid(stride == 1 ? load_some(logits + i) : load(each));
+    store(gate + i, s.gate);
+    if (slope) store(slope + i, s.slope);
+  });
 }
 
 template <class T>
@@ -102,13 +96,10 @@ void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end)
   constexpr int lanes = kLanes<A>;
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
   const auto samples = row_samples<A>(op.x, op.logits);
-  std::vector<A> logits(padded<A>(L)), gate(padded<A>(L)), sums(padded<A>(L) * lanes);
+  std::vector<A> gate(padded<A>(L)), slope(padded<A>(L)), sums(padded<A>(L) * lanes);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
-    read(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, logits.data());
-    for_vectors<A>(L, [&](int64_t l, auto, auto) {
-      store(gate.data() + l, sigmoid(load(logits.data() + l)).gate);
-    });
+    gates(at<const T>(op.logits, n, c, 0, 0), op.logits.stride[2], L, gate.data(), slope.data());
     std::fill(sums.begin(), sums.end(), A(0));  // a vector of partial sums for each gate
     for (int64_t h = 0; h < H;) {
       const int64_t first = samples[h].first, second = samples[h].second;
@@ -135,7 +126,7 @@ void gate_backward_planes(const RowGateBackward& op, int64_t begin, int64_t end)
     for_vectors<A>(L, [&](int64_t l, auto, auto store_some) {
       Vec<A> each[lanes];
       for (int k = 0; k < lanes; ++k) each[k] = load(sums.data() + (l + k) * lanes);
-      store_some(grad_logits + l, sum_each<lanes>(each) * sigmoid(load(logits.data() + l)).slope);
+      store_some(grad_logits + l, sum_each<lanes>(each) * load(slope.data() + l));
     });
   }
 }
@@ -146,55 +137,49 @@ void gate_backward_channel_blocks(const RowGateBackward& op, int64_t begin, int6
   const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], L = op.logits.size[2];
   const int64_t blocks = ceil_div(C, kChannelBlock);
   const auto samples = row_samples<A>(op.x, op.logits);
-  std::vector<A> gate(L * kChannelBlock), sums(L * kChannelBlock), line(kChannelBlock);
+  std::vector<A> gate(L * kChannelBlock), slope(gate), sums(gate);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, c = item % blocks * kChannelBlock;
     const int64_t count = std::min(kChannelBlock, C - c);
     for (int64_t l = 0; l < L; ++l) {
       gates(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count,
-            gate.data() + l * kChannelBlock);
+            gate.data() + l * kChannelBlock, slope.data() + l * kChannelBlock);
     }
     std::fill(sums.begin(), sums.end(), A(0));
     for (int64_t h = 0; h < H; ++h) {
       const Sample<A>& s = samples[h];
       const int64_t low = s.first * kChannelBlock, high = s.second * kChannelBlock;
-      A factor[kChannelBlock], row[kChannelBlock]{};
-      for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
-        store(factor + k, s.first_weight * load(gate.data() + low + k) +
-                              s.second_weight * load(gate.data() + high + k));
-      });
       for_vector_groups<A, 4>(count, [&]<int kVectors>(int64_t k, auto load_some, auto store_some) {
+        constexpr int lanes = kLanes<A>;
         const T* grad = at<const T>(op.grad, n, c + k, h, 0);
         const T* x = at<const T>(op.x, n, c + k, h, 0);
         T* grad_x = at<T>(op.grad_x, n, c + k, h, 0);
-        Vec<A> sum[kVectors]{};
+        Vec<A> factor[kVectors], sum[kVectors]{};
+        for (int v = 0; v < kVectors; ++v) {
+          const A* gates = gate.data() + k + v * lanes;
+          factor[v] = s.first_weight * load(gates + low) + s.second_weight * load(gates + high);
+        }
         for (int64_t w = 0; w < W; ++w) {
           for (int v = 0; v < kVectors; ++v) {
-            const Vec<A> g = load_some(grad + v * kLanes<A>);
-            sum[v] += g * load_some(x + v * kLanes<A>);
-            store_some(grad_x + v * kLanes<A>, g * load(factor + k + v * kLanes<A>));
+            const Vec<A> g = load_some(grad + v * lanes);
+            sum[v] += g * load_some(x + v * lanes);
+            store_some(grad_x + v * lanes, g * factor[v]);
           }
           grad += op.grad.stride[3];
           x += op.x.stride[3];
           grad_x += op.grad_x.stride[3];
         }
-        for (int v = 0; v < kVectors; ++v) store(row + k + v * kLanes<A>, sum[v]);
-      });
-      for_vectors<A>(kChannelBlock, [&](int64_t k, auto, auto) {
-        A* sum = sums.data() + low + k;
-        store(sum, load(sum) + s.first_weight * load(row + k));
-        sum = sums.data() + high + k;
-        store(sum, load(sum) + s.second_weight * load(row + k));
+        for (int v = 0; v < kVectors; ++v) {
+          A* to = sums.data() + k + v * lanes;
+          store(to + low, load(to + low) + s.first_weight * sum[v]);
+          store(to + high, load(to + high) + s.second_weight * sum[v]);
+        }
       });
     }
     for (int64_t l = 0; l < L; ++l) {
-      read(at<const T>(op.logits, n, c, l, 0), op.logits.stride[1], count, line.data());
-      for_vectors<A>(count, [&](int64_t k, auto, auto) {
-        A* sum = sums.data() + l * kChannelBlock + k;
-        store(sum, load(sum) * sigmoid(load(line.data() + k)).slope);
-      });
       for (int64_t k = 0; k < count; ++k) {
-        store(at<T>(op.grad_logits, n, c + k, l, 0), splat(sums[l * kChannelBlock + k]), 1);
+        const int64_t i = l * kChannelBlock + k;
+        store(at<T>(op.grad_logits, n, c + k, l, 0), splat(sums[i] * slope[i]), 1);
       }
     }
   }

@@ -69,7 +69,7 @@ class ColumnAdjoint {
       } else {
         for (int64_t i = 0; i < some; ++i) {
           for (int64_t r = 0; r < held_; ++r) {
-            to[r][(j + i) * grad_.stride[3]] = static_cast<T>(square[i][r]);
+            store(to[r] + (j + i) * grad_.stride[3], splat(square[i][r]), 1);
           }
         }
       }

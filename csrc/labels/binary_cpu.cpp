@@ -13,7 +13,7 @@ template <class T, class A = Accumulate<T>>
   const T* from = at<const T>(map, n, k, h, w);
   if (map.stride[3] == 1) return count == kLanes<A> ? load(from) : load(from, count);
   A value[kLanes<A>]{};
-  for (int i = 0; i < count; ++i) value[i] = static_cast<A>(from[i * map.stride[3]]);
+  for (int i = 0; i < count; ++i) value[i] = value_of(from + i * map.stride[3]);
   Vec<A> result;
   std::memcpy(&result, value, sizeof(result));
   return result;

@@ -6,9 +6,9 @@
 // contiguous map it processes as many planes as a vector has lanes: it reduces the rows of a cell
 // position by position, then transposes (transpose.hpp) and reduces along W.
 //
-// The caller provides the reduction as `Lanes`, a vector of running results (sums, maxima): `take`
-// adds elements at positions after all earlier ones, `merge` combines two results, and `over` turns
-// a result into that of a bin with the given number of positions.
+// The caller provides the reduction as `Lanes`, a vector of running results (sums, maxima):
+// `nothing` starts one, `take` adds elements at positions after all earlier ones, and `merge`
+// combines two.
 #pragma once
 
 #include "cpu/transpose.hpp"
@@ -45,18 +45,12 @@ class Row {
     for (int p = 0; p < kParts; ++p) cpu::store(parts_[p].data() + i, lanes.part[p]);
   }
 
-  // Transposes one square: reads vectors of `from` at first, first + pitch, ... and writes the
-  // transposed vectors at to, to + kLanes, ...
-  void turn(int64_t to, const Row& from, int64_t first, int64_t pitch) {
+  // Transposes kLanes rows of `count` results, `pitch` apart, that begin at from[first]: element j
+  // of row p goes to place to + j * kLanes + p.
+  void turn(int64_t to, const Row& from, int64_t first, int64_t pitch, int64_t count) {
+    constexpr int64_t lanes = kLanes<A>;
     for (int p = 0; p < kParts; ++p) {
-      Vec<A> square[kLanes<A>];
-      for (int i = 0; i < kLanes<A>; ++i) {
-        square[i] = cpu::load(from.parts_[p].data() + first + i * pitch);
-      }
-      transpose(square);
-      for (int i = 0; i < kLanes<A>; ++i) {
-        cpu::store(parts_[p].data() + to + i * kLanes<A>, square[i]);
-      }
+      transpose(from.parts_[p].data() + first, pitch, lanes, count, parts_[p].data() + to, lanes);
     }
   }
 
@@ -64,23 +58,30 @@ class Row {
   std::vector<A> parts_[kParts];
 };
 
+// The positions of a vector's lanes: neighbours in a row (kAlong), or one position in many
+// channels.
+template <class A, bool kAlong>
+IndexVec<A> positions_from(int64_t first) {
+  IndexVec<A> lane{};
+  for (int i = 0; kAlong && i < kLanes<A>; ++i) lane[i] = i;
+  return lane + static_cast<Index<A>>(first);
+}
+
 // Reduces rows of one plane position by position into out[to...], and may write up to a vector past
 // the end. Running results stay in registers over the rows.
 template <class T, class A, class Lanes>
 void gather_row(const View& x, const T* map, const Span& rows, Row<A, Lanes>& out, int64_t to) {
-  constexpr bool kAlong = true;
   const int64_t W = x.size[3];
   for_four_vectors<A>(W, [&]<int kVectors>(int64_t w, int count) {
     Lanes gathered[kVectors];
     Vec<A> value[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      gathered[v] = Lanes::template nothing<kAlong>(rows.begin * W + w + v * kLanes<A>);
-    }
+    const auto positions = [&](int64_t h, int v) {
+      return positions_from<A, true>(h * W + w + v * kLanes<A>);
+    };
+    for (int v = 0; v < kVectors; ++v) gathered[v] = Lanes::nothing(positions(rows.begin, v));
     for (int64_t h = rows.begin; h < rows.end; ++h) {
       load_vectors(map + h * x.stride[2] + w, count, value);
-      for (int v = 0; v < kVectors; ++v) {
-        gathered[v].template take<kAlong>(value[v], h * W + w + v * kLanes<A>);
-      }
+      for (int v = 0; v < kVectors; ++v) gathered[v].take(value[v], positions(h, v));
     }
     for (int v = 0; v < kVectors; ++v) out.store(to + w + v * kLanes<A>, gathered[v]);
   });
@@ -94,13 +95,10 @@ class Shortening {
   int64_t length = 0;       // elements of a shortened row
   std::vector<Span> cells;  // each cell's place in it
 
-  explicit Shortening(const Cells& columns) {
+  explicit Shortening(const Cells& columns) : columns_(columns) {
     for (int64_t k = 0; k < columns.count(); ++k) {
-      const Span cell = columns[k];
-      const int64_t vectors = std::max<int64_t>(1, cell.size() / kLanes<A>);
-      const int64_t rest = std::max<int64_t>(0, cell.size() - vectors * kLanes<A>);
-      pieces_.push_back({cell.begin, vectors, rest});
-      cells.push_back({length, length + std::min<int64_t>(cell.size(), kLanes<A>) + rest});
+      const int64_t size = columns[k].size();
+      cells.push_back({length, length + (size <= kLanes<A> ? size : kLanes<A> + size % kLanes<A>)});
       length = cells.back().end;
     }
   }
@@ -108,24 +106,18 @@ class Shortening {
   // May write up to a vector past the row's end.
   template <class Lanes>
   void operator()(const Row<A, Lanes>& positions, Row<A, Lanes>& shortened, int64_t to) const {
-    for (size_t k = 0; k < pieces_.size(); ++k) {
-      const Piece& piece = pieces_[k];
-      Lanes lanes = positions.load(piece.first);
-      for (int64_t v = 1; v < piece.vectors; ++v) {
-        lanes = merge(lanes, positions.load(piece.first + v * kLanes<A>));
-      }
+    for (int64_t k = 0; k < columns_.count(); ++k) {
+      const Span cell = columns_[k];
+      Lanes lanes = positions.load(cell.begin);
+      int64_t w = cell.begin + kLanes<A>;
+      for (; w + kLanes<A> <= cell.end; w += kLanes<A>) lanes = merge(lanes, positions.load(w));
       shortened.store(to + cells[k].begin, lanes);
-      if (piece.rest == 0) continue;
-      shortened.store(to + cells[k].begin + kLanes<A>,
-                      positions.load(piece.first + piece.vectors * kLanes<A>));
+      if (w < cell.end) shortened.store(to + cells[k].begin + kLanes<A>, positions.load(w));
     }
   }
 
  private:
-  struct Piece {
-    int64_t first, vectors, rest;
-  };
-  std::vector<Piece> pieces_;
+  const Cells& columns_;
 };
 
 // Merges rows of cells into the bins of all levels, for `width` adjacent channels (whole vectors).
@@ -138,8 +130,8 @@ class Pooler {
   Pooler(const PoolGrid& grid, int64_t width)
       : width(width), cells(grid.columns.count() * width), grid_(grid) {
     for (const PoolGrid::Axis& across : grid.across) {
-      const int64_t bins = across.cells.size();
-      levels_.push_back({Row<A, Lanes>(bins * width), Row<A, Lanes>(bins * width)});
+      ready_.emplace_back(across.cells.size() * width);
+      open_.emplace_back(across.cells.size() * width);
     }
   }
 
@@ -147,8 +139,8 @@ class Pooler {
   // that ends with it.
   template <class Finish>
   void close(int64_t r, Finish&& finish) {
-    for (size_t k = 0; k < levels_.size(); ++k) {
-      auto& [ready, open] = levels_[k];
+    for (size_t k = 0; k < ready_.size(); ++k) {
+      Row<A, Lanes>&ready = ready_[k], &open = open_[k];
       const auto& across = grid_.across[k].cells;
       for (size_t j = 0; j < across.size(); ++j) {
         for (int64_t i = 0; i < width; i += kLanes<A>) {
@@ -163,25 +155,23 @@ class Pooler {
       for (int64_t i = down.over[r].begin; i < down.over[r].end; ++i) {
         const bool begins = down.cells[i].begin == r, ends = down.cells[i].end == r + 1;
         if (begins && ends) {
-          finish(static_cast<int>(k), i, ready);
+          finish(k, i, ready);
           continue;
         }
         for (size_t q = 0; q < across.size() * width; q += kLanes<A>) {
           open.store(q, begins ? ready.load(q) : merge(open.load(q), ready.load(q)));
         }
-        if (ends) finish(static_cast<int>(k), i, open);
+        if (ends) finish(k, i, open);
       }
     }
   }
 
  private:
-  // A row of bins reduced over the current row of cells, and the unfinished row of bins that began
-  // earlier. There is at most one, because neighbouring bins share at most one row of x.
-  struct Level {
-    Row<A, Lanes> ready, open;
-  };
   const PoolGrid& grid_;
-  std::vector<Level> levels_;
+  // For each level, a row of bins reduced over the current row of cells, and the unfinished row of
+  // bins that began earlier. There is at most one, because neighbouring bins share at most one row
+  // of x.
+  std::vector<Row<A, Lanes>> ready_, open_;
 };
 
 // Contiguous maps. `write` receives neighbouring bins of one channel.
@@ -218,9 +208,7 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
         }
       });
       for (int64_t r = first; r < last; ++r) {
-        for (int64_t w = 0; w < length; w += kPlanes) {
-          turned.turn(w * kPlanes, positions, (r - first) * kPlanes * pitch + w, pitch);
-        }
+        turned.turn(0, positions, (r - first) * kPlanes * pitch, pitch, length);
         for (int64_t k = 0; k < grid.columns.count(); ++k) {
           const Span cell = shorten.cells[k];
           Lanes lanes = turned.load(cell.begin * kPlanes);
@@ -240,11 +228,11 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
     for (int k = 0; k < levels.count; ++k) {
       const int64_t all = levels[k].size[2] * levels[k].size[3];
       for (int64_t j = 0; j < all; j += kPlanes) {
-        turned.turn(0, bins[k], j * kPlanes, kPlanes);
+        turned.turn(0, bins[k], j * kPlanes, kPlanes, kPlanes);
         const Vec<A> size = load(sizes[k].data() + j);
         for_planes(C, plane, count, [&](int64_t p, int64_t n, int64_t c) {
-          write(k, n, c, 0, j, std::min(kPlanes, all - j),
-                [&](int64_t) { return turned.load(p * kPlanes).over(size); });
+          write(k, n, c, 0, j, std::min(kPlanes, all - j), size,
+                [&](int64_t) { return turned.load(p * kPlanes); });
         });
       }
     }
@@ -255,19 +243,20 @@ void pool_planes(const View& x, const PooledLevels& levels, int64_t begin, int64
 template <class T, class A, class Lanes>
 void take_pixels(const View& x, const T* map, const Span& rows, const Span& columns, bool begins,
                  int64_t count, Row<A, Lanes>& out, int64_t to) {
-  constexpr bool kAlong = false;
-  const int64_t W = x.size[3];
+  const auto position = [W = x.size[3]](int64_t h, int64_t w) {
+    return positions_from<A, false>(h * W + w);
+  };
   for_vector_groups<A, kPoolVectors>(count, [&]<int kVectors>(int64_t i, auto load_some, auto) {
     Lanes gathered[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      gathered[v] = begins ? Lanes::template nothing<kAlong>(rows.begin * W + columns.begin)
+      gathered[v] = begins ? Lanes::nothing(position(rows.begin, columns.begin))
                            : out.load(to + i + v * kLanes<A>);
     }
     for (int64_t h = rows.begin; h < rows.end; ++h) {
       const T* pixel = map + h * x.stride[2] + columns.begin * x.stride[3] + i;
       for (int64_t w = columns.begin; w < columns.end; ++w, pixel += x.stride[3]) {
         for (int v = 0; v < kVectors; ++v) {
-          gathered[v].template take<kAlong>(load_some(pixel + v * kLanes<A>), h * W + w);
+          gathered[v].take(load_some(pixel + v * kLanes<A>), position(h, w));
         }
       }
     }
@@ -316,8 +305,8 @@ void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int
       pooler.close(r, [&](int k, int64_t i, const Row<A, Lanes>& results) {
         for (int64_t j = 0; j < levels[k].size[3]; ++j) {
           const Vec<A> size = splat(sizes[k][i * levels[k].size[3] + j]);
-          write(k, n, c, i, j, count,
-                [&](int64_t b) { return results.load(j * pooler.width + b).over(size); });
+          write(k, n, c, i, j, count, size,
+                [&](int64_t b) { return results.load(j * pooler.width + b); });
         }
       });
     }
@@ -325,21 +314,13 @@ void pool_channels(const View& x, const PooledLevels& levels, int64_t begin, int
   }
 }
 
-// Calls write(level, n, c, i, j, count, lanes_at) for all results as soon as they are complete:
-// `count` elements adjacent in memory, the first at bin (i, j) of channel c. lanes_at(b) is the
-// vector that starts at element b.
+// Calls write(level, n, c, i, j, count, sizes, lanes_at) for all results as soon as they are
+// complete: `count` elements adjacent in memory, the first at bin (i, j) of channel c, and a vector
+// of their bins' numbers of positions. lanes_at(b) is the vector that starts at element b.
 template <class T, class Lanes, class Write>
 void pool(const View& x, const PooledLevels& levels, int64_t begin, int64_t end, Write&& write) {
   pools_channels_last(x, levels) ? pool_channels<T, Lanes>(x, levels, begin, end, write)
                                  : pool_planes<T, Lanes>(x, levels, begin, end, write);
-}
-
-inline Work pool_work(const View& x, const PooledLevels& levels) {
-  const int64_t lanes = x.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
-  const int64_t items = pools_channels_last(x, levels)
-                            ? x.size[0] * ceil_div(x.size[1], kPoolChannels)
-                            : ceil_div(x.size[0] * x.size[1], lanes);
-  return share(items, x.numel());
 }
 
 }  // namespace stripctx::cpu

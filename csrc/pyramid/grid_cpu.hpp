@@ -51,8 +51,9 @@ struct PoolGrid {
   PoolGrid(const View& map, const PooledLevels& levels)
       : rows(map.size[2], levels.bins(2), kLongestCell), columns(map.size[3], levels.bins(3)) {
     for (const auto& windows : bin_windows(levels, map, 2)) down.push_back(axis(rows, windows));
-    for (const auto& windows : bin_windows(levels, map, 3))
+    for (const auto& windows : bin_windows(levels, map, 3)) {
       across.push_back(axis(columns, windows));
+    }
   }
 
  private:
@@ -87,6 +88,15 @@ inline void for_planes(int64_t C, int64_t plane, int64_t count, Body&& body) {
     body(p, n, c);
     if (++c == C) ++n, c = 0;
   }
+}
+
+// Work items are `blocks` parts of each image of a channels_last map, or as many planes of a
+// contiguous one as a vector has lanes.
+inline Work pool_work(const View& map, const PooledLevels& levels, int64_t blocks) {
+  const int64_t lanes = map.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+  return share(pools_channels_last(map, levels) ? map.size[0] * blocks
+                                                : ceil_div(map.size[0] * map.size[1], lanes),
+               map.numel());
 }
 
 // How many rows of cells to process per plane before the next plane, so that planes are read or

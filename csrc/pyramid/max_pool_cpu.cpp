@@ -18,33 +18,15 @@ constexpr int64_t kAddChannels = 64;      // channels of one work item of a chan
 // 2^31 positions.
 template <class A>
 struct BestLanes {
-  using Positions = IndexVec<A>;
   Vec<A> part[2];
 
-  // The positions of a vector's lanes: neighbours in a row (kAlong), or one position in many
-  // channels.
-  template <bool kAlong>
-  static Positions positions(int64_t first) {
-    Positions lane{};
-    for (int i = 0; kAlong && i < kLanes<A>; ++i) lane[i] = i;
-    return lane + static_cast<Index<A>>(first);
+  static BestLanes nothing(const IndexVec<A>& positions) {
+    return {splat(-std::numeric_limits<A>::infinity()), (Vec<A>)positions};
   }
-  template <bool kAlong>
-  static BestLanes nothing(int64_t first) {
-    return {splat(-std::numeric_limits<A>::infinity()), (Vec<A>)positions<kAlong>(first)};
-  }
-  template <bool kAlong>
-  void take(const Vec<A>& elements, int64_t first) {
+  void take(const Vec<A>& elements, const IndexVec<A>& positions) {
     const auto better = (elements > part[0]) | (elements != elements);
     part[0] = better ? elements : part[0];
-    part[1] = better ? (Vec<A>)positions<kAlong>(first) : part[1];
-  }
-  const BestLanes& over(const Vec<A>&) const { return *this; }
-
-  void store_index(int64_t* out, int64_t count) const {
-    using Wide = typename VectorOf<int64_t, kLanes<A> * 8>::type;
-    const Wide wide = __builtin_convertvector((Positions)part[1], Wide);
-    std::memcpy(out, &wide, count < kLanes<A> ? count * sizeof(int64_t) : sizeof(wide));
+    part[1] = better ? (Vec<A>)positions : part[1];
   }
 };
 
@@ -65,17 +47,13 @@ BestLanes<A> merge(const BestLanes<A>& a, const BestLanes<A>& b) {
 template <class T, int64_t kChannels>
 void add_bin(const T* grad, const int64_t* indices, int64_t count, int64_t W, const Span& rows,
              const Span& columns, const Span& some, Accumulate<T>* sums) {
-  using A = Accumulate<T>;
   const int64_t begin = std::max(some.begin, rows.begin * W);
   const int64_t end = std::min(some.end, rows.end * W);
-  A wide[kChannels + kLanes<A>];
-  for_vectors<A>(
-      count, [&](int64_t b, auto load_some, auto) { cpu::store(wide + b, load_some(grad + b)); });
   for (int64_t b = 0; b < count; ++b) {
     if (indices[b] < begin || indices[b] >= end) continue;
     const int64_t w = static_cast<uint32_t>(indices[b]) % static_cast<uint32_t>(W);
     if (w < columns.begin || w >= columns.end) continue;
-    sums[(indices[b] - some.begin) * kChannels + b] += wide[b];
+    sums[(indices[b] - some.begin) * kChannels + b] += value_of(grad + b);
   }
 }
 
@@ -110,17 +88,11 @@ void add_back(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
           }
         }
       }
-      T* out = at<T>(op.grad_x, n, c, 0, 0);
-      if constexpr (kPixels) {
-        for (int64_t p = some.begin; p < some.end; ++p) {
-          for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-            store_some(out + p * op.grad_x.stride[3] + b,
-                       load(sums.data() + (p - some.begin) * kChannels + b));
-          });
-        }
-      } else {
-        for_vectors<A>(some.size(), [&](int64_t p, auto, auto store_some) {
-          store_some(out + some.begin + p, load(sums.data() + p));
+      const int64_t runs = kPixels ? some.size() : 1, length = kPixels ? count : some.size();
+      for (int64_t run = 0; run < runs; ++run) {
+        T* out = at<T>(op.grad_x, n, c, 0, 0) + (some.begin + run) * op.grad_x.stride[3];
+        for_vectors<A>(length, [&](int64_t i, auto, auto store_some) {
+          store_some(out + i, load(sums.data() + run * kChannels + i));
         });
       }
     }
@@ -130,7 +102,7 @@ void add_back(const PyramidMaxPoolBackward& op, int64_t begin, int64_t end) {
 }  // namespace
 
 Work work(const PyramidMaxPool& op) {
-  return pool_work(op.x, op.levels);
+  return pool_work(op.x, op.levels, ceil_div(op.x.size[1], kPoolChannels));
 }
 Work work(const PyramidMaxPoolBackward& op) {
   const int64_t C = op.grad_x.size[1];
@@ -140,18 +112,21 @@ Work work(const PyramidMaxPoolBackward& op) {
 
 void run(const PyramidMaxPool& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.x.dtype, [&]<class T>() {
-    using Lanes = BestLanes<Accumulate<T>>;
-    pool<T, Lanes>(op.x, op.levels, begin, end,
-                   [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count,
-                       const auto& bests_at) {
-                     T* out = at<T>(op.levels[k], n, c, i, j);
-                     int64_t* index = at<int64_t>(op.indices[k], n, c, i, j);
-                     for_vectors<Accumulate<T>>(count, [&](int64_t b, auto, auto store_some) {
-                       const Lanes bests = bests_at(b);
-                       store_some(out + b, bests.part[0]);
-                       bests.store_index(index + b, count - b);
-                     });
-                   });
+    using A = Accumulate<T>;
+    using Wide = typename VectorOf<int64_t, kLanes<A> * 8>::type;
+    pool<T, BestLanes<A>>(
+        op.x, op.levels, begin, end,
+        [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count, const Vec<A>&,
+            const auto& best_at) {
+          T* out = at<T>(op.levels[k], n, c, i, j);
+          int64_t* indices = at<int64_t>(op.indices[k], n, c, i, j);
+          for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
+            const BestLanes<A> best = best_at(b);
+            store_some(out + b, best.part[0]);
+            const Wide wide = __builtin_convertvector((IndexVec<A>)best.part[1], Wide);
+            std::memcpy(indices + b, &wide, count - b < kLanes<A> ? (count - b) * 8 : sizeof(wide));
+          });
+        });
   });
 }
 

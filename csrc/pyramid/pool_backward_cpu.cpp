@@ -14,44 +14,36 @@ constexpr int64_t kBackwardRows = 8;          // channels_last: rows of one work
 constexpr int64_t kBackwardChannels = 256;    // and its channels
 constexpr int64_t kBackwardElements = 32768;  // cells of neighbouring items, computed together
 
-// The gradient of a row of cells, for `width` adjacent channels (whole vectors).
+// 1 / (positions of the bin), for each bin of each level.
 template <class A>
-class CellGradients {
- public:
-  PoolGrid grid;
-  std::vector<std::vector<A>> shares;  // 1 / (positions of the bin), for each bin
-
-  CellGradients(const PyramidPoolBackward& op, int64_t width)
-      : grid(op.grad_x, op.grads), shares(bin_sizes<A>(op.grads, op.grad_x)), width_(width) {
-    for (auto& level : shares) {
-      for (A& share : level) share = 1 / share;
-    }
+std::vector<std::vector<A>> bin_shares(const PyramidPoolBackward& op) {
+  auto shares = bin_sizes<A>(op.grads, op.grad_x);
+  for (auto& level : shares) {
+    for (A& share : level) share = 1 / share;
   }
+  return shares;
+}
 
-  // Computes row r of cells. `read(level, i)` returns the gradients of a row of bins, already
-  // multiplied by their shares.
-  template <class Read>
-  void compute(int64_t r, Read&& read, A* cells) const {
-    const int64_t columns = grid.columns.count(), width = width_;
-    std::fill(cells, cells + columns * width, A(0));
-    for (size_t k = 0; k < grid.down.size(); ++k) {
-      for (int64_t i = grid.down[k].over[r].begin; i < grid.down[k].over[r].end; ++i) {
-        const A* bins = read(static_cast<int>(k), i);
-        for (int64_t cell = 0; cell < columns; ++cell) {
-          const Span across = grid.across[k].over[cell];
-          for (int64_t b = 0; b < width; b += kLanes<A>) {
-            Vec<A> sum = load(cells + cell * width + b);
-            for (int64_t j = across.begin; j < across.end; ++j) sum += load(bins + j * width + b);
-            store(cells + cell * width + b, sum);
-          }
+// Computes row r of cells for `width` adjacent channels (whole vectors). `read(level, i)` returns
+// the gradients of a row of bins, already multiplied by their shares.
+template <class A, class Read>
+void add_bins(const PoolGrid& grid, int64_t r, int64_t width, Read&& read, A* cells) {
+  const int64_t columns = grid.columns.count();
+  std::fill(cells, cells + columns * width, A(0));
+  for (size_t k = 0; k < grid.down.size(); ++k) {
+    for (int64_t i = grid.down[k].over[r].begin; i < grid.down[k].over[r].end; ++i) {
+      const A* bins = read(k, i);
+      for (int64_t cell = 0; cell < columns; ++cell) {
+        const Span across = grid.across[k].over[cell];
+        for (int64_t b = 0; b < width; b += kLanes<A>) {
+          Vec<A> sum = load(cells + cell * width + b);
+          for (int64_t j = across.begin; j < across.end; ++j) sum += load(bins + j * width + b);
+          store(cells + cell * width + b, sum);
         }
       }
     }
   }
-
- private:
-  int64_t width_;
-};
+}
 
 // Expands a row of cells to its positions. Each output vector is a permutation of one load: it
 // starts at the cell of the vector's first column and reads at most kLanes cells, because a cell
@@ -109,20 +101,20 @@ void pool_backward_runs(const PyramidPoolBackward& op, int64_t begin, int64_t en
   const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3], bins = grad.size[2];
   const PoolGrid grid(op.grad_x, op.grads);
   const std::vector<Span>& over = grid.down[0].over;
-  std::vector<int64_t> lengths;
-  for (int64_t r = 0; r < grid.rows.count(); ++r) lengths.push_back(grid.rows[r].size() * W);
-  std::vector<A> shares = bin_sizes<A>(op.grads, op.grad_x)[0], parts(bins);
-  for (A& share : shares) share = 1 / share;
+  const std::vector<A> shares = bin_shares<A>(op)[0];
+  std::vector<A> parts(bins);
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* grads = at<const T>(grad, plane / C, plane % C, 0, 0);
     T* out = at<T>(op.grad_x, plane / C, plane % C, 0, 0);
     for_vectors<A>(bins, [&](int64_t i, auto load_some, auto store_some) {
-      store_some(parts.data() + i, load_some(grads + i) * load_some(shares.data() + i) + 0);
+      store_some(parts.data() + i, load_some(grads + i) * load_some(shares.data() + i));
     });
-    for (size_t r = 0; r < lengths.size(); ++r) {
+    for (int64_t r = 0; r < grid.rows.count(); ++r) {
       A sum = 0;
       for (int64_t i = over[r].begin; i < over[r].end; ++i) sum += parts[i];
-      out = std::fill_n(out, lengths[r], static_cast<T>(sum));
+      T each[kLanes<A>];
+      store(each, splat(sum));
+      out = std::fill_n(out, grid.rows[r].size() * W, T{each[0]});
     }
   }
 }
@@ -133,36 +125,35 @@ void pool_backward_planes(const PyramidPoolBackward& op, int64_t begin, int64_t 
   constexpr int64_t kPlanes = kLanes<A>;
   const View& map = op.grad_x;
   const int64_t W = map.size[3], row = ceil_div(W, kPlanes) * kPlanes;
-  const CellGradients<A> gradients(op, kPlanes);
-  const Cells &rows = gradients.grid.rows, &columns = gradients.grid.columns;
+  const PoolGrid grid(op.grad_x, op.grads);
+  const Cells &rows = grid.rows, &columns = grid.columns;
+  const auto shares = bin_shares<A>(op);
   const Expansion<A> expand(columns);
   const int64_t at_a_time = std::min(rows.count(), row_cells_at_a_time(kPlanes * row));
   const int64_t pitch = ceil_div(at_a_time * columns.count(), kPlanes) * kPlanes;
   std::vector<A> cells(kPlanes * pitch), turned((kPlanes + 1) * pitch);
   std::vector<T> positions(row);
   std::vector<std::vector<A>> bins;  // for each level, element j of plane p at [j][p]
-  for (const auto& shares : gradients.shares) bins.emplace_back(shares.size() * kPlanes);
+  for (const auto& level : shares) bins.emplace_back(level.size() * kPlanes);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item * kPlanes;
     const int64_t count = std::min(kPlanes, map.size[0] * map.size[1] - plane);
     for (int k = 0; k < op.grads.count; ++k) {
-      const View& grad = op.grads[k];
-      for_vectors<A>(grad.size[2] * grad.size[3], [&](int64_t j, auto load_some, auto) {
-        Vec<A> square[kPlanes]{};
-        for_planes(grad.size[1], plane, count, [&](int64_t p, int64_t n, int64_t c) {
-          square[p] =
-              load_some(at<const T>(grad, n, c, 0, j)) * load_some(gradients.shares[k].data() + j);
-        });
-        transpose(square);
-        for (int q = 0; q < kPlanes; ++q) store(bins[k].data() + (j + q) * kPlanes, square[q]);
-      });
+      const int64_t each = op.grads[k].size[2] * op.grads[k].size[3];
+      transpose(static_cast<const T*>(op.grads[k].data) + plane * each, each, count, each,
+                bins[k].data(), kPlanes);
+      for (int64_t j = 0; j < each; ++j) {
+        A* bin = bins[k].data() + j * kPlanes;
+        store(bin, load(bin) * shares[k][j]);
+      }
     }
     for (int64_t first = 0; first < rows.count(); first += at_a_time) {
       const int64_t last = std::min(first + at_a_time, rows.count());
       for (int64_t r = first; r < last; ++r) {
-        gradients.compute(
-            r, [&](int k, int64_t i) { return bins[k].data() + i * op.grads[k].size[3] * kPlanes; },
-            cells.data() + (r - first) * columns.count() * kPlanes);
+        const auto read = [&](int k, int64_t i) {
+          return bins[k].data() + i * op.grads[k].size[3] * kPlanes;
+        };
+        add_bins(grid, r, kPlanes, read, cells.data() + (r - first) * columns.count() * kPlanes);
       }
       transpose(cells.data(), kPlanes, (last - first) * columns.count(), kPlanes, turned.data(),
                 pitch);
@@ -189,8 +180,9 @@ void pool_backward_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t 
   const int64_t most = std::clamp<int64_t>(kBackwardElements / (cells_across * kBackwardChannels),
                                            1, std::min(channel_blocks, end - begin));
   const int64_t width = most * kBackwardChannels;
-  const CellGradients<A> gradients(op, width);
-  const Cells &rows = gradients.grid.rows, &columns = gradients.grid.columns;
+  const PoolGrid grid(op.grad_x, op.grads);
+  const Cells &rows = grid.rows, &columns = grid.columns;
+  const auto shares = bin_shares<A>(op);
   const std::vector<int64_t> widths = op.grads.bins(3);
   std::vector<A> bins(*std::max_element(widths.begin(), widths.end()) * width);
   std::vector<A> cells(columns.count() * width);
@@ -199,33 +191,33 @@ void pool_backward_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t 
     const int64_t first = item % channel_blocks, c = first * kBackwardChannels;
     const int64_t n = item / (channel_blocks * row_blocks);
     const int64_t top = item / channel_blocks % row_blocks * kBackwardRows;
+    const int64_t bottom = std::min(top + kBackwardRows, H);
     const int64_t together = std::min({most, end - item, channel_blocks - first});
     const int64_t count = std::min(together * kBackwardChannels, C - c);
-    int64_t r = -1;
-    for (int64_t h = top; h < std::min(top + kBackwardRows, H); ++h) {
-      if (r < 0 || h == rows[r].end) {
-        r = rows.holding(h);
-        const auto read = [&](int k, int64_t i) {
-          const T* bin = at<const T>(op.grads[k], n, c, i, 0);
-          const int64_t across = op.grads[k].size[3];
-          for (int64_t j = 0; j < across; ++j, bin += op.grads[k].stride[3]) {
-            const A share = gradients.shares[k][i * across + j];
-            for_vectors<A>(count, [&](int64_t b, auto load_some, auto) {
-              store(bins.data() + j * width + b, load_some(bin + b) * share);
-            });
-          }
-          return bins.data();
-        };
-        gradients.compute(r, read, cells.data());
-        for (int64_t i = 0; i < columns.count() * width; i += kLanes<A>) {
-          store(pixels.data() + i, load(cells.data() + i));
-        }
+    const auto read = [&](int k, int64_t i) {
+      const T* bin = at<const T>(op.grads[k], n, c, i, 0);
+      const int64_t across = op.grads[k].size[3];
+      for (int64_t j = 0; j < across; ++j, bin += op.grads[k].stride[3]) {
+        const A share = shares[k][i * across + j];
+        for_vectors<A>(count, [&](int64_t b, auto load_some, auto) {
+          store(bins.data() + j * width + b, load_some(bin + b) * share);
+        });
       }
-      T* pixel = at<T>(op.grad_x, n, c, h, 0);
-      for (int64_t cell = 0; cell < columns.count(); ++cell) {
-        for (int64_t w = columns[cell].begin; w < columns[cell].end; ++w) {
-          copy(pixels.data() + cell * width, count, pixel);
-          pixel += op.grad_x.stride[3];
+      return bins.data();
+    };
+    for (int64_t h = top; h < bottom;) {
+      const int64_t r = rows.holding(h);
+      add_bins(grid, r, width, read, cells.data());
+      for (int64_t i = 0; i < columns.count() * width; i += kLanes<A>) {
+        store(pixels.data() + i, load(cells.data() + i));
+      }
+      for (; h < std::min(rows[r].end, bottom); ++h) {
+        T* pixel = at<T>(op.grad_x, n, c, h, 0);
+        for (int64_t cell = 0; cell < columns.count(); ++cell) {
+          for (int64_t w = columns[cell].begin; w < columns[cell].end; ++w) {
+            copy(pixels.data() + cell * width, count, pixel);
+            pixel += op.grad_x.stride[3];
+          }
         }
       }
     }
@@ -238,13 +230,8 @@ void pool_backward_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t 
 Work work(const PyramidPoolBackward& op) {
   const View& map = op.grad_x;
   if (pools_runs(op.grad_x, op.grads)) return share(map.size[0] * map.size[1], map.numel());
-  const int64_t blocks =
-      ceil_div(map.size[2], kBackwardRows) * ceil_div(map.size[1], kBackwardChannels);
-  const int64_t lanes = map.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
-  const int64_t items = pools_channels_last(map, op.grads)
-                            ? map.size[0] * blocks
-                            : ceil_div(map.size[0] * map.size[1], lanes);
-  return share(items, map.numel());
+  return pool_work(map, op.grads,
+                   ceil_div(map.size[2], kBackwardRows) * ceil_div(map.size[1], kBackwardChannels));
 }
 
 void run(const PyramidPoolBackward& op, int64_t begin, int64_t end) {

@@ -15,15 +15,8 @@ template <class A>
 struct SumLanes {
   Vec<A> part[1];
 
-  template <bool kAlong>
-  static SumLanes nothing(int64_t) {
-    return {Vec<A>{}};
-  }
-  template <bool kAlong>
-  void take(const Vec<A>& elements, int64_t) {
-    part[0] += elements;
-  }
-  SumLanes over(const Vec<A>& size) const { return {part[0] / size}; }
+  static SumLanes nothing(const IndexVec<A>&) { return {Vec<A>{}}; }
+  void take(const Vec<A>& elements, const IndexVec<A>&) { part[0] += elements; }
 };
 
 template <class A>
@@ -56,13 +49,10 @@ void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   constexpr int64_t kWindows = kLanes<A>;
   const View& level = op.levels[0];
-  const int64_t C = op.x.size[1], H = op.x.size[2], W = op.x.size[3], bins = level.size[2];
+  const int64_t C = op.x.size[1], W = op.x.size[3], bins = level.size[2];
   const int64_t longest = kLongestCell * W;
-  std::vector<Span> runs;
-  for (int64_t i = 0; i < bins; ++i) {
-    const Span rows = window(i, bins, H);
-    runs.push_back({rows.begin * W, rows.end * W});
-  }
+  std::vector<Span> runs = bin_windows(op.levels, op.x, 2)[0];
+  for (Span& run : runs) run = {run.begin * W, run.end * W};
   runs.resize(padded<A>(bins));
   const std::vector<A> sizes = bin_sizes<A>(op.levels, op.x)[0];
   for (int64_t plane = begin; plane < end; ++plane) {
@@ -87,21 +77,21 @@ void pool_runs(const PyramidPool& op, int64_t begin, int64_t end) {
 
 Work work(const PyramidPool& op) {
   if (pools_runs(op.x, op.levels)) return share(op.x.size[0] * op.x.size[1], op.x.numel());
-  return pool_work(op.x, op.levels);
+  return pool_work(op.x, op.levels, ceil_div(op.x.size[1], kPoolChannels));
 }
 
 void run(const PyramidPool& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.x.dtype, [&]<class T>() {
-    using Lanes = SumLanes<Accumulate<T>>;
+    using A = Accumulate<T>;
     if (pools_runs(op.x, op.levels)) return pool_runs<T>(op, begin, end);
-    pool<T, Lanes>(op.x, op.levels, begin, end,
-                   [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count,
-                       const auto& means_at) {
-                     T* out = at<T>(op.levels[k], n, c, i, j);
-                     for_vectors<Accumulate<T>>(count, [&](int64_t b, auto, auto store_some) {
-                       store_some(out + b, means_at(b).part[0]);
-                     });
-                   });
+    pool<T, SumLanes<A>>(op.x, op.levels, begin, end,
+                         [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count,
+                             const Vec<A>& sizes, const auto& sums_at) {
+                           T* out = at<T>(op.levels[k], n, c, i, j);
+                           for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
+                             store_some(out + b, sums_at(b).part[0] / sizes);
+                           });
+                         });
   });
 }
 

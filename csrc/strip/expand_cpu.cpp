@@ -15,15 +15,12 @@ namespace {
 
 constexpr int64_t kPixelRows = 4;  // rows of pixels written together
 
-template <class V>
-V rectified(const V& value) {
-  return value < 0 ? V{} : value;  // NaN propagates
-}
-
+// column + row, then relu if kRelu.
 template <bool kRelu, class V, class Row>
 V sum(const V& column, const Row& row) {
   const V value = column + row;
-  return kRelu ? rectified(value) : value;
+  if constexpr (!kRelu) return value;
+  return value < 0 ? V{} : value;  // NaN propagates
 }
 
 // `count` elements of a strip times `factor`.
@@ -54,39 +51,31 @@ void expand_planes(const StripExpansion& op, int64_t begin, int64_t end) {
   }
 }
 
-// Writes `count` rows of pixels from row h on. Their strips of rows are `length` elements apart;
-// each pixel of the columns is read once for all of them.
-template <class T, bool kRelu>
-void expand_pixels(const StripExpansion& op, int64_t n, int64_t h, int64_t count,
-                   const Accumulate<T>* rows, int64_t length) {
-  using A = Accumulate<T>;
-  const int64_t C = op.out.size[1], W = op.out.size[3], stride = op.out.stride[2];
-  const A factor = A(op.col_factor);
-  for (int64_t w = 0; w < W; ++w) {
-    const T* column = at<const T>(op.cols, n, 0, 0, w);
-    T* out = at<T>(op.out, n, 0, h, w);
-    for_vectors<A>(C, [=](int64_t c, auto load_some, auto store_some) {
-      const Vec<A> value = opaque(load_some(column + c) * factor);  // rounded before the sum
-      for (int64_t r = 0; r < count; ++r) {
-        store_some(out + r * stride + c, sum<kRelu>(value, load(rows + r * length + c)));
-      }
-    });
-  }
-}
-
+// Each pixel of the columns is read once for all rows of pixels that are written together.
 template <class T, bool kRelu>
 void expand_pixel_rows(const StripExpansion& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const int64_t C = op.out.size[1], H = op.out.size[2], length = C + kLanes<A>;
-  std::vector<A> rows(kPixelRows * length);
-  for (int64_t item = begin; item < end;) {
+  const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
+  const int64_t length = C + kLanes<A>, stride = op.out.stride[2];
+  const A factor = A(op.col_factor);
+  std::vector<A> buffer(kPixelRows * length);
+  for (int64_t item = begin, count; item < end; item += count) {
     const int64_t n = item / H, h = item % H;
-    const int64_t count = std::min({kPixelRows, end - item, H - h});
+    const A* rows = buffer.data();
+    count = std::min({kPixelRows, end - item, H - h});
     for (int64_t r = 0; r < count; ++r) {
-      scale(at<const T>(op.rows, n, 0, h + r, 0), C, A(op.row_factor), rows.data() + r * length);
+      scale(at<const T>(op.rows, n, 0, h + r, 0), C, A(op.row_factor), buffer.data() + r * length);
     }
-    expand_pixels<T, kRelu>(op, n, h, count, rows.data(), length);
-    item += count;
+    for (int64_t w = 0; w < W; ++w) {
+      const T* column = at<const T>(op.cols, n, 0, 0, w);
+      T* out = at<T>(op.out, n, 0, h, w);
+      for_vectors<A>(C, [=](int64_t c, auto load_some, auto store_some) {
+        const Vec<A> value = opaque(load_some(column + c) * factor);  // rounded before the sum
+        for (int64_t r = 0; r < count; ++r) {
+          store_some(out + r * stride + c, sum<kRelu>(value, load(rows + r * length + c)));
+        }
+      });
+    }
   }
 }
 

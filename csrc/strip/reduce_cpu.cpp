@@ -28,41 +28,26 @@ Vec<A> masked(const Vec<A>& value, const Vec<A>& sum) {
   return sum <= 0 ? Vec<A>{} : value;
 }
 
-// Scratch for the planes of a contiguous map: a plane's column sums, a vector of partial sums for
-// each row, and the columns' part of the mask.
-template <class A>
-struct PlaneSums {
-  Vec<A> rows[kRows]{};
-  std::vector<A> columns, mask;
-
-  PlaneSums(int64_t W, bool masked) : columns(W + kLanes<A>), mask(masked ? W + kLanes<A> : 0) {}
-};
-
-// Adds `count` rows of a plane, from h on, to the sums. Up to four vectors of column sums stay in
-// registers over all rows.
-template <class T, bool kMasked>
+// Adds `count` rows of a plane, from h on, to the column sums, and a vector of partial sums for
+// each row to `rows`. Up to four vectors of column sums stay in registers over all rows.
+template <class T, bool kMasked, class A = Accumulate<T>>
 void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t count,
-              PlaneSums<Accumulate<T>>& sums) {
-  using A = Accumulate<T>;
+              Vec<A>* rows, A* columns, const A* mask_columns) {
   constexpr int lanes = kLanes<A>;
-  const int64_t W = op.map.size[3], stride = op.map.stride[2];
+  const int64_t stride = op.map.stride[2];
   const T* mask_rows = kMasked ? at<const T>(op.mask_rows, n, c, h, 0) : nullptr;
   const T* map = at<const T>(op.map, n, c, h, 0);
-  Vec<A>* rows = sums.rows;
-  A *columns = sums.columns.data(), *mask_columns = sums.mask.data();
-  for_four_vectors<A>(W, [=]<int kVectors>(int64_t w, int rest) {
+  for_four_vectors<A>(op.map.size[3], [=]<int kVectors>(int64_t w, int rest) {
     Vec<A> column[kVectors], mask[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      column[v] = load(columns + w + v * lanes);
-      if constexpr (kMasked) mask[v] = load(mask_columns + w + v * lanes);
-    }
+    load_vectors(columns + w, lanes, column);
+    if constexpr (kMasked) load_vectors(mask_columns + w, lanes, mask);
     const T* row = map + w;
     for (int64_t r = 0; r < count; ++r, row += stride) {
       Vec<A> sum = w == 0 ? Vec<A>{} : rows[r], value[kVectors];
       for (int v = 0; v < kVectors; ++v) {
         const T* p = row + v * lanes;
         value[v] = opaque(v < kVectors - 1 ? load(p) : load(p, rest));
-        if constexpr (kMasked) value[v] = masked<A>(value[v], mask[v] + A(mask_rows[r]));
+        if constexpr (kMasked) value[v] = masked<A>(value[v], mask[v] + value_of(mask_rows + r));
       }
       for (int v = 0; v < kVectors; ++v) {
         column[v] += value[v];
@@ -70,7 +55,7 @@ void sum_rows(const StripReduction& op, int64_t n, int64_t c, int64_t h, int64_t
       }
       rows[r] = sum;
     }
-    for (int v = 0; v < kVectors; ++v) store(columns + w + v * lanes, column[v]);
+    store_vectors(columns + w, lanes, column);
   });
 }
 
@@ -78,27 +63,23 @@ template <class T, bool kMasked>
 void reduce_planes(const StripReduction& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.map.size[1], H = op.map.size[2], W = op.map.size[3];
-  PlaneSums<A> sums(W, kMasked);
+  Vec<A> row_sums[kRows]{};
+  Buffer<A> column_sums(W), mask(kMasked ? W : 0);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
-    std::fill(sums.columns.begin(), sums.columns.end(), A(0));
-    if constexpr (kMasked) {
-      const T* cols = at<const T>(op.mask_cols, n, c, 0, 0);
-      for_vectors<A>(W, [&](int64_t w, auto load_some, auto) {
-        store(sums.mask.data() + w, load_some(cols + w));
-      });
-    }
+    column_sums.clear();
+    if constexpr (kMasked) convert(at<const T>(op.mask_cols, n, c, 0, 0), W, mask.data());
     for (int64_t h = 0; h < H; h += kRows) {
       const int64_t count = std::min(kRows, H - h);
-      sum_rows<T, kMasked>(op, n, c, h, count, sums);
+      sum_rows<T, kMasked>(op, n, c, h, count, row_sums, column_sums.data(), mask.data());
       T* rows = at<T>(op.rows, n, c, h, 0);
       for_vectors<A>(count, [&](int64_t r, auto, auto store_some) {
-        store_some(rows + r, sum_each<kLanes<A>>(sums.rows + r) / A(op.row_divisor));
+        store_some(rows + r, sum_each<kLanes<A>>(row_sums + r) / A(op.row_divisor));
       });
     }
     T* cols = at<T>(op.cols, n, c, 0, 0);
     for_vectors<A>(W, [&](int64_t w, auto, auto store_some) {
-      store_some(cols + w, load(sums.columns.data() + w) / A(op.col_divisor));
+      store_some(cols + w, load(column_sums.data() + w) / A(op.col_divisor));
     });
   }
 }

@@ -9,6 +9,7 @@
 
 #include "core/dispatch.hpp"
 #include "cpu/loops.hpp"
+#include "cpu/shuffle.hpp"
 
 namespace stripctx::cpu {
 
@@ -28,7 +29,7 @@ bool channels_last(const SigmoidGateBackward& op) {
 template <class T>
 std::vector<Accumulate<T>> wide(const View& bias) {
   std::vector<Accumulate<T>> result(bias.size[1] + kLanes<Accumulate<T>>);
-  for (int64_t c = 0; c < bias.size[1]; ++c) result[c] = load(at<const T>(bias, 0, c, 0, 0), 1)[0];
+  for (int64_t c = 0; c < bias.size[1]; ++c) result[c] = value_of(at<const T>(bias, 0, c, 0, 0));
   return result;
 }
 

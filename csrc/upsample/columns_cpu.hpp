@@ -3,7 +3,6 @@
 // a vector of outputs reads span at most two vectors, so with AVX-512 one permutation gathers them.
 #pragma once
 
-#include "cpu/shuffle.hpp"
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {
@@ -133,8 +132,8 @@ class ColumnInterpolation {
     const int64_t end = std::min(w + kLanes<A>, columns.end);
     for (int64_t i = std::max(w, columns.begin); i < end; ++i) {
       const Sample<A>& sample = columns[i];
-      value[i - w] = sample.first_weight * static_cast<A>(cells[sample.first]) +
-                     sample.second_weight * static_cast<A>(cells[sample.second]);
+      value[i - w] = sample.first_weight * value_of(cells + sample.first) +
+                     sample.second_weight * value_of(cells + sample.second);
     }
     return value;
   }

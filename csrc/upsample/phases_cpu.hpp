@@ -6,7 +6,6 @@
 
 #include <bit>
 
-#include "cpu/shuffle.hpp"
 #include "upsample/weights_cpu.hpp"
 
 namespace stripctx::cpu {

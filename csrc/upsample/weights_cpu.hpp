@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/loops.hpp"
+#include "cpu/shuffle.hpp"
 
 namespace stripctx::cpu {
 

@@ -17,7 +17,7 @@
 #include "core/levels.hpp"
 #include "core/reduce.hpp"
 #include "core/view.hpp"
-#include "cpu/types.hpp"
+#include "cpu/simd.hpp"
 
 namespace stripctx::sanitize {
 
@@ -76,7 +76,7 @@ class Sample {
     dispatch<cpu::Types>(view.dtype, [&]<class T>() {
       T* data = static_cast<T*>(view.data);
       for (int64_t i = 0; i < view.extent(); ++i) {
-        data[i] = static_cast<T>(std::fabs(static_cast<Accumulate<T>>(data[i])));
+        cpu::store(data + i, cpu::splat(std::fabs(cpu::value_of(data + i))), 1);
       }
     });
     return view;
@@ -204,8 +204,7 @@ class Sample {
       std::vector<double> values(view.extent());
       dispatch<cpu::Types>(view.dtype, [&]<class T>() {
         for (size_t i = 0; i < values.size(); ++i) {
-          const T value = static_cast<const T*>(view.data)[i];
-          values[i] = static_cast<double>(static_cast<Accumulate<T>>(value));
+          values[i] = cpu::value_of(static_cast<const T*>(view.data) + i);
         }
       });
       all.push_back(std::move(values));
@@ -286,7 +285,7 @@ class Sample {
     dispatch<cpu::Types>(view.dtype, [&]<class T>() {
       T* data = static_cast<T*>(view.data);
       for (int64_t i = 0; i < view.extent(); ++i) {
-        data[i] = static_cast<T>(static_cast<Accumulate<T>>(factor * next()));
+        cpu::store(data + i, cpu::splat(static_cast<Accumulate<T>>(factor * next())), 1);
       }
     });
     return view;
