@@ -33,7 +33,7 @@ import toolkit
 from speed_code import Compiler, Kernel
 
 SAMPLED = 3  # blocks of a launch that the emulator runs
-FILLED = ("encode", "encode_backward")  # operators whose control flow depends on values
+FILLED = ("encode", "encode_backward", "pyramid_taps_add", "pyramid_taps_add_backward")
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def model(
             format = LAYOUTS[self.layout] if len(size) == 4 else torch.contiguous_format
             return torch.empty(size, dtype=self.dtype, memory_format=format)
 
-    # Infinities and NaN would send encode to its slow path, so its operands have values.
+    # Infinities and NaN would send FILLED to their slow paths, so their operands have values.
     kind = Sample if operator in FILLED else Unfilled
     sample = kind(shape, DTYPES[dtype], layout)
     library = emulation.library()

@@ -25,6 +25,10 @@ MORE_SHARED: dict[str, int] = {
     "encode_backward_resident": 225 * 1024,
     "encode_float": 196 * 1024,
     "encode_backward_float": 227 * 1024,
+    # The weights of all rows and columns, float32 in two parts.
+    "pyramid_fold_products": 64 * 1024,
+    "pyramid_add_products": 96 * 1024,
+    "pyramid_fold_pixel_products": 160 * 1024,  # also two times 16 rows of 32 bytes of each pixel
 }
 USUAL_SHARED = 48 * 1024
 
@@ -39,7 +43,7 @@ USUAL_SHARED = 48 * 1024
 # - pyramid_*_add_*: nine taps of 50 cells per plane are an eighth of the map, and every chunk of
 #   rows of the image rereads those it needs from the second-level cache. Gradients of one
 #   channels_last image are summed by many tiles, which write their partial sums of the cells they
-#   share in float32: under nine taps these are as many bytes as the map, in bfloat16 twice as many.
+#   share in float32.
 # - encode: one image is divided into 113 blocks. In units of x in float32, forward moves 1 (the
 #   floor), 2.0 for the blocks' partial sums of 64 KB, through the second-level cache, and 2.0 for
 #   the codewords' 64 KB, which every block reads twice. Backward moves 2 (the floor), 2 for sums
@@ -56,7 +60,6 @@ MOST: dict[str | tuple[str, str], float] = {
     ("pyramid_max_pool", "channels_last"): 1.2,
     ("pyramid_concat_backward", "channels_last"): 1.25,
     ("pyramid_add_relu_backward", "channels_last"): 1.3,
-    ("pyramid_taps_add_backward", "channels_last"): 3.0,
     "pyramid_taps_add": 1.2,
     "strip_pool_backward": 1.3,
     "strip_add_relu": 1.3,

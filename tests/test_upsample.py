@@ -683,3 +683,44 @@ def test_gradients_of_cells_that_tiles_share(
     wanted = reference.pyramid_taps_add_backward(grad.double(), bins, *geometry, ratios, last)
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.skipif(
+    operator_checks.extension.backend() == "reference", reason="it multiplies by dense matrices"
+)
+def test_small_levels_under_taps(layout: str, dtype: torch.dtype) -> None:
+    """On CUDA these are dense products; an infinity reaches only what reads it nevertheless."""
+    bins = [1, 1, 2, 2, 3, 3, 6, 6]
+    x, grad = (operator_checks.make((2, 24, 33, 40), dtype, layout) for _ in range(2))
+    levels = [operator_checks.make((2, 9 * 24, b, b), dtype, layout) for b in bins[::2]]
+    geometry = ([33, 40], [3, 3], [1, 1], [1, 1], [1] * 4, [0.0] * 8)
+
+    def forward(levels: list[Tensor]) -> Tensor:
+        return OPS.pyramid_taps_add(x, levels, *geometry)
+
+    def backward(grad: Tensor) -> list[Tensor]:
+        found: list[Tensor] = OPS.pyramid_taps_add_backward(
+            grad, bins, *geometry, layout == "channels_last"
+        )
+        return found
+
+    wide = [level.double() for level in levels]
+    expected = [reference.pyramid_taps_add(x.double(), wide, *geometry)]
+    expected += reference.pyramid_taps_add_backward(grad.double(), bins, *geometry, False)
+    for value, want in zip([forward(levels), *backward(grad)], expected, strict=True):
+        assert operator_checks.relative_error(value, want) <= operator_checks.TOLERANCE[dtype]
+
+    one = torch.zeros_like(grad)
+    one[0, 3, 2, 3], grad[0, 3, 2, 3] = 1, torch.inf
+    reads = reference.pyramid_taps_add_backward(one.double(), bins, *geometry, False)
+    for value, weights in zip(backward(grad), reads, strict=True):
+        assert torch.equal(value == torch.inf, weights != 0) and not value.isnan().any()
+    ones = [torch.zeros_like(level) for level in levels]
+    ones[3][0, 30, 2, 2], levels[3][0, 30, 2, 2] = 1, torch.inf
+    zero, wide = torch.zeros_like(x).double(), [level.double() for level in ones]
+    weights = reference.pyramid_taps_add(zero, wide, *geometry)
+    out = forward(levels)
+    assert (out[weights != 0] == torch.inf).all() and not out[0, :6].isinf().any()
+    assert not out[:, 7:].isnan().any()

@@ -147,7 +147,10 @@ def pyramid_add_extra(
     shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, taps: int = 1
 ) -> Floor:
     """Reads of the levels' cells: each column tile of each chunk of rows reads the cells that it
-    needs (walk_cuda.cu). `channels` counts the taps x taps maps of each level."""
+    needs (walk_cuda.cu). `channels` counts the taps x taps maps of each level. add_products_cuda.cu
+    reads every cell once."""
+    if "pyramid_add_products" in launches:
+        return Floor()
     layout, launch = launch_of(launches, "pyramid_add_walk")
     (_, _, chunks), (lanes, slots, _) = launch.grid, launch.block
     rows = math.ceil(math.ceil(shape.height / chunks) / 4) * 4

@@ -198,8 +198,11 @@ void launch_planes(const PyramidAddBackward& op, Stream stream) {
 }  // namespace
 
 void launch(const PyramidAddBackward& op, Stream stream) {
-  if (op.channels_last) return launch_add_backward_pixels(op, stream);
-  if (launch_add_backward_fold(op, stream)) return;
+  if (op.channels_last) {
+    if (!launch_add_backward_pixel_products(op, stream)) launch_add_backward_pixels(op, stream);
+    return;
+  }
+  if (launch_add_backward_products(op, stream) || launch_add_backward_fold(op, stream)) return;
   dispatch<Types>(op.grad.dtype, [&]<class T>() {
     const View& out = op.masked() ? op.out : op.grad;
     const View& grad_x = op.masked() ? op.grad_x : op.grad;

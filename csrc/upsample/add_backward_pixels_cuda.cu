@@ -496,7 +496,7 @@ PyramidAddBackward masked_already(PyramidAddBackward op) {
 
 int64_t partials(const PyramidAddBackward& op) {
   int64_t elements = 0;
-  if (!op.channels_last) return elements;
+  if (!op.channels_last || has_pixel_products(op)) return elements;
   with_pixels(op, [&]<class T, int N>() {
     const PixelTiles cut = cut_pixels(op, N);
     const int64_t tiles = int64_t{cut.row_chunks} * cut.column_tiles;

@@ -12,9 +12,20 @@ namespace stripctx::cuda {
 // then uses its own kernels.
 bool launch_add_walk(const PyramidAdd& op, Stream stream);
 
+// add_products_cuda.cu, contiguous maps and small levels under several taps. Returns false
+// likewise.
+bool launch_add_products(const PyramidAdd& op, Stream stream);
+
 // fold_cuda.cu, contiguous maps. Returns false, without a launch, if it does not support the
 // shapes; add_backward_cuda.cu then uses its own kernel.
 bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream);
+
+// fold_products_cuda.cu, the same for small levels under several taps. Returns false likewise.
+bool launch_add_backward_products(const PyramidAddBackward& op, Stream stream);
+
+// fold_pixel_products_cuda.cu, the same for channels_last maps, and whether it supports the shapes.
+bool has_pixel_products(const PyramidAddBackward& op);
+bool launch_add_backward_pixel_products(const PyramidAddBackward& op, Stream stream);
 
 // gather_pixels_cuda.cu: any channels_last map.
 void launch_add_backward_gather(const PyramidAddBackward& op, Stream stream);

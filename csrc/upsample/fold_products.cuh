@@ -1,0 +1,176 @@
+// Shared by the kernels of the adjoint of interpolation as matrix products: the weights and the
+// second product. fold_products_cuda.cu explains them.
+#pragma once
+
+#include "upsample/params.hpp"
+
+#include "cuda/device.cuh"
+#include "upsample/products.cuh"
+#include "upsample/weights.cuh"
+
+namespace stripctx::cuda {
+
+constexpr int kColumnTiles = 3, kRowTiles = 5;  // of 16 column cells, of 8 row cells
+constexpr uint16_t kUnused = 0xffff;
+
+struct FoldProducts {
+  int steps, chunks;  // W / 16 and H / 16, rounded up
+  int cells;          // of all levels and taps
+  int turns;          // planes that a warp processes, one after another
+};
+
+template <class T>
+struct FoldProductTables {
+  using Sum = std::conditional_t<std::is_same_v<T, float>, float, __nv_bfloat16>;
+  Tiles<T> columns;        // left operands [tile of column cells][step]
+  Tiles<Sum> rows;         // right operands [chunk][tile of row cells]
+  Shared<uint16_t> slots;  // [column tile][row tile][lane][4]: the cell of an element of S
+  Shared<int> places;      // [cell]: offset of its gradient from the channel's cell 0 of tap 0
+
+  __device__ FoldProductTables(const FoldProducts& cut, SharedMemory& memory)
+      : columns(memory.take<T>(kColumnTiles * cut.steps * 2 * Tiles<T>::kSize)),
+        rows(memory.take<Sum>(kRowTiles * cut.chunks * Tiles<Sum>::kSize)),
+        slots(memory.take<uint16_t>(kColumnTiles * kRowTiles * 128)),
+        places(memory.take<int>(cut.cells)) {}
+
+  // All threads of the block must call it; it ends with a barrier.
+  __device__ void fill(const PyramidAddBackward& op, const FoldProducts& cut) const {
+    const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    columns.clear(kColumnTiles * cut.steps * 2, threads);
+    rows.clear(kRowTiles * cut.chunks, threads);
+    for (int k = rank; k < kColumnTiles * kRowTiles * 128; k += threads) slots[k] = kUnused;
+    __syncthreads();
+    each_weight(op.levels, op.taps, 1, static_cast<int>(op.grad.size[3]), threads,
+                [&](int w, int cell, float weight) {
+                  columns.put_left(cut.steps, cell, in_packs(w), weight);
+                });
+    each_weight(op.levels, op.taps, 0, static_cast<int>(op.grad.size[2]), threads,
+                [&](int h, int cell, float weight) { rows.put_right(kRowTiles, h, cell, weight); });
+    int base = 0;
+    for (int l = 0; l < op.levels.count; ++l) {
+      const Level& level = op.levels[l];
+      const int height = static_cast<int>(level.size[2]), width = static_cast<int>(level.size[3]);
+      const int tap_columns = static_cast<int>(op.taps.kernel[1]), plane = height * width;
+      const int count = static_cast<int>(op.taps.kernel[0]) * tap_columns * plane;
+      const int first_row = begin_of(op.levels, op.taps, l, 0),
+                first_column = begin_of(op.levels, op.taps, l, 1);
+      for (int k = rank; k < count; k += threads) {
+        const int tap = k / plane, i = k % plane / width, j = k % width;
+        const int row = first_row + tap / tap_columns * height + i;
+        const int column = first_column + tap % tap_columns * width + j;
+        const int tile = column / 16 * kRowTiles + row / 8;
+        slots[tile * 128 + (column % 8 * 4 + row % 8 / 2) * 4 + column % 16 / 8 * 2 + row % 2] =
+            static_cast<uint16_t>(base + k);
+        places[base + k] = static_cast<int>(tap * op.grad.size[1] * level.stride[1] +
+                                            i * level.stride[2] + j * level.stride[3]);
+      }
+      base += count;
+    }
+    __syncthreads();
+  }
+
+  // Adds to S the products of 16 rows of weights and two neighbouring tiles of L, in each tile of
+  // column cells. kOnce: loads the weights once, for which more registers are needed.
+  template <bool kOnce, int kSides>
+  __device__ void add_rows(float (&sums)[kColumnTiles][kRowTiles][4],
+                           const float (&lines)[kColumnTiles][kSides][4], int side,
+                           int chunk) const {
+    Left<Sum> left[kColumnTiles];
+    if constexpr (kOnce) {
+#pragma unroll
+      for (int m = 0; m < kColumnTiles; ++m) {
+        left[m] = chained<Sum>(lines[m][side], lines[m][side + 1]);
+      }
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        const Right<Sum> right = rows.right(chunk * kRowTiles + r);
+#pragma unroll
+        for (int m = 0; m < kColumnTiles; ++m) multiply_parts<false>(sums[m][r], left[m], right);
+      }
+    } else {
+#pragma unroll
+      for (int m = 0; m < kColumnTiles; ++m) {
+        left[m] = chained<Sum>(lines[m][side], lines[m][side + 1]);
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          multiply_parts<false>(sums[m][r], left[m], rows.right(chunk * kRowTiles + r));
+        }
+      }
+    }
+  }
+
+  // Writes the cells of S to `results`, from `base` on. False if one is NaN.
+  __device__ bool write(const float (&sums)[kColumnTiles][kRowTiles][4],
+                        const Shared<float>& results, int base) const {
+    bool exact = true;
+#pragma unroll
+    for (int m = 0; m < kColumnTiles; ++m) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        const auto cells =
+            slots.template load_pack<4>((m * kRowTiles + r) * 128 + lane_index() * 4);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (cells[i] == kUnused) continue;
+          results[base + cells[i]] = sums[m][r][i];
+          exact = exact && sums[m][r][i] == sums[m][r][i];
+        }
+      }
+    }
+    return __ballot_sync(kFullMask, exact) == kFullMask;
+  }
+};
+
+// The gradient of one cell of a level and tap, from the positions that read it.
+template <class T>
+__device__ float gather_cell(const PyramidAddBackward& op, const Level& level,
+                             const Global<const T>& grad, int tap, int i, int j) {
+  const int dy = tap / static_cast<int>(op.taps.kernel[1]);
+  const int64_t down = op.taps.offset(0, dy);
+  const int64_t across = op.taps.offset(1, tap - dy * static_cast<int>(op.taps.kernel[1]));
+  const Axis<float> rows = op.taps.template axis<float>(level, 0);
+  const Axis<float> columns = op.taps.template axis<float>(level, 1);
+  const int64_t last_row = min(rows.end(i) - down, op.grad.size[2]);
+  const int64_t last_column = min(columns.end(j) - across, op.grad.size[3]);
+  float sum = 0;
+  for (int64_t w = max(columns.begin(j) - across, int64_t{0}); w < last_column; ++w) {
+    float column = 0;
+    for (int64_t h = max(rows.begin(i) - down, int64_t{0}); h < last_row; ++h) {
+      column =
+          add_weighted(column, rows.weight(h + down, i),
+                       to_accumulate(grad.load(h * op.grad.stride[2] + w * op.grad.stride[3])));
+    }
+    sum = add_weighted(sum, columns.weight(w + across, j), column);
+  }
+  return sum;
+}
+
+// Sets the members of `cut` but turns; false if the levels have too many cells.
+inline bool cut_products(const PyramidAddBackward& op, FoldProducts& cut) {
+  const int64_t H = op.grad.size[2], W = op.grad.size[3];
+  if (op.grad.dtype == DType::kFloat64 || op.masked() || op.grad.numel() == 0 ||
+      op.levels.count * op.taps.kernel[0] <= 2 || !device_has_tensor_cores() || H > INT16_MAX ||
+      W > INT16_MAX || op.grad.extent() / op.grad.size[0] > INT32_MAX) {
+    return false;
+  }
+  int64_t cells = 0;
+  for (int l = 0; l < op.levels.count; ++l) {
+    if (op.levels[l].extent() / op.grad.size[0] > INT32_MAX) return false;
+    cells += tap_cells(op.taps, op.levels[l]);
+    if (begin_of(op.levels, op.taps, l + 1, 0) > 8 * kRowTiles ||
+        begin_of(op.levels, op.taps, l + 1, 1) > 16 * kColumnTiles) {
+      return false;
+    }
+  }
+  cut.cells = static_cast<int>(cells);
+  cut.steps = static_cast<int>(ceil_div(W, 16)), cut.chunks = static_cast<int>(ceil_div(H, 16));
+  return true;
+}
+
+// Of the tables, whose elements have `element` bytes.
+inline int64_t table_bytes(const FoldProducts& cut, int64_t element) {
+  return (kColumnTiles * cut.steps * 2 + kRowTiles * cut.chunks) * 256 * element +
+         shared_bytes<uint16_t>(kColumnTiles * kRowTiles * 128) + shared_bytes<int>(cut.cells);
+}
+
+}  // namespace stripctx::cuda
