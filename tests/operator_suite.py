@@ -13,7 +13,7 @@ A family overrides tests in its class where its behaviour differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import operator_checks
@@ -157,11 +157,27 @@ def map_of(*size: int, **options: Any) -> Tensor:
     return torch.zeros(size, device=DEVICE, **options)
 
 
-def beyond_two_to_the_31(values: Tensor) -> Tensor:
-    """The same values in a view whose element offsets exceed 2^31; the rest of its storage is never
-    touched."""
+def beyond_two_to_the_31(values: Tensor, axis: int = 0) -> Tensor:
+    """The same values in a view whose element offsets exceed 2^31 along an axis of size 2; the rest
+    of its storage is never touched."""
+    assert values.shape[axis] == 2
+    if values.dim() == 4 and axis == 3:
+        return beyond_two_to_the_31(values.permute(0, 2, 3, 1), 2).permute(0, 3, 1, 2)
     far = 2**31 + 5
-    inner = values[0].contiguous()
+    inner = values.select(axis, 0).contiguous()
     storage = torch.empty(far + inner.numel(), dtype=values.dtype, device=DEVICE)
-    view = storage.as_strided((2, *inner.shape), (far, *inner.stride()))
-    return view.copy_(values)
+    strides = [*inner.stride()]
+    strides.insert(axis, far)
+    return storage.as_strided(values.shape, strides).copy_(values)
+
+
+# Shapes and the axis of size 2 for it: offsets between images, within one of several images, and
+# within its rows (W in front of C in memory: channels_last).
+FAR_SHAPES = [((2, 2, 3, 4), 0), ((5, 2, 2, 8), 2), ((5, 2, 8, 2), 3)]
+
+
+def far_and_near(shape: Sequence[int], axis: int) -> tuple[Tensor, Tensor]:
+    """A bfloat16 map with offsets beyond 2^31, and a dense one of the same values and format."""
+    values = torch.randn(shape, device=DEVICE).bfloat16()
+    format = torch.channels_last if axis == 3 else torch.contiguous_format
+    return beyond_two_to_the_31(values, axis), values.contiguous(memory_format=format)

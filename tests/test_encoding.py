@@ -10,7 +10,7 @@ import operator_checks
 import pytest
 import torch
 from operator_checks import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
-from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
+from operator_suite import FAR_SHAPES, OperatorSuite, Refusal, far_and_near, map_of
 from torch import Tensor
 
 from stripctx import extension, functional
@@ -287,10 +287,10 @@ def peak_growth(run: Callable[[], object]) -> int:
     return growth
 
 
-def test_offsets_past_two_to_the_31() -> None:
-    values = noise(2, 2, 3, 4).bfloat16()
-    x = beyond_two_to_the_31(values)
-    codewords, scale, gate = noise(3, 2), noise(3), noise(2, 2).bfloat16()
+@pytest.mark.parametrize("shape, axis", FAR_SHAPES)
+def test_offsets_past_two_to_the_31(shape: tuple[int, ...], axis: int) -> None:
+    x, values = far_and_near(shape, axis)
+    codewords, scale, gate = noise(3, 2), noise(3), noise(*shape[:2]).bfloat16()
     encoded = functional.encode(values, codewords, scale)
     assert torch.equal(functional.encode(x, codewords, scale), encoded)
     assert torch.equal(functional.channel_gate(x, gate), functional.channel_gate(values, gate))

@@ -9,7 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from operator_checks import DEVICE, SHAPES, Case, Shape
-from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
+from operator_suite import (
+    FAR_SHAPES,
+    OperatorSuite,
+    Refusal,
+    beyond_two_to_the_31,
+    far_and_near,
+    map_of,
+)
 from torch import Tensor
 
 from stripctx import functional
@@ -54,11 +61,19 @@ def test_autocast() -> None:
         assert functional.row_gate(x.bfloat16(), logits).dtype == torch.bfloat16
 
 
-def test_offsets_past_two_to_the_31() -> None:
-    x = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    logits = torch.randn(2, 2, 3, device=DEVICE).bfloat16()
-    out = functional.row_gate(beyond_two_to_the_31(x), beyond_two_to_the_31(logits))
+@pytest.mark.parametrize("shape, axis", FAR_SHAPES)
+def test_offsets_past_two_to_the_31(shape: tuple[int, ...], axis: int) -> None:
+    far, x = far_and_near(shape, axis)
+    logits = torch.randn(shape[:3], device=DEVICE).bfloat16()
+    far_logits = beyond_two_to_the_31(logits, axis) if axis < 3 else logits
+    out = functional.row_gate(far, far_logits)
     assert torch.equal(out, functional.row_gate(x, logits))
+    for a, b in zip(
+        OPS.row_gate_backward(far, far, far_logits),
+        OPS.row_gate_backward(x, x, logits),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
 
 
 def test_extreme_logits() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from operator_checks import DEVICE, DTYPES, FORMATS, Case, Shape
-from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
+from operator_suite import FAR_SHAPES, OperatorSuite, Refusal, far_and_near, map_of
 from torch import Tensor
 
 from stripctx import extension, functional
@@ -184,9 +184,9 @@ def test_adjoint_of_indices_outside_their_windows(layout: str) -> None:
     )
 
 
-def test_offsets_past_two_to_the_31() -> None:
-    values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    x = beyond_two_to_the_31(values)
+@pytest.mark.parametrize("shape, axis", FAR_SHAPES)
+def test_offsets_past_two_to_the_31(shape: tuple[int, ...], axis: int) -> None:
+    x, values = far_and_near(shape, axis)
     for mode in MODES:
         pooled = functional.pyramid_pool(x, (1, (2, 3)), mode)
         for a, b in zip(pooled, functional.pyramid_pool(values, (1, (2, 3)), mode), strict=True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from operator_checks import DEVICE, FORMATS, SHAPES, Case, Shape
-from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
+from operator_suite import FAR_SHAPES, OperatorSuite, Refusal, far_and_near, map_of
 from torch import Tensor, nn
 
 from stripctx import StripPooling, functional
@@ -95,9 +95,9 @@ def test_conv_computes_only_required_gradients(layout: str) -> None:
         torch.testing.assert_close(one, OPS.strip_conv(rows, cols, expected))
 
 
-def test_offsets_past_two_to_the_31() -> None:
-    values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    x = beyond_two_to_the_31(values)
+@pytest.mark.parametrize("shape, axis", FAR_SHAPES)
+def test_offsets_past_two_to_the_31(shape: tuple[int, ...], axis: int) -> None:
+    x, values = far_and_near(shape, axis)
     for a, b in zip(functional.strip_pool(x), functional.strip_pool(values), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(functional.sigmoid_gate(x, x), functional.sigmoid_gate(values, values))

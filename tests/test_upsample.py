@@ -10,7 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from operator_checks import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
-from operator_suite import OperatorSuite, Refusal, beyond_two_to_the_31, map_of
+from operator_suite import (
+    FAR_SHAPES,
+    OperatorSuite,
+    Refusal,
+    far_and_near,
+    map_of,
+)
 from torch import Tensor
 
 from stripctx import functional
@@ -247,13 +253,20 @@ def test_autocast() -> None:
     assert operator_checks.relative_error(out, want) < 1e-2
 
 
-def test_offsets_past_two_to_the_31() -> None:
-    values = torch.randn(2, 2, 3, 4, device=DEVICE).bfloat16()
-    x = beyond_two_to_the_31(values)
+@pytest.mark.parametrize("shape, axis", FAR_SHAPES)
+def test_offsets_past_two_to_the_31(shape: tuple[int, ...], axis: int) -> None:
+    x, values = far_and_near(shape, axis)
     for function in (functional.pyramid_concat, functional.pyramid_add_relu):
         for align_corners in (True, False):
             out = function(x, [x], align_corners=align_corners)
             assert torch.equal(out, function(values, [values], align_corners=align_corners))
+    geometry = (list(shape[2:]), [3, 3], [1, 1], [1, 1], *ONE_LEVEL)
+    far_level, level = far_and_near((shape[0], 9 * shape[1], 2, 2), axis)
+    far = OPS.pyramid_taps_add(x, [far_level], *geometry)
+    near = OPS.pyramid_taps_add(values, [level], *geometry)  # may be another kernel's
+    assert operator_checks.relative_error(far, near) < 1e-2
+    grads = [OPS.pyramid_taps_add_backward(m, [2, 2], *geometry, axis == 3)[0] for m in (x, values)]
+    assert operator_checks.relative_error(*grads) < 1e-2
 
 
 def test_conv_allocates_no_concatenation() -> None:

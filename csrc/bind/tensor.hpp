@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -79,10 +80,18 @@ inline Tensor dense(const Tensor& tensor, MemoryFormat format) {
   return torch::stable::contiguous(tensor, format);
 }
 
-// Whether the map's fastest dimension is W (contiguous) or C (channels_last).
+// Whether offsets along a dimension fit in 32 bits.
+inline bool is_near(const Tensor& tensor, int64_t dimension) {
+  return (tensor.size(dimension) - 1) * tensor.stride(dimension) <= INT32_MAX;
+}
+
+// Whether the map's fastest dimension is W (contiguous) or C (channels_last); kernels read a row
+// of a channels_last map by 32-bit offsets.
 inline bool is_readable(const Tensor& map, MemoryFormat format) {
-  const int64_t fastest = format == MemoryFormat::ChannelsLast ? 1 : 3;
-  return map.stride(fastest) == 1 || map.size(fastest) == 1;
+  const bool channels_last = format == MemoryFormat::ChannelsLast;
+  const int64_t fastest = channels_last ? 1 : 3;
+  return (map.stride(fastest) == 1 || map.size(fastest) == 1) &&
+         (!channels_last || is_near(map, 3));
 }
 
 // The map itself where kernels can read its strides, else a copy in `format`.

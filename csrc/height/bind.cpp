@@ -24,13 +24,18 @@ void check_arguments(const Checker& check, const Tensor& x, const Tensor& logits
   check.require(logits.size(2) > 0, "logits", "must have at least one row");
 }
 
+// The logits themselves, or a copy of those whose rows lie farther apart than 32-bit offsets.
+Tensor near_logits(const Tensor& logits) {
+  return is_near(logits, 2) ? logits : dense(logits, MemoryFormat::Contiguous);
+}
+
 Tensor row_gate(const Tensor& x, const Tensor& logits) {
   const Checker check("row_gate");
   check_arguments(check, x, logits);
   const MemoryFormat format = memory_format(x);
   Tensor out = empty(sizes(x), x, format);
-  const Tensor map = readable(x, format);
-  device::execute(RowGate{view(map), view(logits), view(out), format == MemoryFormat::ChannelsLast},
+  const Tensor map = readable(x, format), near = near_logits(logits);
+  device::execute(RowGate{view(map), view(near), view(out), format == MemoryFormat::ChannelsLast},
                   x);
   return out;
 }
@@ -43,7 +48,8 @@ std::tuple<Tensor, Tensor> row_gate_backward(const Tensor& grad, const Tensor& x
   const MemoryFormat format = memory_format(x);
   Tensor grad_x = empty(sizes(x), x, format), grad_logits = empty(sizes(logits), x);
   const Tensor readable_grad = readable(grad, format), map = readable(x, format);
-  RowGateBackward op{view(readable_grad), view(map),         view(logits),
+  const Tensor near = near_logits(logits);
+  RowGateBackward op{view(readable_grad), view(map),         view(near),
                      view(grad_x),        view(grad_logits), format == MemoryFormat::ChannelsLast};
   const Tensor sums = empty({kernels::partials(op)}, x, accumulate_type(x));
   op.sums = sums.data_ptr();

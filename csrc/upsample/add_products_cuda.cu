@@ -295,7 +295,7 @@ bool launch_add_products(const PyramidAdd& op, Stream stream) {
   ProductTiles cut{};
   int64_t cells = 0;
   for (int l = 0; l < op.levels.count; ++l) {
-    if (op.levels[l].extent() / op.out.size[0] > INT32_MAX) return false;
+    if (!small_image(op.levels[l])) return false;
     cells += tap_cells(op.taps, op.levels[l]);
     const int end[2] = {begin_of(op.levels, op.taps, l + 1, 0),
                         begin_of(op.levels, op.taps, l + 1, 1)};

@@ -239,7 +239,7 @@ bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
   if (combos > kMostCombos || W > kWarpSize * kOwned || H > INT16_MAX || planes == 0) return false;
   int64_t items = 0;
   for (int l = 0; l < op.levels.count; ++l) {
-    if (op.levels[l].extent() / std::max<int64_t>(1, op.grad.size[0]) > INT32_MAX) return false;
+    if (!small_image(op.levels[l])) return false;
     items += tap_cells(op.taps, op.levels[l]);
     if (items > kMostItems) return false;
   }

@@ -5,6 +5,7 @@
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
+#include "upsample/plan.hpp"
 #include "upsample/products.cuh"
 #include "upsample/weights.cuh"
 
@@ -150,12 +151,12 @@ inline bool cut_products(const PyramidAddBackward& op, FoldProducts& cut) {
   const int64_t H = op.grad.size[2], W = op.grad.size[3];
   if (op.grad.dtype == DType::kFloat64 || op.masked() || op.grad.numel() == 0 ||
       op.levels.count * op.taps.kernel[0] <= 2 || !device_has_tensor_cores() || H > INT16_MAX ||
-      W > INT16_MAX || op.grad.extent() / op.grad.size[0] > INT32_MAX) {
+      W > INT16_MAX || !small_image(op.grad)) {
     return false;
   }
   int64_t cells = 0;
   for (int l = 0; l < op.levels.count; ++l) {
-    if (op.levels[l].extent() / op.grad.size[0] > INT32_MAX) return false;
+    if (!small_image(op.levels[l])) return false;
     cells += tap_cells(op.taps, op.levels[l]);
     if (begin_of(op.levels, op.taps, l + 1, 0) > 8 * kRowTiles ||
         begin_of(op.levels, op.taps, l + 1, 1) > 16 * kColumnTiles) {

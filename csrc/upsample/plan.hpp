@@ -8,6 +8,13 @@
 
 namespace stripctx::cuda {
 
+// Whether the offsets of an image's elements from its first fit in 32 bits.
+inline bool small_image(const View& map) {
+  int64_t last = 0;
+  for (int d = 1; d < 4; ++d) last += (map.size[d] - 1) * map.stride[d];
+  return last <= INT32_MAX;
+}
+
 // walk_cuda.cu. Returns false, without a launch, if it does not support the shapes; add_cuda.cu
 // then uses its own kernels.
 bool launch_add_walk(const PyramidAdd& op, Stream stream);

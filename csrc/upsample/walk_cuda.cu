@@ -391,13 +391,13 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
   const int64_t N = op.out.size[0], C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int64_t combos = op.levels.count * op.taps.kernel[0];
   if (combos > kMostCombos || op.out.numel() == 0) return false;
-  for (const View* map : {&op.x, &op.out}) {  // conservative: an image's offsets fit in 32 bits
-    if (map->data && map->extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
+  for (const View* map : {&op.x, &op.out}) {
+    if (map->data && !small_image(*map)) return false;
   }
   constexpr int64_t kPackBytes = kPack * sizeof(T);
   if (kPack > 4 && combos > 2) return false;
   for (int l = 0; l < op.levels.count; ++l) {
-    if (op.levels[l].extent() / std::max<int64_t>(1, N) > INT32_MAX) return false;
+    if (!small_image(op.levels[l])) return false;
   }
   WalkTiles cut{};
   cut.planes = 1;
