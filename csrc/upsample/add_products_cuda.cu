@@ -75,7 +75,9 @@ struct ProductTables {
         const int row = first_row + tap / tap_columns * height + i;
         const int column = first_column + tap % tap_columns * width + j;
         int tile = 0;
-        for (int k = 0; k < row / 16 * kAcross + column / 8; ++k) tile += cut.used >> k & 1;
+        for (int bit = 0; bit < row / 16 * kAcross + column / 8; ++bit) {
+          tile += cut.used >> bit & 1;
+        }
         slots[base + k] = static_cast<uint16_t>((tile * 32 + column % 8 * 4 + row % 8 / 2) * 4 +
                                                 row % 16 / 8 * 2 + row % 2);
         places[base + k] = static_cast<int>(tap * op.out.size[1] * level.stride[1] +
@@ -180,8 +182,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
             if ((cut.used >> (d * kAcross + r) & 1) == 0) continue;
             const auto pack = matrix.template load_pack<4>(from);
             from += 128;
-            Pack<unsigned, sizeof(T)> words;
-            memcpy(&words, &pack, sizeof(words));
+            const auto words = with_bits<Pack<unsigned, sizeof(T)>>(pack);
             multiply_parts<kExact>(lines[r], rows, right_of<T>(words));
           }
         }
@@ -200,8 +201,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
             loaded[half][s] = {};
             if constexpr (kPacked) {
               if (adds && row < H && column < W) {
-                const auto pack = source.template load_pack<4>(from);
-                memcpy(&loaded[half][s], &pack, sizeof(pack));
+                loaded[half][s] =
+                    with_bits<Pack<unsigned, sizeof(T)>>(source.template load_pack<4>(from));
               }
             } else {
               Pack<T, 4> pack = {};
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
               for (int j = 0; j < 4; ++j) {
                 if (adds && row < H && column + j < W) pack[j] = source.load(from + j);
               }
-              memcpy(&loaded[half][s], &pack, sizeof(pack));
+              loaded[half][s] = with_bits<Pack<unsigned, sizeof(T)>>(pack);
             }
           }
         }
@@ -250,8 +251,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
               const int column = 8 * first + 16 * (part + s) + 4 * t,
                         to = row * target_pitch + column;
               if (row >= H || column >= W) continue;
-              Pack<T, 4> pack;
-              memcpy(&pack, &loaded[half][part + s], sizeof(pack));
+              const auto pack = with_bits<Pack<T, 4>>(loaded[half][part + s]);
               float value[4];
               widen(pack, value);
 #pragma unroll

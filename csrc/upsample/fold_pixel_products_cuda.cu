@@ -76,9 +76,8 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 1)
         for (int p = 0; p < kPixels; ++p) {
           loaded[r][p] = {};
           if (there && top + my_row + r * kDown < H && my_column + p < W) {
-            const auto pack =
-                grad.template load_pack<kPack>(from + r * kDown * down + p * right_by);
-            memcpy(&loaded[r][p], &pack, sizeof(pack));
+            loaded[r][p] = with_bits<Pack<unsigned, 4>>(
+                grad.template load_pack<kPack>(from + r * kDown * down + p * right_by));
           }
         }
       }
@@ -91,16 +90,12 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 1)
         for (int m = 0; m < kPack; ++m) {
           const int to = base + my_place + r * kDown * kRowPitch + m * kPlanePitch<T>;
           if constexpr (kFloat) {
-            float value;
-            memcpy(&value, &loaded[r][0][m], sizeof(value));
-            staged[to] = value;
+            staged[to] = with_bits<float>(loaded[r][0][m]);
           } else {  // both pixels of a channel
             const unsigned pair =
                 m % 2 == 0 ? loaded[r][0][m / 2] & 0xffff | loaded[r][1][m / 2] << 16
                            : loaded[r][0][m / 2] >> 16 | loaded[r][1][m / 2] & 0xffff0000u;
-            Pack<T, 2> pack;
-            memcpy(static_cast<void*>(&pack), &pair, sizeof(pack));
-            staged.template store_pack<2>(to, pack);
+            staged.template store_pack<2>(to, with_bits<Pack<T, 2>>(pair));
           }
         }
       }
@@ -125,9 +120,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 1)
           const auto pack =
               staged.template load_pack<4>(top / 16 % 2 * kBuffer + warp * kPlanePitch<T> +
                                            (8 * q + g) * kRowPitch + 16 * s + 4 * t);
-          Pack<unsigned, sizeof(T)> words;
-          memcpy(&words, &pack, sizeof(words));
-          right[q] = right_of<T>(words);
+          right[q] = right_of<T>(with_bits<Pack<unsigned, sizeof(T)>>(pack));
         }
 #pragma unroll
         for (int m = 0; m < kColumnTiles; ++m) {

@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
             loaded[s][q] = {};
             if constexpr (kPacked) {
               if (row < H && column < W) {
-                const auto pack = grad.template load_pack<4>(from);
-                memcpy(&loaded[s][q], &pack, sizeof(pack));
+                loaded[s][q] =
+                    with_bits<Pack<unsigned, sizeof(T)>>(grad.template load_pack<4>(from));
               }
             } else {
               Pack<T, 4> pack = {};
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
               for (int j = 0; j < 4; ++j) {
                 if (row < H && column + j < W) pack[j] = grad.load(from + j);
               }
-              memcpy(&loaded[s][q], &pack, sizeof(pack));
+              loaded[s][q] = with_bits<Pack<unsigned, sizeof(T)>>(pack);
             }
           }
         }

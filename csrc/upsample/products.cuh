@@ -16,6 +16,12 @@
 
 namespace stripctx::cuda {
 
+// Registers with the bits of others.
+template <class To, class From>
+__device__ inline To with_bits(const From& from) {
+  return __builtin_bit_cast(To, from);
+}
+
 template <class E>
 struct Operand {  // the registers of one mma, and how many mma a product of depth 16 is
   using Register = Pack<E, 2>;
@@ -92,13 +98,12 @@ __device__ inline Right<E> right_of(const Pack<unsigned, sizeof(E)>& words) {
   if constexpr (std::is_same_v<E, float>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float element;
-      memcpy(&element, &words[i], sizeof(element));
-      const QuickParts parts = quick_split(element);
+      const QuickParts parts = quick_split(with_bits<float>(words[i]));
       right.high[i / 2][i % 2] = parts.high, right.low[i / 2][i % 2] = parts.low;
     }
   } else {
-    memcpy(static_cast<void*>(right.high), &words, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) right.high[0][i] = with_bits<Pack<E, 2>>(words[i]);
   }
   return right;
 }
@@ -201,11 +206,10 @@ class Tiles {
     put(2 * operand + 1, lane, i, high_part<E>(value - to_accumulate(high)));
   }
   __device__ Left<E> left(int operand) const {
-    const Lane high = get(2 * operand), low = get(2 * operand + 1);
-    Left<E> parts;
-    memcpy(static_cast<void*>(parts.high), &high, sizeof(high));
-    memcpy(static_cast<void*>(parts.low), &low, sizeof(low));
-    return parts;
+    const struct {
+      Lane high, low;
+    } parts{get(2 * operand), get(2 * operand + 1)};
+    return with_bits<Left<E>>(parts);
   }
 
   // Right operands, one tile each, of both parts.
@@ -216,13 +220,7 @@ class Tiles {
     put(operand, lane, i, high);
     put(operand, lane, 4 + i, high_part<E>(value - to_accumulate(high)));
   }
-  __device__ Right<E> right(int operand) const {
-    const Lane both = get(operand);
-    Right<E> parts;
-    static_assert(sizeof(parts) == sizeof(both));
-    memcpy(static_cast<void*>(&parts), &both, sizeof(both));
-    return parts;
-  }
+  __device__ Right<E> right(int operand) const { return with_bits<Right<E>>(get(operand)); }
 
   // Sets `tiles` tiles to 0; all `threads` threads of the block must call it.
   __device__ void clear(int tiles, int threads) const {
