@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
               const int column = 8 * first + 16 * (part + s) + 4 * t,
                         to = row * target_pitch + column;
               if (row >= H || column >= W) continue;
-              const auto pack = with_bits<Pack<T, 4>>(loaded[half][part + s]);
+              auto pack = with_bits<Pack<T, 4>>(loaded[half][part + s]);
               float value[4];
               widen(pack, value);
 #pragma unroll
