@@ -21,7 +21,7 @@ MORE_SHARED: dict[str, int] = {
     "encode_backward_tiles": 54 * 1024,  # a tile of x with D = 512, two of assignments
     # The codewords, and in backward G, for the whole life of a block. The kernels that load them
     # per tile run where they do not fit.
-    "encode_resident": 136 * 1024,
+    "encode_resident": 192 * 1024,
     "encode_backward_resident": 225 * 1024,
     "encode_float": 196 * 1024,
     "encode_backward_float": 227 * 1024,

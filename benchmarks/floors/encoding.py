@@ -6,6 +6,7 @@ from benchmarks.floors.base import (
     Extra,
     Floor,
     FloorOf,
+    Launch,
     Launches,
     Product,
     ProductOf,
@@ -78,14 +79,18 @@ def encode_parameters_extra(shape: Shape, blocks: int, a_tile: int, a_block: int
     return Floor(read=4 * (matrices + blocks * CODES))
 
 
+def blocks_of(launch: Launch) -> int:
+    """Grid: images, chunks of each."""
+    return launch.grid[0] * launch.grid[1]
+
+
 def encode_extra(shape: Shape, launches: Launches) -> Floor:
     """Reads of the codewords: once or twice per tile and three times per block; if they stay in
-    shared memory, only four times (float32: twice) per block. A partial sum of each result per
-    block."""
+    shared memory, only twice per block. A partial sum of each result per block."""
     kind, launch = launch_of(launches, "encode_")
-    blocks, a_tile, a_block = launch.grid[0], 2 if shape.channels <= 128 else 1, 3
+    blocks, a_tile, a_block = blocks_of(launch), 2 if shape.channels <= 128 else 1, 3
     if kind in ("resident", "float"):
-        a_tile, a_block = 0, 4 if kind == "resident" else 2
+        a_tile, a_block = 0, 2
     extra = encode_parameters_extra(shape, blocks, a_tile, a_block)
     parts = partial_sums(shape, encoded(shape), blocks // shape.batch)
     return extra + parts + shape.floor(read=-parameters(shape), written=0, operations=0)
@@ -94,12 +99,12 @@ def encode_extra(shape: Shape, launches: Launches) -> Floor:
 def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
     """Reads of the codewords and G, for the assignments and for the gradient of x: four or six
     matrices per tile and six per block. If they stay in shared memory, only per block: the
-    codewords five times and G twice (float32: twice and once). Partial sums of the parameters'
+    codewords three times and G twice (float32: twice and once). Partial sums of the parameters'
     gradients per block."""
     kind, launch = launch_of(launches, "encode_backward_")
-    blocks, a_tile, a_block = launch.grid[0], 6 if shape.channels <= 128 else 4, 6
+    blocks, a_tile, a_block = blocks_of(launch), 6 if shape.channels <= 128 else 4, 6
     if kind in ("resident", "float"):
-        a_tile, a_block = 0, 7 if kind == "resident" else 3
+        a_tile, a_block = 0, 5 if kind == "resident" else 3
     extra = encode_parameters_extra(shape, blocks, a_tile, a_block)
     parts = partial_sums(shape, parameters(shape), blocks)
     once = parameters(shape) + encoded(shape)
