@@ -10,13 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from operator_checks import DEVICE, DTYPES, EMULATED, FORMATS, Case, Shape
-from operator_suite import (
-    FAR_SHAPES,
-    OperatorSuite,
-    Refusal,
-    far_and_near,
-    map_of,
-)
+from operator_suite import FAR_SHAPES, OperatorSuite, Refusal, far_and_near, map_of
 from torch import Tensor
 
 from stripctx import functional

@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     row_weight = warp_sum<Tile::kLanes>(row_weight);
     if (code == 0) tile.row_weights[tile.own_position()] = row_weight;
     __syncthreads();
-    tile.accumulate(sums, 0);
+    tile.accumulate(sums);
     tile.for_near([&](int i) {
       tile.add_near(partials(), i, start + i, near);
       near = true;

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     if (distance.near) tile.store_near(tile.first_code(), a);
     tile.prefetch(next, start + Tile::kPositions);
     __syncthreads();
-    tile.accumulate(sums, 0);
+    tile.accumulate(sums);
     tile.for_near([&](int i) {
       tile.add_near(partials(), i, start + i, near);
       near = true;

@@ -26,13 +26,6 @@ struct Words {
     memcpy(&pack, word, sizeof(pack));
     return pack;
   }
-  // Element i as a float.
-  __device__ float element(int i) const {
-    const unsigned bits = i % 2 == 0 ? word[i / 2] << 16 : word[i / 2] & 0xffff0000u;
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
 };
 
 constexpr int kResidentThreads = 512, kResidentWarps = kResidentThreads / 32;

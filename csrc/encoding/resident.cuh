@@ -112,8 +112,6 @@ struct ResidentTile {
       some[k] = column[k] * column[k];
     }
     add_columns(some, code_norms);
-#pragma unroll
-    for (int k = 0; k < kFastCodes; ++k) some[k] = column[k] * column[k];
     keep(0, column);
 #pragma unroll
     for (int k = 0; k < kFastCodes; ++k) some[k] -= 2 * centre * column[k];
@@ -261,10 +259,11 @@ struct ResidentTile {
                                         mean.template load_pack<4>(d + 4)};
 #pragma unroll
       for (int j = pair; j < kLoads; j += kPairs) {
-        tile.data.template store_pack<8>(tile_at(d, place(j).i), next[j].pack());
+        const auto pack = next[j].pack();
+        tile.data.template store_pack<8>(tile_at(d, place(j).i), pack);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const float centred = next[j].element(e) - centre[e / 4][e % 4];
+          const float centred = __bfloat162float(pack[e]) - centre[e / 4][e % 4];
           norm[j / kPairs] += centred * centred;
         }
       }
@@ -282,11 +281,12 @@ struct ResidentTile {
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
-      tile.data.template store_pack<8>(tile_at(at.d, at.i), next[j].pack());
+      const auto pack = next[j].pack();
+      tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
       const float centre = mean[at.d];
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const float centred = next[j].element(e) - centre;
+        const float centred = __bfloat162float(pack[e]) - centre;
         norm[e] += centred * centred;
       }
     }
@@ -501,8 +501,8 @@ struct ResidentTile {
     return (pair * kResidentWarps + own_warp()) * 16;
   }
 
-  // sums[2 pair + half of the codewords] += weights^T x, for the rows from `row` on.
-  __device__ void accumulate(float (&sums)[kPairs * 2][2][4], int row) const {
+  // sums[2 pair + half of the codewords] += weights^T x, for the first 32 rows.
+  __device__ void accumulate(float (&sums)[kPairs * 2][2][4]) const {
     if (!exists(first_dimension(0))) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -510,8 +510,8 @@ struct ResidentTile {
 #pragma unroll 1  // registers: unrolled, it spills
       for (int i = 0; i < kPositions; i += 16) {
         Operand lower, upper;
-        weight_low.template left<true>(lower, i, row + half * 16);
-        weight_high.template left<true>(upper, i, row + half * 16);
+        weight_low.template left<true>(lower, i, half * 16);
+        weight_high.template left<true>(upper, i, half * 16);
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
           const int d = first_dimension(pair);

@@ -62,29 +62,16 @@ struct ProductTables {
                 [&](int w, int cell, float weight) {
                   columns.put_right(cut.across, cell, in_packs(w), weight);
                 });
-    int base = 0;
-    for (int l = 0; l < op.levels.count; ++l) {
-      const Level& level = op.levels[l];
-      const int height = static_cast<int>(level.size[2]), width = static_cast<int>(level.size[3]);
-      const int tap_columns = static_cast<int>(op.taps.kernel[1]), plane = height * width;
-      const int count = static_cast<int>(op.taps.kernel[0]) * tap_columns * plane;
-      const int first_row = begin_of(op.levels, op.taps, l, 0);
-      const int first_column = begin_of(op.levels, op.taps, l, 1);
-      for (int k = static_cast<int>(threadIdx.x); k < count; k += kThreads) {
-        const int tap = k / plane, i = k % plane / width, j = k % width;
-        const int row = first_row + tap / tap_columns * height + i;
-        const int column = first_column + tap % tap_columns * width + j;
-        int tile = 0;
-        for (int bit = 0; bit < row / 16 * kAcross + column / 8; ++bit) {
-          tile += cut.used >> bit & 1;
-        }
-        slots[base + k] = static_cast<uint16_t>((tile * 32 + column % 8 * 4 + row % 8 / 2) * 4 +
-                                                row % 16 / 8 * 2 + row % 2);
-        places[base + k] = static_cast<int>(tap * op.out.size[1] * level.stride[1] +
-                                            i * level.stride[2] + j * level.stride[3]);
-      }
-      base += count;
-    }
+    each_cell(op.levels, op.taps, op.out.size[1], kThreads,
+              [&](int cell, int row, int column, int place) {
+                int tile = 0;
+                for (int bit = 0; bit < row / 16 * kAcross + column / 8; ++bit) {
+                  tile += cut.used >> bit & 1;
+                }
+                slots[cell] = static_cast<uint16_t>((tile * 32 + column % 8 * 4 + row % 8 / 2) * 4 +
+                                                    row % 16 / 8 * 2 + row % 2);
+                places[cell] = place;
+              });
   }
 };
 
@@ -191,27 +178,15 @@ __global__ void __launch_bounds__(kThreads, kResident)
       }
 #pragma unroll 1
       for (int first = 0; 8 * first < W; first += 2 * kMostWidth) {
-        Pack<unsigned, sizeof(T)> loaded[2][kMostWidth];  // as words: see widen
+        Pack<unsigned, sizeof(T)> loaded[2][kMostWidth];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int row = top + 8 * half + g;
 #pragma unroll
           for (int s = 0; s < kMostWidth; ++s) {
-            const int column = 8 * first + 16 * s + 4 * t, from = row * source_pitch + column;
-            loaded[half][s] = {};
-            if constexpr (kPacked) {
-              if (adds && row < H && column < W) {
-                loaded[half][s] =
-                    with_bits<Pack<unsigned, sizeof(T)>>(source.template load_pack<4>(from));
-              }
-            } else {
-              Pack<T, 4> pack = {};
-#pragma unroll
-              for (int j = 0; j < 4; ++j) {
-                if (adds && row < H && column + j < W) pack[j] = source.load(from + j);
-              }
-              loaded[half][s] = with_bits<Pack<unsigned, sizeof(T)>>(pack);
-            }
+            const int column = 8 * first + 16 * s + 4 * t;
+            loaded[half][s] = load_words<kPacked>(source, row * source_pitch + column,
+                                                  adds && row < H ? W - column : 0);
           }
         }
 #pragma unroll

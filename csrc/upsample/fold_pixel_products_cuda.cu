@@ -135,27 +135,10 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 1)
     const bool mine = tables.write(sums, results, warp * result_pitch);
     if (lane_index() == 0) exact[warp] = mine;
     __syncthreads();
-    int cells = 0;
-#pragma unroll 1
-    for (int l = 0; l < op.levels.count; ++l) {
-      const Level& level = op.levels[l];
-      const int width = static_cast<int>(level.size[3]);
-      const int area = static_cast<int>(level.size[2]) * width;
-      const int count = static_cast<int>(op.taps.kernel[0] * op.taps.kernel[1]) * area;
-      const auto target =
-          Global<T>(level).from(n * level.stride[0] + first_channel * level.stride[1]);
-      const int channel = rank % kWarps<T>;
-#pragma unroll 1
-      for (int k = rank / kWarps<T>; first_channel + channel < C && k < count; k += 32) {
-        float value = results[channel * result_pitch + cells + k];
-        if (exact[channel] == 0) {
-          value = gather_cell(op, level, grad.from(image + channel), k / area, k % area / width,
-                              k % width);
-        }
-        target.store(tables.places[cells + k] + channel * static_cast<int>(level.stride[1]),
-                     from_accumulate<T>(value));
-      }
-      cells += count;
+    const int channel = rank % kWarps<T>;
+    if (first_channel + channel < C) {
+      tables.store(op, n, first_channel + channel, rank / kWarps<T>, results,
+                   channel * result_pitch, exact[channel] != 0, grad.from(image + channel));
     }
   }
 }

@@ -20,6 +20,30 @@ struct FoldProducts {
   int turns;          // planes that a warp processes, one after another
 };
 
+// The gradient of one cell of a level and tap, from the positions that read it.
+template <class T>
+__device__ float gather_cell(const PyramidAddBackward& op, const Level& level,
+                             const Global<const T>& grad, int tap, int i, int j) {
+  const int dy = tap / static_cast<int>(op.taps.kernel[1]);
+  const int64_t down = op.taps.offset(0, dy);
+  const int64_t across = op.taps.offset(1, tap - dy * static_cast<int>(op.taps.kernel[1]));
+  const Axis<float> rows = op.taps.template axis<float>(level, 0);
+  const Axis<float> columns = op.taps.template axis<float>(level, 1);
+  const int64_t last_row = min(rows.end(i) - down, op.grad.size[2]);
+  const int64_t last_column = min(columns.end(j) - across, op.grad.size[3]);
+  float sum = 0;
+  for (int64_t w = max(columns.begin(j) - across, int64_t{0}); w < last_column; ++w) {
+    float column = 0;
+    for (int64_t h = max(rows.begin(i) - down, int64_t{0}); h < last_row; ++h) {
+      column =
+          add_weighted(column, rows.weight(h + down, i),
+                       to_accumulate(grad.load(h * op.grad.stride[2] + w * op.grad.stride[3])));
+    }
+    sum = add_weighted(sum, columns.weight(w + across, j), column);
+  }
+  return sum;
+}
+
 template <class T>
 struct FoldProductTables {
   using Sum = std::conditional_t<std::is_same_v<T, float>, float, __nv_bfloat16>;
@@ -47,26 +71,14 @@ struct FoldProductTables {
                 });
     each_weight(op.levels, op.taps, 0, static_cast<int>(op.grad.size[2]), threads,
                 [&](int h, int cell, float weight) { rows.put_right(kRowTiles, h, cell, weight); });
-    int base = 0;
-    for (int l = 0; l < op.levels.count; ++l) {
-      const Level& level = op.levels[l];
-      const int height = static_cast<int>(level.size[2]), width = static_cast<int>(level.size[3]);
-      const int tap_columns = static_cast<int>(op.taps.kernel[1]), plane = height * width;
-      const int count = static_cast<int>(op.taps.kernel[0]) * tap_columns * plane;
-      const int first_row = begin_of(op.levels, op.taps, l, 0),
-                first_column = begin_of(op.levels, op.taps, l, 1);
-      for (int k = rank; k < count; k += threads) {
-        const int tap = k / plane, i = k % plane / width, j = k % width;
-        const int row = first_row + tap / tap_columns * height + i;
-        const int column = first_column + tap % tap_columns * width + j;
-        const int tile = column / 16 * kRowTiles + row / 8;
-        slots[tile * 128 + (column % 8 * 4 + row % 8 / 2) * 4 + column % 16 / 8 * 2 + row % 2] =
-            static_cast<uint16_t>(base + k);
-        places[base + k] = static_cast<int>(tap * op.grad.size[1] * level.stride[1] +
-                                            i * level.stride[2] + j * level.stride[3]);
-      }
-      base += count;
-    }
+    each_cell(
+        op.levels, op.taps, op.grad.size[1], threads,
+        [&](int cell, int row, int column, int place) {
+          const int tile = column / 16 * kRowTiles + row / 8;
+          slots[tile * 128 + (column % 8 * 4 + row % 8 / 2) * 4 + column % 16 / 8 * 2 + row % 2] =
+              static_cast<uint16_t>(cell);
+          places[cell] = place;
+        });
     __syncthreads();
   }
 
@@ -120,31 +132,30 @@ struct FoldProductTables {
     }
     return __ballot_sync(kFullMask, exact) == kFullMask;
   }
-};
 
-// The gradient of one cell of a level and tap, from the positions that read it.
-template <class T>
-__device__ float gather_cell(const PyramidAddBackward& op, const Level& level,
-                             const Global<const T>& grad, int tap, int i, int j) {
-  const int dy = tap / static_cast<int>(op.taps.kernel[1]);
-  const int64_t down = op.taps.offset(0, dy);
-  const int64_t across = op.taps.offset(1, tap - dy * static_cast<int>(op.taps.kernel[1]));
-  const Axis<float> rows = op.taps.template axis<float>(level, 0);
-  const Axis<float> columns = op.taps.template axis<float>(level, 1);
-  const int64_t last_row = min(rows.end(i) - down, op.grad.size[2]);
-  const int64_t last_column = min(columns.end(j) - across, op.grad.size[3]);
-  float sum = 0;
-  for (int64_t w = max(columns.begin(j) - across, int64_t{0}); w < last_column; ++w) {
-    float column = 0;
-    for (int64_t h = max(rows.begin(i) - down, int64_t{0}); h < last_row; ++h) {
-      column =
-          add_weighted(column, rows.weight(h + down, i),
-                       to_accumulate(grad.load(h * op.grad.stride[2] + w * op.grad.stride[3])));
+  // Stores the cells of channel c of image n, every 32nd from `first` on: results[base + cell] or,
+  // if they are not exact, sums of the gradient of the channel's plane.
+  __device__ void store(const PyramidAddBackward& op, int64_t n, int64_t c, int first,
+                        const Shared<float>& results, int base, bool exact,
+                        const Global<const T>& grad) const {
+    int cells = 0;
+#pragma unroll 1
+    for (int l = 0; l < op.levels.count; ++l) {
+      const Level& level = op.levels[l];
+      const int width = static_cast<int>(level.size[3]);
+      const int area = static_cast<int>(level.size[2]) * width;
+      const int count = static_cast<int>(op.taps.kernel[0] * op.taps.kernel[1]) * area;
+      const auto target = Global<T>(level).from(n * level.stride[0] + c * level.stride[1]);
+#pragma unroll 1
+      for (int k = first; k < count; k += 32) {
+        float value = results[base + cells + k];
+        if (!exact) value = gather_cell(op, level, grad, k / area, k % area / width, k % width);
+        target.store(places[cells + k], from_accumulate<T>(value));
+      }
+      cells += count;
     }
-    sum = add_weighted(sum, columns.weight(w + across, j), column);
   }
-  return sum;
-}
+};
 
 // Sets the members of `cut` but turns; false if the levels have too many cells.
 inline bool cut_products(const PyramidAddBackward& op, FoldProducts& cut) {

@@ -55,27 +55,15 @@ __global__ void __launch_bounds__(kThreads, kResident)
       float lines[kColumnTiles][kSides][4] = {};
 #pragma unroll 1
       for (int first = 0; first < cut.steps; first += kSteps) {
-        Pack<unsigned, sizeof(T)> loaded[kSteps][kSides];  // as words: see widen
+        Pack<unsigned, sizeof(T)> loaded[kSteps][kSides];
 #pragma unroll
         for (int q = 0; q < kSides; ++q) {
           const int row = top + 8 * q + g;
 #pragma unroll
           for (int s = 0; s < kSteps; ++s) {
-            const int column = 16 * (first + s) + 4 * t, from = row * pitch + column;
-            loaded[s][q] = {};
-            if constexpr (kPacked) {
-              if (row < H && column < W) {
-                loaded[s][q] =
-                    with_bits<Pack<unsigned, sizeof(T)>>(grad.template load_pack<4>(from));
-              }
-            } else {
-              Pack<T, 4> pack = {};
-#pragma unroll
-              for (int j = 0; j < 4; ++j) {
-                if (row < H && column + j < W) pack[j] = grad.load(from + j);
-              }
-              loaded[s][q] = with_bits<Pack<unsigned, sizeof(T)>>(pack);
-            }
+            const int column = 16 * (first + s) + 4 * t;
+            loaded[s][q] =
+                load_words<kPacked>(grad, row * pitch + column, row < H ? W - column : 0);
           }
         }
 #pragma unroll
@@ -99,22 +87,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
     const bool exact = tables.write(sums, results, base);
     __syncwarp();
-    int first = 0;
-#pragma unroll 1
-    for (int l = 0; l < op.levels.count; ++l) {
-      const Level& level = op.levels[l];
-      const int width = static_cast<int>(level.size[3]);
-      const int area = static_cast<int>(level.size[2]) * width;
-      const int count = static_cast<int>(op.taps.kernel[0] * op.taps.kernel[1]) * area;
-      const auto target = Global<T>(level).from(n * level.stride[0] + c * level.stride[1]);
-#pragma unroll 1
-      for (int k = lane; k < count; k += 32) {
-        float value = results[base + first + k];
-        if (!exact) value = gather_cell(op, level, grad, k / area, k % area / width, k % width);
-        target.store(tables.places[first + k], from_accumulate<T>(value));
-      }
-      first += count;
-    }
+    tables.store(op, n, c, lane, results, base, exact, grad);
     __syncwarp();  // before the next plane overwrites the results
   }
 }

@@ -167,6 +167,51 @@ __device__ void each_weight(const Levels& levels, const Taps& taps, int axis, in
   }
 }
 
+// Calls put(cell, row, column, place) for each cell of all levels and taps: its number, row cell
+// and column cell, and the offset of its element from the channel's cell 0 of tap 0, of `channels`
+// maps each. All `threads` threads of the block must call it.
+template <class Put>
+__device__ void each_cell(const Levels& levels, const Taps& taps, int64_t channels, int threads,
+                          const Put& put) {
+  const int tap_rows = static_cast<int>(taps.kernel[0]);
+  const int tap_columns = static_cast<int>(taps.kernel[1]);
+  int base = 0;
+  for (int l = 0; l < levels.count; ++l) {
+    const Level& level = levels[l];
+    const int height = static_cast<int>(level.size[2]), width = static_cast<int>(level.size[3]);
+    const int plane = height * width, count = tap_rows * tap_columns * plane;
+    const int first_row = begin_of(levels, taps, l, 0), first_column = begin_of(levels, taps, l, 1);
+    for (int k = static_cast<int>(threadIdx.x); k < count; k += threads) {
+      const int tap = k / plane, i = k % plane / width, j = k % width;
+      put(base + k, first_row + tap / tap_columns * height + i,
+          first_column + tap % tap_columns * width + j,
+          static_cast<int>(tap * channels * level.stride[1] + i * level.stride[2] +
+                           j * level.stride[3]));
+    }
+    base += count;
+  }
+}
+
+// Four elements from `from` on, 0 beyond the first `count`. kPacked: `count` is 0 or less, or at
+// least 4. As words: with separate elements the compiler would wait for each load (see widen).
+template <bool kPacked, class T>
+__device__ inline Pack<unsigned, sizeof(T)> load_words(const Global<const T>& map, int from,
+                                                       int count) {
+  using Words = Pack<unsigned, sizeof(T)>;
+  Words words = {};
+  if constexpr (kPacked) {
+    if (count > 0) words = with_bits<Words>(map.template load_pack<4>(from));
+  } else {
+    Pack<T, 4> pack = {};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j < count) pack[j] = map.load(from + j);
+    }
+    words = with_bits<Words>(pack);
+  }
+  return words;
+}
+
 // Tiles of 8 elements a lane in shared memory, read without bank conflicts.
 template <class E>
 class Tiles {
