@@ -51,6 +51,7 @@ USUAL_SHARED = 48 * 1024
 #   which is twice as many units in bfloat16.
 # - upsample_*: limited by exponentials rather than by bytes. A tile of 8 rows of pixels reads two
 #   rows of logits, and two more that neighbouring tiles read too, from the second-level cache.
+#   Gradients of few images are divided by classes, and every block reads its pixels' data.
 MOST: dict[str | tuple[str, str], float] = {
     ("strip_pool", "channels_last"): 2.0,
     ("strip_add_relu_backward", "channels_last"): 3.4,
@@ -71,10 +72,10 @@ MOST: dict[str | tuple[str, str], float] = {
     "upsample_argmax": 2.5,
     "upsample_softmax_max": 2.25,
     "upsample_cross_entropy": 2.25,
-    "upsample_cross_entropy_backward": 2.1,
+    "upsample_cross_entropy_backward": 2.2,
     "upsample_binary_cross_entropy_backward": 1.25,
     "upsample_dice": 4.7,
-    "upsample_dice_backward": 3.5,
+    "upsample_dice_backward": 3.8,
 }
 
 every_operator = pytest.mark.parametrize("name", COUNTED)

@@ -383,7 +383,11 @@ def test_strided_targets_and_gradients() -> None:
                 )
                 for t in (target, other)
             ]
-            assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+            for a, b in zip(*results, strict=True):
+                if extension.backend() == "reference":  # PyTorch's kernels depend on alignment
+                    assert relative_error(a, b) < 2e-6
+                else:
+                    assert torch.equal(a, b)
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ UP, SOFTMAX, COMPARE = 4, 3, 1
 
 # Constants of csrc/labels/tile.cuh and adjoint.cuh.
 TILE_ROWS, TILE_COLUMNS = 8, 128
-CLASSES_AT_ONCE, HELD_SUMS, GRADIENT_BLOCKS = 4, 2048, 264
-LEAST_BAND, MOST_BAND = 4, 32
+CLASSES_AT_ONCE, HELD_SUMS, GRADIENT_BLOCKS = 4, 1024, 1056
+LEAST_BAND, MOST_BAND, SPLITS = 4, 32, 4
 
 
 def cells(shape: Shape) -> tuple[int, int]:
@@ -159,25 +159,34 @@ def dice_extra(shape: Shape, launches: Launches) -> Floor:
     return again + partial_sums(shape, 3 * shape.batch * shape.channels, parts)
 
 
-def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor:
-    """All reads of the kernel in adjoint.cuh: the logits, two rows of cells per chunk of up to
-    TILE_ROWS rows of pixels; `pixel_bytes` per pixel and block of classes; `class_bytes` per pixel
-    and class. Bands and column tiles of cells overlap in pixels."""
+def _cell_tiles(shape: Shape) -> tuple[int, int, int]:
+    """The columns of cells, classes and rows of cells (a band) of a block."""
     rows, columns = cells(shape)
-    fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
-    tile = min(columns, max(1, fit))
-    classes = min(shape.channels, max(CLASSES_AT_ONCE, HELD_SUMS // tile))
-    tiles, blocks = -(-columns // tile), -(-shape.channels // classes)
-    wanted = max(1, GRADIENT_BLOCKS // max(1, shape.batch * tiles * blocks))
-    band = min(max(-(-rows // wanted), LEAST_BAND), MOST_BAND)
+    tile = min(columns, max(1, (TILE_COLUMNS - 2) * columns // shape.width - 1))
+    others = max(1, shape.batch * -(-columns // tile))
+    most = min(shape.channels, max(CLASSES_AT_ONCE, HELD_SUMS // tile))
+    splits = min(SPLITS, -(-GRADIENT_BLOCKS // (others * -(-rows // LEAST_BAND))))
+    each = -(-shape.channels // splits)
+    classes = min(most, -(-each // CLASSES_AT_ONCE) * CLASSES_AT_ONCE)
+    bands = max(1, GRADIENT_BLOCKS // (others * -(-shape.channels // classes)))
+    return tile, classes, min(max(-(-rows // bands), LEAST_BAND), MOST_BAND)
+
+
+def _gradient(shape: Shape, pixel_bytes: int = 0, class_bytes: int = 0) -> Floor:
+    """All reads of the kernel in adjoint.cuh: the logits, each row of cells once per band;
+    `pixel_bytes` per pixel and block of classes; `class_bytes` per pixel and class. Bands and
+    column tiles of cells overlap in pixels."""
+    rows, columns = cells(shape)
+    tile, classes, band = _cell_tiles(shape)
+    blocks = -(-shape.channels // classes)
     row_counts = [0] * rows  # per row of cells: the rows of pixels whose first cell it is
     for h in range(shape.height):
         row_counts[first_cell(h, rows, shape.height)] += 1
     staged_rows = pixel_rows = 0
     for first in range(0, rows, band):
-        for row in range(max(0, first - 1), min(first + band, rows)):
-            staged_rows += 2 * -(-row_counts[row] // TILE_ROWS)
-            pixel_rows += row_counts[row]
+        top, last = max(0, first - 1), min(first + band, rows)
+        staged_rows += min(last + 1, rows) - top
+        pixel_rows += sum(row_counts[top:last])
     staged_columns = pixel_columns = 0
     for j in range(0, columns, tile):
         last = min(j + tile, columns)
@@ -215,10 +224,8 @@ def dice_backward_extra(shape: Shape, launches: Launches) -> Floor:
     dots = _staged(shape) * shape.element_size + shape.pixels * (TARGET_BYTES + size)
     dots += launches["upsample_dice_dots"].grid[0] * 2 * shape.channels * size
     slopes = _gradient(shape, pixel_bytes=TARGET_BYTES + 2 * size)
-    columns = cells(shape)[1]
-    fit = (TILE_COLUMNS - 2) * columns // shape.width - 1
-    classes = max(CLASSES_AT_ONCE, HELD_SUMS // min(columns, max(1, fit)))  # per block
-    blocks = launches["upsample_dice_backward"].grid[0] // -(-shape.channels // classes)
+    class_blocks = -(-shape.channels // _cell_tiles(shape)[1])
+    blocks = launches["upsample_dice_backward"].grid[0] // class_blocks
     dots += blocks * 2 * shape.channels * size
     return Floor(
         read=dots + slopes.read - upsample_dice_backward(shape).read,

@@ -7,38 +7,51 @@ namespace stripctx::cuda {
 namespace {
 
 template <class T>
-__device__ void store_label(const LabelMap& map, const WideTile<T>& tile, int r, int label) {
-  if (!tile.inside || r >= tile.rows) return;
-  const int64_t at = offset(map, tile.n, tile.first_row + r, tile.column, 0);
+__device__ void store_labels(const LabelMap& map, const WideTile<T>& tile,
+                             const int (&labels)[kTileRows]) {
+  const auto store = [&]<class I>(I) {
+    const Global<I> to(map);
+    for (int r = 0; r < kTileRows; ++r) {
+      if (r >= tile.pixels.rows) break;
+      to.store(offset(map, tile.n, tile.first_row + r, tile.pixels.column, 0),
+               static_cast<I>(labels[r]));
+    }
+  };
   if (map.bytes == 8) {
-    Global<int64_t>(map).store(at, label);
+    store(int64_t{});
   } else if (map.bytes == 4) {
-    Global<int32_t>(map).store(at, label);
+    store(int32_t{});
   } else {
-    Global<uint8_t>(map).store(at, static_cast<uint8_t>(label));
+    store(uint8_t{});
   }
 }
 
 template <class T, bool kChance>
-__global__ void upsample_argmax(UpsampleArgmax op, PixelTiles cut) {
+__global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
+    upsample_argmax(UpsampleArgmax op, PixelTiles cut) {
   using A = Accumulate<T>;
   SharedMemory memory;
   const WideTile<T> tile(op.logits, cut, memory);
   A largest[kTileRows];
-  int best[kTileRows];
+  int best[kTileRows] = {};
+  for (int r = 0; r < kTileRows; ++r) largest[r] = -kInfinity<A>;
   LogSums<A> sums;
-  tile.for_classes([&](int64_t k, const A(&z)[kTileRows]) {
+  tile.for_classes([&]<int kTogether>(int k, const A(&z)[kTogether][kTileRows]) {
     for (int r = 0; r < kTileRows; ++r) {
-      // as torch.argmax: NaN is the largest value, and the first of equal values is taken
-      const bool better = k == 0 || z[r] > largest[r] || (z[r] != z[r] && largest[r] == largest[r]);
-      best[r] = better ? static_cast<int>(k) : best[r];
-      largest[r] = better ? z[r] : largest[r];
+      for (int i = 0; i < kTogether; ++i) {
+        // as torch.argmax: NaN is the largest value, and the first of equal values is taken
+        const bool better =
+            z[i][r] > largest[r] || (z[i][r] != z[i][r] && largest[r] == largest[r]);
+        best[r] = better ? k + i : best[r];
+        largest[r] = better ? z[i][r] : largest[r];
+      }
     }
-    if constexpr (kChance) sums.take(k, z);
+    if constexpr (kChance) sums.take(z);
   });
-  for (int r = 0; r < kTileRows; ++r) {
-    store_label(op.labels, tile, r, best[r]);
-    if constexpr (kChance) tile.store(op.chance, r, exp(largest[r] - sums.log_sum(r)));
+  store_labels(op.labels, tile, best);
+  if constexpr (kChance) {
+    for (int r = 0; r < kTileRows; ++r) largest[r] = exp(largest[r] - sums.log_sum(r));
+    tile.store(op.chance, largest);
   }
 }
 
@@ -49,11 +62,11 @@ void launch(const UpsampleArgmax& op, Stream stream) {
     using A = Accumulate<T>;
     const PixelTiles cut = cut_pixels<A>(op.logits);
     if (op.chance.data) {
-      launch(pixel_launch<A>("upsample_softmax_max", op.logits, cut, stream),
+      launch(pixel_launch<A>("upsample_softmax_max", op.logits, cut, 0, stream),
              upsample_argmax<T, true>, op, cut);
     } else {
-      launch(pixel_launch<A>("upsample_argmax", op.logits, cut, stream), upsample_argmax<T, false>,
-             op, cut);
+      launch(pixel_launch<A>("upsample_argmax", op.logits, cut, 0, stream),
+             upsample_argmax<T, false>, op, cut);
     }
   });
 }

@@ -7,51 +7,83 @@ namespace stripctx::cuda {
 
 namespace {
 
-// The target y, the factor 1 + (p - 1) y of log(1 + exp(-z)), and the weight w of one element.
-template <class T>
-struct Terms {
-  using A = Accumulate<T>;
-  A target, positive = 1, weight = 1;
+// With target y, weight w and positive weight p, a loss is w [(1 - y) z + (1 + (p - 1) y) log(1 +
+// exp(-z))]: the factors of z and of the logarithm, for a column of pixels and one class.
+template <class A>
+struct Factors {
+  A linear[kTileRows], curved[kTileRows];
 
-  template <class Op>
-  __device__ Terms(const Op& op, int64_t n, int64_t k, int64_t h, int64_t w) {
-    const auto read = [&](const View& map) {
-      return to_accumulate(Global<const T>(map).load(offset(map, n, k, h, w)));
-    };
-    target = read(op.target);
-    if (op.pos_weight.data) positive += (read(op.pos_weight) - 1) * target;
-    if (op.weight.data) weight = read(op.weight);
+  template <class T, class Op>
+  __device__ void load(const Op& op, const PixelColumn& pixels, int k) {
+    T value[kTileRows];
+    pixels.load(op.target, k, value);
+    for (int r = 0; r < kTileRows; ++r) {
+      linear[r] = 1 - to_accumulate(value[r]);
+      curved[r] = 1;
+    }
+    if (op.pos_weight.data) {
+      pixels.load(op.pos_weight, k, value);
+      for (int r = 0; r < kTileRows; ++r) {
+        curved[r] += (to_accumulate(value[r]) - 1) * (1 - linear[r]);
+      }
+    }
+    if (op.weight.data) {
+      pixels.load(op.weight, k, value);
+      for (int r = 0; r < kTileRows; ++r) scale(r, to_accumulate(value[r]));
+    }
+  }
+
+  __device__ void scale(int r, A factor) {
+    linear[r] *= factor;
+    curved[r] *= factor;
   }
 };
 
 template <class T>
-__global__ void upsample_binary_cross_entropy(UpsampleBinary op, PixelTiles cut) {
+__global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
+    upsample_binary_cross_entropy(UpsampleBinary op, PixelTiles cut) {
   using A = Accumulate<T>;
   SharedMemory memory;
   const WideTile<T> tile(op.logits, cut, memory);
-  const auto scratch = memory.take<A>(kSumScratch);
-  const int64_t K = op.logits.classes(), rows = op.logits.size[0] * K * op.logits.image[0];
-  tile.for_classes([&](int64_t k, const A(&z)[kTileRows]) {
-    A loss[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) {
-      loss[r] = 0;
-      if (!tile.inside || r >= tile.rows) continue;
-      const int64_t h = tile.first_row + r;
-      const Terms<T> terms(op, tile.n, k, h, tile.column);
-      const A softplus = log1p(exp(z[r] < 0 ? z[r] : -z[r])) + (z[r] < 0 ? -z[r] : A(0));
-      loss[r] = terms.weight * ((1 - terms.target) * z[r] + terms.positive * softplus);
+  const auto scratch = memory.take<A>(int64_t{kRowSums} * cut.classes);
+  const int64_t K = op.logits.classes(), H = op.logits.image[0], N = op.logits.size[0];
+  int chunk = 0;
+  const auto begin = [&](int k, int) { chunk = k; };
+  const auto each = [&]<int kTogether>(int k, const A(&z)[kTogether][kTileRows]) {
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      Factors<A> factors;
+      factors.template load<T>(op, tile.pixels, k + i);
+      A loss[kTileRows];
+      for (int r = 0; r < kTileRows; ++r) {
+        const A x = z[i][r], size = x < 0 ? -x : x;
+        const A softplus = log1p(exponential(-size)) + (x < 0 ? size : A(0));  // log(1 + exp(-x))
+        loss[r] = factors.linear[r] * x + factors.curved[r] * softplus;
+        if (r >= tile.pixels.rows) loss[r] = 0;
+      }
       if (op.per_pixel) {
-        Global<A>(op.losses).store(offset(op.losses, tile.n, k, h, tile.column), loss[r]);
+        for (int r = 0; r < kTileRows; ++r) {
+          if (r >= tile.pixels.rows) break;
+          Global<A>(op.losses).store(
+              offset(op.losses, tile.n, k + i, tile.first_row + r, tile.pixels.column), loss[r]);
+        }
+      } else {
+        sum_over_warp(loss, scratch, (k + i - chunk) * kRowSums);
       }
     }
+  };
+  const auto store = [&](int k, int count) {
     if (op.per_pixel) return;
-    const int64_t at =
-        tile.column_tile * rows + (tile.n * K + k) * op.logits.image[0] + tile.first_row;
-    const Global<A> parts(static_cast<A*>(op.losses.data), rows * cut_parts(op.logits));
-    sum_columns(loss, scratch, [&](int r, A sum) {
-      if (r < tile.rows) parts.store(at + r, sum);
-    });
-  });
+    __syncthreads();
+    const Global<A> parts(static_cast<A*>(op.losses.data), cut.column_tiles * N * K * H);
+    for (int e = static_cast<int>(threadIdx.x); e < count * kTileRows; e += kTileColumns) {
+      const int64_t row = tile.first_row + e % kTileRows;
+      if (row >= H) continue;
+      const int64_t plane = (tile.column_tile * N + tile.n) * K + k + e / kTileRows;
+      parts.store(plane * H + row, sum_of_warps(scratch, e * kTileWarps));
+    }
+  };
+  tile.for_classes(begin, each, store);
 }
 
 template <class T>
@@ -59,25 +91,29 @@ class BinarySlopes {
   using A = Accumulate<T>;
 
  public:
+  static constexpr int kBlocks = 2;  // the addresses of up to four maps need registers
+
   __device__ explicit BinarySlopes(const UpsampleBinaryBackward& op) : op_(op) {}
 
   __device__ void prepare(const PixelColumn& pixels) { pixels_ = pixels; }
 
-  __device__ void of_class(int64_t k) { k_ = k; }
+  __device__ void of_class(int k) {
+    A grad[kTileRows];
+    pixels_.load(op_.grad, k, grad);
+    factors_.template load<T>(op_, pixels_, k);
+    for (int r = 0; r < kTileRows; ++r) factors_.scale(r, grad[r]);
+  }
 
   __device__ A slope(int r, A z) const {
-    const int64_t n = pixels_.n, k = k_, h = pixels_.first_row + r, w = pixels_.column;
-    const Terms<T> terms(op_, n, k, h, w);
-    const A grad = Global<const A>(op_.grad).load(offset(op_.grad, n, k, h, w));
-    const A e = exp(z < 0 ? z : -z);
+    const A e = exponential(z < 0 ? z : -z);
     const A gate = z < 0 ? 1 / (1 + e) : e / (1 + e);  // sigmoid(-z)
-    return grad * terms.weight * ((1 - terms.target) - terms.positive * gate);
+    return factors_.linear[r] - factors_.curved[r] * gate;
   }
 
  private:
   const UpsampleBinaryBackward& op_;
   PixelColumn pixels_;
-  int64_t k_ = 0;
+  Factors<A> factors_;
 };
 
 }  // namespace
@@ -86,7 +122,8 @@ void launch(const UpsampleBinary& op, Stream stream) {
   dispatch<Types>(op.logits.dtype, [&]<class T>() {
     using A = Accumulate<T>;
     const PixelTiles cut = cut_pixels<A>(op.logits);
-    launch(pixel_launch<A>("upsample_binary_cross_entropy", op.logits, cut, stream),
+    const int64_t scratch = int64_t{kRowSums} * cut.classes;
+    launch(pixel_launch<A>("upsample_binary_cross_entropy", op.logits, cut, scratch, stream),
            upsample_binary_cross_entropy<T>, op, cut);
   });
 }

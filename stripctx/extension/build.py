@@ -84,7 +84,7 @@ LIBRARIES = {
         includes=("csrc", "tests/simt"),
         torch_libraries=("torch_cpu",),
         instruction_set=NATIVE,
-        flags=("-O2", "-g", "-Wno-unknown-pragmas"),
+        flags=("-O2", "-Wno-unknown-pragmas"),
         cuda_headers=True,
         hashed=("csrc", "tests/simt"),
     ),
