@@ -146,6 +146,8 @@ class Labels(nn.Module):
 
 def decoder(name: str, tiny: bool, **options: Any) -> Made:
     widths, side = (TINY_WIDTHS, TINY_SIDE) if tiny else (WIDTHS, HEAD_SIDE)
+    if tiny and name in ("pspnet", "encnet"):
+        options["head_channels"] = 16
     network: Any = models.create(name, num_classes=CLASSES, backbone=Given(widths), **options)
     without_dropout(network)
     sides = [2 * side, side, side, side]

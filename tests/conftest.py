@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import os
 
-# Idle OpenMP threads sleep, because several test processes share the cores. Must be set before
-# torch is first imported.
+# Several test processes share the cores: idle OpenMP threads sleep, and all but the operators' own
+# tests, which divide their work, use one thread. Must be set before torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 # Files that take minutes: begun first, so that no process waits for one of them at the end.
 LONGEST = ("test_sanitize", "test_toolchain", "test_gpu_script", "test_demo")
+FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    divided = request.path.stem.removeprefix("test_") in FAMILIES
+    torch.set_num_threads(2 if divided else 1)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ HEAVY = ("encode", "encode_backward")  # tensor core products, which the emulato
 
 def skip_heavy(name: str, size: tuple[int, int, int, int]) -> None:
     """Skips large maps for operators that take minutes in the emulator."""
-    if name in HEAVY and size[2] * size[3] > 10_000:
+    if name in HEAVY and size[2] * size[3] > 5_000:
         pytest.skip("slow")
 
 

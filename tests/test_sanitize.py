@@ -1,5 +1,6 @@
-"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer. `make sanitize` includes
-the AVX2 build, which `make test` skips to save time (STRIPCTX_SANITIZE_ALL).
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer. To save time, `make test`
+leaves the machine's own instruction set without them, for comparison, and the AVX2 build out;
+`make sanitize` tries every build with them (STRIPCTX_SANITIZE_ALL).
 
 tests/sanitize runs every CPU kernel on exact-size buffers at the shapes of every family's tests, in
 all dtypes and layouts, compiled once for each variant of csrc/cpu/simd.hpp. The sanitizers stop at
@@ -30,8 +31,10 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-o
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 # Names as in stripctx/extension/build.py, starting with the machine's own instruction set.
 BUILDS = ["native", "DEFAULT"] if IS_X86 else ["native"]
+PLAIN = ["native"] if IS_X86 else []
 if IS_X86 and os.environ.get("STRIPCTX_SANITIZE_ALL"):
     BUILDS.append("AVX2")
+    PLAIN.clear()
 
 # ||a - b|| / ||b|| between builds: orders of summation and fused multiply-adds differ.
 TOLERANCE = {"float64": 1e-14, "float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
@@ -48,7 +51,11 @@ def flags(name: str) -> list[str]:
     """Unoptimised, so that every access in the source is checked, and compiling takes a third of
     the time. Reports only need line numbers from -g."""
     ours = [flag for flag in toolkit.build.CXX_FLAGS if flag != "-O3"]
-    return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", "-g1", *SANITIZE]
+    return [*ours, *toolkit.build.INSTRUCTION_SETS[name], "-O0", *sanitizers(name)]
+
+
+def sanitizers(name: str) -> list[str]:
+    return [] if name in PLAIN else ["-g1", *SANITIZE]
 
 
 def runs_here(name: str) -> bool:
@@ -85,7 +92,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(toolkit.run, commands))
     for name in BUILDS:
-        toolkit.run([*compiler, *SANITIZE, *objects[name], "-o", str(folder / name)])
+        toolkit.run([*compiler, *sanitizers(name), *objects[name], "-o", str(folder / name)])
     return {name: folder / name for name in BUILDS}
 
 
