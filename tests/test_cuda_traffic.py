@@ -28,6 +28,7 @@ MORE_SHARED: dict[str, int] = {
     # The weights of all rows and columns, float32 in two parts.
     "pyramid_fold_products": 64 * 1024,
     "pyramid_add_products": 96 * 1024,
+    "pyramid_add_pixel_products": 200 * 1024,  # also the sums along H of 16 rows of 32 channels
     "pyramid_fold_pixel_products": 160 * 1024,  # also two times 16 rows of 32 bytes of each pixel
 }
 USUAL_SHARED = 48 * 1024

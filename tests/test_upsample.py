@@ -731,3 +731,18 @@ def test_small_levels_under_taps(layout: str, dtype: torch.dtype) -> None:
     out = forward(levels)
     assert (out[weights != 0] == torch.inf).all() and not out[0, :6].isinf().any()
     assert not out[:, 7:].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", [(40, 8, 66, 5), (1, 40, 18, 70)], ids=str)
+def test_blocks_of_small_levels(
+    shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype
+) -> None:
+    """Several chunks of rows per block, several tiles of columns and of channels."""
+    x = operator_checks.make(shape, dtype, layout)
+    levels = [operator_checks.make((shape[0], 9 * shape[1], b, b), dtype, layout) for b in (1, 4)]
+    geometry = ([*shape[2:]], [3, 3], [1, 1], [1, 1], [1] * 2, [0.0] * 4)
+    found = OPS.pyramid_taps_add(x, levels, *geometry)
+    wanted = reference.pyramid_taps_add(x.double(), [one.double() for one in levels], *geometry)
+    assert operator_checks.relative_error(found, wanted) <= operator_checks.TOLERANCE[dtype]

@@ -21,6 +21,7 @@ from benchmarks.floors.pyramid import PSP_BINS, level_cells
 
 MPM_BINS = (20, 12)  # levels of pyramid_add_relu: SPNet's mixed pooling
 KERNEL = 3  # size of the convolution whose taps are added
+PRODUCT_CHANNELS = 32  # of a block of add_pixel_products_cuda.cu
 PLANE_BYTES = 40 * 1024  # largest gradient in shared memory (add_backward_cuda.cu)
 
 
@@ -148,9 +149,14 @@ def pyramid_add_extra(
 ) -> Floor:
     """Reads of the levels' cells: each column tile of each chunk of rows reads the cells that it
     needs (walk_cuda.cu). `channels` counts the taps x taps maps of each level. add_products_cuda.cu
-    reads every cell once."""
+    reads every cell once, add_pixel_products_cuda.cu once for each group of rows."""
     if "pyramid_add_products" in launches:
         return Floor()
+    cells = level_cells(shape, bins, channels)
+    if "pyramid_add_pixel_products" in launches:
+        tiles = shape.batch * -(-channels // taps**2 // PRODUCT_CHANNELS)
+        groups = launches["pyramid_add_pixel_products"].grid[0] // tiles
+        return shape.floor(read=(groups - 1) * cells, written=0, operations=0)
     layout, launch = launch_of(launches, "pyramid_add_walk")
     (_, _, chunks), (lanes, slots, _) = launch.grid, launch.block
     rows = math.ceil(math.ceil(shape.height / chunks) / 4) * 4
@@ -159,7 +165,6 @@ def pyramid_add_extra(
         cells_staged(b, shape.height, rows, taps) * cells_staged(b, shape.width, columns, taps)
         for b in bins
     )
-    cells = level_cells(shape, bins, channels)
     read *= shape.batch * channels // taps**2
     return shape.floor(read=read - cells, written=0, operations=0)
 

@@ -291,7 +291,10 @@ const View& map_of(const PyramidAdd& op) {
 }  // namespace
 
 void launch(const PyramidAdd& op, Stream stream) {
-  if (launch_add_products(op, stream) || launch_add_walk(op, stream)) return;
+  if (launch_add_products(op, stream) || launch_add_pixel_products(op, stream) ||
+      launch_add_walk(op, stream)) {
+    return;
+  }
   dispatch<Types>(op.out.dtype, [&]<class T>() {
     if (!op.channels_last) {
       return with_pack<T>({&op.out, &map_of(op)}, 3, op.out.size[3],

@@ -23,6 +23,9 @@ bool launch_add_walk(const PyramidAdd& op, Stream stream);
 // likewise.
 bool launch_add_products(const PyramidAdd& op, Stream stream);
 
+// add_pixel_products_cuda.cu, the same for channels_last maps of half types.
+bool launch_add_pixel_products(const PyramidAdd& op, Stream stream);
+
 // fold_cuda.cu, contiguous maps. Returns false, without a launch, if it does not support the
 // shapes; add_backward_cuda.cu then uses its own kernel.
 bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream);
