@@ -22,7 +22,8 @@ SIZES = ((2, 20, 33, 40), (1, 32, 264, 135), (1, 24, 61, 70))
 def test_same_bits_in_every_order(
     name: str, dtype: str, layout: str, size: tuple[int, int, int, int]
 ) -> None:
-    emulation.skip_heavy(name, size)
+    if name in emulation.HEAVY and size != SIZES[2]:
+        pytest.skip("slow")
     check_orders(name, dtype, layout, size)
 
 

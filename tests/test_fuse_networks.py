@@ -24,8 +24,10 @@ pytestmark = [
 every_case = pytest.mark.parametrize("name", CASES)
 # Their decoders are like those of other networks here, and tracing them by torch.compile is slow.
 ALIKE = {
-    "smp MAnet", "smp Unet nearest", "smp UnetPlusPlus", "smp UPerNet MiT", "timm HRNet",
-    "mmseg FastSCNN", "mmseg UPerHead", "transformers Data2Vec", "transformers UperNet Swin",
+    "smp MAnet", "smp Unet nearest", "smp UnetPlusPlus", "smp UPerNet MiT", "smp DeepLabV3Plus",
+    "smp FPN", "smp Linknet", "smp Segformer MiT", "timm HRNet", "mmseg FastSCNN", "mmseg ICNet",
+    "mmseg UPerHead", "transformers Data2Vec", "transformers UperNet ConvNeXt",
+    "transformers UperNet Swin", "transformers SegFormer 768",
 }  # fmt: skip
 CONVOLUTIONS = ("pyramid_conv",)
 SUMS = ("pyramid_add", "pyramid_add_relu")

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 pytestmark = pytest.mark.slow
 
-LAYERS = (
-    "StripPooling",
+LAYERS = (  # MixedPooling contains StripPooling
     "MixedPooling",
     "PyramidPooling",
     "PyramidPoolingConv",
