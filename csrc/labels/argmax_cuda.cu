@@ -6,26 +6,6 @@ namespace stripctx::cuda {
 
 namespace {
 
-template <class T>
-__device__ void store_labels(const LabelMap& map, const WideTile<T>& tile,
-                             const int (&labels)[kTileRows]) {
-  const auto store = [&]<class I>(I) {
-    const Global<I> to(map);
-    for (int r = 0; r < kTileRows; ++r) {
-      if (r >= tile.pixels.rows) break;
-      to.store(offset(map, tile.n, tile.first_row + r, tile.pixels.column, 0),
-               static_cast<I>(labels[r]));
-    }
-  };
-  if (map.bytes == 8) {
-    store(int64_t{});
-  } else if (map.bytes == 4) {
-    store(int32_t{});
-  } else {
-    store(uint8_t{});
-  }
-}
-
 template <class T, bool kChance>
 __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
     upsample_argmax(UpsampleArgmax op, PixelTiles cut) {
@@ -48,10 +28,10 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
     }
     if constexpr (kChance) sums.take(z);
   });
-  store_labels(op.labels, tile, best);
+  with_integer(op.labels, [&]<class I>(I) { tile.pixels.template store<I>(op.labels, best); });
   if constexpr (kChance) {
     for (int r = 0; r < kTileRows; ++r) largest[r] = exp(largest[r] - sums.log_sum(r));
-    tile.store(op.chance, largest);
+    tile.pixels.template store<A>(op.chance, largest);
   }
 }
 

@@ -62,11 +62,7 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
         if (r >= tile.pixels.rows) loss[r] = 0;
       }
       if (op.per_pixel) {
-        for (int r = 0; r < kTileRows; ++r) {
-          if (r >= tile.pixels.rows) break;
-          Global<A>(op.losses).store(
-              offset(op.losses, tile.n, k + i, tile.first_row + r, tile.pixels.column), loss[r]);
-        }
+        tile.pixels.template store<A>(op.losses, k + i, loss);
       } else {
         sum_over_warp(loss, scratch, (k + i - chunk) * kRowSums);
       }

@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
     if constexpr (kSmooth) loss[r] += soft * (all[r] + seen * (log_sum[r] - sums.largest[r]));
     if (label[r] < 0) loss[r] = 0;
   }
-  tile.store(op.log_sums, log_sum);
-  if (op.per_pixel) tile.store(op.losses, loss);
+  tile.pixels.template store<A>(op.log_sums, log_sum);
+  if (op.per_pixel) tile.pixels.template store<A>(op.losses, loss);
   const auto scratch = memory.take<A>(2 * kRowSums);
   sum_over_warp(loss, scratch);
   sum_over_warp(weight, scratch, kRowSums);

@@ -24,9 +24,8 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
   tile.for_classes([&]<int kTogether>(int, const A(&z)[kTogether][kTileRows]) { sums.take(z); });
   A log_sum[kTileRows];
   for (int r = 0; r < kTileRows; ++r) log_sum[r] = sums.log_sum(r);
-  tile.store(op.log_sums, log_sum);
+  tile.pixels.template store<A>(op.log_sums, log_sum);
 
-  // The sums of a class over a warp are adjacent in scratch, those of the warps follow each other.
   int chunk = 0;
   const auto begin = [&](int k, int) { chunk = k; };
   const auto each = [&]<int kTogether>(int k, const A(&z)[kTogether][kTileRows]) {
@@ -42,8 +41,9 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
     const RowSum<kTogether> rows(kWarpSize, lane_index());
     const A sums[kSums] = {rows.add_up(overlap), rows.add_up(mass), rows.add_up(truth)};
     if (!rows.writes) return;
-    const int c = warp_index() * cut.classes + k - chunk + rows.row;
-    for (int s = 0; s < kSums; ++s) scratch[kSums * c + s] = sums[s];
+    for (int s = 0; s < kSums; ++s) {
+      scratch[(kSums * (k - chunk + rows.row) + s) * kTileWarps + warp_index()] = sums[s];
+    }
   };
   const int64_t N = op.logits.size[0], K = op.logits.classes();
   const int64_t part = tile.row_tile * cut.column_tiles + tile.column_tile;
@@ -52,9 +52,8 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
   const auto store = [&](int k, int count) {
     __syncthreads();
     for (int e = static_cast<int>(threadIdx.x); e < kSums * count; e += kTileColumns) {
-      A sum = 0;
-      for (int warp = 0; warp < kTileWarps; ++warp) sum += scratch[kSums * warp * cut.classes + e];
-      parts.store((part * N + tile.n) * kSums * K + e % kSums * K + k + e / kSums, sum);
+      parts.store((part * N + tile.n) * kSums * K + e % kSums * K + k + e / kSums,
+                  sum_of_warps(scratch, e * kTileWarps));
     }
   };
   tile.for_classes(begin, each, store);
@@ -95,7 +94,7 @@ __global__ void __launch_bounds__(kTileColumns, kResident<Accumulate<T>>)
     }
   };
   tile.for_classes(begin, each, [](int, int) {});
-  tile.store(op.dots, dot);
+  tile.pixels.template store<A>(op.dots, dot);
 }
 
 template <class T>

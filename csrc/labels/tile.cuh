@@ -149,6 +149,18 @@ STRIPCTX_HOST_DEVICE inline int64_t cut_parts(const WideLogits& logits) {
   return ceil_div(logits.image[1], int64_t{kTileColumns});
 }
 
+// Calls call(I{}) with the type I of a map's integers.
+template <class Call>
+__device__ void with_integer(const LabelMap& map, Call&& call) {
+  if (map.bytes == 8) {
+    call(int64_t{});
+  } else if (map.bytes == 4) {
+    call(int32_t{});
+  } else {
+    call(uint8_t{});
+  }
+}
+
 // A column of pixels of one thread: `rows` of it from first_row on, at most kTileRows, none if the
 // column is outside.
 struct PixelColumn {
@@ -168,20 +180,23 @@ struct PixelColumn {
 
   // The labels, or -1 for ignored ones and other rows.
   __device__ void load(const Target& target, int64_t classes, int (&labels)[kTileRows]) const {
-    const auto read = [&]<class I>(I) {
+    with_integer(target, [&]<class I>(I) {
       I values[kTileRows];
       load(static_cast<const View&>(target), values);
       for (int r = 0; r < kTileRows; ++r) {
         labels[r] = r < rows ? static_cast<int>(target.known(values[r], classes)) : -1;
       }
-    };
-    if (target.bytes == 8) {
-      read(int64_t{});
-    } else if (target.bytes == 4) {
-      read(int32_t{});
-    } else {
-      read(uint8_t{});
-    }
+    });
+  }
+
+  // The reverse of load, converted to the type T of the map's elements.
+  template <class T, class V>
+  __device__ void store(const View& map, int k, const V (&values)[kTileRows]) const {
+    store<T>(map, offset(map, n, k, first_row, column), map.stride[2], values);
+  }
+  template <class T, class V>
+  __device__ void store(const View& map, const V (&values)[kTileRows]) const {
+    store<T>(map, offset(map, n, first_row, column, 0), map.stride[1], values);
   }
 
  private:
@@ -191,6 +206,16 @@ struct PixelColumn {
     const Global<const T> source = Global<const T>(map).from(from);
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) values[r] = r < rows ? source.load(r * stride) : T();
+  }
+  template <class T, class V>
+  __device__ void store(const View& map, int64_t from, int64_t stride,
+                        const V (&values)[kTileRows]) const {
+    const Global<T> target = Global<T>(map).from(from);
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      if (r >= rows) break;  // one branch: predicates would take more instructions
+      target.store(r * stride, static_cast<T>(values[r]));
+    }
   }
 };
 
@@ -288,13 +313,6 @@ class WideTile {
     const Pack<A, 2> weights = row_weights_.template load_pack<2>(2 * r);
     const int plane = c * cell_rows_ * cell_columns_;
     return mix(weights[0], along(plane + cells[0]), weights[1], along(plane + cells[1]));
-  }
-
-  __device__ void store(const View& map, const A (&values)[kTileRows]) const {
-    for (int r = 0; r < kTileRows; ++r) {
-      if (r >= pixels.rows) break;
-      Global<A>(map).store(offset(map, n, first_row + r, pixels.column, 0), values[r]);
-    }
   }
 
  private:
