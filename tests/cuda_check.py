@@ -129,12 +129,13 @@ def check(source: Path, architectures: Sequence[int], sass_of: int, nvcc: str) -
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, "kernels.o")
         command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{toolkit.SOURCES}"]
-        command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+        command += toolkit.gencode(architectures)
         report = toolkit.run([*command, "-c", str(source), "-o", str(compiled)])
         cuobjdump = toolkit.cuobjdump()
         sass = ""
         if cuobjdump and sass_of in architectures:
-            disassemble = [cuobjdump, "-sass", "-arch", f"sm_{sass_of}", str(compiled)]
+            name = toolkit.gencode([sass_of])[0].split("code=")[1]
+            disassemble = [cuobjdump, "-sass", "-arch", name, str(compiled)]
             sass = toolkit.run(disassemble)
     accesses = parse_accesses(sass)
     kernels = []

@@ -45,6 +45,7 @@ class Instruction:
         if name == "LDSM":  # ldmatrix: 1, 2 or 4 matrices, one word per lane each
             return "shared", int(suffixes[-1]) if suffixes[-1] in ("2", "4") else 1
         simple = {"SHFL": "shuffle", "BAR": "barrier", "HMMA": "product"}
+        simple["HGMMA"] = "warpgroup product"
         return (simple[name], 1) if name in simple else None
 
 

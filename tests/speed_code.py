@@ -49,8 +49,7 @@ def compiled(source: Path, folder: Path, nvcc: str, disassembler: str) -> dict[s
             Path(temporary, "core", "dispatch.hpp").write_text(modelled_dtypes())
             command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", f"-I{temporary}"]
             command += [f"-I{toolkit.SOURCES}"]
-            command += [f"-I{toolkit.EMULATOR}", "-cubin"]
-            command += [f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}"]
+            command += [f"-I{toolkit.EMULATOR}", "-cubin", *toolkit.gencode([ARCHITECTURE])]
             report = toolkit.run([*command, str(source), "-o", str(cubin)])
             text = toolkit.run([disassembler, "-sass", str(cubin)])
         folder.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,15 @@ class Chip:
 
 H100 = Chip()
 
+# Clocks of a multiprocessor's tensor cores for one warp's instruction. mma reaches half of what a
+# warpgroup's does, whose clocks are its warps' together.
+PRODUCTS = {
+    "mma_m16n8k8": 2.0,
+    "mma_m16n8k16": 2.0,
+    "wgmma_m64n32k16": 4.0,
+    "wgmma_m64n64k16": 8.0,
+}
+
 
 @dataclass
 class Line:
@@ -98,8 +107,8 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     counted: dict[str, float] = {}
     moved = sectors = requests = turns = least = wavefronts = loaded = 0.0
     for space, bytes_each, count, total, passes, fewest in traced["requests"]:
-        if space in ("shared", "copy store"):
-            if space == "shared":  # the instruction of a copy is counted as its load
+        if space in ("shared", "copy store", "operand"):
+            if space == "shared":  # the others are counted as a load and a product
                 counted["shared"] = counted.get("shared", 0) + count * max(1, bytes_each // 4)
             turns, least = turns + passes * scale, least + fewest * scale
             continue
@@ -109,9 +118,12 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
         sectors += passes * scale
         requests += total * scale / 128
         wavefronts += max(count, passes / 4) * scale
+    multiplied = 0.0
     for name, count in traced["operations"].items():
-        kind = "shuffle" if "shfl" in name else "product" if "mma" in name else ""
-        kind = "barrier" if name == "__syncthreads" else kind
+        kind = "shuffle" if "shfl" in name else "barrier" if name == "__syncthreads" else ""
+        if name in PRODUCTS:
+            kind = "warpgroup product" if name.startswith("wgmma") else "product"
+            multiplied += PRODUCTS[name] * count * scale
         if kind:
             counted[kind] = counted.get(kind, 0) + count
     issued, at_once = sass.instructions(kernel.code, warps * traced["sampled"], counted)
@@ -135,6 +147,7 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
         "bytes": 32 * sectors / chip.cached,
         "instructions": issued / (chip.issued * clocks),
         "shared memory": (turns + wavefronts) / clocks,
+        "tensor cores": multiplied / clocks,
         "latency": max(
             loaded * chip.latency / (busy * full * in_flight) if in_flight else 0.0,
             waves * rounds * chip.latency,

@@ -88,6 +88,28 @@ def test_devices_with_less_shared_memory(
     assert {"encode_tiles", "encode_backward_tiles"} <= emulation.counts(check).keys()
 
 
+@pytest.mark.skipif(not EMULATED, reason="chooses the emulated chip")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    ("shape", "codes"), [((2, 40, 9, 10), 32), ((1, 130, 7, 11), 31), ((1, 264, 5, 7), 3)], ids=str
+)
+def test_chips_without_products_of_warpgroups(
+    shape: Shape, codes: int, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but sm_90, whose products agree to the rounding of sums."""
+    x, codewords, scale = encode_case(codes).arguments(shape, torch.float32, layout)
+    arguments = (x.bfloat16(), codewords, scale / shape[1])
+    grad = noise(shape[0], codes, shape[1])
+    with_warpgroups = operator_checks.run(functional.encode, arguments, (grad,))
+    monkeypatch.setenv("STRIPCTX_SIMT_WARPGROUPS", "0")
+    values = operator_checks.run(functional.encode, arguments, (grad,))
+    expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+    for i, (value, other, want) in enumerate(zip(values, with_warpgroups, expected, strict=True)):
+        bound = operator_checks.TOLERANCE[torch.bfloat16] if i == 1 else 1e-5
+        assert operator_checks.relative_error(value, want) < bound
+        assert operator_checks.relative_error(other, want) < bound
+
+
 # Rounding.
 
 

@@ -326,6 +326,48 @@ def test_accumulation_truncates_towards_zero(emulator: Emulator) -> None:
         assert ((expected - out) <= 2.0**-22 * expected).all()
 
 
+def warpgroup_product(
+    emulator: Emulator, a: torch.Tensor, b: torch.Tensor, turned: tuple[int, int], fault: int = 0
+) -> torch.Tensor:
+    """a (64, 64) b (64, columns) by one warpgroup. a is stored transposed if turned, b if not, with
+    which the depth is the fastest dimension. `fault` is one of kernels/warpgroups.cu."""
+    stored = [a.mT.contiguous() if turned[0] else a, b if turned[1] else b.mT.contiguous()]
+    out = torch.zeros(64, b.size(1))
+    emulator(
+        "warpgroup_product", stored[0], turned[0], stored[1], turned[1], out, b.size(1), fault
+    )
+    return out
+
+
+@pytest.mark.parametrize("columns", [32, 64])
+@pytest.mark.parametrize("turned_b", [0, 1])
+@pytest.mark.parametrize("turned_a", [0, 1])
+def test_products_of_warpgroups(
+    emulator: Emulator, turned_a: int, turned_b: int, columns: int
+) -> None:
+    a, b = torch.randn(64, 64).bfloat16(), torch.randn(64, columns).bfloat16()
+    expected = a.double() @ b.double()
+    magnitude = a.double().abs() @ b.double().abs()
+    for order in ORDERS:
+        emulator.order(order)
+        out = warpgroup_product(emulator, a, b, (turned_a, turned_b))
+        assert ((out.double() - expected).abs() <= 64 * 2.0**-24 * magnitude).all()
+
+
+def test_mistakes_with_warpgroups_are_found(emulator: Emulator) -> None:
+    a, b = torch.randn(64, 64).bfloat16(), torch.randn(64, 32).bfloat16()
+    right = warpgroup_product(emulator, a, b, (0, 0))
+    without_fence, read_early, written_early = (
+        warpgroup_product(emulator, a, b, (0, 0), fault) for fault in (1, 2, 3)
+    )
+    assert without_fence.isnan().all() and read_early.isnan().all()
+    assert not torch.equal(written_early, right)
+    with pytest.raises(RuntimeError, match="does not begin in the first of eight rows"):
+        warpgroup_product(emulator, a, b, (0, 0), 4)
+    with pytest.raises(RuntimeError, match="lanes of a warp pass different operands"):
+        warpgroup_product(emulator, a, b, (0, 0), 5)
+
+
 @pytest.mark.parametrize(
     ("grid", "threads", "message"),
     [
@@ -411,5 +453,5 @@ def test_nvcc_compiles_the_same_sources(source: Path, tmp_path: Path) -> None:
     if nvcc is None:
         pytest.skip("needs nvcc")
     command = [nvcc, "-std=c++20", "-O3", f"-I{toolkit.SOURCES}"]
-    command += [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in (75, 90)]
+    command += toolkit.gencode([75, 90])
     toolkit.run([*command, "-c", str(source), "-o", str(tmp_path / "kernel.o")])

@@ -66,8 +66,9 @@ def test_unknown_architectures_are_refused(text: str) -> None:
 
 
 def test_gencode() -> None:
-    assert architectures.gencode(("9.0a", "12.0+PTX")) == [
+    assert architectures.gencode(("9.0+PTX", "12.0+PTX")) == [
         "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]
@@ -282,7 +283,7 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
     cuda = outcome.report["libraries"]["cuda"]
     assert (cuda["origin"], cuda["answer"]) == ("new build", 43), cuda
     text = Path(cuda["log"]).with_name("build.ninja").read_text()
-    assert set(re.findall(r",code=(\w+)", text)) == {"sm_80", "sm_90"}
+    assert set(re.findall(r",code=(\w+)", text)) == {"sm_80", "sm_90a"}
     log = Path(cuda["log"]).read_text()
     assert "registers" in log and "0 bytes spill stores" in log
     assert sandbox.load(**changes).report["libraries"]["cuda"]["origin"] == "cache"

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,11 @@ sys.path.pop(0)
 
 # The CUDA library's default architectures, 90 for sm_90.
 ARCHITECTURES = [int(a.removesuffix("+PTX").replace(".", "")) for a in architectures.DEFAULT]
+
+
+def gencode(numbers: Iterable[int]) -> list[str]:
+    """nvcc's flags for machine code, as in the product's builds."""
+    return architectures.gencode(tuple(f"{number // 10}.{number % 10}" for number in numbers))
 
 
 def nvcc() -> str | None:

@@ -109,4 +109,14 @@ __device__ inline int warp_index() {
   return static_cast<int>(thread_rank() / kWarpSize);
 }
 
+// The same number, 0 to 1023, but what follows from it is computed where it is used: the compiler
+// cannot move it out of a loop, where it would take registers throughout.
+__device__ inline int recompute(int value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(value));
+  __builtin_assume(value >= 0 && value < 1024);
+#endif
+  return value;
+}
+
 }  // namespace stripctx::cuda

@@ -28,6 +28,18 @@ struct Launch {
 };
 
 constexpr int64_t kSharedAlignment = 16;
+constexpr int64_t kOperandAlignment = 1024;  // of operands of wgmma.cuh, and of the first piece
+
+// The largest shared memory of a block, in bytes, on the chip that this code is compiled for, where
+// that is known: a kernel that needs more is not launched there and need not be compiled.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
+constexpr int64_t kSharedBytesOfChip = 99 * 1024;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+constexpr int64_t kSharedBytesOfChip = 163 * 1024;
+#else
+constexpr int64_t kSharedBytesOfChip = 227 * 1024;
+#endif
 
 // Bytes that SharedMemory::take<T>(count) uses. A launch's shared_bytes is the sum over its
 // kernel's takes.

@@ -60,7 +60,8 @@ __device__ inline void store_word(uint4* to, uint4 word) {
                : "memory");
 }
 
-// Both classes are friends of copy_async (cuda/async_copy.cuh), which uses their addresses.
+// Both classes are friends of copy_async (cuda/async_copy.cuh) and of operand_address
+// (cuda/wgmma.cuh), which use their addresses.
 //
 // The memory of a Global<const T> must not be written while the kernel runs: its loads may use the
 // read-only path. `i` counts elements; packs must be aligned to their size.
@@ -140,6 +141,8 @@ class Shared {
   template <class U>
   friend __device__ void copy_async(const Shared<U>& to, int i, const Global<const U>& from,
                                     int64_t j);
+  template <class U>
+  friend __device__ unsigned operand_address(const Shared<U>& data, int i);
 
   T* data_;
 };
@@ -150,7 +153,7 @@ class Shared {
 class SharedMemory {
  public:
   __device__ SharedMemory() {
-    extern __shared__ uint4 dynamic_shared_memory[];
+    extern __shared__ __align__(kOperandAlignment) uint4 dynamic_shared_memory[];
     next_ = reinterpret_cast<unsigned char*>(dynamic_shared_memory);
   }
 
@@ -159,6 +162,12 @@ class SharedMemory {
     T* data = reinterpret_cast<T*>(next_);
     next_ += shared_bytes<T>(count);
     return Shared<T>(data);
+  }
+  // Memory for operands of wgmma.cuh, aligned to kOperandAlignment: take them first, in multiples
+  // of it.
+  template <class T>
+  __device__ Shared<T> take_operands(int64_t count) {
+    return take<T>(count);
   }
 
  private:

@@ -7,17 +7,17 @@ namespace stripctx::cuda {
 
 namespace {
 
-// A tile with the gradient's weights w = 2 q. Of the 64 rows, the first 32 hold w in the weights
-// and -c' in the matrices, the last 32 hold a and G.
-template <bool kDepthFastest, int kDepth>
-struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth> {
-  using Tile = ResidentTile<2, kDepthFastest, kDepth>;
-  using T = typename Tile::T;
+// A tile with the gradient's weights w = 2 q. The first matrix has the weights w and -c', the
+// second a and G.
+template <bool kDepthFastest, int kDepth, bool kWarpgroups>
+struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth, kWarpgroups> {
+  using Tile = ResidentTile<2, kDepthFastest, kDepth, kWarpgroups>;
+  using typename Tile::Sums, typename Tile::T;
 
   const Global<const float> gradient;
   Shared<float> code_gradients, row_weights;  // c.G per codeword; sum of w per position
 
-  static int64_t bytes() {
+  STRIPCTX_HOST_DEVICE static constexpr int64_t bytes() {
     return Tile::bytes() + shared_bytes<float>(kFastCodes) + shared_bytes<float>(Tile::kPositions);
   }
 
@@ -27,88 +27,54 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth> {
         gradient(Global<const float>(op.grad).from(chunk.image * op.codes() * op.depth())),
         code_gradients(memory.take<float>(kFastCodes)),
         row_weights(memory.take<float>(Tile::kPositions)) {
-    typename Tile::Column code, grad;
-    this->load_column(code, this->codewords);
-    this->load_column(grad, gradient);
-    this->keep(kFastCodes, grad);
-#pragma unroll
-    for (int k = 0; k < kFastCodes; ++k) code[k] *= grad[k];
-    this->add_columns(code, code_gradients);
+    typename Tile::Column column;
+    this->load_column(column, gradient);
+    this->keep(1, column);
+    this->load_column(column, this->codewords, [](float grad, float code) { return grad * code; });
+    this->add_columns(column, code_gradients);
   }
 
   __device__ float grad(int k, int d) const { return gradient.load(k * this->depth + d); }
 
-  // The gradient of x is sum over k of a_ik G_k - w_ik c'_k, plus (sum over k of w_ik) (x_i - m).
-  // sum += the first term, for all positions and this warp's dimensions.
-  using Sums = float[Tile::kPairs][2][2][4];
-  __device__ void multiply_weights(Sums& sum) const {
-    if (!this->exists(this->first_dimension(0))) return;
-#pragma unroll 1
-    for (int k = 0; k < Tile::kRows; k += 16) {
-      Operand upper[Tile::kPairs], lower[Tile::kPairs];
+  // Replaces a run of this warp's dimensions of the tile by the gradient of x: `sum`, which is sum
+  // over k of a_ik G_k - w_ik c'_k, plus (sum over k of w_ik) (x_i - m). A thread's sums are of
+  // adjacent positions. If depth is the fastest dimension, two lanes exchange one each, so that
+  // they are of adjacent dimensions.
+  __device__ void become_gradient(int pair, const float (&sum)[16]) const {
+    constexpr int kLanesOfRow = 4;
+    using Two = Pack<float, 2>;
+    const int odd = kDepthFastest ? own_row(0) % 2 : 0;
+    const int d = this->first_dimension(pair) + own_row(0) - odd, i = own_column(0) + odd;
+    const Two mean[2] = {load_two<kDepthFastest>(this->mean, d),
+                         load_two<kDepthFastest>(this->mean, d + 8)};
 #pragma unroll
-      for (int pair = 0; pair < Tile::kPairs; ++pair) {
-        load_codes(upper[pair], this->high, k, this->first_dimension(pair));
-        load_codes(lower[pair], this->low, k, this->first_dimension(pair));
-      }
+    for (int column = 0; column < Tile::kPositions / 8; ++column) {
+      const Two weight = load_two<!kDepthFastest>(row_weights, i + 8 * column);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Operand weights_upper, weights_lower;
-        load_weights(weights_lower, this->weight_low, half * 16, k);
-        load_weights(weights_upper, this->weight_high, half * 16, k);
-#pragma unroll
-        for (int pair = 0; pair < Tile::kPairs; ++pair) {
-          multiply(sum[pair][half], weights_lower, upper[pair]);
-          multiply(sum[pair][half], weights_upper, lower[pair]);
-          multiply(sum[pair][half], weights_upper, upper[pair]);
+      for (int row = 0; row < 2; ++row) {
+        Two two{{sum[4 * column + 2 * row], sum[4 * column + 2 * row + 1]}};
+        if constexpr (kDepthFastest) {
+          const float received = __shfl_xor_sync(kFullMask, odd ? two[0] : two[1], kLanesOfRow);
+          (odd ? two[0] : two[1]) = received;
         }
+        const int at = this->tile_at(d + 8 * row, i + 8 * column);
+        const auto x = this->tile.data.template load_pack<2>(at);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          two[e] += weight[e] * (__bfloat162float(x[e]) - mean[row][e]);
+        }
+        this->tile.data.template store_pack<2>(at, pair_from_accumulate<T>(two[0], two[1]));
       }
     }
   }
-  // Replaces the tile by the gradient, in place. A warp changes only its own dimensions, which no
-  // other warp reads.
-  __device__ void become_gradient(const Sums& sum) const {
-    if (!this->exists(this->first_dimension(0))) return;
-    // Of each product, this thread has two adjacent elements of two rows, 8 apart.
-    using Two = Pack<float, 2>;
-    const int first_row = own_row(0), first_column = own_column(0);
-    Two weights[2][2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int i = half * 16 + j * 8 + (kDepthFastest ? first_row : first_column);
-        if constexpr (kDepthFastest) {
-          weights[half][j] = {{row_weights[i], row_weights[i]}};
-        } else {
-          weights[half][j] = row_weights.template load_pack<2>(i);
-        }
-      }
-    }
-#pragma unroll
-    for (int pair = 0; pair < Tile::kPairs; ++pair) {
-      const int d = this->first_dimension(pair) + (kDepthFastest ? first_column : first_row);
-      Two mean[2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        if constexpr (kDepthFastest) {
-          mean[j] = this->mean.template load_pack<2>(d + j * 8);
-        } else {
-          mean[j] = {{this->mean[d + j * 8], this->mean[d + j * 8]}};
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int column = j / 2, row = j % 2;
-          const int along_d = kDepthFastest ? column : row, along_i = kDepthFastest ? row : column;
-          const int i = half * 16 + along_i * 8 + (kDepthFastest ? first_row : first_column);
-          const float (&two)[4] = sum[pair][half][column];
-          change(this->tile_at(d + along_d * 8, i), weights[half][along_i], mean[along_d],
-                 {{two[2 * row], two[2 * row + 1]}});
-        }
-      }
+  // Two adjacent values, or one twice.
+  template <bool kAdjacent>
+  __device__ static Pack<float, 2> load_two(const Shared<float>& from, int i) {
+    if constexpr (kAdjacent) {
+      return from.template load_pack<2>(i);
+    } else {
+      const float value = from[i];
+      return {{value, value}};
     }
   }
 
@@ -142,45 +108,17 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth> {
   // Writes the tile that begins at `start` to the map, where the chunk begins at `base`.
   __device__ void store_gradient(const View& map, int64_t base, int start) const {
     const Global<T> target(map);
-    this->for_packs(map, base, start, [&](int j, int64_t to, int d_left, int i_left) {
-      if (d_left <= 0 || i_left <= 0) return;
-      const auto at = this->place(j);
-      const auto pack = this->tile.data.template load_pack<8>(this->tile_at(at.d, at.i));
-      if (this->packed) {
-        target.template store_pack<8>(to, pack);
-        return;
-      }
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (e < (kDepthFastest ? d_left : i_left)) {
-          target.store(to + e * map.stride[kDepthFastest ? 1 : 3], pack[e]);
-        }
-      }
+    if (this->moves_packs()) {
+      this->for_packs(target, map, base, start, [&](int, auto at, const auto& to, bool inside) {
+        const int from = this->tile_at(at.d, at.i);
+        if (inside) to.template store_pack<8>(0, this->tile.data.template load_pack<8>(from));
+      });
+      return;
+    }
+    this->for_elements(start, [&](int d, int i, bool inside) {
+      const int64_t to = base + d * map.stride[1] + (start + i) * map.stride[3];
+      if (inside) target.store(to, this->tile.data[this->tile_at(d, i)]);
     });
-  }
-
- private:
-  // The positions are the rows of the products if kDepthFastest, else their columns.
-  template <class Codes>
-  __device__ static void load_codes(Operand& to, const Codes& from, int k, int d) {
-    kDepthFastest ? from.template right<false>(to, k, d) : from.template left<true>(to, k, d);
-  }
-  template <class Weights>
-  __device__ static void load_weights(Operand& to, const Weights& from, int i, int k) {
-    kDepthFastest ? from.template left<false>(to, i, k) : from.template right<true>(to, i, k);
-  }
-  __device__ static void multiply(float (&sum)[2][4], const Operand& weights,
-                                  const Operand& codes) {
-    kDepthFastest ? multiply_pair(sum, weights, codes) : multiply_pair(sum, codes, weights);
-  }
-
-  // Replaces two adjacent elements x of the tile by sum + weight (x - mean).
-  __device__ void change(int at, const Pack<float, 2>& weight, const Pack<float, 2>& mean,
-                         const Pack<float, 2>& sum) const {
-    const auto x = this->tile.data.template load_pack<2>(at);
-    this->tile.data.template store_pack<2>(
-        at, pair_from_accumulate<T>(sum[0] + weight[0] * (__bfloat162float(x[0]) - mean[0]),
-                                    sum[1] + weight[1] * (__bfloat162float(x[1]) - mean[1])));
   }
 };
 
@@ -188,11 +126,12 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth> {
 constexpr int kMass = 0, kWeight = 1, kScale = 2;
 
 // Grid and block as encode_resident.
-template <bool kDepthFastest, int kDepth>
+template <bool kDepthFastest, int kDepth, bool kWarpgroups>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_backward_resident(EncodeBackward op, EncodeChunks chunks, bool packed) {
-  if constexpr (!has_tensor_cores) return;  // not launched on such devices
-  using Tile = ResidentGradient<kDepthFastest, kDepth>;
+  constexpr bool kByWarpgroups = kWarpgroups && has_warpgroup_products;
+  using Tile = ResidentGradient<kDepthFastest, kDepth, kByWarpgroups>;
+  if constexpr (!has_tensor_cores || Tile::bytes() > kSharedBytesOfChip) return;  // not launched
   constexpr int kEach = Tile::kEach;
   SharedMemory memory;
   const Chunk chunk(op, chunks);
@@ -204,7 +143,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     return Global<float>(op.codeword_partials).from(Chunk::row() * op.codes() * op.depth());
   };
   bool near = false;  // whether there was a near position
-  float sums[Tile::kPairs * 2][2][4] = {};
+  typename Tile::Sums sums = {};
   Words next[Tile::kLoads];
   tile.prefetch(next, 0);
   for (int start = 0; start < tile.count; start += Tile::kPositions) {
@@ -212,9 +151,11 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     tile.fetch(next, start);
     tile.store(next);
     __syncthreads();
+    // Single warps need the registers for their operands.
+    if constexpr (kByWarpgroups) tile.prefetch(next, start + Tile::kPositions);
     tile.multiply_codes();
     __syncthreads();
-    tile.prefetch(next, start + Tile::kPositions);
+    if constexpr (!kByWarpgroups) tile.prefetch(next, start + Tile::kPositions);
     const int position = start + tile.own_position();
     const bool inside = position < tile.count;
     const auto distance = tile.distances(position, inside);
@@ -249,8 +190,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       a[e] = distance.near ? 0 : a[e];
       weight[e] = distance.near ? 0 : weight[e];
     }
-    tile.store_weights(code, weight);
-    tile.store_weights(kFastCodes + code, a);
+    tile.store_weights(0, weight);
+    tile.store_weights(1, a);
 #pragma unroll
     for (int e = 0; e < kEach; ++e) row_weight += weight[e];
     tile.add_total(kWeight, weight);
@@ -262,10 +203,15 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       tile.add_near(partials(), i, start + i, near);
       near = true;
     });
-    __syncwarp();
-    typename Tile::Sums gradient = {};
-    tile.multiply_weights(gradient);
-    tile.become_gradient(gradient);
+    // The products of a warpgroup read the dimensions of its four warps.
+    kByWarpgroups ? __syncthreads() : __syncwarp();
+#pragma unroll
+    for (int pair = 0; pair < Tile::kPairs; ++pair) {
+      if (!tile.exists(tile.first_dimension(pair))) break;
+      float gradient[16];
+      tile.multiply_weights(pair, gradient);
+      tile.become_gradient(pair, gradient);
+    }
     __syncwarp();
     tile.for_near([&](int i) { tile.near_gradient(i, start + i); });
     __syncthreads();
@@ -290,9 +236,10 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 }  // namespace
 
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
-  const auto kernel_of = []<bool kDepthFastest, int kDepth>() -> ChunkKernel<EncodeBackward> {
-    return {ResidentGradient<kDepthFastest, kDepth>::bytes(), kResidentThreads,
-            encode_backward_resident<kDepthFastest, kDepth>};
+  const auto kernel_of =
+      []<bool kDepthFastest, int kDepth, bool kWarpgroups>() -> ChunkKernel<EncodeBackward> {
+    return {ResidentGradient<kDepthFastest, kDepth, kWarpgroups>::bytes(), kResidentThreads,
+            encode_backward_resident<kDepthFastest, kDepth, kWarpgroups>};
   };
   return launch_resident("encode_backward_resident", op, {&op.x, &op.grad_x}, chunks, stream,
                          kernel_of);

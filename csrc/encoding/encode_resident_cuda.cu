@@ -8,11 +8,12 @@ namespace {
 
 // Grid: images, chunks of each. Block: kResidentThreads threads. A warp accumulates
 // every sixteenth run of 16 dimensions of E, in registers for all tiles.
-template <bool kDepthFastest, int kDepth>
+template <bool kDepthFastest, int kDepth, bool kWarpgroups>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_resident(Encode op, EncodeChunks chunks, bool packed) {
-  if constexpr (!has_tensor_cores) return;  // not launched on such devices
-  using Tile = ResidentTile<1, kDepthFastest, kDepth>;
+  constexpr bool kByWarpgroups = kWarpgroups && has_warpgroup_products;
+  using Tile = ResidentTile<1, kDepthFastest, kDepth, kByWarpgroups>;
+  if constexpr (!has_tensor_cores || Tile::bytes() > kSharedBytesOfChip) return;  // not launched
   SharedMemory memory;
   const Tile tile(op, Chunk(op, chunks), packed, memory);
 
@@ -20,7 +21,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     return Global<float>(op.partials).from(Chunk::row() * op.codes() * op.depth());
   };
   bool near = false;  // whether there was a near position
-  float sums[Tile::kPairs * 2][2][4] = {};
+  typename Tile::Sums sums = {};
   Words next[Tile::kLoads];
   tile.prefetch(next, 0);
   for (int start = 0; start < tile.count; start += Tile::kPositions) {
@@ -28,6 +29,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     tile.fetch(next, start);
     tile.store(next);
     __syncthreads();
+    // Single warps need the registers for their operands.
+    if constexpr (kByWarpgroups) tile.prefetch(next, start + Tile::kPositions);
     tile.multiply_codes();
     __syncthreads();
     const int position = start + tile.own_position();
@@ -39,10 +42,10 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     for (int e = 0; e < Tile::kEach; ++e) {
       centred[e] = inside && !distance.near ? a[e] : 0;
     }
-    tile.store_weights(tile.first_code(), centred);
+    tile.store_weights(0, centred);
     tile.add_total(0, centred);
     if (distance.near) tile.store_near(tile.first_code(), a);
-    tile.prefetch(next, start + Tile::kPositions);
+    if constexpr (!kByWarpgroups) tile.prefetch(next, start + Tile::kPositions);
     __syncthreads();
     tile.accumulate(sums);
     tile.for_near([&](int i) {
@@ -63,9 +66,10 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 }  // namespace
 
 bool launch_resident(const Encode& op, const EncodeChunks& chunks, Stream stream) {
-  const auto kernel_of = []<bool kDepthFastest, int kDepth>() -> ChunkKernel<Encode> {
-    return {ResidentTile<1, kDepthFastest, kDepth>::bytes(), kResidentThreads,
-            encode_resident<kDepthFastest, kDepth>};
+  const auto kernel_of =
+      []<bool kDepthFastest, int kDepth, bool kWarpgroups>() -> ChunkKernel<Encode> {
+    return {ResidentTile<1, kDepthFastest, kDepth, kWarpgroups>::bytes(), kResidentThreads,
+            encode_resident<kDepthFastest, kDepth, kWarpgroups>};
   };
   return launch_resident("encode_resident", op, {&op.x}, chunks, stream, kernel_of);
 }

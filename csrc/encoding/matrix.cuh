@@ -1,10 +1,11 @@
-// bfloat16 matrices in shared memory and the mma operands that a warp loads from them by ldmatrix,
-// for the encoding layer's resident kernels.
+// The mma operands that a warp loads by ldmatrix from swizzled matrices in shared memory, for the
+// encoding layer's resident kernels.
 #pragma once
 
 #include "cuda/device.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/split.cuh"
+#include "cuda/wgmma.cuh"
 
 namespace stripctx::cuda {
 
@@ -21,6 +22,13 @@ struct Words {
     memcpy(&words, &pack, sizeof(words));
     return words;
   }
+  // Element e: one instruction, unlike its extraction and conversion.
+  __device__ float value(int e) const {
+    const unsigned bits = e % 2 == 0 ? word[e / 2] << 16 : word[e / 2] & 0xffff0000u;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
   __device__ Pack<__nv_bfloat16, 8> pack() const {
     Pack<__nv_bfloat16, 8> pack;
     memcpy(&pack, word, sizeof(pack));
@@ -33,10 +41,10 @@ constexpr int kResidentThreads = 512, kResidentWarps = kResidentThreads / 32;
 // Lane, warp, and the position of element i of a product (as in split.cuh) for one-dimensional
 // blocks. They are cheap to recompute, so no register holds them.
 __device__ inline int own_lane() {
-  return static_cast<int>(threadIdx.x % kWarpSize);
+  return recompute(static_cast<int>(threadIdx.x)) % 32;
 }
 __device__ inline int own_warp() {
-  return static_cast<int>(threadIdx.x / kWarpSize);
+  return recompute(static_cast<int>(threadIdx.x)) / 32;
 }
 __device__ inline int own_row(int i) {
   return own_lane() / 4 + 8 * (i / 2);
@@ -45,41 +53,34 @@ __device__ inline int own_column(int i) {
   return 2 * (own_lane() % 4) + i % 2;
 }
 
-// A matrix in shared memory. The row stride kPitch is the row length plus 8 elements, so that the
-// same 16 bytes of 8 adjacent rows lie in different banks.
-template <int kPitch>
-struct Matrix {
-  Shared<__nv_bfloat16> data;
+// kBelow: of the four 8 x 8 blocks, the second lies below the first; else beside it.
+template <bool kTurned, bool kBelow, class Matrix>
+__device__ inline void load_operand(Operand& to, const Matrix& from, int row, int column) {
+  const int which = own_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
+  const int lane_row = (kBelow ? first : second) + own_lane() % 8;
+  const int lane_column = kBelow ? second : first;
+  load_matrices<kTurned>(to, from.data, from.at_in_block(row, column, lane_row, lane_column));
+}
 
-  __device__ static int at(int row, int column) { return row * kPitch + column; }
+// The left operand that begins at (row, column) of a matrix indexed [row][k], or [k][row] if
+// kTurned.
+template <bool kTurned, class Matrix>
+__device__ inline void load_left(Operand& to, const Matrix& from, int row, int column) {
+  load_operand<kTurned, !kTurned>(to, from, row, column);
+}
 
-  // The left operand that begins at (row, column). The matrix is indexed [row][k], or [k][row] if
-  // kTurned.
-  template <bool kTurned>
-  __device__ void left(Operand& to, int row, int column) const {
-    load<kTurned, !kTurned>(to, row, column);
-  }
-  // Two adjacent right operands that begin at (row, column). The matrix is indexed [k][column], or
-  // [column][k] if kTurned.
-  template <bool kTurned>
-  __device__ void right(Operand& to, int row, int column) const {
-    load<!kTurned, !kTurned>(to, row, column);
-  }
-
- private:
-  // kBelow: of the four 8 x 8 blocks, the second lies below the first; else beside it.
-  template <bool kTurned, bool kBelow>
-  __device__ void load(Operand& to, int row, int column) const {
-    const int which = own_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
-    const int lane = at((kBelow ? first : second) + own_lane() % 8, kBelow ? second : first);
-    load_matrices<kTurned>(to, data, lane + at(row, column));
-  }
-};
+// Two adjacent right operands that begin at (row, column) of a matrix indexed [k][column], or
+// [column][k] if kTurned.
+template <bool kTurned, class Matrix>
+__device__ inline void load_right(Operand& to, const Matrix& from, int row, int column) {
+  load_operand<!kTurned, !kTurned>(to, from, row, column);
+}
 
 // d[n] += a b_n for the two right operands in b.
-__device__ inline void multiply_pair(float (&d)[2][4], const Operand& a, const Operand& b) {
-  mma_m16n8k16(d[0], a, {b[0], b[1]});
-  mma_m16n8k16(d[1], a, {b[2], b[3]});
+__device__ inline void multiply_pair(float (&first)[4], float (&second)[4], const Operand& a,
+                                     const Operand& b) {
+  mma_m16n8k16(first, a, {b[0], b[1]});
+  mma_m16n8k16(second, a, {b[2], b[3]});
 }
 
 }  // namespace stripctx::cuda

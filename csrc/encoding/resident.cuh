@@ -3,8 +3,7 @@
 // A block of 16 warps owns one chunk of one image. The codewords about their mean m, and in
 // backward the gradient G, stay in shared memory while the block runs, each split into a high and a
 // low bfloat16 part. x is copied unchanged to shared memory, a tile of kPositions at a time; the
-// next tile is loaded to registers meanwhile. All operands of products are loaded by ldmatrix,
-// transposed where the layout requires it.
+// next tile is loaded to registers meanwhile. resident_products.cuh has the products.
 //
 // Precision: x is exact in bfloat16, and r, the sum of the two stored parts of c' = c - m, replaces
 // c' in the products: the distance is |x - m|^2 - 2 (x.r - m.r) + |c'|^2. The terms that cancel if
@@ -12,38 +11,29 @@
 // over a weight use the sum of its two stored parts. tile.cuh explains near positions.
 #pragma once
 
-#include "encoding/matrix.cuh"
+#include "cuda/exponential.cuh"
+#include "encoding/resident_products.cuh"
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {
 
-// kMatrices: 1 for the codewords, 2 for the codewords and G. kDepth: 128, 256 or 512, not less than
-// D; the operands are zero beyond D.
-template <int kMatrices, bool kDepthFastest, int kDepth>
-struct ResidentTile {
-  using T = __nv_bfloat16;
+template <int kMatrices, bool kDepthFastest, int kDepth, bool kWarpgroups>
+struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgroups> {
+  using Products = ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgroups>;
+  using Products::code_rows, Products::exists, Products::first_dimension, Products::kPairs,
+      Products::kPartPitch, Products::kParts, Products::kPositions, Products::parts, Products::tile,
+      Products::tile_at, Products::weights;
+  using typename Products::Sums, typename Products::T;
 
-  static constexpr int kPositions = kMatrices == 1 ? 64 : 32;
-  static constexpr int kRows = kMatrices * kFastCodes;  // codewords, then G
-  static constexpr int kParts = 4;                      // parts of the depth, one per warp
-  static constexpr int kGroup = 32;                     // positions of one warp's product
-  // Dimensions of one sum of products, and of those the runs of 16 that are unrolled: as many as
-  // the registers allow.
-  static constexpr int kStep = kMatrices == 1 && kDepth > 128 ? 64 : 32;
-  static constexpr int kUnrolled = kMatrices == 1 && !kDepthFastest ? 1 : 2;
-  static constexpr int kPartPitch = kRows + 4;
   static constexpr int kTotals = kMatrices == 1 ? 1 : 3;
   static constexpr int kLanes = kResidentThreads / kPositions;  // lanes per position in the softmax
   static constexpr int kEach = kFastCodes / kLanes;             // codewords per lane
-  static constexpr int kPairs = kDepth > 256 ? 2 : 1;           // runs of 16 dimensions per warp
+  // Partial sums of |x - m|^2: (kNormParts, kNormPitch).
   static constexpr int kNormParts = kDepthFastest ? 1 : kResidentWarps;
+  static constexpr int kNormPitch = kPositions + 4;
   // Packs of 8 elements that a thread loads per tile.
   static constexpr int kLoads = kDepthFastest ? kPositions / kResidentWarps * kPairs
                                               : kPositions * kDepth / 8 / kResidentThreads;
-  static constexpr int kDepthPitch = kDepth + 8, kWeightPitch = kRows + 8;
-  static constexpr int kXPitch = kDepthFastest ? kDepthPitch : kPositions + 8;
-  static constexpr int kXRows = kDepthFastest ? kPositions : kDepth;
-  static_assert(kRows / 16 * (kPositions / kGroup) * kParts == kResidentWarps);
 
   const View x;
   const Global<const T> source;
@@ -52,27 +42,21 @@ struct ResidentTile {
   const int64_t base;  // offset in x of the chunk's first position
   const int count;     // its positions
   const bool packed;
-  Matrix<kDepthPitch> high, low;  // -c' and G, one row per codeword
-  Matrix<kXPitch> tile;           // x: (positions, D) if kDepthFastest, else (D, positions)
-  Matrix<kWeightPitch> weight_high, weight_low;  // (kPositions, kRows)
-  Shared<float> parts;   // partial products, (kParts, kPositions, kPartPitch)
-  Shared<float> totals;  // sums over positions: (kTotals, warps, codewords)
+  Shared<float> totals;  // sums: (kTotals, positions of a tile, codewords)
   Shared<float> mean, norms;
   Shared<float> code_norms, offsets, scale;  // offsets: |c'|^2 + 2 m.r
   Shared<unsigned> near_positions;           // a bit mask per warp
 
-  static int64_t bytes() {
-    return 2 * shared_bytes<T>(kRows * kDepthPitch) + shared_bytes<T>(kXRows * kXPitch) +
-           2 * shared_bytes<T>(kPositions * kWeightPitch) +
-           shared_bytes<float>(kParts * kPositions * kPartPitch) +
-           shared_bytes<float>(kTotals * kResidentWarps * kFastCodes) +
-           shared_bytes<float>(kDepth) + shared_bytes<float>(kResidentWarps * kPositions) +
+  STRIPCTX_HOST_DEVICE static constexpr int64_t bytes() {
+    return Products::bytes() + shared_bytes<float>(kTotals * kPositions * kFastCodes) +
+           shared_bytes<float>(kDepth) + shared_bytes<float>(kNormParts * kNormPitch) +
            3 * shared_bytes<float>(kFastCodes) + shared_bytes<unsigned>(kResidentWarps);
   }
 
   template <class Op>
   __device__ ResidentTile(const Op& op, const Chunk& chunk, bool packs, SharedMemory& memory)
-      : x(op.x),
+      : Products(memory),
+        x(op.x),
         source(op.x),
         codewords(op.codewords),
         depth(static_cast<int>(op.depth())),
@@ -80,20 +64,14 @@ struct ResidentTile {
         base(chunk.offset(op.x)),
         count(static_cast<int>(chunk.end - chunk.first)),
         packed(packs),
-        high{memory.take<T>(kRows * kDepthPitch)},
-        low{memory.take<T>(kRows * kDepthPitch)},
-        tile{memory.take<T>(kXRows * kXPitch)},
-        weight_high{memory.take<T>(kPositions * kWeightPitch)},
-        weight_low{memory.take<T>(kPositions * kWeightPitch)},
-        parts(memory.take<float>(kParts * kPositions * kPartPitch)),
-        totals(memory.take<float>(kTotals * kResidentWarps * kFastCodes)),
+        totals(memory.take<float>(kTotals * kPositions * kFastCodes)),
         mean(memory.take<float>(kDepth)),
-        norms(memory.take<float>(kResidentWarps * kPositions)),
+        norms(memory.take<float>(kNormParts * kNormPitch)),
         code_norms(memory.take<float>(kFastCodes)),
         offsets(memory.take<float>(kFastCodes)),
         scale(memory.take<float>(kFastCodes)),
         near_positions(memory.take<unsigned>(kResidentWarps)) {
-    for (int j = threadIdx.x; j < kTotals * kResidentWarps * kFastCodes; j += kResidentThreads) {
+    for (int j = threadIdx.x; j < kTotals * kPositions * kFastCodes; j += kResidentThreads) {
       totals[j] = 0;
     }
     // One read of the codewords: a thread has those of one dimension.
@@ -119,18 +97,23 @@ struct ResidentTile {
     if (d < kFastCodes) scale[d] = d < codes ? Global<const float>(op.scale).load(d) : 0;
   }
 
-  // Column threadIdx.x of a matrix (K, D); zeros outside it.
+  // Combines `column` with column threadIdx.x of a matrix (K, D), which is zero outside it.
   using Column = float[kFastCodes];
-  __device__ void load_column(Column& column, const Global<const float>& matrix) const {
-    const int d = static_cast<int>(threadIdx.x);
+  template <class Combine>
+  __device__ void load_column(Column& column, const Global<const float>& matrix,
+                              Combine&& combine) const {
+    const int d = recompute(static_cast<int>(threadIdx.x));  // no column is kept for later
 #pragma unroll
     for (int k = 0; k < kFastCodes; ++k) {
-      column[k] = k < codes && d < depth ? matrix.load(k * depth + d) : 0;
+      column[k] = combine(column[k], k < codes && d < depth ? matrix.load(k * depth + d) : 0);
     }
   }
-  // Splits the column into the rows from `first` on, and replaces each element by the sum of its
-  // stored parts, as the products use it.
-  __device__ void keep(int first, Column& column) const {
+  __device__ void load_column(Column& column, const Global<const float>& matrix) const {
+    load_column(column, matrix, [](float, float loaded) { return loaded; });
+  }
+  // Splits the column into the rows of a matrix, and replaces each element by the sum of its stored
+  // parts, as the products use it.
+  __device__ void keep(int matrix, Column& column) const {
     const int d = static_cast<int>(threadIdx.x);
     if (d >= kDepth) return;
 #pragma unroll
@@ -138,9 +121,9 @@ struct ResidentTile {
       const auto [upper, lower] = split_pair(column[k], column[k + 1]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int at = high.at(first + k + i, d);
-        high.data[at] = upper[i];
-        low.data[at] = lower[i];
+        const int row = 2 * kFastCodes * matrix + k + i;
+        code_rows.data[code_rows.at(row, d)] = upper[i];
+        code_rows.data[code_rows.at(row + kFastCodes, d)] = lower[i];
         column[k + i] = __bfloat162float(upper[i]) + __bfloat162float(lower[i]);
       }
     }
@@ -174,50 +157,37 @@ struct ResidentTile {
     return {high, pair_from_accumulate<T>(first - __bfloat162float(high[0]),
                                           second - __bfloat162float(high[1]))};
   }
-  // The position in the tile of this thread's j-th pack. Packs with d >= kDepth do not exist.
+  // The positions in the tile of this thread's packs. Packs with d >= kDepth do not exist.
   struct Place {
     int d, i;
   };
-  __device__ static Place place(int j) {
-    if constexpr (kDepthFastest) {
-      return {(j % kPairs * 32 + own_lane()) * 8, j / kPairs * kResidentWarps + own_warp()};
-    } else {
-      constexpr int kRuns = kPositions / 8;
-      return {static_cast<int>(threadIdx.x) / kRuns + j * (kResidentThreads / kRuns),
-              static_cast<int>(threadIdx.x) % kRuns * 8};
-    }
-  }
-  // Whether a dimension below 256 * kPairs is below kDepth.
-  __device__ static bool exists(int d) { return kDepth == 256 * kPairs || d < kDepth; }
-  __device__ int tile_at(int d, int i) const {
-    return kDepthFastest ? tile.at(i, d) : tile.at(d, i);
-  }
+  struct Places {
+    int thread = recompute(static_cast<int>(threadIdx.x));
 
+    __device__ Place operator()(int j) const {
+      constexpr int kRuns = kPositions / 8;
+      if (kDepthFastest) {
+        return {(j % kPairs * 32 + thread % 32) * 8, j / kPairs * kResidentWarps + thread / 32};
+      }
+      return {thread / kRuns + j * (kResidentThreads / kRuns), thread % kRuns * 8};
+    }
+  };
+  __device__ bool moves_packs() const { return recompute(packed) != 0; }
   // Load the tile that begins at position `start` of the chunk, zeros beyond the chunk. Packed
   // maps: prefetch, one tile ahead. Others: fetch, element by element, with the tile as scratch.
   __device__ void prefetch(Words (&next)[kLoads], int start) const {
-    if (packed) {
-      for_packs(x, base, start, [&](int j, int64_t from, int d_left, int i_left) {
-        next[j] = {};
-        if (d_left > 0 && i_left > 0) next[j] = Words::of(source.template load_pack<8>(from));
-      });
-    }
+    if (!moves_packs()) return;
+    for_packs(source, x, base, start, [&](int j, Place, const auto& from, bool inside) {
+      next[j] = {};
+      if (inside) next[j] = Words::of(from.template load_pack<8>(0));
+    });
   }
   __device__ void fetch(Words (&next)[kLoads], int start) const {
-    if (packed) return;
-#pragma unroll 2
-    for (int j = 0; j < kLoads; ++j) {
-      const Place at = place(j);
-      if (!exists(at.d)) continue;
-      Pack<T, 8> pack;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const int d = at.d + (kDepthFastest ? e : 0), i = at.i + (kDepthFastest ? 0 : e);
-        const bool inside = d < depth && start + i < count;
-        pack[e] = inside ? source.load(offset(d, start + i)) : T{};
-      }
-      tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
-    }
+    if (moves_packs()) return;
+    for_elements(start, [&](int d, int i, bool inside) {
+      tile.data[tile_at(d, i)] = inside ? source.load(offset(d, start + i)) : T{};
+    });
+    const Places place;
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
@@ -230,26 +200,51 @@ struct ResidentTile {
     return base + d * x.stride[1] + position * x.stride[3];
   }
 
-  // Calls each(j, offset in the map, dimensions left, positions left) for this thread's packs of
-  // the tile that begins at `start`. `base` is the offset in the map of the chunk.
-  template <class Each>
-  __device__ void for_packs(const View& map, int64_t base, int start, Each&& each) const {
+  // Calls each(j, place, memory from there on, whether it is inside) for this thread's packs of the
+  // tile that begins at `start`. `base` is the offset in the map of the chunk.
+  template <class Map, class Each>
+  __device__ void for_packs(const Map& map, const View& view, int64_t base, int start,
+                            Each&& each) const {
+    const Places place;
     const Place origin = place(0);
-    int64_t from = base + (start + origin.i) * map.stride[3] + origin.d * map.stride[1];
+    const auto visit = [&](auto&& inside) {
+      Map at = map.from(base + (start + origin.i) * view.stride[3] + origin.d * view.stride[1]);
 #pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const Place here = place(j), next = place(j + 1);
+        each(j, here, at, inside(here));
+        at = at.from((next.d - here.d) * view.stride[1] + (next.i - here.i) * view.stride[3]);
+      }
+    };
+    if (depth == kDepth && start + kPositions <= count) {
+      visit([](Place here) { return exists(here.d); });
+    } else {
+      visit([&](Place here) { return here.d < depth && start + here.i < count; });
+    }
+  }
+  // Calls each(d, i, whether it is inside) for the elements of this thread's packs.
+  template <class Each>
+  __device__ void for_elements(int start, Each&& each) const {
+    const Places place;
+#pragma unroll 1
     for (int j = 0; j < kLoads; ++j) {
-      const Place at = place(j), next = place(j + 1);
-      each(j, from, depth - at.d, count - start - at.i);
-      from += (next.d - at.d) * map.stride[1] + (next.i - at.i) * map.stride[3];
+      const Place at = place(j);
+#pragma unroll 1
+      for (int e = 0; e < 8 && exists(at.d); ++e) {
+        const int d = at.d + (kDepthFastest ? e : 0), i = at.i + (kDepthFastest ? 0 : e);
+        each(d, i, d < depth && start + i < count);
+      }
     }
   }
 
   // Stores the loaded packs to the tile, and partial sums of |x - m|^2 to `norms`.
   __device__ void store(const Words (&next)[kLoads]) const {
     kDepthFastest ? store_positions(next) : store_dimensions(next);
+    fence_operands();
   }
   // A warp has whole positions.
   __device__ void store_positions(const Words (&next)[kLoads]) const {
+    const Places place;
     float norm[kLoads / kPairs] = {};
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -259,11 +254,10 @@ struct ResidentTile {
                                         mean.template load_pack<4>(d + 4)};
 #pragma unroll
       for (int j = pair; j < kLoads; j += kPairs) {
-        const auto pack = next[j].pack();
-        tile.data.template store_pack<8>(tile_at(d, place(j).i), pack);
+        tile.data.template store_pack<8>(tile_at(d, place(j).i), next[j].pack());
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const float centred = __bfloat162float(pack[e]) - centre[e / 4][e % 4];
+          const float centred = next[j].value(e) - centre[e / 4][e % 4];
           norm[j / kPairs] += centred * centred;
         }
       }
@@ -277,16 +271,16 @@ struct ResidentTile {
   // A warp has 8 adjacent positions of each of its dimensions per lane.
   __device__ void store_dimensions(const Words (&next)[kLoads]) const {
     constexpr int kRuns = kPositions / 8;
+    const Places place;
     float norm[8] = {};
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
-      const auto pack = next[j].pack();
-      tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
+      tile.data.template store_pack<8>(tile_at(at.d, at.i), next[j].pack());
       const float centre = mean[at.d];
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const float centred = __bfloat162float(pack[e]) - centre;
+        const float centred = next[j].value(e) - centre;
         norm[e] += centred * centred;
       }
     }
@@ -296,62 +290,9 @@ struct ResidentTile {
       for (int e = 0; e < 8; ++e) norm[e] += __shfl_xor_sync(kFullMask, norm[e], distance);
     }
     if (own_lane() < kRuns) {
-      const int to = own_warp() * kPositions + own_lane() * 8;
+      const int to = own_warp() * kNormPitch + own_lane() * 8;
       norms.template store_pack<4>(to, {{norm[0], norm[1], norm[2], norm[3]}});
       norms.template store_pack<4>(to + 4, {{norm[4], norm[5], norm[6], norm[7]}});
-    }
-  }
-
-  // This warp's partial products of x with -c' and G, written to `parts`.
-  __device__ void multiply_codes() const {
-    constexpr int kTall = kRows / 16, kWide = kGroup / 16;
-    const int row = own_warp() % kTall * 16, part = own_warp() / kTall % kParts;
-    const int position = own_warp() / kTall / kParts * kGroup;
-    const int begin = part * (kDepth / kParts), end = begin + kDepth / kParts;
-    float sum[kWide][2][4] = {};
-#pragma unroll 1
-    for (int start = begin; start < end; start += kStep) {
-      float some[kWide][2][4] = {};
-#pragma unroll kUnrolled
-      for (int d = start; d < start + kStep; d += 16) {
-        Operand upper, lower;
-        high.template left<false>(upper, row, d);
-        low.template left<false>(lower, row, d);
-#pragma unroll
-        for (int wide = 0; wide < kWide; ++wide) {
-          Operand right;
-          if constexpr (kDepthFastest) {
-            tile.template right<true>(right, position + wide * 16, d);
-          } else {
-            tile.template right<false>(right, d, position + wide * 16);
-          }
-          multiply_pair(some[wide], lower, right);
-          multiply_pair(some[wide], upper, right);
-        }
-      }
-#pragma unroll
-      for (int wide = 0; wide < kWide; ++wide) add(sum[wide], some[wide]);
-    }
-#pragma unroll
-    for (int wide = 0; wide < kWide; ++wide) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = part * kPositions + position + wide * 16 + n * 8 + own_column(i);
-          parts[at * kPartPitch + row + own_row(i)] = sum[wide][n][i];
-        }
-      }
-    }
-  }
-
-  // Tensor cores truncate when they add: short sums are formed there and added here with rounding
-  // to nearest.
-  __device__ static void add(float (&sum)[2][4], const float (&some)[2][4]) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[n][i] += some[n][i];
     }
   }
 
@@ -393,18 +334,20 @@ struct ResidentTile {
     float norm = 0;
 #pragma unroll
     for (int part = first_code() / kEach; part < kNormParts; part += kLanes) {
-      norm += norms[part * kPositions + own_position()];
+      norm += norms[part * kNormPitch + own_position()];
     }
     norm = warp_sum<kLanes>(norm);
     const auto product = products(first_code());
+    const auto offset = offsets.template load_pack<kEach>(first_code());
+    const auto code_norm = code_norms.template load_pack<kEach>(first_code());
     Distances result;
     bool cancels = false;
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
-      const int k = first_code() + e;
-      result.value[e] = norm + 2 * product[e] + offsets[k];
-      const float squares = norm + code_norms[k];
-      cancels |= k < codes && !(result.value[e] * 16 >= squares && squares <= FLT_MAX);
+      result.value[e] = norm + 2 * product[e] + offset[e];
+      const float squares = norm + code_norm[e];
+      cancels |=
+          first_code() + e < codes && !(result.value[e] * 16 >= squares && squares <= FLT_MAX);
     }
     const unsigned own = kFullMask >> (32 - kLanes) << own_lane() / kLanes * kLanes;
     const unsigned near = __ballot_sync(kFullMask, cancels && inside);
@@ -417,8 +360,8 @@ struct ResidentTile {
     }
     // Bit i stands for the i-th position of this warp.
     unsigned positions = 0;
-#pragma unroll
-    for (int i = 0; i < 32 / kLanes; ++i) {
+#pragma unroll 1
+    for (int i = 0; near != 0 && i < 32 / kLanes; ++i) {
       const unsigned lanes = kFullMask >> (32 - kLanes) << i * kLanes;
       positions |= (near & lanes) != 0 ? 1u << i : 0;
     }
@@ -428,11 +371,12 @@ struct ResidentTile {
 
   // Softmax over the codewords; 0 for k >= K.
   __device__ void assign(const float (&distance)[kEach], float (&a)[kEach]) const {
+    const auto factor = scale.template load_pack<kEach>(first_code());
     float largest = -INFINITY, total = 0;
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       const int k = first_code() + e;
-      a[e] = k < codes ? rounded_product(distance[e], scale[k]) : -INFINITY;
+      a[e] = k < codes ? rounded_product(distance[e], factor[e]) : -INFINITY;
       largest = fmaxf(largest, a[e]);
     }
 #pragma unroll
@@ -441,7 +385,7 @@ struct ResidentTile {
     }
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
-      a[e] = first_code() + e < codes ? expf(a[e] - largest) : 0;
+      a[e] = first_code() + e < codes ? exponential(a[e] - largest) : 0;
       total += a[e];
     }
     const float inverse = 1 / warp_sum<kLanes>(total);
@@ -449,9 +393,9 @@ struct ResidentTile {
     for (int e = 0; e < kEach; ++e) a[e] *= inverse;
   }
 
-  // Stores this thread's weights for the rows from `row` on, split in two parts, and replaces each
-  // by the sum of its parts.
-  __device__ void store_weights(int row, float (&weight)[kEach]) const {
+  // Stores this thread's weights for its codewords, split in two parts, and replaces each by the
+  // sum of its parts.
+  __device__ void store_weights(int matrix, float (&weight)[kEach]) const {
     Pack<T, kEach> upper, lower;
 #pragma unroll
     for (int e = 0; e < kEach; e += 2) {
@@ -463,9 +407,10 @@ struct ResidentTile {
         weight[e + i] = __bfloat162float(first[i]) + __bfloat162float(second[i]);
       }
     }
-    const int at = weight_high.at(own_position(), row);
-    weight_high.data.template store_pack<kEach>(at, upper);
-    weight_low.data.template store_pack<kEach>(at, lower);
+    const int column = 2 * kFastCodes * matrix + first_code();
+    weights.data.template store_pack<kEach>(weights.at(own_position(), column), upper);
+    weights.data.template store_pack<kEach>(weights.at(own_position(), column + kFastCodes), lower);
+    fence_operands();
   }
   // The weights of a near position overwrite its products.
   __device__ void store_near(int row, const float (&weight)[kEach]) const {
@@ -477,13 +422,8 @@ struct ResidentTile {
   // Calls each(i) for the near positions of the tile.
   template <class Each>
   __device__ void for_near(Each&& each) const {
-    unsigned any = 0;
-#pragma unroll
-    for (int warp = 0; warp < kResidentWarps; warp += 4) {
-      const auto some = near_positions.template load_pack<4>(warp);
-      any |= some[0] | some[1] | some[2] | some[3];
-    }
-    if (any == 0) return;
+    const bool near = near_positions[own_lane() % kResidentWarps] != 0;
+    if (__ballot_sync(kFullMask, near) == 0) return;
 #pragma unroll 1
     for (int i = 0; i < kPositions; ++i) {
       constexpr int kOfWarp = 32 / kLanes;
@@ -496,53 +436,16 @@ struct ResidentTile {
     return to_accumulate(source.load(offset(d, position))) - codewords.load(k * depth + d);
   }
 
-  // The first of the 16 dimensions of this warp's run.
-  __device__ static int first_dimension(int pair) {
-    return (pair * kResidentWarps + own_warp()) * 16;
-  }
-
-  // sums[2 pair + half of the codewords] += weights^T x, for the first 32 rows.
-  __device__ void accumulate(float (&sums)[kPairs * 2][2][4]) const {
-    if (!exists(first_dimension(0))) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float some[kPairs][2][4] = {};
-#pragma unroll 1  // registers: unrolled, it spills
-      for (int i = 0; i < kPositions; i += 16) {
-        Operand lower, upper;
-        weight_low.template left<true>(lower, i, half * 16);
-        weight_high.template left<true>(upper, i, half * 16);
-#pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-          const int d = first_dimension(pair);
-          Operand right;
-          if constexpr (kDepthFastest) {
-            tile.template right<false>(right, i, d);
-          } else {
-            tile.template right<true>(right, d, i);
-          }
-          multiply_pair(some[pair], lower, right);
-          multiply_pair(some[pair], upper, right);
-        }
-      }
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) add(sums[2 * pair + half], some[pair]);
-    }
-  }
-
-  // Calls each(sum, code, d) for this thread's sums, in the layout of `accumulate`.
+  // Calls each(sum, code, d) for this thread's sums over codewords.
   template <class Each>
-  __device__ void for_sums(float (&sums)[kPairs * 2][2][4], Each&& each) const {
+  __device__ void for_sums(Sums& sums, Each&& each) const {
 #pragma unroll
-    for (int j = 0; j < kPairs * 2; ++j) {
+    for (int pair = 0; pair < kPairs; ++pair) {
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int code = j % 2 * 16 + own_row(i);
-          const int d = first_dimension(j / 2) + n * 8 + own_column(i);
-          if (code < codes && d < depth) each(sums[j][n][i], code, d);
-        }
+      for (int j = 0; j < 16; ++j) {
+        const int code = j / 4 * 8 + own_column(j % 4);
+        const int d = first_dimension(pair) + own_row(j % 4);
+        if (code < codes && d < depth) each(sums[pair][j], code, d);
       }
     }
   }
@@ -561,48 +464,36 @@ struct ResidentTile {
   }
 
   // Adds the near positions' partial sums to this thread's sums.
-  __device__ void join_near(float (&sums)[kPairs * 2][2][4], const Global<float>& partials) const {
+  __device__ void join_near(Sums& sums, const Global<float>& partials) const {
     for_sums(sums, [&](float& sum, int k, int d) { sum += partials.load(k * depth + d); });
   }
 
-  // Adds this thread's values to a total per codeword, kept in shared memory to save registers. All
-  // lanes must call it.
+  // Adds this thread's values to its totals, which are in shared memory to save registers.
   __device__ void add_total(int which, const float (&value)[kEach]) const {
-    const int at = (which * kResidentWarps + own_warp()) * kFastCodes + first_code();
-    Pack<float, kEach> sum;
+    const int at = (which * kResidentThreads + static_cast<int>(threadIdx.x)) * kEach;
+    auto sum = totals.template load_pack<kEach>(at);
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      sum[e] = value[e];
-#pragma unroll
-      for (int step = 16; step >= kLanes; step /= 2) {
-        sum[e] += __shfl_xor_sync(kFullMask, sum[e], step);
-      }
-    }
-    if (own_lane() >= kLanes) return;
-    const auto before = totals.template load_pack<kEach>(at);
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) sum[e] += before[e];
+    for (int e = 0; e < kEach; ++e) sum[e] += value[e];
     totals.template store_pack<kEach>(at, sum);
   }
-  // Every thread must call it once, before total().
+  // Sums the threads' totals per codeword. Every thread must call it once, before total().
   __device__ void close_totals() const {
     __syncthreads();
-    if (threadIdx.x < kTotals * kFastCodes) {
-      const int first =
-          static_cast<int>(threadIdx.x) / kFastCodes * kResidentWarps * kFastCodes + own_lane();
+    const int which = own_warp(), k = own_lane();
+    if (which < kTotals) {
       float sum = 0;
-      for (int warp = 0; warp < kResidentWarps; ++warp) sum += totals[first + warp * kFastCodes];
-      totals[first] = sum;
+#pragma unroll 4
+      for (int i = 0; i < kPositions; ++i) sum += totals[total_at(which, i) + k];
+      totals[total_at(which, 0) + k] = sum;
     }
     __syncthreads();
   }
-  __device__ float total(int which, int k) const {
-    return totals[which * kResidentWarps * kFastCodes + k];
-  }
+  __device__ static int total_at(int which, int i) { return (which * kPositions + i) * kFastCodes; }
+  __device__ float total(int which, int k) const { return totals[total_at(which, 0) + k]; }
 };
 
-// Launches kernel_of<kDepthFastest, kDepth>() for bfloat16 maps. Returns false for other maps,
-// and if the device cannot run it.
+// Launches kernel_of<kDepthFastest, kDepth, kWarpgroups>() for bfloat16 maps. Returns false for
+// other maps, and if the device cannot run it.
 template <class Op, class KernelOf>
 bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
                      const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
@@ -610,13 +501,15 @@ bool launch_resident(const char* name, const Op& op, std::initializer_list<const
   const bool along_depth = depth_fastest(op.x);
   const int fastest = along_depth ? 1 : 3;
   const bool packed = packs(maps, 2, fastest, op.x.size[fastest], 8);
-  const auto of_depth = [&]<bool kDepthFastest>() -> ChunkKernel<Op> {
-    if (op.depth() <= 128) return kernel_of.template operator()<kDepthFastest, 128>();
-    if (op.depth() <= 256) return kernel_of.template operator()<kDepthFastest, 256>();
-    return kernel_of.template operator()<kDepthFastest, 512>();
+  const auto of_layout = [&]<bool kDepthFastest, bool kWarpgroups>() -> ChunkKernel<Op> {
+    if (op.depth() <= 128) return kernel_of.template operator()<kDepthFastest, 128, kWarpgroups>();
+    if (op.depth() <= 256) return kernel_of.template operator()<kDepthFastest, 256, kWarpgroups>();
+    return kernel_of.template operator()<kDepthFastest, 512, kWarpgroups>();
   };
-  const ChunkKernel<Op> kernel =
-      along_depth ? of_depth.template operator()<true>() : of_depth.template operator()<false>();
+  const ChunkKernel<Op> kernel = with_products([&]<bool kWarpgroups>() {
+    return along_depth ? of_layout.template operator()<true, kWarpgroups>()
+                       : of_layout.template operator()<false, kWarpgroups>();
+  });
   return launch_chunks(name, kernel, op, chunks, packed, stream);
 }
 

@@ -8,6 +8,7 @@
 // needed; the second read comes from the L2 cache.
 #pragma once
 
+#include "cuda/async_copy.cuh"
 #include "cuda/widen.cuh"
 #include "strip/reduce.cuh"
 
@@ -97,9 +98,15 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
       __syncthreads();  // the previous tile has been read
       for (int w = warp * N + slot; w < min(kColumns, width - left); w += warps * N) {
         if (!inside) continue;
-        mask_tile.template store_pack<N>(w * kTileChannels + lane * N,
-                                         cols.template load_pack<N>(w * mask_pitch));
+        const int to = w * kTileChannels + lane * N, from = w * mask_pitch;
+        if constexpr (sizeof(T) * N == 16) {
+          copy_async(mask_tile, to, cols, from);
+        } else {
+          mask_tile.template store_pack<N>(to, cols.template load_pack<N>(from));
+        }
       }
+      commit_copies();
+      wait_for_copies<0>();
       __syncthreads();
     }
     A column_sum[kHeld][N] = {};

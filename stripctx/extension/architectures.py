@@ -49,13 +49,20 @@ def order(architecture: str) -> tuple[int, int, str]:
     return int(major), int(minor), suffix
 
 
+# Machine code for 9.0 has the matrix products of warpgroups (csrc/cuda/wgmma.cuh), which only 9.0
+# has. All GPUs of 9.0 run it; later ones need PTX without them.
+SPECIFIC = {"90": "90a"}
+
+
 def gencode(architectures: tuple[str, ...]) -> list[str]:
     """nvcc's flags: machine code for each architecture, and PTX for later GPUs if requested."""
     flags = []
     for architecture in architectures:
         number = architecture.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        specific = SPECIFIC.get(number, number)
+        flags.append(f"-gencode=arch=compute_{specific},code=sm_{specific}")
         if architecture.endswith("+PTX"):
+            number = number.rstrip("af")
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
 

@@ -137,11 +137,13 @@ class Global {
 template <class T>
 class Shared {
  public:
-  Shared(T* data, int64_t count) : memory_(data, count, "shared") {}
+  Shared(T* data, int64_t count, bool operands = false)
+      : memory_(data, count, "shared"), operands_(operands) {}
 
   T& operator[](int i) const {
     T* element = memory_.template at<1>(i, "access");
     memory_.trace(simt::Space::kShared, element, sizeof(T));
+    note(element, sizeof(T));
     return *element;
   }
 
@@ -158,19 +160,28 @@ class Shared {
     T* to = memory_.template at<N>(i, "store");
     memcpy(static_cast<void*>(to), &pack, sizeof(pack));
     memory_.trace(simt::Space::kShared, to, sizeof(pack));
+    note(to, sizeof(pack));
   }
 
  private:
   template <class U>
   friend void copy_async(const Shared<U>& to, int i, const Global<const U>& from, int64_t j);
+  template <class U>
+  friend unsigned operand_address(const Shared<U>& data, int i);
+
+  // Products by warpgroups see an operand's elements once the thread that wrote them has fenced.
+  void note(const T* at, size_t bytes) const {
+    if (operands_) simt::running->note_operand(at, bytes);
+  }
 
   simt::Checked<T> memory_;
+  bool operands_;
 };
 
 class SharedMemory {
  public:
   template <class T>
-  Shared<T> take(int64_t count) {
+  Shared<T> take(int64_t count, bool operands = false) {
     const int64_t begin = taken_;
     taken_ += shared_bytes<T>(count);
     if (count < 0 || taken_ > simt::running->shared_bytes()) {
@@ -178,7 +189,16 @@ class SharedMemory {
                          " bytes of shared memory from a launch" + " with " +
                          std::to_string(simt::running->shared_bytes()));
     }
-    return Shared<T>(reinterpret_cast<T*>(simt::running->shared() + begin), count);
+    return Shared<T>(reinterpret_cast<T*>(simt::running->shared() + begin), count, operands);
+  }
+  template <class T>
+  Shared<T> take_operands(int64_t count) {
+    if (taken_ % kOperandAlignment != 0) {
+      simt::memory_fault("operands begin at " + std::to_string(taken_) +
+                         " bytes of shared memory, which is not aligned to " +
+                         std::to_string(kOperandAlignment));
+    }
+    return take<T>(count, true);
   }
 
  private:

@@ -94,7 +94,12 @@ void Scheduler::prepare_launch() {
   }
   warps_.resize(static_cast<size_t>(ceil_div(count, 32)));
   queue_.resize(warps_.size());
-  shared_.assign(static_cast<size_t>(launch_->shared_bytes) + 2 * kGuardBytes, kGuard);
+  // Before the launch's bytes a guard, after them the rest of the last piece and another guard.
+  Aligned guard;
+  std::fill(std::begin(guard.bytes), std::end(guard.bytes), kGuard);
+  shared_.assign(static_cast<size_t>(ceil_div(launch_->shared_bytes, cuda::kOperandAlignment)) + 2,
+                 guard);
+  operands_.resize(static_cast<size_t>(launch_->shared_bytes));
 }
 
 void Scheduler::run_block(int64_t block) {
@@ -106,6 +111,8 @@ void Scheduler::run_block(int64_t block) {
     thread.started = false;
     thread.groups = 0;
     thread.copies.clear();
+    thread.written.clear();
+    thread.products.begun.clear();
   }
   for (size_t w = 0; w < warps_.size(); ++w) {
     const size_t lanes = threads_.size() - 32 * w;
@@ -114,6 +121,7 @@ void Scheduler::run_block(int64_t block) {
   }
   ended_ = 0;
   memset(shared(), static_cast<int>(kPoison), static_cast<size_t>(launch_->shared_bytes));
+  std::fill(operands_.begin(), operands_.end(), kPoison);
   release_block();
   resume(next_thread(), outside_);
   if (failure_) std::rethrow_exception(failure_);
@@ -214,6 +222,13 @@ void Scheduler::wait_for_copies(int unfinished) {
   copies.erase(copies.begin(), later);
 }
 
+void Scheduler::fence_operands() {
+  for (const auto& [at, bytes] : own().written) {
+    memcpy(operands_.data() + (static_cast<const std::byte*>(at) - shared()), at, bytes);
+  }
+  own().written.clear();
+}
+
 // The next thread to run, or kNone if all have ended.
 int Scheduler::next_thread() {
   for (;;) {
@@ -265,12 +280,17 @@ void Scheduler::choose_warp() {
 }
 
 void Scheduler::check_guards() const {
-  for (size_t i = 0; i < kGuardBytes; ++i) {
-    if (shared_[i] == kGuard && shared_[shared_.size() - 1 - i] == kGuard) continue;
-    throw std::runtime_error(std::string(launch_->kernel) + ": block " + triple(blockIdx) +
-                             ": wrote outside its " + std::to_string(launch_->shared_bytes) +
-                             " bytes of dynamic shared memory");
+  const std::byte* first = shared_.front().bytes;
+  const std::byte* end = first + shared_.size() * sizeof(Aligned);
+  const std::byte* begin = shared_[1].bytes;
+  const auto intact = [](std::byte value) { return value == kGuard; };
+  if (std::all_of(first, begin, intact) &&
+      std::all_of(begin + launch_->shared_bytes, end, intact)) {
+    return;
   }
+  throw std::runtime_error(std::string(launch_->kernel) + ": block " + triple(blockIdx) +
+                           ": wrote outside its " + std::to_string(launch_->shared_bytes) +
+                           " bytes of dynamic shared memory");
 }
 
 void Scheduler::fault(const std::string& what) const {

@@ -52,6 +52,20 @@ struct Gathered {
   uint32_t lanes;  // the lanes that took part
 };
 
+// A product by a warpgroup (wgmma.hpp).
+struct Product {
+  int columns;
+  bool turned_a, turned_b, adds;
+  uint64_t a, b;
+};
+
+// A thread's unfinished products, oldest first, their sum, and its values before the first.
+struct Products {
+  std::vector<Product> begun;
+  const float* sum = nullptr;
+  std::vector<float> before;
+};
+
 class Scheduler {
  public:
   using Kernel = void (*)(const void* closure);
@@ -68,14 +82,24 @@ class Scheduler {
   void start_copy(void* to, const void* from);  // 16 bytes
   void commit_copies() { ++own().groups; }
   void wait_for_copies(int unfinished);  // until at most the last groups are unfinished
+  // Products by warpgroups read a second copy of shared memory, to which a thread's fence brings
+  // what that thread has written to operands.
+  void note_operand(const void* at, size_t bytes) { own().written.push_back({at, bytes}); }
+  void fence_operands();
+  const std::byte* operands() const { return operands_.data(); }
+  Products& products() { return own().products; }
+  int thread() const { return current_; }
   int lane() const { return current_ & 31; }
-  std::byte* shared() { return shared_.data() + kGuardBytes; }
+  std::byte* shared() { return shared_[1].bytes; }
   int64_t shared_bytes() const { return launch_->shared_bytes; }
   [[noreturn]] void fault(const std::string& what) const;
 
  private:
   static constexpr int kNone = -1;
-  static constexpr size_t kGuardBytes = 64;
+  struct alignas(cuda::kOperandAlignment) Aligned {
+    std::byte bytes[cuda::kOperandAlignment];
+  };
+  static constexpr size_t kGuardBytes = cuda::kOperandAlignment;  // keeps the alignment
 
   struct AsyncCopy {
     void* to;
@@ -86,8 +110,10 @@ class Scheduler {
     Context context;
     uint3 index;
     bool started = false;
-    int groups = 0;                 // committed
-    std::vector<AsyncCopy> copies;  // unfinished, oldest first
+    int groups = 0;                                       // committed
+    std::vector<AsyncCopy> copies;                        // unfinished, oldest first
+    std::vector<std::pair<const void*, size_t>> written;  // operands, since the last fence
+    Products products;
   };
   struct Warp {
     uint32_t live = 0;             // lanes that have not ended
@@ -132,7 +158,8 @@ class Scheduler {
   int ended_ = 0;
   Site barrier_;  // the __syncthreads at which threads of the block wait
 
-  std::vector<std::byte> shared_;
+  std::vector<Aligned> shared_;
+  std::vector<std::byte> operands_;
 };
 
 // The scheduler that runs a kernel in this OS thread, or null.

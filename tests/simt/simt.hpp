@@ -8,6 +8,7 @@
 //   launch     runs a kernel                              mma       products by a whole warp
 //   trace      requests, sectors, banks, by warp          control   C functions for the tests
 //   async      asynchronous copies, performed in the wait
+//   wgmma      products by a whole warpgroup, performed in the wait
 #pragma once
 
 #include <cuda_bf16.h>
@@ -23,6 +24,7 @@
 #include "memory.hpp"
 #include "mma.hpp"
 #include "warp.hpp"
+#include "wgmma.hpp"
 
 // Limits registers on a GPU; no effect here.
 #if !defined(__launch_bounds__)

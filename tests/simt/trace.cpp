@@ -141,7 +141,7 @@ const char* stripctx_simt_trace() {
             ", \"squares\": " + std::to_string(traced.squares) + ", \"requests\": [";
     const char* comma = "";
     for (const auto& [key, sum] : traced.requests) {
-      const char* names[] = {"load", "store", "shared", "copy load", "copy store"};
+      const char* names[] = {"load", "store", "shared", "copy load", "copy store", "operand"};
       json += comma + std::string("[\"") + names[static_cast<int>(key.first)] + "\"";
       for (const int64_t value : {int64_t{key.second}, sum.count, sum.bytes, sum.passes, sum.least})
         json += ", " + std::to_string(value);

@@ -17,8 +17,9 @@
 
 namespace stripctx::simt {
 
-// kCopyLoad, kCopyStore: reads and writes of asynchronous copies.
-enum class Space { kGlobalLoad, kGlobalStore, kShared, kCopyLoad, kCopyStore };
+// kCopyLoad, kCopyStore: reads and writes of asynchronous copies. kOperand: reads of shared memory
+// by products of warpgroups.
+enum class Space { kGlobalLoad, kGlobalStore, kShared, kCopyLoad, kCopyStore, kOperand };
 
 // Requests of one kind and width in bytes. `passes`: 32-byte sectors of global memory, or
 // wavefronts of shared memory; `least`: wavefronts if there were no bank conflicts.
@@ -49,6 +50,14 @@ class Tracer {
   void begin(const cuda::Launch& launch, const void* function, int64_t sampled);
   void access(Space space, const void* array, const void* address, int bytes, int lane);
   void operation(const char* name) { ++launches_.back().operations[name]; }
+  void operand(int bytes) {
+    constexpr int kWavefront = 128;
+    Requests& sum = launches_.back().requests[{Space::kOperand, bytes}];
+    ++sum.count;
+    sum.bytes += bytes;
+    sum.passes += bytes / kWavefront;
+    sum.least += bytes / kWavefront;
+  }
   void waits_for(int64_t copies) {
     launches_.back().waiting += copies;
     launches_.back().squares += copies * copies;
