@@ -24,10 +24,11 @@ pytestmark = [
 every_case = pytest.mark.parametrize("name", CASES)
 # Their decoders are like those of other networks here, and tracing is slow.
 ALIKE = {
-    "smp MAnet", "smp Unet nearest", "smp UnetPlusPlus", "smp UPerNet MiT", "smp DeepLabV3Plus",
-    "smp FPN", "smp Linknet", "smp Segformer MiT", "timm HRNet", "mmseg FastSCNN", "mmseg HRNet",
-    "mmseg ICNet", "mmseg UPerHead", "transformers Data2Vec", "transformers UperNet ConvNeXt",
-    "transformers UperNet Swin", "transformers SegFormer 768",
+    "smp MAnet", "smp Unet nearest", "smp UnetPlusPlus", "smp UPerNet", "smp UPerNet MiT",
+    "smp DeepLabV3Plus", "smp FPN", "smp Linknet", "smp Segformer", "smp Segformer MiT",
+    "timm HRNet", "mmseg FastSCNN", "mmseg HRNet", "mmseg ICNet", "mmseg UPerHead",
+    "transformers Data2Vec", "transformers UperNet ConvNeXt", "transformers UperNet Swin",
+    "transformers SegFormer 768",
 }  # fmt: skip
 CONVOLUTIONS = ("pyramid_conv",)
 SUMS = ("pyramid_add", "pyramid_add_relu")
