@@ -17,7 +17,7 @@ import pytest
 import torch
 
 # Files that take minutes: begun first, so that no process waits for one of them at the end.
-LONGEST = ("test_sanitize", "test_toolchain", "test_gpu_script", "test_demo")
+LONGEST = ("test_sanitize", "test_toolchain", "test_gpu_script")
 FAMILIES = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import oracles
 import unets
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Case:
     exports: bool = True
 
 
-def smp(name: str, encoder: str = "tu-resnet10t", **options: Any) -> nn.Module:
+def smp(name: str, encoder: str = "tu-test_resnet", **options: Any) -> nn.Module:
     kind = getattr(oracles.whole_smp(), name)
     return kind(encoder, encoder_weights=None, classes=3, **options)
 
@@ -70,8 +70,31 @@ def mmseg(backbone: dict[str, Any], head: dict[str, Any], neck: Any = None) -> n
     return oracles.mmseg().MODELS.build(config | ({"neck": {**norm, **neck}} if neck else {}))
 
 
-RESNET = {"type": "ResNetV1c", "depth": 18, "base_channels": 4, "strides": (1, 2, 2, 2)}
-DILATED = {**RESNET, "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
+class Stages(nn.Module):
+    """A backbone of four convolutions, to maps of 4, 8, 16 and 32 channels."""
+
+    def __init__(self, strides: tuple[int, ...] = (4, 2, 2, 2), **_: Any) -> None:
+        super().__init__()
+        widths = (3, 4, 8, 16, 32)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+            for a, b, stride in zip(widths, widths[1:], strides, strict=False)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+STAGES = {"type": Stages}
+DILATED = {"type": Stages, "strides": (4, 2, 1, 1)}
+RESNET = {
+    "type": "ResNetV1c", "depth": 18, "base_channels": 4, "strides": (1, 2, 1, 1),
+    "dilations": (1, 1, 2, 4), "contract_dilation": True,
+}  # fmt: skip
 FOUR = {"in_channels": [4, 8, 16, 32], "in_index": [0, 1, 2, 3]}
 
 
@@ -96,7 +119,7 @@ HRNET = {
 }
 ICNET = {
     "type": "ICNet",
-    "backbone_cfg": {**DILATED, "norm_cfg": {"type": "BN"}},
+    "backbone_cfg": {**RESNET, "norm_cfg": {"type": "BN"}},
     "in_channels": 3,
     "layer_channels": (8, 32),
     "light_branch_middle_channels": 8,
@@ -113,20 +136,33 @@ FAST_SCNN = {
     "lower_in_channels": 32,
     "fusion_out_channels": 32,
 }
+WIDTHS = (32, 32, 32, 16, 16)  # of smp's decoders, instead of 256 to 16
 SMP = {
-    "Unet nearest": (lambda: smp("Unet"), 5, 0),
-    "Unet bilinear": (lambda: smp("Unet", decoder_interpolation="bilinear"), 5, 0),
-    "UnetPlusPlus": (lambda: smp("UnetPlusPlus"), 11, 0),
-    "FPN": (lambda: smp("FPN"), 3, 3),
+    "Unet nearest": (lambda: smp("Unet", decoder_channels=WIDTHS), 5, 0),
+    "Unet bilinear": (
+        lambda: smp("Unet", decoder_channels=WIDTHS, decoder_interpolation="bilinear"),
+        5,
+        0,
+    ),
+    "UnetPlusPlus": (lambda: smp("UnetPlusPlus", decoder_channels=WIDTHS), 11, 0),
+    "FPN": (
+        lambda: smp("FPN", decoder_pyramid_channels=32, decoder_segmentation_channels=32),
+        3,
+        3,
+    ),
     "PAN": (lambda: smp("PAN"), 0, 6, (128, 128)),
-    "MAnet": (lambda: smp("MAnet"), 1, 0),
+    "MAnet": (lambda: smp("MAnet", decoder_channels=WIDTHS), 1, 0),
     "Linknet": (lambda: smp("Linknet"), 0, 0),
-    "DeepLabV3Plus": (lambda: smp("DeepLabV3Plus"), 1, 0),
-    "PSPNet": (lambda: smp("PSPNet"), 1, 0),
-    "UPerNet": (lambda: smp("UPerNet"), 2, 3),
-    "UPerNet MiT": (lambda: smp("UPerNet", "mit_b0"), 2, 3),
-    "Segformer": (lambda: smp("Segformer"), 1, 0),
-    "Segformer MiT": (lambda: smp("Segformer", "mit_b0"), 1, 0),
+    "DeepLabV3Plus": (lambda: smp("DeepLabV3Plus", decoder_channels=32), 1, 0),
+    "PSPNet": (lambda: smp("PSPNet", psp_out_channels=32), 1, 0),
+    "UPerNet": (lambda: smp("UPerNet", decoder_channels=32), 2, 3),
+    "UPerNet MiT": (lambda: smp("UPerNet", "mit_b0", decoder_channels=32), 2, 3),
+    "Segformer": (lambda: smp("Segformer", decoder_segmentation_channels=32), 1, 0),
+    "Segformer MiT": (
+        lambda: smp("Segformer", "mit_b0", decoder_segmentation_channels=32),
+        1,
+        0,
+    ),
 }
 TRANSFORMERS = {
     "SegFormer 256": (lambda: huggingface_segformer(256), 1, 0),
@@ -147,8 +183,8 @@ TRANSFORMERS = {
     "Data2Vec": (lambda: huggingface_vit("Data2VecVision"), 2, 3),
 }
 MMSEG = {
-    "SegformerHead": (lambda: mmseg(RESNET, {"type": "SegformerHead", **FOUR}), 1, 0),
-    "UPerHead": (lambda: mmseg(RESNET, {"type": "UPerHead", **FOUR}), 2, 3),
+    "SegformerHead": (lambda: mmseg(STAGES, {"type": "SegformerHead", **FOUR}), 1, 0),
+    "UPerHead": (lambda: mmseg(STAGES, {"type": "UPerHead", **FOUR}), 2, 3),
     "HRNet": (
         lambda: mmseg(
             HRNET,
@@ -167,7 +203,7 @@ MMSEG = {
     ),
     "LightHamHead": (
         lambda: mmseg(
-            RESNET,
+            STAGES,
             {
                 "type": "LightHamHead",
                 "in_channels": [8, 16, 32],
@@ -199,7 +235,7 @@ MMSEG = {
         0,
     ),
     "FPNHead": (
-        lambda: mmseg(RESNET, {"type": "FPNHead", **FOUR, "feature_strides": [4, 8, 16, 32]}),
+        lambda: mmseg(STAGES, {"type": "FPNHead", **FOUR, "feature_strides": [4, 8, 16, 32]}),
         3,
         1,
     ),
@@ -225,10 +261,9 @@ def timm_hrnet() -> nn.Module:
 
 def torchvision_deeplab() -> nn.Module:
     models = oracles.torchvision().models
-    backbone = models._utils.IntermediateLayerGetter(
-        models.resnet18(weights=None), {"layer4": "out"}
-    )
-    head = models.segmentation.deeplabv3.DeepLabHead(512, 3)
+    resnet = models.resnet.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1])
+    backbone = models._utils.IntermediateLayerGetter(resnet, {"layer3": "out"})
+    head = models.segmentation.deeplabv3.DeepLabHead(256, 3)
     return models.segmentation.DeepLabV3(backbone, head)
 
 

@@ -1,4 +1,5 @@
 """A copy of the package in a temporary folder, imported in new processes with a separate cache.
+Most of them are forked from one that has imported torch, which takes longer than all the rest.
 
 `stand_in=True` replaces the operators and csrc/ by a library with a single function that compiles
 quickly, to test how a library is found, built and loaded.
@@ -7,6 +8,7 @@ quickly, to test how a library is found, built and loaded.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -77,6 +79,24 @@ print(json.dumps({
 """
 
 
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch"])
+
+
+def execute(code: str, tree: Path, folder: Path, environment: dict[str, str]) -> None:
+    """What `python -c` does with `code`, in `folder`, with `tree` as PYTHONPATH; the output is
+    written to files there."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    foreign = (str(REPOSITORY / "tests"), str(REPOSITORY), "")
+    sys.path[:] = [str(tree), *(path for path in sys.path if path not in foreign)]
+    sys.argv[:] = ["-c"]
+    exec(code, {"__name__": "__main__"})
+
+
 @dataclass
 class Outcome:
     code: int
@@ -136,9 +156,23 @@ class Sandbox:
         )  # fmt: skip
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    def fork(self, code: str, **changes: str) -> Outcome:
+        """Runs statements in a process forked from one that has imported torch."""
+        arguments = (code, self.tree, self.folder, self.environment(**changes))
+        process = SERVER.Process(target=execute, args=arguments)
+        process.start()
+        process.join(timeout=300)
+        assert process.exitcode is not None, "timed out"
+        said = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
+        return Outcome(process.exitcode, *said)
+
     def load(self, prefix: str = "", **changes: str) -> Outcome:
-        """Imports the package in a fresh process, after the statements of `prefix`."""
-        outcome = self.run("-c", prefix + IMPORT, **changes)
+        """Imports the package in a new process, after the statements of `prefix`."""
+        code = prefix + IMPORT
+        if "LD_LIBRARY_PATH" in changes:  # read when a program starts
+            outcome = self.run("-c", code, **changes)
+        else:
+            outcome = self.fork(code, **changes)
         if outcome.code == 0:
             outcome.report = json.loads(outcome.stdout)
         return outcome

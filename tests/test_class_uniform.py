@@ -296,13 +296,14 @@ def test_a_stopped_run_resumes_at_its_step(tmp_path: Path) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each locates half of the centroids; one run is stopped and resumed, as in test_train.py."""
     changes = (*HALF, "train.norms=frozen", "network.options={dropout: 0.0}", "train.epochs=2")
-    train(small(tmp_path, *changes), tmp_path / "one")
-    process_group.run(train_in_processes, tmp_path, tmp_path, changes)
-    one, many = (np.load(tmp_path / name / CENTROIDS)["centroids"] for name in ("one", "many"))
+    train(small(tmp_path, *changes), tmp_path / "one" / "half")
+    process_group.run(train_in_processes, tmp_path, tmp_path, {"half": changes})
+    folders = [tmp_path / name / "half" for name in ("one", "many")]
+    one, many = (np.load(folder / CENTROIDS)["centroids"] for folder in folders)
     np.testing.assert_array_equal(one, many)
-    assert not (tmp_path / "elsewhere" / CENTROIDS).exists()
+    assert not (tmp_path / "elsewhere" / "half" / CENTROIDS).exists()
     for name in ("loss", "miou"):
-        left, right = (log.curve(tmp_path / f / "log.csv", name)[1] for f in ("one", "many"))
+        left, right = (log.curve(folder / "log.csv", name)[1] for folder in folders)
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 

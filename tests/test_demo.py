@@ -21,22 +21,22 @@ sys.path.insert(0, str(REPOSITORY))
 
 from examples import demo  # noqa: E402
 from examples.data.pairs import Scene  # noqa: E402
-from examples.demonstration import decoder, network, training  # noqa: E402
+from examples.demonstration import decoder, measure, network, training  # noqa: E402
 from examples.street import scenes  # noqa: E402
 from examples.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 
-def run_demo(
-    folder: Path, *arguments: str, training: str = "0"
-) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "STRIPCTX_BACKEND"}
-    command = [sys.executable, str(REPOSITORY / "examples" / "demo.py")]
-    command += ["--seconds", "1", "--training", training]
-    return subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's steps on smaller scenes, with fewer measurements."""
+    data = {"height": 64, "width": 128, "train_count": 16, "val_count": 2}
+    augmentation = training.RECIPE["augmentation"] | {"crop": [64, 128]}
+    changed = training.RECIPE | {"data": data, "augmentation": augmentation}
+    monkeypatch.setattr(training, "RECIPE", changed)
+    monkeypatch.setattr(demo, "SIZE", (128, 256))
+    monkeypatch.setattr(measure, "ROUNDS", 3)
 
 
 def check_figure(path: Path) -> int:
@@ -51,13 +51,17 @@ def check_figure(path: Path) -> int:
     return len(pixels)
 
 
-def test_demo_draws_a_scene_and_trains(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_demo_draws_a_scene_and_trains(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The figure includes the study; fused and plain results agree, and the demo says so."""
-    finished = run_demo(tmp_path, training="1")
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    monkeypatch.chdir(tmp_path)
+    torch._dynamo.reset()
+    assert demo.main(["--seconds", "1", "--training", "1"]) == 0
     assert os.listdir(tmp_path) == ["demo.png"]
     assert check_figure(tmp_path / "demo.png") > 1700
-    said = " ".join(finished.stdout.split())
+    said = " ".join(capsys.readouterr().out.split())
     compared = ("agrees", "stripctx", "PyTorch eager", "torch.compile", "peak memory")
     fused = ("conv2d fuse: pyramid_conv, ", " products in 1 convolutions", "logits agree")
     trained = (
@@ -73,10 +77,15 @@ def test_demo_draws_a_scene_and_trains(tmp_path: Path) -> None:
 
 
 def test_demo_takes_a_picture(tmp_path: Path) -> None:
-    image, _ = scenes.scene(3, 300, 200)
+    """As a program, with the kernels that it chooses itself."""
+    image, _ = scenes.scene(3, 150, 100)
     Image.fromarray(image).convert("LA").save(tmp_path / "upright.png")
-    arguments = ("--image", "upright.png", "--output", "out.png", "--without-compile")
-    finished = run_demo(tmp_path, *arguments)
+    command = [sys.executable, str(REPOSITORY / "examples" / "demo.py"), "--image", "upright.png"]
+    command += ["--seconds", "1", "--training", "0", "--output", "out.png", "--without-compile"]
+    environment = {key: value for key, value in os.environ.items() if key != "STRIPCTX_BACKEND"}
+    finished = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "no labels" in finished.stdout
     assert check_figure(tmp_path / "out.png") < 2500  # no training; the input image is upright
@@ -131,7 +140,7 @@ def test_demo_refuses_numbers_out_of_range(
 # A network before and after fuse.
 
 
-def test_fused_decoder_equals_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_decoder_equals_the_decoder(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same parameters it needs fewer products; a difference is reported."""
     image = torch.randn(1, 3, 128, 192)
     outcome = decoder.before_and_after(Console(quiet=True), image, 5, width=128)
@@ -148,12 +157,12 @@ def test_fused_decoder_equals_the_decoder(monkeypatch: pytest.MonkeyPatch) -> No
 # Training.
 
 
-def test_measuring_does_not_change_the_network(tmp_path: Path) -> None:
+def test_measuring_does_not_change_the_network(small: None, tmp_path: Path) -> None:
     """Measuring must not update the statistics of its norms."""
     trainer = Trainer(training._settings(training.FUSED, 1), tmp_path)
     before = copy.deepcopy(trainer.network.state_dict())
     found, shape = training._measure(trainer)
-    assert shape == (8, 96, 32, 64) and set(found.times) == {"fused", "eager"}
+    assert shape == (8, 96, 16, 32) and set(found.times) == {"fused", "eager"}
     torch.testing.assert_close(trainer.network.state_dict(), before, rtol=0, atol=0)
 
 

@@ -152,10 +152,10 @@ def test_channels_last_and_autocast(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
 
 
-def check_compiled(network: nn.Module, *sizes: tuple[int, int]) -> None:
-    """Compiles to one graph, forward and backward, for images of any size."""
+def check_compiled(network: nn.Module, *sizes: tuple[int, int], **options: Any) -> None:
+    """Compiles to one graph, with the results of eager PyTorch, forward and backward."""
     torch._dynamo.reset()
-    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(network, fullgraph=True, **options)
     parameters = [p for p in network.parameters() if p.requires_grad]
     for height, width in sizes:
         x = image(2, 3, height, width)
@@ -170,8 +170,11 @@ def check_compiled(network: nn.Module, *sizes: tuple[int, int]) -> None:
 @pytest.mark.slow
 @every_network
 def test_compiles(name: str) -> None:
-    backbone = "resnet18" if name == "fcn" else None
-    check_compiled(undropped(make(name, backbone)), (64, 96), (48, 70))
+    """For images of any size; and with a graph of the backward pass, at one size: for any size that
+    takes four times as long, and test_layers tries it on every layer."""
+    network = undropped(make(name, "resnet18" if name == "fcn" else None))
+    check_compiled(network, (64, 96), (48, 70), dynamic=True, backend="eager")
+    check_compiled(network, (64, 96), dynamic=False, backend="aot_eager")
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:

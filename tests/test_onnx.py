@@ -71,7 +71,7 @@ def test_layers_for_any_size(name: str) -> None:
     check(layer, *(test_layers.arguments(name, *size) for size in sizes))
 
 
-@pytest.mark.parametrize("name", ["pspnet", "encnet", "upernet"])  # half a minute each
+@pytest.mark.parametrize("name", ["encnet", "upernet"])  # upernet contains pspnet's pyramid
 def test_networks_for_any_size(name: str) -> None:
     network = networks.make(name)
     check(network, *((networks.image(n, 3, h, w),) for n, h, w in ((2, 64, 96), (1, 97, 65))))
@@ -113,8 +113,8 @@ def test_decoders(kernel: int, mode: str) -> None:
     examples = [(torch.randn(2, 4, h, w), torch.randn(2, 4, y, x)) for h, w, y, x in sizes]
     exported = check(Decoder(kernel, mode), *examples)
     assert exported.operators().count("Conv") == 3
-    larger = check(Decoder(kernel, mode), examples[2], *examples)
-    if (kernel, mode) == (1, "bilinear"):
+    if (kernel, mode) == (1, "bilinear"):  # the only form that depends on the example's size
+        larger = check(Decoder(kernel, mode), examples[2], *examples)
         assert "Resize" not in exported.operators() and "Resize" in larger.operators()
 
 

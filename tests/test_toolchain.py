@@ -296,14 +296,18 @@ def test_a_machine_with_gpus_builds_for_them(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_real_cuda_library_needs_only_torch_and_the_system(tmp_path: Path) -> None:
-    """Every binding, and the kernels of one family: test_no_kernel_spills compiles all of them."""
+    """Every binding, unoptimised, and the kernels of one family: test_no_kernel_spills compiles all
+    of them."""
     sandbox = Sandbox(tmp_path, stand_in=False)
     library = tmp_path / "stripctx_cuda.so"
-    sources = ("csrc/*/bind.cpp", "csrc/cuda/*.cu", "csrc/height/cuda.cu")
+    changes = {
+        "sources": ("csrc/*/bind.cpp", "csrc/cuda/*.cu", "csrc/height/cuda.cu"),
+        "flags": (*build.LIBRARIES["cuda"].flags, "-O0"),
+    }
     code = f"""
 import dataclasses
 from stripctx.extension import build
-build.LIBRARIES["cuda"] = dataclasses.replace(build.LIBRARIES["cuda"], sources={sources})
+build.LIBRARIES["cuda"] = dataclasses.replace(build.LIBRARIES["cuda"], **{changes})
 build.cuda(["9.0"], {str(library)!r})
 """
     outcome = sandbox.run("-c", code, timeout=1100, STRIPCTX_BACKEND="reference")

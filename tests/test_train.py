@@ -29,6 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from training_runs import small, stop_after, train, train_in_processes  # noqa: E402
 
+from examples import train as command  # noqa: E402
 from examples.data.augment import Key  # noqa: E402
 from examples.data.labels import DataError  # noqa: E402
 from examples.training import (  # noqa: E402
@@ -64,20 +65,23 @@ def assert_same_run(folder: Path, other: Path) -> None:
 @pytest.mark.slow
 def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     """A run is killed after some steps, between checkpoints, together with its reader process, or
-    asked to stop, as by a scheduler; then the same command is repeated."""
-    small(tmp_path, "train.epochs=8")
+    asked to stop, as by a scheduler; then it goes on, once by the same command."""
+    changes = (
+        "train.epochs=8", "train.workers=1", "data.class_uniform=0.5", "data.tile=20",
+    )  # fmt: skip
+    settings = small(tmp_path, *changes)
 
     def start(folder: str) -> subprocess.Popen[str]:
-        """In a new process each time, because a library's sums depend on the number of threads."""
+        """With this process's number of threads, on which a library's sums depend."""
         command = [
             sys.executable, str(REPOSITORY / "examples" / "train.py"), str(tmp_path / "small.yaml"),
-            "train.epochs=8", "train.workers=1", "data.class_uniform=0.5", "data.tile=20",
-            "--output", str(tmp_path / folder), "--device", "cpu",
+            *changes, "--output", str(tmp_path / folder), "--device", "cpu",
         ]  # fmt: skip
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
+            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
 
     for folder, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
         run = start(folder)
@@ -92,10 +96,11 @@ def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert 2 <= checkpoint.read(tmp_path / folder / checkpoint.LAST)["step"] < 24
         if number == signal.SIGTERM:
             assert "repeat the command to resume" in said.replace("\n", " ")
-    runs = [start(folder) for folder in ("killed", "stopped", "whole")]
-    for run in runs:
-        _, errors = run.communicate(timeout=300)
-        assert run.returncode == 0, errors
+    run = start("stopped")
+    train(settings, tmp_path / "killed")
+    train(settings, tmp_path / "whole")
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
     assert checkpoint.read(tmp_path / "whole" / checkpoint.LAST)["step"] == 24
     for folder in ("killed", "stopped"):
         assert_same_run(tmp_path / "whole", tmp_path / folder)
@@ -244,40 +249,48 @@ def write_scenes(root: Path) -> None:
             )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        # class weights from the labels of all scenes; the average is validated
-        ("network.options={dropout: 0.0}", "loss.balance=median", "train.average=0.5"),
-        # its auxiliary loss is a mean over fewer pixels
-        (
-            "network.name=deeplabv3plus_hanet",
-            "network.options={dropout: 0.0, enlarge_aux: false, reduction: 8}",
-            "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]",
-        ),
-    ],
-    ids=["fcn", "hanet"],
-)
-def test_two_processes_equal_one(settings: tuple[str, ...], tmp_path: Path) -> None:
-    """The same log and, up to rounding, the same network, with frozen norms and without dropout.
-    The two processes are stopped once, and only the first one has the checkpoint."""
-    write_scenes(tmp_path / "camvid")
-    changes = (
-        "data.name=camvid", f"data.root={tmp_path}/camvid", "augmentation.scale=[0.7,1.0]",
-        "train.norms=frozen", *settings, "train.batch=2", "train.epochs=2",
-        "train.validate_every=2",
+WAYS = {
+    "fcn": (  # class weights from the labels of all scenes; the average is validated
+        "network.options={dropout: 0.0}", "loss.balance=median", "train.average=0.5",
+    ),
+    "hanet": (  # its auxiliary loss is a mean over fewer pixels
+        "network.name=deeplabv3plus_hanet",
+        "network.options={dropout: 0.0, enlarge_aux: false, reduction: 8}",
+        "loss.class_weights=[1,2,3,1,1,5,1,1,2,1,0.5]",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of two runs of each way: one/NAME, and many/NAME by two processes, which are stopped
+    once; only the first of them has the checkpoint."""
+    folder = tmp_path_factory.mktemp("ways")
+    write_scenes(folder / "camvid")
+    common = (
+        "data.name=camvid", f"data.root={folder}/camvid", "augmentation.scale=[0.7,1.0]",
+        "train.norms=frozen", "train.batch=2", "train.epochs=2", "train.validate_every=2",
     )  # fmt: skip
-    train(small(tmp_path, *changes), tmp_path / "one")
-    process_group.run(train_in_processes, tmp_path, tmp_path, changes)
-    one, many = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("one", "many"))
+    changes = {name: (*common, *way) for name, way in WAYS.items()}
+    for name, way in changes.items():
+        train(small(folder, *way), folder / "one" / name)
+    process_group.run(train_in_processes, folder, folder, changes)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS)
+def test_two_processes_equal_one(name: str, ways: Path) -> None:
+    """The same log and, up to rounding, the same network, with frozen norms and without dropout."""
+    folders = ways / "one" / name, ways / "many" / name
+    one, many = (checkpoint.read(folder / checkpoint.LAST) for folder in folders)
     assert one["step"] == many["step"] == 6
-    averaged = "train.average=0.5" in settings
+    averaged = "train.average=0.5" in WAYS[name]
     assert bool(one["average"]) == averaged
     for part in ("network", "average") if averaged else ("network",):
         torch.testing.assert_close(one[part], many[part], rtol=2e-4, atol=2e-5)
-    for name in ("loss", "aux", "miou"):
-        left, right = (log.curve(tmp_path / f / "log.csv", name)[1] for f in ("one", "many"))
+    for column in ("loss", "aux", "miou"):
+        left, right = (log.curve(folder / "log.csv", column)[1] for folder in folders)
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
@@ -426,7 +439,7 @@ def test_recipe_that_cannot_be_followed(change: str, words: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_command_names_the_broken_file(tmp_path: Path) -> None:
+def test_command_names_the_broken_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also in a reader process."""
     scene_files.write_camvid(tmp_path / "camvid", [0, 1, 11])
     broken = tmp_path / "camvid" / "train" / "labels" / "2.png"
@@ -434,15 +447,9 @@ def test_command_names_the_broken_file(tmp_path: Path) -> None:
     changes = ("data.name=camvid", f"data.root={tmp_path}/camvid", "train.batch=2")
     with pytest.raises(DataError, match=f"{broken}: labels must be among"):
         train(small(tmp_path, *changes), tmp_path / "run")
-    finished = subprocess.run(
-        [
-            sys.executable, str(REPOSITORY / "examples" / "train.py"),
-            str(tmp_path / "small.yaml"), *changes, "train.workers=1", "--device", "cpu",
-        ],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert finished.returncode == 2
-    said = finished.stderr.strip().splitlines()[-1]
+    arguments = [str(tmp_path / "small.yaml"), *changes, "train.workers=1", "--device", "cpu"]
+    assert command.main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"train: {broken}: labels must be among")
 
 

@@ -49,17 +49,18 @@ def stop_after(trainer: Trainer, step: int) -> None:
     trainer._learn = learn_and_stop
 
 
-def train_in_processes(rank: int, folder: Path, changes: tuple[str, ...]) -> None:
-    """The work of each process of a group: the second is asked to stop after three steps,
-    then both resume. The first writes into folder/many."""
-    settings = recipe.load(folder / "small.yaml", changes)
-    own = folder / ("many" if rank == 0 else "elsewhere")
-    first = Trainer(settings, own, Processes(rank, process_group.SIZE))
-    if rank == 1:
-        stop_after(first, 3)
-    try:
-        first.run()
-    except StoppedError:
-        second = Trainer(settings, own, Processes(rank, process_group.SIZE))
-        assert second.step == 3
-        second.run()
+def train_in_processes(rank: int, folder: Path, ways: dict[str, tuple[str, ...]]) -> None:
+    """The work of each process of a group, for the recipes of several changes: the second is asked
+    to stop after three steps, then both resume. The first writes into folder/many/NAME."""
+    for name, changes in ways.items():
+        settings = recipe.load(folder / "small.yaml", changes)
+        own = folder / ("many" if rank == 0 else "elsewhere") / name
+        first = Trainer(settings, own, Processes(rank, process_group.SIZE))
+        if rank == 1:
+            stop_after(first, 3)
+        try:
+            first.run()
+        except StoppedError:
+            second = Trainer(settings, own, Processes(rank, process_group.SIZE))
+            assert second.step == 3
+            second.run()
