@@ -105,6 +105,20 @@ def test_a_ring_of_asynchronous_copies_hides_latency(
     assert 0.004 < result.instructions_a_byte < 0.02
 
 
+@pytest.mark.slow
+@needs_compilers
+def test_products_of_warpgroups_are_found(planted: dict[str, speed_model.Result]) -> None:
+    """3200 products of 64 x 64 x 16 by each block: 32 clocks each, and as many wavefronts of 128
+    bytes of their operands."""
+    (one,) = planted["planted_products"].lines
+    chip = speed_model.H100
+    clocks = one.blocks * 3200 * 32 / (chip.processors * chip.clock)
+    assert one.times["tensor cores"] == pytest.approx(clocks, rel=0.01)
+    assert one.times["shared memory"] == pytest.approx(clocks, rel=0.05)
+    assert one.binds in ("tensor cores", "shared memory")
+    assert 3200 < one.instructions / (4 * one.blocks) < 2.5 * 3200
+
+
 LOOP = """
     Function : kernel
     /*0000*/                   LDC R1, c[0x0][0x28] ;

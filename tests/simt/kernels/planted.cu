@@ -1,6 +1,8 @@
 // Kernels whose speed is known without running them, for the speed model to find: a plain copy, one
-// that is serial by design, one whose lanes all meet in one bank, one that computes for every byte.
+// that is serial by design, one whose lanes all meet in one bank, one that computes for every byte,
+// one that multiplies matrices.
 #include "cuda/async_copy.cuh"
+#include "cuda/wgmma.cuh"
 #include "entry.hpp"
 
 namespace stripctx::cuda {
@@ -99,6 +101,36 @@ __global__ void planted_ring(Planted op) {
   }
 }
 
+// A warpgroup multiplies two matrices 100 times for each of 32 elements a thread.
+__global__ void planted_products(Planted op) {
+  using T = __nv_bfloat16;
+  constexpr int kSide = 64, kThreads = 128;
+  using Matrix = SwizzledMatrix<kSide, kSide>;
+  SharedMemory memory;
+  const Matrix a{memory.take_operands<T>(kSide * kSide)};
+  const Matrix b{memory.take_operands<T>(kSide * kSide)};
+  const Global<const float> from(op.from, op.count);
+  const Global<float> to(op.to, op.count);
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < kSide * kSide; i += kThreads) a.data[i] = b.data[i] = T{};
+  fence_operands();
+  __syncthreads();
+  const uint64_t left = a.operand(0, 0), right = b.operand(0, 0);
+#pragma unroll 1
+  for (int i = 0; i < 32; ++i) {
+    const int64_t at = int64_t(blockIdx.x) * 4096 + i * kThreads + thread;
+    float sum[32];
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < 100; ++k) {
+      multiply_async<false, false, kSide>(sum, left + Matrix::step(0, k % 4 * 16),
+                                          right + Matrix::step(0, k % 4 * 16), k > 0);
+    }
+    finish_products(sum);
+    to.store(at, from.load(at) + sum[0]);
+  }
+}
+
 }  // namespace stripctx::cuda
 
 using namespace stripctx::cuda;
@@ -121,6 +153,7 @@ extern "C" [[gnu::visibility("default")]] Message run_planted(const char* name, 
     run("planted_conflicts", planted_conflicts, kPlantedThreads,
         shared_bytes<float>(kPlantedThreads * 32));
     run("planted_arithmetic", planted_arithmetic, kPlantedThreads, 0);
+    run("planted_products", planted_products, 128, 2 * 64 * 64 * 2);
     run("planted_ring", planted_ring, 64, shared_bytes<float>(64 * kInFlight * 4));
   });
 }
