@@ -25,25 +25,32 @@ bool all_channels_last(const Maps&... maps) {
   return (maps.channels_last() && ...);
 }
 
-// Calls body(run) for each row of a plane, or once for the whole plane if its rows are adjacent in
-// all maps.
-template <class Body, class... Maps>
-void for_runs(int64_t plane, Body&& body, const View& map, const Maps&... others) {
-  const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
+// The two loops of an operator with one parameter per channel, (N, C) or (1, C), adjacent in
+// memory: body(run, parameter) handles a run, and parameter(i, load) is the parameter at element i.
+
+// For each row of a plane, or once for the whole plane if its rows are adjacent in all maps.
+template <class T, class Body, class... Maps>
+void for_runs(int64_t plane, const View& parameters, Body&& body, const View& map,
+              const Maps&... others) {
+  const int64_t C = map.size[1], H = map.size[2], W = map.size[3], n = plane / C, c = plane % C;
+  const Accumulate<T> value = value_of(at<const T>(parameters, n, c, 0, 0));
+  const auto parameter = [=](int64_t, auto) { return value; };
   const auto dense = [&](const View& view) { return H == 1 || view.stride[2] == W; };
-  if (dense(map) && (dense(others) && ...)) return body(Run{plane / C, plane % C, 0, 0, H * W});
-  for (int64_t h = 0; h < H; ++h) body(Run{plane / C, plane % C, h, 0, W});
+  const bool one = dense(map) && (dense(others) && ...);
+  for (int64_t h = 0; h < (one ? 1 : H); ++h) body(Run{n, c, h, 0, one ? H * W : W}, parameter);
 }
 
-// Calls body(run) for the pixels [begin, end) of a batch, numbered image by image; a run is the
-// channels of one pixel.
-template <class Body>
-void for_pixels(const View& map, int64_t begin, int64_t end, Body&& body) {
+// For the pixels [begin, end) of a batch, numbered image by image; a run is the channels of one
+// pixel.
+template <class T, class Body>
+void for_pixels(const View& map, const View& parameters, int64_t begin, int64_t end, Body&& body) {
   const int64_t C = map.size[1], H = map.size[2], W = map.size[3];
   for (int64_t pixel = begin; pixel < end;) {
     const int64_t row = pixel / W, first = pixel % W;
     const int64_t last = std::min(W, first + end - pixel);
-    for (int64_t w = first; w < last; ++w) body(Run{row / H, 0, row % H, w, C});
+    const T* values = at<const T>(parameters, row / H, 0, 0, 0);
+    const auto parameter = [=](int64_t c, auto load_some) { return load_some(values + c); };
+    for (int64_t w = first; w < last; ++w) body(Run{row / H, 0, row % H, w, C}, parameter);
     pixel += last - first;
   }
 }
@@ -75,6 +82,11 @@ class Buffer {
  private:
   std::vector<Vec<A>> vectors_;
 };
+
+template <class A>
+inline Vec<A> relu(const Vec<A>& value) {
+  return value < 0 ? Vec<A>{} : value;  // NaN propagates
+}
 
 // Calls body.operator()<count>(), turning a count from 1 to kMost into a compile-time constant.
 template <int kMost, class Body>

@@ -117,7 +117,7 @@ inline Half16 narrow(const BFloat16*, const Vec<float>& value) {
 
 inline Vec<float> widen(const Float16*, const Half16& image) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_cvtph_ps((__m256i)image);
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)image);  // g++ warns without a mask
 #elif defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)image);
 #else

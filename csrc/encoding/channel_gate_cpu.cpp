@@ -34,32 +34,23 @@ int64_t pixel_chunks(const View& x) {
 template <class T>
 void gate(const ChannelGate& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const T* gates = static_cast<const T*>(op.gate.data);
-  const int64_t C = op.x.size[1], L = op.x.size[3];
   const auto gate_run = [&](const Run& run, const auto& gate_of) {
     const T* x = run.in<const T>(op.x);
     T* out = run.in<T>(op.out);
     for_vectors<A>(run.length, [&](int64_t i, auto load_some, auto store_some) {
       const Vec<A> value = load_some(x + i), sum = value + value * gate_of(i, load_some);
-      store_some(out + i, sum < 0 ? Vec<A>{} : sum);  // NaN propagates
+      store_some(out + i, relu<A>(sum));
     });
   };
-  if (channels_last(op)) {
-    return for_pixels(op.x, begin, end, [&](const Run& pixel) {
-      const T* row = gates + pixel.n * C;
-      gate_run(pixel, [=](int64_t c, auto load_some) { return load_some(row + c); });
-    });
-  }
+  if (channels_last(op)) return for_pixels<T>(op.x, op.gate, begin, end, gate_run);
   for (int64_t plane = begin; plane < end; ++plane) {
-    const A factor = value_of(gates + plane);
-    gate_run({plane / C, plane % C, 0, 0, L}, [=](int64_t, auto) { return factor; });
+    for_runs<T>(plane, op.gate, gate_run, op.x, op.out);
   }
 }
 
 template <class T>
 void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const T* gates = static_cast<const T*>(op.gate.data);
   A* partials = static_cast<A*>(op.partials.data);
   const int64_t N = op.x.size[0], C = op.x.size[1], L = op.x.size[3];
   // add(i, load, store, values) receives the terms of the gate's gradient, which are 0 in lanes
@@ -79,24 +70,25 @@ void gate_backward(const ChannelGateBackward& op, int64_t begin, int64_t end) {
     const int64_t chunks = pixel_chunks(op.x);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item % N, chunk = item / N;
-      const T* row = gates + n * C;
       A* sums = partials + item * C;
       std::fill(sums, sums + C, A(0));
-      const auto gate_of = [=](int64_t c, auto load_some) { return load_some(row + c); };
-      const auto add = [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
-        store_some(sums + c, load_some(sums + c) + values);
+      const auto gate_pixel = [&](const Run& pixel, const auto& gate_of) {
+        gate_run(pixel, gate_of,
+                 [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
+                   store_some(sums + c, load_some(sums + c) + values);
+                 });
       };
-      for_pixels(op.x, n * L + chunk * L / chunks, n * L + (chunk + 1) * L / chunks,
-                 [&](const Run& pixel) { gate_run(pixel, gate_of, add); });
+      for_pixels<T>(op.x, op.gate, n * L + chunk * L / chunks, n * L + (chunk + 1) * L / chunks,
+                    gate_pixel);
     }
     return;
   }
   for (int64_t plane = begin; plane < end; ++plane) {
-    const A factor = value_of(gates + plane);
     Vec<A> sum{};
-    gate_run(
-        {plane / C, plane % C, 0, 0, L}, [=](int64_t, auto) { return factor; },
-        [&](int64_t, auto, auto, const Vec<A>& values) { sum += values; });
+    const auto gate_row = [&](const Run& row, const auto& gate_of) {
+      gate_run(row, gate_of, [&](int64_t, auto, auto, const Vec<A>& values) { sum += values; });
+    };
+    for_runs<T>(plane, op.gate, gate_row, op.grad, op.x, op.grad_x);
     partials[plane] = sum_lanes<A>(sum);
   }
 }

@@ -117,11 +117,11 @@ void run(const PyramidMaxPool& op, int64_t begin, int64_t end) {
     pool<T, BestLanes<A>>(
         op.x, op.levels, begin, end,
         [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count, const Vec<A>&,
-            const auto& best_at) {
+            const BestLanes<A>* results) {
           T* out = at<T>(op.levels[k], n, c, i, j);
           int64_t* indices = at<int64_t>(op.indices[k], n, c, i, j);
           for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-            const BestLanes<A> best = best_at(b);
+            const BestLanes<A>& best = results[b / kLanes<A>];
             store_some(out + b, best.part[0]);
             const Wide wide = __builtin_convertvector((IndexVec<A>)best.part[1], Wide);
             std::memcpy(indices + b, &wide, count - b < kLanes<A> ? (count - b) * 8 : sizeof(wide));

@@ -208,9 +208,7 @@ void pool_backward_pixels(const PyramidPoolBackward& op, int64_t begin, int64_t 
     for (int64_t h = top; h < bottom;) {
       const int64_t r = rows.holding(h);
       add_bins(grid, r, width, read, cells.data());
-      for (int64_t i = 0; i < columns.count() * width; i += kLanes<A>) {
-        store(pixels.data() + i, load(cells.data() + i));
-      }
+      convert(cells.data(), cells.size(), pixels.data());
       for (; h < std::min(rows[r].end, bottom); ++h) {
         T* pixel = at<T>(op.grad_x, n, c, h, 0);
         for (int64_t cell = 0; cell < columns.count(); ++cell) {

@@ -86,10 +86,10 @@ void run(const PyramidPool& op, int64_t begin, int64_t end) {
     if (pools_runs(op.x, op.levels)) return pool_runs<T>(op, begin, end);
     pool<T, SumLanes<A>>(op.x, op.levels, begin, end,
                          [&](int k, int64_t n, int64_t c, int64_t i, int64_t j, int64_t count,
-                             const Vec<A>& sizes, const auto& sums_at) {
+                             const Vec<A>& sizes, const SumLanes<A>* sums) {
                            T* out = at<T>(op.levels[k], n, c, i, j);
                            for_vectors<A>(count, [&](int64_t b, auto, auto store_some) {
-                             store_some(out + b, sums_at(b).part[0] / sizes);
+                             store_some(out + b, sums[b / kLanes<A>].part[0] / sizes);
                            });
                          });
   });

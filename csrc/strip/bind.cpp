@@ -122,7 +122,8 @@ Tensor sigmoid_gate(const Tensor& x, const Tensor& logits, const Tensor& bias) {
   const MemoryFormat format = memory_format(x);
   Tensor out = empty(sizes(x), x, format);
   const Tensor map = readable(x, format), readable_logits = readable(logits, format);
-  device::execute(SigmoidGate{view(map), view(readable_logits), view(bias), view(out)}, x);
+  const Tensor dense_bias = dense(bias, MemoryFormat::Contiguous);
+  device::execute(SigmoidGate{view(map), view(readable_logits), view(dense_bias), view(out)}, x);
   return out;
 }
 
@@ -136,8 +137,9 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, con
   Tensor grad_bias = empty(sizes(bias), x);
   const Tensor readable_grad = readable(grad, format), map = readable(x, format);
   const Tensor readable_logits = readable(logits, format);
+  const Tensor dense_bias = dense(bias, MemoryFormat::Contiguous);
   SigmoidGateBackward op{
-      view(readable_grad), view(map), view(readable_logits), view(bias), view(grad_x),
+      view(readable_grad), view(map), view(readable_logits), view(dense_bias), view(grad_x),
       view(grad_logits),   {}};
   const Tensor partials = empty({kernels::partials(op), x.size(1)}, x, accumulate_type(x));
   op.partials = view(partials);

@@ -15,14 +15,6 @@ namespace {
 
 constexpr int64_t kPixelRows = 4;  // rows of pixels written together
 
-// column + row, then relu if kRelu.
-template <bool kRelu, class V, class Row>
-V sum(const V& column, const Row& row) {
-  const V value = column + row;
-  if constexpr (!kRelu) return value;
-  return value < 0 ? V{} : value;  // NaN propagates
-}
-
 // `count` elements of a strip times `factor`.
 template <class T, class A = Accumulate<T>>
 void scale(const T* strip, int64_t count, A factor, A* scaled) {
@@ -31,10 +23,11 @@ void scale(const T* strip, int64_t count, A factor, A* scaled) {
   });
 }
 
-template <class T, bool kRelu>
+template <class T>
 void expand_planes(const StripExpansion& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
+  const bool rectify = op.rectify;
   std::vector<A> rows(H + kLanes<A>), columns(W + kLanes<A>);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t n = plane / C, c = plane % C;
@@ -45,19 +38,21 @@ void expand_planes(const StripExpansion& op, int64_t begin, int64_t end) {
       const A row = rows[h];
       T* out = at<T>(op.out, n, c, h, 0);
       for_vectors<A>(W, [=](int64_t w, auto, auto store_some) {
-        store_some(out + w, sum<kRelu>(load(column + w), row));
+        const Vec<A> sum = load(column + w) + row;
+        store_some(out + w, rectify ? relu<A>(sum) : sum);
       });
     }
   }
 }
 
 // Each pixel of the columns is read once for all rows of pixels that are written together.
-template <class T, bool kRelu>
+template <class T>
 void expand_pixel_rows(const StripExpansion& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int64_t length = C + kLanes<A>, stride = op.out.stride[2];
   const A factor = A(op.col_factor);
+  const bool rectify = op.rectify;
   std::vector<A> buffer(kPixelRows * length);
   for (int64_t item = begin, count; item < end; item += count) {
     const int64_t n = item / H, h = item % H;
@@ -72,7 +67,8 @@ void expand_pixel_rows(const StripExpansion& op, int64_t begin, int64_t end) {
       for_vectors<A>(C, [=](int64_t c, auto load_some, auto store_some) {
         const Vec<A> value = opaque(load_some(column + c) * factor);  // rounded before the sum
         for (int64_t r = 0; r < count; ++r) {
-          store_some(out + r * stride + c, sum<kRelu>(value, load(rows + r * length + c)));
+          const Vec<A> sum = value + load(rows + r * length + c);
+          store_some(out + r * stride + c, rectify ? relu<A>(sum) : sum);
         }
       });
     }
@@ -81,11 +77,8 @@ void expand_pixel_rows(const StripExpansion& op, int64_t begin, int64_t end) {
 
 void expand(const StripExpansion& op, int64_t begin, int64_t end) {
   dispatch<Types>(op.out.dtype, [&]<class T>() {
-    if (op.out.channels_last()) {
-      return op.rectify ? expand_pixel_rows<T, true>(op, begin, end)
-                        : expand_pixel_rows<T, false>(op, begin, end);
-    }
-    op.rectify ? expand_planes<T, true>(op, begin, end) : expand_planes<T, false>(op, begin, end);
+    op.out.channels_last() ? expand_pixel_rows<T>(op, begin, end)
+                           : expand_planes<T>(op, begin, end);
   });
 }
 

@@ -5,8 +5,6 @@
 // rows, one per partial sum, in backward.
 #include "strip/params.hpp"
 
-#include <vector>
-
 #include "core/dispatch.hpp"
 #include "cpu/loops.hpp"
 #include "cpu/shuffle.hpp"
@@ -25,40 +23,26 @@ bool channels_last(const SigmoidGateBackward& op) {
   return all_channels_last(op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
 }
 
-// The bias in the accumulation type, padded to whole vectors.
-template <class T>
-std::vector<Accumulate<T>> wide(const View& bias) {
-  std::vector<Accumulate<T>> result(bias.size[1] + kLanes<Accumulate<T>>);
-  for (int64_t c = 0; c < bias.size[1]; ++c) result[c] = value_of(at<const T>(bias, 0, c, 0, 0));
-  return result;
-}
-
 template <class T>
 void gate(const SigmoidGate& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const auto bias = wide<T>(op.bias);
   const auto gate_run = [&](const Run& run, const auto& bias_of) {
     const T *x = run.in<const T>(op.x), *logits = run.in<const T>(op.logits);
     T* out = run.in<T>(op.out);
     for_vectors<A>(run.length, [&](int64_t i, auto load_some, auto store_some) {
-      store_some(out + i, load_some(x + i) * sigmoid(load_some(logits + i) + bias_of(i)).gate);
+      const Vec<A> z = load_some(logits + i) + bias_of(i, load_some);
+      store_some(out + i, load_some(x + i) * sigmoid(z).gate);
     });
   };
-  if (channels_last(op)) {
-    return for_pixels(op.x, begin, end, [&](const Run& pixel) {
-      gate_run(pixel, [&](int64_t c) { return load(bias.data() + c); });
-    });
-  }
+  if (channels_last(op)) return for_pixels<T>(op.x, op.bias, begin, end, gate_run);
   for (int64_t plane = begin; plane < end; ++plane) {
-    const auto bias_of = [b = bias[plane % op.x.size[1]]](int64_t) { return b; };
-    for_runs(plane, [&](const Run& run) { gate_run(run, bias_of); }, op.x, op.logits, op.out);
+    for_runs<T>(plane, op.bias, gate_run, op.x, op.logits, op.out);
   }
 }
 
 template <class T>
 void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const auto bias = wide<T>(op.bias);
   // add(i, load, store, values) receives the gradients of the logits, which are 0 in lanes past the
   // run.
   const auto gate_run = [&](const Run& run, const auto& bias_of, const auto& add) {
@@ -67,7 +51,8 @@ void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
     T *grad_x = run.in<T>(op.grad_x), *grad_logits = run.in<T>(op.grad_logits);
     for_vectors<A>(run.length, [&](int64_t i, auto load_some, auto store_some) {
       const Vec<A> g = load_some(grad + i);
-      const Sigmoid<Vec<A>> s = sigmoid(load_some(logits + i) + bias_of(i));
+      const Vec<A> z = load_some(logits + i) + bias_of(i, load_some);
+      const Sigmoid<Vec<A>> s = sigmoid(z);
       const Vec<A> to_logits = g * load_some(x + i) * s.slope;
       store_some(grad_x + i, g * s.gate);
       store_some(grad_logits + i, to_logits);
@@ -80,8 +65,11 @@ void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
     const int64_t each = ceil_div(rows, op.partials.size[0]);
     Buffer<A> row_buffer(C);
     A* row_sums = row_buffer.data();
-    const auto add = [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
-      store_some(row_sums + c, load_some(row_sums + c) + values);
+    const auto gate_pixel = [&](const Run& pixel, const auto& bias_of) {
+      gate_run(pixel, bias_of,
+               [=](int64_t c, auto load_some, auto store_some, const Vec<A>& values) {
+                 store_some(row_sums + c, load_some(row_sums + c) + values);
+               });
     };
     for (int64_t p = begin; p < end; ++p) {
       A* sums = partials + p * C;
@@ -89,9 +77,7 @@ void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
       const int64_t first = std::min(rows, p * each), last = std::min(rows, first + each);
       for (int64_t row = first; row < last; ++row) {  // a sum per row first: short sums round less
         std::fill(row_sums, row_sums + C, A(0));
-        for_pixels(op.x, row * W, (row + 1) * W, [&](const Run& pixel) {
-          gate_run(pixel, [&](int64_t c) { return load(bias.data() + c); }, add);
-        });
+        for_pixels<T>(op.x, op.bias, row * W, (row + 1) * W, gate_pixel);
         for (int64_t c = 0; c < C; ++c) sums[c] += row_sums[c];
       }
     }
@@ -99,11 +85,10 @@ void gate_backward(const SigmoidGateBackward& op, int64_t begin, int64_t end) {
   }
   for (int64_t plane = begin; plane < end; ++plane) {
     Vec<A> sum{};
-    const auto add = [&](int64_t, auto, auto, const Vec<A>& values) { sum += values; };
-    const auto bias_of = [b = bias[plane % C]](int64_t) { return b; };
-    for_runs(
-        plane, [&](const Run& run) { gate_run(run, bias_of, add); }, op.grad, op.x, op.logits,
-        op.grad_x, op.grad_logits);
+    const auto gate_row = [&](const Run& row, const auto& bias_of) {
+      gate_run(row, bias_of, [&](int64_t, auto, auto, const Vec<A>& values) { sum += values; });
+    };
+    for_runs<T>(plane, op.bias, gate_row, op.grad, op.x, op.logits, op.grad_x, op.grad_logits);
     partials[plane] = sum_lanes<A>(sum);
   }
 }

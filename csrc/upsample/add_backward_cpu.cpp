@@ -27,115 +27,60 @@ void mask_row(const T* grad, const T* out, T* grad_x, int64_t length) {
   });
 }
 
-// One level's gradient, contiguous.
-template <class T>
-class PlaneSums {
-  using A = Accumulate<T>;
+// Reduces rows of sums along W, for each column of taps.
+template <class A>
+struct ColumnSums {
+  Phases<A> phases;
+  std::vector<Bands<A>> bands;  // where the phases do not fit
 
- public:
-  PlaneSums(const LevelSamples<A>& samples, const View& level, int64_t channels, int64_t W)
-      : level_(level),
-        channels_(channels),
-        phases_(samples.columns, W),
-        bands_(samples.columns.begin(), samples.columns.end()) {
-    for (const Samples<A>& rows : samples.rows) sums_.emplace_back(rows, kRowsTogether, 1, W);
-  }
+  ColumnSums(const std::vector<Samples<A>>& columns, int64_t W)
+      : phases(columns, W), bands(columns.begin(), columns.end()) {}
 
-  void write(const Rows<T>& plane, int64_t H, int64_t n, int64_t c) {
-    const int64_t taps = bands_.size(), tap_stride = channels_ * level_.stride[1];
-    for (size_t dy = 0; dy < sums_.size(); ++dy) {
-      sums_[dy].start();
-      const auto finished = [&](int64_t i, int64_t rows, const A* sums, int64_t stride) {
-        T* out = at<T>(level_, n, dy * taps * channels_ + c, i, 0);
-        if (phases_.fits()) {
-          return phases_.apply(sums, stride, rows, out, tap_stride, level_.stride[2]);
-        }
-        for (const auto& bands : bands_) {
-          bands.apply(sums, stride, rows, out, level_.stride[2], level_.size[3]);
-          out += tap_stride;
-        }
-      };
-      sums_[dy].advance(plane, H, finished);
+  template <class T>
+  void reduce(const A* sums, int64_t stride, int64_t rows, T* out, int64_t tap_stride,
+              int64_t out_stride, int64_t cells) {
+    if (phases.fits()) return phases.apply(sums, stride, rows, out, tap_stride, out_stride);
+    for (const Bands<A>& each : bands) {
+      each.apply(sums, stride, rows, out, out_stride, cells);
+      out += tap_stride;
     }
   }
-
- private:
-  const View& level_;
-  const int64_t channels_;
-  Phases<A> phases_;
-  std::vector<Bands<A, kLanes<A>>> bands_;
-  std::vector<RowSums<T>> sums_;
 };
 
 template <class T>
 void add_backward_planes(const PyramidAddBackward& op, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
+  const int64_t kh = op.taps.kernel[0], kw = op.taps.kernel[1];
   const View& source = op.masked() ? op.grad_x : op.grad;
   const auto samples = level_samples<A>(op.levels, op.taps, op.grad);
-  std::vector<PlaneSums<T>> levels;
-  for (int64_t l = 0; l < op.levels.count; ++l) {
-    levels.emplace_back(samples[l], op.levels.level[l], C, W);
+  std::vector<RowSums<T>> row_sums;  // for each level and row of taps
+  std::vector<ColumnSums<A>> column_sums;
+  for (const LevelSamples<A>& level : samples) {
+    for (const Samples<A>& rows : level.rows) row_sums.emplace_back(rows, kRowsTogether, 1, W);
+    column_sums.emplace_back(level.columns, W);
   }
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / C, c = item % C;
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t n = plane / C, c = plane % C;
     for (int64_t h = 0; op.masked() && h < H; ++h) {
       mask_row(at<const T>(op.grad, n, c, h, 0), at<const T>(op.out, n, c, h, 0),
                at<T>(op.grad_x, n, c, h, 0), W);
     }
-    const Rows<T> plane{at<const T>(source, n, c, 0, 0), source.stride[2], 1, 0, W};
-    for (PlaneSums<T>& level : levels) level.write(plane, H, n, c);
+    const Rows<T> rows{at<const T>(source, n, c, 0, 0), source.stride[2], 1, 0, W};
+    for (int64_t l = 0; l < op.levels.count; ++l) {
+      const Level& level = op.levels[l];
+      for (int64_t dy = 0; dy < kh; ++dy) {
+        row_sums[l * kh + dy].start();
+        row_sums[l * kh + dy].advance(
+            rows, H, [&](int64_t i, int64_t count, const A* sums, int64_t stride) {
+              T* out = at<T>(level, n, dy * kw * C + c, i, 0);
+              column_sums[l].reduce(sums, stride, count, out, C * level.stride[1], level.stride[2],
+                                    level.size[3]);
+            });
+      }
+    }
   }
 }
-
-// One level's gradient for a block of channels, channels_last.
-template <class T>
-class PixelSums {
-  using A = Accumulate<T>;
-
- public:
-  PixelSums(const LevelSamples<A>& samples, const View& level, int64_t channels, int64_t W,
-            int64_t block)
-      : level_(level),
-        channels_(channels),
-        stride_(padded<A>(block)),
-        readers_(samples.columns.begin(), samples.columns.end()) {
-    for (const Samples<A>& rows : samples.rows) sums_.emplace_back(rows, 1, W, block);
-  }
-
-  void start() {
-    for (RowSums<T>& sums : sums_) sums.start();
-  }
-
-  // Adds rows of pixels up to `end`, channels [c, c + rows.length) of image n.
-  void advance(const Rows<T>& rows, int64_t end, int64_t n, int64_t c) {
-    const int64_t taps = readers_.size();
-    for (size_t dy = 0; dy < sums_.size(); ++dy) {
-      sums_[dy].advance(rows, end, [&](int64_t i, int64_t, const A* sums, int64_t) {
-        for (int64_t dx = 0; dx < taps; ++dx) {
-          T* out = at<T>(level_, n, (dy * taps + dx) * channels_ + c, i, 0);
-          write(readers_[dx], sums, rows.length, out);
-        }
-      });
-    }
-  }
-
- private:
-  void write(const Bands<A, 1>& readers, const A* sums, int64_t length, T* out) const {
-    for (int64_t cell = 0; cell < readers.blocks(); ++cell, out += level_.stride[3]) {
-      for_four_vectors<A>(length, [&]<int kVectors>(int64_t k, int count) {
-        Vec<A> sum[kVectors];
-        readers.add(cell, sums + k, stride_, sum);
-        store_vectors(out + k, count, sum);
-      });
-    }
-  }
-
-  const View& level_;
-  const int64_t channels_, stride_;
-  std::vector<Bands<A, 1>> readers_;
-  std::vector<RowSums<T>> sums_;
-};
 
 // Channels of one work item: whole vectors, and an even number of blocks so that two threads get
 // equal shares.
@@ -150,17 +95,20 @@ void add_backward_channel_blocks(const PyramidAddBackward& op, int64_t begin, in
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t block = channel_block<T>(C), blocks = ceil_div(C, block);
+  const int64_t kh = op.taps.kernel[0], kw = op.taps.kernel[1];
   const View& source = op.masked() ? op.grad_x : op.grad;
   const auto samples = level_samples<A>(op.levels, op.taps, op.grad);
-  std::vector<PixelSums<T>> levels;
-  for (int64_t l = 0; l < op.levels.count; ++l) {
-    levels.emplace_back(samples[l], op.levels.level[l], C, W, block);
+  std::vector<RowSums<T>> row_sums;     // for each level and row of taps
+  std::vector<Lists<Term<A>>> columns;  // for each level and column of taps
+  for (const LevelSamples<A>& level : samples) {
+    for (const Samples<A>& rows : level.rows) row_sums.emplace_back(rows, 1, W, block);
+    for (const Samples<A>& each : level.columns) columns.push_back(readers(each, block));
   }
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, c = item % blocks * block, count = std::min(block, C - c);
     const Rows<T> rows{at<const T>(source, n, c, 0, 0), source.stride[2], W, source.stride[3],
                        count};
-    for (PixelSums<T>& level : levels) level.start();
+    for (RowSums<T>& each : row_sums) each.start();
     for (int64_t h = 0; h < H; h += kRowBlock) {
       const int64_t last = std::min(H, h + kRowBlock);
       for (int64_t i = h; op.masked() && i < last; ++i) {
@@ -169,7 +117,16 @@ void add_backward_channel_blocks(const PyramidAddBackward& op, int64_t begin, in
                    at<T>(op.grad_x, n, c, i, w), count);
         }
       }
-      for (PixelSums<T>& level : levels) level.advance(rows, last, n, c);
+      for (int64_t source = 0; source < op.levels.count * kh; ++source) {
+        const int64_t l = source / kh, dy = source % kh;
+        const Level& level = op.levels[l];
+        row_sums[source].advance(rows, last, [&](int64_t i, int64_t, const A* sums, int64_t) {
+          for (int64_t dx = 0; dx < kw; ++dx) {
+            T* out = at<T>(level, n, (dy * kw + dx) * C + c, i, 0);
+            add_rows(sums, columns[l * kw + dx], 0, level.size[3], out, level.stride[3], count);
+          }
+        });
+      }
     }
   }
 }

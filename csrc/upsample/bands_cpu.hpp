@@ -6,10 +6,12 @@
 
 namespace stripctx::cpu {
 
-// Blocks of kCells cells. Block b sums positions [first_[b], first_[b] + count_[b]); each position
-// has kCells weights.
-template <class A, int kCells>
+// Blocks of a vector of cells. Block b sums positions [first_[b], first_[b] + count_[b]); each
+// position has a vector of weights.
+template <class A>
 class Bands {
+  static constexpr int kCells = kLanes<A>;
+
  public:
   explicit Bands(const Samples<A>& samples) {
     int64_t begin = samples.begin;
@@ -31,25 +33,7 @@ class Bands {
     }
   }
 
-  int64_t blocks() const { return first_.size(); }
-
-  // For kCells = 1: sum = weighted sum over the positions that read `cell`. A position has kVectors
-  // vectors of values; positions are `stride` elements apart.
-  template <int kVectors>
-  [[gnu::always_inline]] void add(int64_t cell, const A* values, int64_t stride,
-                                  Vec<A> (&sum)[kVectors]) const {
-    static_assert(kCells == 1);
-    for (Vec<A>& each : sum) each = Vec<A>{};
-    const A* value = values + first_[cell] * stride;
-    const A* weight = weights_.data() + weights_at_[cell];
-    for (const A* end = weight + count_[cell]; weight < end; ++weight) {
-      for (int v = 0; v < kVectors; ++v) sum[v] += *weight * load(value + v * kLanes<A>);
-      value += stride;
-    }
-  }
-
-  // For a vector of cells per block: reduces `rows` rows of sums (at most kRowsTogether) to rows of
-  // cells.
+  // Reduces `rows` rows of sums (at most kRowsTogether) to rows of cells.
   template <class T>
   void apply(const A* sums, int64_t stride, int64_t rows, T* out, int64_t out_stride,
              int64_t cells) const {
@@ -61,7 +45,6 @@ class Bands {
   // At least four independent sums hide the latency of the additions.
   template <int kRows, class T>
   void apply(const A* sums, int64_t stride, T* out, int64_t out_stride, int64_t cells) const {
-    static_assert(kCells == kLanes<A>);
     constexpr int kSums = kRows == 1 ? 4 : 2;
     const A* weight = weights_.data();
     size_t block = 0;

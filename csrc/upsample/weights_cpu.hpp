@@ -12,9 +12,8 @@
 
 namespace stripctx::cpu {
 
-// Rows of a level processed together along W, because they share its weights, and the rows of a
-// ring buffer: any two neighbouring groups.
-constexpr int64_t kRowsTogether = 4, kRowsHeld = 2 * kRowsTogether;
+// Rows of a level processed together along W, because they share its weights.
+constexpr int64_t kRowsTogether = 4;
 
 // One tap along one axis: output i reads position i + offset of the interpolated level. Outputs
 // outside [begin, end) read nothing.
@@ -88,33 +87,50 @@ template <class A, int kRows, class Exact>
   for (int r = 0; r < kRows; ++r) sum[r] = sum[r] != sum[r] ? exact(r) : sum[r];
 }
 
+// One term of a sum of rows: a weight, and where the row begins.
 template <class A>
-struct WeightedRow {
+struct Term {
   A weight;
-  const A* row;
+  int64_t offset;
 };
 
-// Rows [begin, end) of out = x + sum of weight * row over the row's list, in the list's order, then
-// relu if kRelu. x may be null.
-template <bool kRelu, class T, class A = Accumulate<T>>
-void write_rows(const T* x, int64_t x_stride, const Lists<WeightedRow<A>>& sums, int64_t begin,
-                int64_t end, T* out, int64_t out_stride, int64_t length) {
+// For each cell, the positions that read it, as rows that are `stride` elements apart.
+template <class A>
+Lists<Term<A>> readers(const Samples<A>& samples, int64_t stride) {
+  Lists<Term<A>> result;
+  int64_t begin = samples.begin;
+  for (int64_t cell = 0; cell < samples.cells; ++cell) {
+    while (begin < samples.end && samples[begin].second < cell) ++begin;
+    for (int64_t i = begin; i < samples.end && samples[i].first <= cell; ++i) {
+      const Sample<A>& sample = samples[i];
+      const A low = sample.first == cell ? sample.first_weight : A(0);
+      const A high = sample.second == cell ? sample.second_weight : A(0);
+      result.add({low + high, i * stride});
+    }
+    result.close();
+  }
+  return result;
+}
+
+// Rows [begin, end) of out = x + sum of weight * row over the terms, in their order, then relu if
+// `rectify`. Without x, it counts as 0.
+template <class T, class A = Accumulate<T>>
+void add_rows(const A* rows, const Lists<Term<A>>& terms, int64_t begin, int64_t end, T* out,
+              int64_t out_stride, int64_t length, const T* x = nullptr, int64_t x_stride = 0,
+              bool rectify = false) {
   for_four_vectors<A>(
-      length, [=, &sums]<int kVectors>(int64_t i, int count) __attribute__((always_inline)) {
+      length, [=, &terms]<int kVectors>(int64_t i, int count) __attribute__((always_inline)) {
         const T* from = x ? x + i : nullptr;
         T* to = out + i;
         for (int64_t row = begin; row < end; ++row, to += out_stride) {
-          const std::span<const WeightedRow<A>> terms = sums[row];
           Vec<A> sum[kVectors]{};
           if (from) load_vectors(from, count, sum), from += x_stride;
-          for (const WeightedRow<A>& term : terms) {
+          for (const Term<A>& term : terms[row]) {
             for (int v = 0; v < kVectors; ++v) {
-              sum[v] += term.weight * load(term.row + i + v * kLanes<A>);
+              sum[v] += term.weight * load(rows + term.offset + i + v * kLanes<A>);
             }
           }
-          if constexpr (kRelu) {
-            for (Vec<A>& each : sum) each = each < 0 ? Vec<A>{} : each;  // NaN propagates
-          }
+          for (Vec<A>& each : sum) each = rectify ? relu<A>(each) : each;
           store_vectors(to, count, sum);
         }
       });
