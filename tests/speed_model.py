@@ -56,11 +56,11 @@ class Chip:
 
 H100 = Chip()
 
-# Clocks of a multiprocessor's tensor cores for one warp's instruction. mma reaches half of what a
-# warpgroup's does, whose clocks are its warps' together.
+# Clocks of a multiprocessor's tensor cores for one warp's instruction: 2048 multiply-adds per clock
+# in half types and 1024 in tf32, of which mma reaches five eighths.
 PRODUCTS = {
-    "mma_m16n8k8": 2.0,
-    "mma_m16n8k16": 2.0,
+    "mma_m16n8k8": 1.6,
+    "mma_m16n8k16": 1.6,
     "wgmma_m64n32k16": 4.0,
     "wgmma_m64n64k16": 8.0,
 }

@@ -333,9 +333,7 @@ def warpgroup_product(
     which the depth is the fastest dimension. `fault` is one of kernels/warpgroups.cu."""
     stored = [a.mT.contiguous() if turned[0] else a, b if turned[1] else b.mT.contiguous()]
     out = torch.zeros(64, b.size(1))
-    emulator(
-        "warpgroup_product", stored[0], turned[0], stored[1], turned[1], out, b.size(1), fault
-    )
+    emulator("warpgroup_product", stored[0], turned[0], stored[1], turned[1], out, b.size(1), fault)
     return out
 
 

@@ -82,7 +82,7 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth, kWarpgroups> {
   // A warp changes only its own dimensions.
   __device__ void near_gradient(int i, int position) const {
 #pragma unroll 1
-    for (int j = own_lane(); j < 16 * Tile::kPairs; j += 32) {
+    for (int j = fresh_lane(); j < 16 * Tile::kPairs; j += 32) {
       const int d = this->first_dimension(j / 16) + j % 16;
       if (d >= this->depth) continue;
       float sum = 0;

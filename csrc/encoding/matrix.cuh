@@ -38,26 +38,32 @@ struct Words {
 
 constexpr int kResidentThreads = 512, kResidentWarps = kResidentThreads / 32;
 
-// Lane, warp, and the position of element i of a product (as in split.cuh) for one-dimensional
-// blocks. They are cheap to recompute, so no register holds them.
+// Lane and warp of one-dimensional blocks, and again recomputed, for kernels that need the
+// registers; the position of element i of a product (as in split.cuh).
 __device__ inline int own_lane() {
-  return recompute(static_cast<int>(threadIdx.x)) % 32;
+  return static_cast<int>(threadIdx.x % kWarpSize);
 }
 __device__ inline int own_warp() {
+  return static_cast<int>(threadIdx.x / kWarpSize);
+}
+__device__ inline int fresh_lane() {
+  return recompute(static_cast<int>(threadIdx.x)) % 32;
+}
+__device__ inline int fresh_warp() {
   return recompute(static_cast<int>(threadIdx.x)) / 32;
 }
 __device__ inline int own_row(int i) {
-  return own_lane() / 4 + 8 * (i / 2);
+  return fresh_lane() / 4 + 8 * (i / 2);
 }
 __device__ inline int own_column(int i) {
-  return 2 * (own_lane() % 4) + i % 2;
+  return 2 * (fresh_lane() % 4) + i % 2;
 }
 
 // kBelow: of the four 8 x 8 blocks, the second lies below the first; else beside it.
 template <bool kTurned, bool kBelow, class Matrix>
 __device__ inline void load_operand(Operand& to, const Matrix& from, int row, int column) {
-  const int which = own_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
-  const int lane_row = (kBelow ? first : second) + own_lane() % 8;
+  const int which = fresh_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
+  const int lane_row = (kBelow ? first : second) + fresh_lane() % 8;
   const int lane_column = kBelow ? second : first;
   load_matrices<kTurned>(to, from.data, from.at_in_block(row, column, lane_row, lane_column));
 }

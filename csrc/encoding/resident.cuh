@@ -131,7 +131,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   // to[k] = the sum of column[k] over the threads. Every thread must call it.
   __device__ void add_columns(const Column& column, const Shared<float>& to) const {
     constexpr int kTogether = 8;
-    const RowSum<kTogether> rows(32, own_lane());
+    const RowSum<kTogether> rows(32, fresh_lane());
     const int k = static_cast<int>(threadIdx.x);
 #pragma unroll
     for (int first = 0; first < kFastCodes; first += kTogether) {
@@ -139,7 +139,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) some[i] = column[first + i];
       const float sum = rows.add_up(some);
-      if (rows.writes) parts[own_warp() * kFastCodes + first + rows.row] = sum;
+      if (rows.writes) parts[fresh_warp() * kFastCodes + first + rows.row] = sum;
     }
     __syncthreads();
     if (k < kFastCodes) {
@@ -265,7 +265,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
 #pragma unroll
     for (int j = 0; j < kLoads / kPairs; ++j) {
       const float sum = warp_sum(norm[j]);
-      if (own_lane() == 0) norms[place(j * kPairs).i] = sum;
+      if (fresh_lane() == 0) norms[place(j * kPairs).i] = sum;
     }
   }
   // A warp has 8 adjacent positions of each of its dimensions per lane.
@@ -289,8 +289,8 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
 #pragma unroll
       for (int e = 0; e < 8; ++e) norm[e] += __shfl_xor_sync(kFullMask, norm[e], distance);
     }
-    if (own_lane() < kRuns) {
-      const int to = own_warp() * kNormPitch + own_lane() * 8;
+    if (fresh_lane() < kRuns) {
+      const int to = fresh_warp() * kNormPitch + fresh_lane() * 8;
       norms.template store_pack<4>(to, {{norm[0], norm[1], norm[2], norm[3]}});
       norms.template store_pack<4>(to + 4, {{norm[4], norm[5], norm[6], norm[7]}});
     }
@@ -349,7 +349,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
       cancels |=
           first_code() + e < codes && !(result.value[e] * 16 >= squares && squares <= FLT_MAX);
     }
-    const unsigned own = kFullMask >> (32 - kLanes) << own_lane() / kLanes * kLanes;
+    const unsigned own = kFullMask >> (32 - kLanes) << fresh_lane() / kLanes * kLanes;
     const unsigned near = __ballot_sync(kFullMask, cancels && inside);
     result.near = (near & own) != 0;
     if (result.near) {
@@ -365,7 +365,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
       const unsigned lanes = kFullMask >> (32 - kLanes) << i * kLanes;
       positions |= (near & lanes) != 0 ? 1u << i : 0;
     }
-    if (own_lane() == 0) near_positions[own_warp()] = positions;
+    if (fresh_lane() == 0) near_positions[fresh_warp()] = positions;
     return result;
   }
 
@@ -422,7 +422,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   // Calls each(i) for the near positions of the tile.
   template <class Each>
   __device__ void for_near(Each&& each) const {
-    const bool near = near_positions[own_lane() % kResidentWarps] != 0;
+    const bool near = near_positions[fresh_lane() % kResidentWarps] != 0;
     if (__ballot_sync(kFullMask, near) == 0) return;
 #pragma unroll 1
     for (int i = 0; i < kPositions; ++i) {
@@ -454,7 +454,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   // in memory; begins them if it is the block's first. A warp changes only its own dimensions.
   __device__ void add_near(const Global<float>& partials, int i, int position, bool begun) const {
 #pragma unroll 1
-    for (int j = own_lane(); j < kPairs * 16 * codes; j += 32) {
+    for (int j = fresh_lane(); j < kPairs * 16 * codes; j += 32) {
       const int k = j / (kPairs * 16), run = j / 16 % kPairs;
       const int d = first_dimension(run) + j % 16, at = k * depth + d;
       if (d >= depth) continue;
@@ -479,7 +479,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   // Sums the threads' totals per codeword. Every thread must call it once, before total().
   __device__ void close_totals() const {
     __syncthreads();
-    const int which = own_warp(), k = own_lane();
+    const int which = fresh_warp(), k = fresh_lane();
     if (which < kTotals) {
       float sum = 0;
 #pragma unroll 4

@@ -59,7 +59,7 @@ struct ResidentProducts {
   }
   // The first of the 16 dimensions of this warp's run. The four runs of a warpgroup are adjacent.
   __device__ static int first_dimension(int pair) {
-    return (pair * kResidentWarps + own_warp()) * 16;
+    return (pair * kResidentWarps + fresh_warp()) * 16;
   }
 
   // Sums of this warp's dimensions (rows) with 32 codewords or positions (columns): element 4 j + i
@@ -160,7 +160,7 @@ struct ResidentProducts {
 
  private:
   // The same for all lanes, as the compiler sees.
-  __device__ static int own_warpgroup() { return __shfl_sync(kFullMask, own_warp() / 4, 0); }
+  __device__ static int own_warpgroup() { return __shfl_sync(kFullMask, fresh_warp() / 4, 0); }
   // The first of the 64 dimensions of this warpgroup's runs.
   __device__ static int first_of_warpgroup(int pair) {
     return (pair * kResidentWarps / 4 + own_warpgroup()) * 64;
@@ -209,7 +209,7 @@ struct ResidentProducts {
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
-        const int position = own_warp() % 4 * 16 + own_row(i), at = 4 * j + i;
+        const int position = fresh_warp() % 4 * 16 + own_row(i), at = 4 * j + i;
         parts.template store_pack<2>(part_at(part, position, 8 * j + own_column(i)),
                                      {{sum[at] + sum[16 + at], sum[at + 1] + sum[17 + at]}});
       }
@@ -230,7 +230,7 @@ struct ResidentProducts {
                                                         right + step_in_tile(d, 0), d > 0);
     }
     finish_products(sum);
-    const int low = own_warp() / 2 % 2, row = kFastCodes * matrix + own_warp() % 2 * 16;
+    const int low = fresh_warp() / 2 % 2, row = kFastCodes * matrix + fresh_warp() % 2 * 16;
 #pragma unroll
     for (int j = 0; j < kPositions / 8; ++j) {
 #pragma unroll
@@ -246,9 +246,9 @@ struct ResidentProducts {
     constexpr int kStep = kMatrices == 1 && kDepth > 128 ? 64 : 32;
     constexpr int kTall = kRows / 16, kGroup = 32;
     static_assert(kTall * (kPositions / kGroup) * kParts == kResidentWarps);
-    const int row = own_warp() % kTall * 16, part = own_warp() / kTall % kParts;
+    const int row = fresh_warp() % kTall * 16, part = fresh_warp() / kTall % kParts;
     const int high = row / kFastCodes * 2 * kFastCodes + row % kFastCodes;
-    const int position = own_warp() / kTall / kParts * kGroup;
+    const int position = fresh_warp() / kTall / kParts * kGroup;
     const int begin = part * (kDepth / kParts), end = begin + kDepth / kParts;
     float sum[16] = {};
 #pragma unroll 1
