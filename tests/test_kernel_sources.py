@@ -35,7 +35,8 @@ FORBIDDEN = {
     r"\breinterpret_cast\b": "memory.cuh launch.cuh",
     r"\b__ld[a-z]+\b|\b__st[a-z]+\b": "memory.cuh",
     r"\bmem(cpy|move|set)\b": "memory.cuh mma.cuh widen.cuh matrix.cuh",  # only between registers
-    r"\basm\b": "mma.cuh wgmma.cuh device.cuh memory.cuh sigmoid.cuh exponential.cuh async_copy.cuh",
+    r"\basm\b": "mma.cuh wgmma.cuh device.cuh memory.cuh async_copy.cuh sigmoid.cuh "
+    "exponential.cuh",
     r"\bstatic_cast<[^<>]*\*\s*>": "launch.cuh memory.cuh",  # except to create a Global, see below
     r"\(\s*(const +)?\w+\s*\*\s*\)": "",
     r"\b(printf|malloc|new|delete)\b": "",
