@@ -33,7 +33,8 @@ template <class T, class Body, class... Maps>
 void for_runs(int64_t plane, const View& parameters, Body&& body, const View& map,
               const Maps&... others) {
   const int64_t C = map.size[1], H = map.size[2], W = map.size[3], n = plane / C, c = plane % C;
-  const Accumulate<T> value = value_of(at<const T>(parameters, n, c, 0, 0));
+  const int64_t image = parameters.size[0] > 1 ? n : 0;
+  const Accumulate<T> value = value_of(at<const T>(parameters, image, c, 0, 0));
   const auto parameter = [=](int64_t, auto) { return value; };
   const auto dense = [&](const View& view) { return H == 1 || view.stride[2] == W; };
   const bool one = dense(map) && (dense(others) && ...);
@@ -48,7 +49,8 @@ void for_pixels(const View& map, const View& parameters, int64_t begin, int64_t 
   for (int64_t pixel = begin; pixel < end;) {
     const int64_t row = pixel / W, first = pixel % W;
     const int64_t last = std::min(W, first + end - pixel);
-    const T* values = at<const T>(parameters, row / H, 0, 0, 0);
+    const int64_t image = parameters.size[0] > 1 ? row / H : 0;
+    const T* values = at<const T>(parameters, image, 0, 0, 0);
     const auto parameter = [=](int64_t c, auto load_some) { return load_some(values + c); };
     for (int64_t w = first; w < last; ++w) body(Run{row / H, 0, row % H, w, C}, parameter);
     pixel += last - first;
