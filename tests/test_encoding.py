@@ -226,6 +226,23 @@ def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> No
         assert operator_checks.relative_error(value, want) < bound
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+def test_bfloat16_maps_near_codewords(layout: str) -> None:
+    """Features close to codewords that are far from their mean, in pairs close to each other."""
+    x, codewords = clustered_pairs()
+    last = layout == "channels_last"
+    half = x.bfloat16().contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+    arguments = (half, codewords, -100 * torch.rand(8).to(DEVICE) / codewords.size(1))
+    grad = noise(2, 8, codewords.size(1))
+    values = operator_checks.run(functional.encode, arguments, (grad,))
+    expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
+    for i, (value, want) in enumerate(zip(values, expected, strict=True)):
+        bound = operator_checks.TOLERANCE[torch.bfloat16] if i == 1 else 1e-5
+        assert operator_checks.relative_error(value, want) < bound
+
+
 def test_tf32_is_used_where_it_is_allowed() -> None:
     """Only by the CUDA kernels; elsewhere the setting does not change any bit."""
     arguments = encode_case(32).arguments((1, 64, 8, 8), torch.float32)
