@@ -134,8 +134,8 @@ def check(source: Path, architectures: Sequence[int], sass_of: int, nvcc: str) -
         cuobjdump = toolkit.cuobjdump()
         sass = ""
         if cuobjdump and sass_of in architectures:
-            name = toolkit.gencode([sass_of])[0].rsplit("code=", 1)[1]
-            disassemble = [cuobjdump, "-sass", "-arch", name, str(compiled)]
+            number = toolkit.architectures.SPECIFIC.get(str(sass_of), str(sass_of))
+            disassemble = [cuobjdump, "-sass", "-arch", f"sm_{number}", str(compiled)]
             sass = toolkit.run(disassemble)
     accesses = parse_accesses(sass)
     kernels = []

@@ -28,13 +28,18 @@ bool all_channels_last(const Maps&... maps) {
 // The two loops of an operator with one parameter per channel, (N, C) or (1, C), adjacent in
 // memory: body(run, parameter) handles a run, and parameter(i, load) is the parameter at element i.
 
+// The parameters of image n.
+template <class T>
+const T* parameters_of(const View& parameters, int64_t n) {
+  return at<const T>(parameters, parameters.size[0] > 1 ? n : 0, 0, 0, 0);
+}
+
 // For each row of a plane, or once for the whole plane if its rows are adjacent in all maps.
 template <class T, class Body, class... Maps>
 void for_runs(int64_t plane, const View& parameters, Body&& body, const View& map,
               const Maps&... others) {
   const int64_t C = map.size[1], H = map.size[2], W = map.size[3], n = plane / C, c = plane % C;
-  const int64_t image = parameters.size[0] > 1 ? n : 0;
-  const Accumulate<T> value = value_of(at<const T>(parameters, image, c, 0, 0));
+  const Accumulate<T> value = value_of(parameters_of<T>(parameters, n) + c);
   const auto parameter = [=](int64_t, auto) { return value; };
   const auto dense = [&](const View& view) { return H == 1 || view.stride[2] == W; };
   const bool one = dense(map) && (dense(others) && ...);
@@ -49,8 +54,7 @@ void for_pixels(const View& map, const View& parameters, int64_t begin, int64_t 
   for (int64_t pixel = begin; pixel < end;) {
     const int64_t row = pixel / W, first = pixel % W;
     const int64_t last = std::min(W, first + end - pixel);
-    const int64_t image = parameters.size[0] > 1 ? row / H : 0;
-    const T* values = at<const T>(parameters, image, 0, 0, 0);
+    const T* values = parameters_of<T>(parameters, row / H);
     const auto parameter = [=](int64_t c, auto load_some) { return load_some(values + c); };
     for (int64_t w = first; w < last; ++w) body(Run{row / H, 0, row % H, w, C}, parameter);
     pixel += last - first;

@@ -64,9 +64,9 @@ void launch(const SumPartials& op, Stream stream) {
               .stream = stream},
              sum_partials<T, N>, op);
     };
-    const bool packed = packs({&op.partials}, sizeof(A), 1, sums, kPack);
-    packed&& sums >= kEnoughBlocks * kWarpSize * kPack ? run.template operator()<kPack>()
-                                                       : run.template operator()<1>();
+    const bool packed = sums >= kEnoughBlocks * kWarpSize * kPack &&
+                        packs({&op.partials}, sizeof(A), 1, sums, kPack);
+    packed ? run.template operator()<kPack>() : run.template operator()<1>();
   });
 }
 

@@ -22,13 +22,6 @@ struct Words {
     memcpy(&words, &pack, sizeof(words));
     return words;
   }
-  // Element e: one instruction, unlike its extraction and conversion.
-  __device__ float value(int e) const {
-    const unsigned bits = e % 2 == 0 ? word[e / 2] << 16 : word[e / 2] & 0xffff0000u;
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
   __device__ Pack<__nv_bfloat16, 8> pack() const {
     Pack<__nv_bfloat16, 8> pack;
     memcpy(&pack, word, sizeof(pack));

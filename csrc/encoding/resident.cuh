@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cuda/exponential.cuh"
+#include "cuda/widen.cuh"
 #include "encoding/resident_products.cuh"
 #include "encoding/tile.cuh"
 
@@ -254,10 +255,13 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
                                         mean.template load_pack<4>(d + 4)};
 #pragma unroll
       for (int j = pair; j < kLoads; j += kPairs) {
-        tile.data.template store_pack<8>(tile_at(d, place(j).i), next[j].pack());
+        const auto pack = next[j].pack();
+        tile.data.template store_pack<8>(tile_at(d, place(j).i), pack);
+        float values[8];
+        widen(pack, values);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const float centred = next[j].value(e) - centre[e / 4][e % 4];
+          const float centred = values[e] - centre[e / 4][e % 4];
           norm[j / kPairs] += centred * centred;
         }
       }
@@ -276,11 +280,14 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
-      tile.data.template store_pack<8>(tile_at(at.d, at.i), next[j].pack());
+      const auto pack = next[j].pack();
+      tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
+      float values[8];
+      widen(pack, values);
       const float centre = mean[at.d];
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const float centred = next[j].value(e) - centre;
+        const float centred = values[e] - centre;
         norm[e] += centred * centred;
       }
     }

@@ -193,6 +193,18 @@ struct ResidentProducts {
     return (part * kPositions + position) * kPartPitch + row;
   }
 
+  // Stores products whose rows are those of the codes, and whose columns are 32 positions.
+  __device__ void store_parts(int part, int position, int row, const float (&sum)[16]) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = position + j * 8 + own_column(i);
+        parts[part_at(part, at, row + own_row(i))] = sum[4 * j + i];
+      }
+    }
+  }
+
   // Forward: the rows of the products are positions; each warpgroup has a quarter of the depth.
   __device__ void multiply_positions() const {
     const int part = own_warpgroup(), begin = part * (kDepth / kParts);
@@ -231,13 +243,7 @@ struct ResidentProducts {
     }
     finish_products(sum);
     const int low = fresh_warp() / 2 % 2, row = kFastCodes * matrix + fresh_warp() % 2 * 16;
-#pragma unroll
-    for (int j = 0; j < kPositions / 8; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        parts[part_at(2 * half + low, 8 * j + own_column(i), row + own_row(i))] = sum[4 * j + i];
-      }
-    }
+    store_parts(2 * half + low, 0, row, sum);
   }
 
   // Each warp has 16 codewords or rows of G, 32 positions and a quarter of the depth.
@@ -269,14 +275,7 @@ struct ResidentProducts {
       }
       add(sum, some);
     }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = position + j * 8 + own_column(i);
-        parts[part_at(part, at, row + own_row(i))] = sum[4 * j + i];
-      }
-    }
+    store_parts(part, position, row, sum);
   }
 };
 

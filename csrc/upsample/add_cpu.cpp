@@ -51,10 +51,7 @@ void add_planes(const PyramidAdd& op, int64_t begin, int64_t end) {
     for (int64_t h = top; h < bottom; ++h) {
       for (const LevelRows& source : sources[block]) {
         const Samples<A>& rows = samples[source.level].rows[source.tap];
-        if (!rows.contain(h)) continue;
-        const int64_t first_place = source.place - source.row;
-        sums.add({rows[h].first_weight, (first_place + rows[h].first) * length});
-        sums.add({rows[h].second_weight, (first_place + rows[h].second) * length});
+        if (rows.contain(h)) add_terms(sums, rows[h], source.place - source.row, length);
       }
       sums.close();
     }
@@ -100,11 +97,8 @@ void add_pixel_rows(const PyramidAdd& op, int64_t begin, int64_t end) {
     for (int64_t l = 0; l < op.levels.count; ++l) {
       for (int64_t tap = 0; tap < kw; ++tap) {
         const Samples<A>& columns = samples[l].columns[tap];
-        if (!columns.contain(w)) continue;
-        const Sample<A>& sample = columns[w];
         const int64_t line = first_buffer[l] + tap * op.levels.level[l].size[3];
-        sums.add({sample.first_weight, (line + sample.first) * length});
-        sums.add({sample.second_weight, (line + sample.second) * length});
+        if (columns.contain(w)) add_terms(sums, columns[w], line, length);
       }
     }
     sums.close();

@@ -94,6 +94,14 @@ struct Term {
   int64_t offset;
 };
 
+// Adds the terms of the cells that a sample reads, as rows of `length` elements from row `first`
+// on.
+template <class A>
+void add_terms(Lists<Term<A>>& terms, const Sample<A>& sample, int64_t first, int64_t length) {
+  terms.add({sample.first_weight, (first + sample.first) * length});
+  terms.add({sample.second_weight, (first + sample.second) * length});
+}
+
 // For each cell, the positions that read it, as rows that are `stride` elements apart.
 template <class A>
 Lists<Term<A>> readers(const Samples<A>& samples, int64_t stride) {
