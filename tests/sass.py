@@ -40,6 +40,8 @@ class Instruction:
             return f"{'load' if name.startswith('LD') else 'store'} {width(suffixes)}", 1
         if name == "LDGSTS":  # cp.async
             return f"copy load {width(suffixes)}", 1
+        if name == "UBLKCP":  # cp.async.bulk
+            return "copy load 0", 1
         if name in ("LDS", "STS"):
             return "shared", max(1, width(suffixes) // 4)
         if name == "LDSM":  # ldmatrix: 1, 2 or 4 matrices, one word per lane each

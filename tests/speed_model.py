@@ -105,7 +105,9 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     threads = traced["block"][0] * traced["block"][1] * traced["block"][2]
     warps, scale = -(-threads // 32), blocks / max(1, traced["sampled"])
     counted: dict[str, float] = {}
-    moved = sectors = requests = turns = least = wavefronts = loaded = 0.0
+    moved = sectors = requests = turns = least = wavefronts = 0.0
+    loaded = {"load": 0.0, "copy load": 0.0}  # bytes
+    loads = dict.fromkeys(loaded, 0.0)  # requests
     for space, bytes_each, count, total, passes, fewest in traced["requests"]:
         if space in ("shared", "copy store", "operand"):
             if space == "shared":  # the others are counted as a load and a product
@@ -114,10 +116,13 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
             continue
         counted[f"{space} {bytes_each}"] = count
         moved += total * scale
-        loaded += total * scale * (space != "store")
+        if space in loaded:
+            loaded[space] += total * scale
+            loads[space] += count * scale
         sectors += passes * scale
         requests += total * scale / 128
-        wavefronts += max(count, passes / 4) * scale
+        if bytes_each:  # the store of a bulk copy is all there is to it
+            wavefronts += max(count, passes / 4) * scale
     multiplied = 0.0
     for name, count in traced["operations"].items():
         kind = "shuffle" if "shfl" in name else "barrier" if name == "__syncthreads" else ""
@@ -135,23 +140,22 @@ def line(traced: dict[str, Any], kernel: Kernel, chip: Chip = H100) -> Line:
     waves = -(-blocks // (busy * resident))
     full = blocks / (waves * busy * min(resident, -(-blocks // busy)))  # gaps of the last wave
     clocks = busy * chip.clock * full
-    copies = counted.get("copy load 16", 0.0) * scale
-    loads = sum(c for k, c in counted.items() if k.startswith("load")) * scale + copies
-    if copies:  # the unfinished copies at a wait, averaged over the copies
-        ring = traced["squares"] / max(1, traced["waiting"])
-        at_once += (ring - at_once) * copies / loads
-    each = loaded / loads if loads else 0.0  # bytes per load
-    in_flight = together * warps * at_once * each
-    rounds = loads / (blocks * warps) / at_once if at_once else 0.0
+    # Loads into registers, and copies: the unfinished ones at a wait, averaged over the copies.
+    ring = traced["squares"] / max(1, traced["waiting"])
+    in_flight = latency = 0.0
+    for space, depth in (("load", at_once), ("copy load", ring)):
+        if not loads[space] or not depth:
+            continue
+        bytes_each = together * warps * depth * loaded[space] / loads[space]
+        in_flight += bytes_each * loaded[space] / sum(loaded.values())
+        rounds = loads[space] / (blocks * warps) / depth
+        latency += chip.latency * max(loaded[space] / (busy * full * bytes_each), waves * rounds)
     times = {
         "bytes": 32 * sectors / chip.cached,
         "instructions": issued / (chip.issued * clocks),
         "shared memory": (turns + wavefronts) / clocks,
         "tensor cores": multiplied / clocks,
-        "latency": max(
-            loaded * chip.latency / (busy * full * in_flight) if in_flight else 0.0,
-            waves * rounds * chip.latency,
-        ),
+        "latency": latency,
     }
     return Line(
         kernel=traced["kernel"],

@@ -101,7 +101,7 @@ def test_chips_without_products_of_warpgroups(
     arguments = (x.bfloat16(), codewords, scale / shape[1])
     grad = noise(shape[0], codes, shape[1])
     with_warpgroups = operator_checks.run(functional.encode, arguments, (grad,))
-    monkeypatch.setenv("STRIPCTX_SIMT_WARPGROUPS", "0")
+    monkeypatch.setenv("STRIPCTX_SIMT_CAPABILITY", "80")
     values = operator_checks.run(functional.encode, arguments, (grad,))
     expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
     for i, (value, other, want) in enumerate(zip(values, with_warpgroups, expected, strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -287,6 +288,30 @@ def test_thread_order_does_not_matter(mode: str, layout: str) -> None:
                     assert torch.equal(a, b)
         finally:
             library.stripctx_simt_set_order(b"ascending")
+
+
+@emulated_only
+@any_mode
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("view", ["dense", "unaligned", "rows apart"])
+def test_chips_without_bulk_copies(
+    view: str, dtype: torch.dtype, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits, whatever begins within 16 bytes: planes, rows, the map."""
+    size = (3, 5, 23, 21)
+    whole = operator_checks.make((3, 5, 23, 26), dtype, "contiguous")
+    x = {
+        "dense": whole[..., :21].contiguous(),
+        "unaligned": whole.flatten()[1 : 1 + math.prod(size)].view(size),
+        "rows apart": whole[..., 2:23],
+    }[view]
+    here = functional.pyramid_pool(x, PSP, mode)
+    monkeypatch.setenv("STRIPCTX_SIMT_CAPABILITY", "80")
+    there = functional.pyramid_pool(x, PSP, mode)
+    expected = functional.pyramid_pool(x.double().contiguous(), PSP, mode)
+    for a, b, c in zip(here, there, expected, strict=True):
+        assert torch.equal(a, b)
+        assert operator_checks.relative_error(a, c) < operator_checks.TOLERANCE[dtype]
 
 
 X = (2, 3, 4, 5)

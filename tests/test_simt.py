@@ -190,6 +190,56 @@ def test_a_ring_that_lacks_a_wait_or_a_barrier_reads_poison(emulator: Emulator, 
     assert all(found) if fault == "wait" else any(found)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_bulk_copies(emulator: Emulator, order: str) -> None:
+    emulator.order(order)
+    data = torch.arange(64.0)
+    emulator("bulk", "correct", data)
+    halves = torch.arange(64.0).view(2, 32)
+    assert torch.equal(data, (halves + halves.flip(1)).flatten())
+    data = torch.arange(64.0)
+    emulator("bulk", "no_wait", data)
+    assert data[:32].isnan().all()
+
+
+BULK_FAULTS = {
+    "wrong_parity": "a second bulk copy to an arrival before a wait",  # the first was not waited for
+    "part_of_a_pack": "bulk copy of 30 elements of 4 bytes is not whole packs of 16 bytes",
+    "offset": "bulk load of 4 .* not aligned to 16",
+    "past_shared": "bulk store of 4 .* in shared memory is out of bounds",
+    "unprepared": "a bulk copy to an arrival that is not prepared",
+    "twice": "a second bulk copy to an arrival before a wait",
+}
+
+
+@pytest.mark.parametrize("name", BULK_FAULTS)
+def test_a_fault_of_a_bulk_copy_is_reported(emulator: Emulator, name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^{name}: .*{BULK_FAULTS[name]}"):
+        emulator("bulk", name, torch.arange(64.0))
+
+
+@pytest.mark.parametrize("capability", ["75", "90"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("width", "pitch", "first"), [(5, 5, 0), (7, 7, 3), (8, 8, 1), (6, 11, 2)])
+def test_rows_read_through_a_ring(
+    emulator: Emulator,
+    width: int,
+    pitch: int,
+    first: int,
+    order: str,
+    capability: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows that begin and end within packs, to the map's last element."""
+    monkeypatch.setenv("STRIPCTX_SIMT_CAPABILITY", capability)
+    emulator.order(order)
+    rows = 20
+    map = torch.randn(first + (rows - 1) * pitch + width)
+    out = torch.full((rows, width), float("nan"))
+    emulator("rows", map, out, map.numel(), first, rows, width, pitch, int(width == pitch))
+    assert torch.equal(out, map.as_strided((rows, width), (pitch, 1), first))
+
+
 def test_uninitialised_shared_memory_is_nan(emulator: Emulator) -> None:
     out = fault(emulator, "reads_uninitialised_shared")
     assert torch.equal(out.isnan(), torch.arange(64) == 7)

@@ -107,6 +107,18 @@ def test_a_ring_of_asynchronous_copies_hides_latency(
 
 @pytest.mark.slow
 @needs_compilers
+def test_bulk_copies_hide_latency(planted: dict[str, speed_model.Result]) -> None:
+    """Two warps a block with two pieces of 1 KB each, but for the last of eight."""
+    (one,) = planted["planted_bulk"].lines
+    ring = (7 * 4 + 1) / (7 * 2 + 1)
+    assert one.in_flight == pytest.approx(one.resident * 2 * ring * 1024)
+    assert one.moved == 8 * COUNT and one.sectors == 4 and one.conflicts == 1
+    assert one.times["latency"] < 8 * COUNT / speed_model.H100.copied
+    assert planted["planted_bulk"].share() > 0.8
+
+
+@pytest.mark.slow
+@needs_compilers
 def test_products_of_warpgroups_are_found(planted: dict[str, speed_model.Result]) -> None:
     """3200 products of 64 x 64 x 16 by each block: 32 clocks each, and as many wavefronts of 128
     bytes of their operands."""

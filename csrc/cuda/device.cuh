@@ -5,7 +5,8 @@
 //   launch({.kernel = ...}, kernel<T>, op)  for every launch (cuda/launch.cuh, simt/launch.hpp)
 //   threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_sync,
 //   __shfl_xor_sync, __shfl_down_sync, __ballot_sync (full mask), CUDA's float and double functions
-//   cuda/mma.cuh, cuda/async_copy.cuh       for tensor-core products and asynchronous copies
+//   cuda/mma.cuh, cuda/wgmma.cuh            for tensor-core products
+//   cuda/async_copy.cuh, cuda/warp_ring.cuh for asynchronous copies
 #pragma once
 
 #include "core/dispatch.hpp"

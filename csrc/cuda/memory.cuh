@@ -60,9 +60,6 @@ __device__ inline void store_word(uint4* to, uint4 word) {
                : "memory");
 }
 
-// Both classes are friends of copy_async (cuda/async_copy.cuh) and of operand_address
-// (cuda/wgmma.cuh), which use their addresses.
-//
 // The memory of a Global<const T> must not be written while the kernel runs: its loads may use the
 // read-only path. `i` counts elements; packs must be aligned to their size.
 template <class T>
@@ -117,6 +114,9 @@ class Global {
   template <class U>
   friend __device__ void copy_async(const Shared<U>& to, int i, const Global<const U>& from,
                                     int64_t j);
+  template <class U>
+  friend __device__ void copy_bulk(const Shared<U>& to, int i, const Global<const U>& from,
+                                   int64_t j, int count, const Shared<uint64_t>& arrivals, int k);
 
   T* data_;
 };
@@ -139,13 +139,16 @@ class Shared {
 
  private:
   template <class U>
-  friend __device__ void copy_async(const Shared<U>& to, int i, const Global<const U>& from,
-                                    int64_t j);
-  template <class U>
-  friend __device__ unsigned operand_address(const Shared<U>& data, int i);
+  friend __device__ unsigned shared_address(const Shared<U>& data, int i);
 
   T* data_;
 };
+
+// The address of an element in the window of shared memory, for instructions that take one.
+template <class T>
+__device__ inline unsigned shared_address(const Shared<T>& data, int i) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(data.data_ + i));
+}
 
 // Allocates the launch's dynamic shared memory front to back, each piece aligned to 16 bytes. Every
 // thread must take the same pieces in the same order; their sum is given by shared_bytes

@@ -38,14 +38,6 @@ auto with_products(Run&& run) {
 #endif
 }
 
-#if defined(__CUDACC__)
-// The address of an element in the window of shared memory.
-template <class T>
-__device__ inline unsigned operand_address(const Shared<T>& data, int i) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(data.data_ + i));
-}
-#endif
-
 // A bfloat16 matrix in shared memory, stored as runs of kRun columns (kRun 32 or 64), each run as
 // rows of 2 kRun bytes. Within a row, packs of 8 columns are permuted (the hardware's swizzle of 64
 // or 128 bytes), so that the same columns of 8 adjacent rows lie in different banks.
@@ -79,7 +71,7 @@ struct SwizzledMatrix {
     // operands whose fastest dimension is k.
     constexpr uint64_t kMode = kRun == 64 ? 1 : 2, kEightRows = 8 * kRun * sizeof(T);
     constexpr uint64_t kLayout = uint64_t{1} << 16 | kEightRows / 16 << 32 | kMode << 62;
-    return kLayout | operand_address(data, step(row, column) * 8) / 16;
+    return kLayout | shared_address(data, step(row, column) * 8) / 16;
   }
   // The difference between the descriptions of the operand at (row, column) and of that at (0, 0),
   // and between those of any two operands as far apart whose columns are in the same order of runs.

@@ -33,12 +33,16 @@ struct Max {
   __device__ static State settle(const State& best, int first) {
     return {best.value, best.index == INT32_MAX ? first : best.index};
   }
+  __device__ static State in_column(const State& best, int W, int w) {
+    return {best.value, best.index * W + w};
+  }
 
   // The larger value; of equal values the earlier position, of NaNs the later one.
   __device__ static State merge(const State& a, const State& b) {
-    const bool a_is_nan = a.value != a.value, b_is_nan = b.value != b.value;
-    const bool larger = b.value > a.value || (b.value == a.value && b.index < a.index);
-    const bool better = b_is_nan ? !a_is_nan || b.index > a.index : !a_is_nan && larger;
+    const bool earlier = b.index < a.index;
+    const bool larger = b.value > a.value || (b.value == a.value && earlier);  // false for NaN
+    const bool later_nan = b.value != b.value && !(a.value != a.value && earlier);
+    const bool better = larger || later_nan;
     return better ? b : a;
   }
   __device__ static State exchange(const State& state, int distance) {

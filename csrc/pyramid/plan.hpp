@@ -19,8 +19,10 @@ constexpr int kMostCuts = 320;
 constexpr int kMostSpans = 256;
 constexpr int64_t kPoolSharedBytes = 48 * 1024;  // available on every GPU without a request
 constexpr int64_t kPoolBlocks = 1024;            // maps are not split further with this many blocks
+constexpr int64_t kFewPoolBlocks = 256;          // two per multiprocessor of an H100
 constexpr int kPoolChannels = 32;                // channels per block, channels_last: whole sectors
 constexpr int kPoolWarps = 4;
+constexpr int kPoolStages = 2;
 
 // The cells of both axes, and the range of cells of every bin as (begin | end << 16).
 struct PoolTable {
@@ -37,9 +39,11 @@ struct Pooling {
   PyramidPartials partials;
   PoolTable table;
   int32_t chunk_rows = 0;  // rows of cells per block; fewer than all give partial results
-  int32_t gather_lanes = 1, bin_lanes = 1;  // lanes per cell, lanes per bin
-  // rows of cells whose column sums are kept until they are reduced
-  int32_t band_rows = 0, column_pitch = 0;
+  // Contiguous maps: lanes per cell and per bin, planes per block (a power of two), the distance
+  // between two cells of a plane, the rows that a warp copies at a time, and the elements of a
+  // stage for them; whether they are copied by packs.
+  int32_t gather_lanes = 1, bin_lanes = 1, planes = 1, cell_pitch = 1, piece_rows = 1, stage = 0;
+  bool packed = false;
 };
 
 // Returns false if the bins do not fit. Cells are at most `longest_row` x `longest_column`
@@ -101,13 +105,10 @@ inline int64_t table_bytes(const PoolTable& table) {
          shared_bytes<uint32_t>(table.row_bins + table.column_bins);
 }
 
-// The number of positions of the longest cell along W.
-inline int64_t longest_column(const PoolTable& table) {
+// The number of positions of the longest of `count` cells.
+inline int64_t longest_cell(const int32_t* cuts, int64_t count) {
   int64_t longest = 1;
-  for (int c = 0; c < table.columns; ++c) {
-    const int32_t* cut = table.cut + table.rows + 1 + c;
-    longest = std::max<int64_t>(longest, cut[1] - cut[0]);
-  }
+  for (int64_t c = 0; c < count; ++c) longest = std::max<int64_t>(longest, cuts[c + 1] - cuts[c]);
   return longest;
 }
 
@@ -118,10 +119,10 @@ inline int64_t longest_walk(int64_t H) {
 }
 
 // Rows of cells per block, such that all chunks together have enough blocks. Partial results, which
-// are written and read again, take at most an eighth of the map's bytes: a chunk's end splits a row
-// of bins.
-inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t least_rows,
-                            int64_t state_bytes, int64_t element_bytes) {
+// are written and read again, take at most an eighth of the map's bytes, unless there are few
+// blocks: a chunk's end splits a row of bins.
+inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t state_bytes,
+                            int64_t element_bytes) {
   int64_t bins = 0, across = 0;
   for (int k = 0; k < op.levels.count; ++k) {
     bins += op.levels[k].size[2] * op.levels[k].size[3];
@@ -130,8 +131,9 @@ inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t least_row
   const int64_t parts = op.x.size[2] * op.x.size[3] * element_bytes / (16 * state_bytes);
   const int64_t most = 1 + std::max<int64_t>(0, parts - bins) / across;
   const int64_t wanted = kPoolBlocks / std::max<int64_t>(1, blocks);
-  const int64_t chunks =
-      std::clamp<int64_t>(std::min({wanted, most, op.table.rows / least_rows}), 1, 65535);
+  const int64_t few = kFewPoolBlocks / std::max<int64_t>(1, blocks);
+  const int64_t chunks = std::clamp<int64_t>(
+      std::min({wanted, std::max(most, few), int64_t{op.table.rows}}), 1, 65535);
   return static_cast<int32_t>(ceil_div(op.table.rows, chunks));
 }
 

@@ -1,13 +1,15 @@
 // The forward kernels of mean and max pooling: x is read once, cell by cell, and every bin is
 // merged from its cells. `Reduce` defines the reduction: a State, `nothing` (the neutral state),
-// `one` element, `append` of an element after all earlier ones, `settle` after the last, `merge` of
-// two states, `exchange` between lanes, and `write`, which finishes a bin.
+// `one` element, `append` of an element after all earlier ones, `settle` after the last,
+// `in_column` for elements that were given their row for a position, `merge` of two states,
+// `exchange` between lanes, and `write`, which finishes a bin.
 //
-// Contiguous maps: one or more warps own a plane or a chunk of its rows of cells. channels_last
+// Contiguous maps: a warp owns planes, or chunks of their rows of cells. channels_last
 // maps: a block owns a tile of channels. A block that has only some of the rows writes partial
 // results, which finish_bins merges. All orders depend on shapes only.
 #pragma once
 
+#include "cuda/warp_ring.cuh"
 #include "cuda/widen.cuh"
 #include "pyramid/tables.cuh"
 
@@ -30,151 +32,148 @@ __device__ void give_bin(const Pooling& op, int64_t chunk, int k, int64_t n, int
   parts.store(chunk * all + index, state);
 }
 
-// Grid: (groups of planes, chunks). Block: (lanes, slots, planes). A plane's team is lanes x slots
-// threads: one warp if a block has several planes. A warp processes one row of cells at a time;
-// lane x walks down its rows in kColumns packs of columns, and the warp's slots alternate over the
-// rows. After a band of rows of cells, the team reduces the columns of each cell, and at the end
-// the cells of each bin.
-template <class T, class Reduce, int N, int kColumns>
+// Grid: (groups of op.planes planes, chunks). Block: (32, warps) threads. A warp reads one plane
+// after another, a few rows at a time (WarpRing), and walks down the columns of a row of cells, one
+// column per lane; then it reduces the columns of each cell. At the end the block reduces the cells
+// of each bin, one plane per lane.
+template <class T, class Reduce>
 __global__ void pool_planes(Pooling op) {
   using State = typename Reduce::State;
-  constexpr int kRowsInFlight = kColumns == 1 ? 5 : 2;
+  constexpr int kStride = static_cast<int>(kWarpSize), kColumns = 2;  // per lane, walked together
   const unsigned C = static_cast<unsigned>(op.x.size[1]);
   const int W = static_cast<int>(op.x.size[3]), columns = op.table.columns;
-  const int lanes = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x);
-  const int team = lanes * static_cast<int>(blockDim.y);
-  const int rank = static_cast<int>(threadIdx.y) * lanes + lane;
-  const int warp = rank / static_cast<int>(kWarpSize);
-  const int warps = team / static_cast<int>(kWarpSize);
-  const int slots = static_cast<int>(kWarpSize) / lanes;  // slots per warp
-  const int slot = static_cast<int>(threadIdx.y) - warp * slots;
+  const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
+  const int warps = static_cast<int>(blockDim.y);
   const int first = static_cast<int>(blockIdx.y) * op.chunk_rows;
   const int count = min(op.chunk_rows, op.table.rows - first);
+  const int64_t first_plane = int64_t(blockIdx.x) * op.planes;
+  const int planes =
+      static_cast<int>(min(int64_t{op.planes}, op.x.size[0] * op.x.size[1] - first_plane));
 
   SharedMemory memory;
   const PoolTables tables = load_tables(memory, op.table);
-  const int pitch = op.column_pitch, z = static_cast<int>(threadIdx.z);
-  const auto part = memory.take<State>(blockDim.z * op.band_rows * pitch);
-  const auto cells = memory.take<State>(blockDim.z * op.chunk_rows * columns);
-  const int part_base = z * op.band_rows * pitch, cell_base = z * op.chunk_rows * columns;
+  const WarpRing<T, kPoolStages> ring(memory, {Global<const T>(op.x), op.x.extent(), op.packed},
+                                      warps, warp, op.stage);
+  const auto part = memory.take<State>(warps * W);
+  const auto cells = memory.take<State>(op.chunk_rows * columns * op.cell_pitch);
+  const int own_part = warp * W;
   __syncthreads();
-  const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  if (plane >= op.x.size[0] * op.x.size[1]) return;  // uniform in the warp
-  const int64_t n = static_cast<unsigned>(plane) / C, c = static_cast<unsigned>(plane) % C;
-  const auto x =
-      Global<const T>(op.x).from(n * op.x.stride[0] + c * op.x.stride[1] + int64_t{lane} * N);
-  const auto wait_for_team = [&] {
-    if (warps == 1) {
-      __syncwarp();
-    } else {
-      __syncthreads();
-    }
-  };
 
-  const int tile = lanes * N * kColumns, row_pitch = static_cast<int>(op.x.stride[2]);
-  for (int band = 0; band < count; band += op.band_rows) {
-    const int end_cell = min(band + op.band_rows, count);
-    for (int r = band + warp; r < end_cell; r += warps) {
-      const int begin = tables.row(first + r), end = tables.row(first + r + 1);
-      for (int left = 0; left < W; left += tile) {
-        State column[kColumns][N];
-        bool inside[kColumns];
+  // A piece: rows [row, min(row + op.piece_rows, bottom)) of a plane, `from` on in the map.
+  const int top = tables.row(first), bottom = tables.row(first + count);
+  struct Piece {
+    int plane, row;
+    int64_t from;
+  };
+  const auto begin_plane = [&](Piece& piece) {
+    const unsigned index = static_cast<unsigned>(first_plane) + piece.plane;
+    piece.row = top;
+    piece.from = index / C * op.x.stride[0] + index % C * op.x.stride[1] + top * op.x.stride[2];
+  };
+  const auto next = [&](Piece& piece) {
+    piece.row += op.piece_rows;
+    piece.from += op.piece_rows * op.x.stride[2];
+    if (piece.row < bottom) return;
+    piece.plane += warps;
+    begin_plane(piece);
+  };
+  const auto rows_of = [&](const Piece& piece) { return min(op.piece_rows, bottom - piece.row); };
+  Piece ahead{warp};
+  begin_plane(ahead);
+  const auto start = [&](int number) {
+    const bool exists = ahead.plane < planes;
+    ring.start(number, ahead.from, exists ? rows_of(ahead) : 0, W, op.x.stride[2]);
+    if (exists) next(ahead);
+  };
+  Piece piece = ahead;
+  for (int k = 0; k + 1 < kPoolStages; ++k) start(k);
+  int r = first;  // the row of cells
+  for (int number = 0; piece.plane < planes; next(piece), ++number) {
+    start(number + kPoolStages - 1);
+    const int base = ring.wait(number, piece.from), end = piece.row + rows_of(piece);
+    if (piece.row == top) r = first;
+    for (int row = piece.row, stop; row < end; row = stop) {
+      const int begin = tables.row(r), last = tables.row(r + 1);
+      stop = min(last, end);
+      for (int left = lane; left - lane < W; left += kColumns * kStride) {
+        State state[kColumns];
+        int at[kColumns];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          inside[j] = left + (j * lanes + lane) * N < W;
-#pragma unroll
-          for (int i = 0; i < N; ++i) column[j][i] = Reduce::nothing();
+          at[j] = min(left + j * kStride, W - 1);
+          state[j] = row == begin ? Reduce::nothing() : part[own_part + at[j]];
         }
-        const auto walk = [&]<bool kWhole>(int row) {  // kWhole: no row is past the end
-          Pack<T, N> loaded[kRowsInFlight][kColumns] = {};
+        int shift = base + (row - piece.row) * W;
+#pragma unroll 5
+        for (int h = row; h < stop; ++h, shift += W) {
 #pragma unroll
-          for (int s = 0; s < kRowsInFlight; ++s) {
-#pragma unroll
-            for (int j = 0; j < kColumns; ++j) {
-              if ((j > 0 && !inside[j]) || (!kWhole && row + s * slots >= end)) continue;
-              loaded[s][j] = x.template load_pack<N>(int64_t{row + s * slots} * row_pitch + left +
-                                                     j * lanes * N);
-            }
+          for (int j = 0; j < kColumns; ++j) {
+            state[j] = Reduce::append(state[j], to_accumulate(ring[shift + at[j]]), h);
           }
-#pragma unroll
-          for (int s = 0; s < kRowsInFlight; ++s) {
-            if (!kWhole && row + s * slots >= end) continue;
-#pragma unroll
-            for (int j = 0; j < kColumns; ++j) {
-              const int place = (row + s * slots) * W + left + (j * lanes + lane) * N;
-              Accumulate<T> values[N];
-              widen(loaded[s][j], values);
-#pragma unroll
-              for (int i = 0; i < N; ++i) {
-                column[j][i] = Reduce::append(column[j][i], values[i], place + i);
-              }
-            }
-          }
-        };
-        int row = inside[0] ? begin + slot : end;
-        const int step = kRowsInFlight * slots;
-        for (; row + step - slots < end; row += step) walk.template operator()<true>(row);
-        if (row < end) walk.template operator()<false>(row);
+        }
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const int w = left + (j * lanes + lane) * N;
-#pragma unroll
-          for (int i = 0; i < N; ++i) {
-            State state = column[j][i];
-            if (begin + slot < end) state = Reduce::settle(state, (begin + slot) * W + w + i);
-            for (int distance = lanes; distance < static_cast<int>(kWarpSize); distance *= 2) {
-              state = Reduce::merge(state, Reduce::exchange(state, distance));
-            }
-            if (slot == 0 && inside[j]) part[part_base + (r - band) * pitch + w + i] = state;
+          if (left + j * kStride >= W) continue;
+          // positions are rows until here
+          part[own_part + at[j]] =
+              stop == last ? Reduce::in_column(Reduce::settle(state[j], begin), W, at[j])
+                           : state[j];
+        }
+      }
+      if (stop < last) continue;
+      __syncwarp();
+      const int gather_lanes = op.gather_lanes, own = lane & (gather_lanes - 1);
+      for (int cell = 0; cell < columns; cell += kStride / gather_lanes) {
+        const int k = cell + lane / gather_lanes;
+        State state = Reduce::nothing();
+        if (k < columns) {
+          for (int w = tables.column(k) + own; w < tables.column(k + 1); w += gather_lanes) {
+            state = Reduce::merge(state, part[own_part + w]);
           }
         }
-      }
-    }
-    wait_for_team();
-    const int gather_lanes = op.gather_lanes, own = rank & (gather_lanes - 1);
-    const int pairs = (end_cell - band) * columns;
-    for (int base = 0; base < pairs; base += team / gather_lanes) {
-      const int pair = base + rank / gather_lanes;
-      const int r = pair / columns, k = pair - r * columns;
-      State state = Reduce::nothing();
-      if (pair < pairs) {
-        const int right = tables.column(k + 1);
-        for (int w = tables.column(k) + own; w < right; w += gather_lanes) {
-          state = Reduce::merge(state, part[part_base + r * pitch + w]);
+        for (int distance = gather_lanes / 2; distance > 0; distance /= 2) {
+          state = Reduce::merge(state, Reduce::exchange(state, distance));
+        }
+        if (k < columns && own == 0) {
+          cells[((r - first) * columns + k) * op.cell_pitch + piece.plane] = state;
         }
       }
-      for (int distance = gather_lanes / 2; distance > 0; distance /= 2) {
-        state = Reduce::merge(state, Reduce::exchange(state, distance));
-      }
-      if (pair < pairs && own == 0) cells[cell_base + (band + r) * columns + k] = state;
+      __syncwarp();
+      ++r;
     }
-    wait_for_team();
   }
+  __syncthreads();
 
   int bins = 0;
   for (int k = 0; k < op.levels.count; ++k) {
     bins += static_cast<int>(op.levels[k].size[2] * op.levels[k].size[3]);
   }
-  const int bin_lanes = op.bin_lanes, own = rank & (bin_lanes - 1);
-  for (int base = 0; base < bins; base += team / bin_lanes) {
-    const int index = base + rank / bin_lanes;
-    const Bin bin = bin_at(op.levels, min(index, bins - 1));
-    const int top = tables.row_begin(bin.row_bin), bottom = tables.row_end(bin.row_bin);
+  const int rank = warp * kStride + lane, lanes = op.planes * op.bin_lanes;
+  const int plane = rank & (op.planes - 1), own = rank / op.planes & (op.bin_lanes - 1);
+  const unsigned index = static_cast<unsigned>(first_plane) + plane;
+  for (int other = 0; other < bins; other += warps * kStride / lanes) {
+    const int number = other + rank / lanes;
+    const Bin bin = bin_at(op.levels, min(number, bins - 1));
+    const int above = tables.row_begin(bin.row_bin), below = tables.row_end(bin.row_bin);
     const int left = tables.column_begin(bin.column_bin);
     const int right = tables.column_end(bin.column_bin);
     State state = Reduce::nothing();
-    for (int r = max(top, first); r < min(bottom, first + count); ++r) {
-      for (int k = left + own; k < right; k += bin_lanes) {
-        state = Reduce::merge(state, cells[cell_base + (r - first) * columns + k]);
+    if (plane < planes) {
+      for (int q = max(above, first) - first; q < min(below, first + count) - first; ++q) {
+        for (int k = left + own; k < right; k += op.bin_lanes) {
+          state = Reduce::merge(state, cells[(q * columns + k) * op.cell_pitch + plane]);
+        }
       }
     }
-    for (int distance = bin_lanes / 2; distance > 0; distance /= 2) {
-      state = Reduce::merge(state, Reduce::exchange(state, distance));
+    for (int distance = op.bin_lanes / 2; distance > 0; distance /= 2) {
+      state = Reduce::merge(state, Reduce::exchange(state, distance * op.planes));
     }
-    if (index >= bins || own != 0 || top >= first + count || bottom <= first) continue;
-    const int64_t positions = int64_t(tables.row(bottom) - tables.row(top)) *
+    const bool outside = above >= first + count || below <= first;
+    if (number >= bins || own != 0 || plane >= planes || outside) continue;
+    const int64_t positions = int64_t(tables.row(below) - tables.row(above)) *
                               (tables.column(right) - tables.column(left));
-    give_bin<Reduce>(op, blockIdx.y, bin.level, n, c, bin.i, bin.j, positions, state);
+    give_bin<Reduce>(op, blockIdx.y, bin.level, index / C, index % C, bin.i, bin.j, positions,
+                     state);
   }
 }
 

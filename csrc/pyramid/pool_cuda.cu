@@ -17,6 +17,7 @@ struct Mean {
   __device__ static State one(A value, int64_t) { return value; }
   __device__ static State append(State sum, A value, int) { return sum + value; }
   __device__ static State settle(State sum, int) { return sum; }
+  __device__ static State in_column(State sum, int, int) { return sum; }
   __device__ static State merge(State a, State b) { return a + b; }
   __device__ static State exchange(State state, int distance) {
     return __shfl_xor_sync(kFullMask, state, distance);

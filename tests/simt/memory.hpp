@@ -130,6 +130,9 @@ class Global {
  private:
   template <class U>
   friend void copy_async(const Shared<U>& to, int i, const Global<const U>& from, int64_t j);
+  template <class U>
+  friend void copy_bulk(const Shared<U>& to, int i, const Global<const U>& from, int64_t j,
+                        int count, const Shared<uint64_t>& arrivals, int k);
 
   simt::Checked<T> memory_;
 };
@@ -167,7 +170,10 @@ class Shared {
   template <class U>
   friend void copy_async(const Shared<U>& to, int i, const Global<const U>& from, int64_t j);
   template <class U>
-  friend unsigned operand_address(const Shared<U>& data, int i);
+  friend void copy_bulk(const Shared<U>& to, int i, const Global<const U>& from, int64_t j,
+                        int count, const Shared<uint64_t>& arrivals, int k);
+  template <class U>
+  friend unsigned shared_address(const Shared<U>& data, int i);
 
   // Products by warpgroups see an operand's elements once the thread that wrote them has fenced.
   void note(const T* at, size_t bytes) const {
@@ -177,6 +183,14 @@ class Shared {
   simt::Checked<T> memory_;
   bool operands_;
 };
+
+// The offset of an element in the block's shared memory.
+template <class T>
+unsigned shared_address(const Shared<T>& data, int i) {
+  const T* element = data.memory_.template at<1>(i, "address");
+  return static_cast<unsigned>(reinterpret_cast<const std::byte*>(element) -
+                               simt::running->shared());
+}
 
 class SharedMemory {
  public:

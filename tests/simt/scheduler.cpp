@@ -2,6 +2,7 @@
 #include "scheduler.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -38,6 +39,11 @@ dim3 dimensions(const Extent3& extent) {
 }
 
 }  // namespace
+
+int compute_capability() {
+  const char* text = std::getenv("STRIPCTX_SIMT_CAPABILITY");
+  return text ? std::atoi(text) : 90;
+}
 
 std::string Site::text() const {
   const std::string path = where.file_name();
@@ -85,6 +91,7 @@ void Scheduler::run(const Launch& launch, Kernel kernel, const void* closure,
 
 void Scheduler::prepare_launch() {
   order_ = current_order();
+  capability_ = compute_capability();
   blockDim = dimensions(launch_->block);
   gridDim = dimensions(launch_->grid);
   const int64_t count = launch_->block.count();
@@ -119,6 +126,7 @@ void Scheduler::run_block(int64_t block) {
     warps_[w].live = lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
     warps_[w].arrived[0] = warps_[w].arrived[1] = 0;
   }
+  arrivals_.clear();
   ended_ = 0;
   memset(shared(), static_cast<int>(kPoison), static_cast<size_t>(launch_->shared_bytes));
   std::fill(operands_.begin(), operands_.end(), kPoison);
@@ -220,6 +228,35 @@ void Scheduler::wait_for_copies(int unfinished) {
     std::swap(copies[static_cast<size_t>(chosen)], copies[static_cast<size_t>(left - 1)]);
   }
   copies.erase(copies.begin(), later);
+}
+
+void Scheduler::prepare_arrival(unsigned at) {
+  if (!arrivals_.emplace(at, Arrivals{}).second) fault("prepares an arrival twice");
+}
+
+void Scheduler::start_bulk(void* to, const void* from, size_t bytes, unsigned at) {
+  const auto found = arrivals_.find(at);
+  if (found == arrivals_.end()) fault("a bulk copy to an arrival that is not prepared");
+  if (found->second.begun) fault("a second bulk copy to an arrival before a wait");
+  if (bytes > 0) memset(to, static_cast<int>(kPoison), bytes);
+  found->second = {found->second.complete, true, to, from, bytes, current_ / 32};
+}
+
+// The first lane that waits finishes the copy.
+void Scheduler::wait_for_arrival(unsigned at, int parity) {
+  const auto found = arrivals_.find(at);
+  if (found == arrivals_.end()) fault("waits for an arrival that is not prepared");
+  Arrivals& arrival = found->second;
+  if (arrival.complete % 2 != parity) return;
+  if (!arrival.begun) fault("waits for a bulk copy that has not begun");
+  if (tracing) {
+    tracer().waits_for(std::count_if(arrivals_.begin(), arrivals_.end(), [&](const auto& each) {
+      return each.second.begun && each.second.warp == arrival.warp;
+    }));
+  }
+  if (arrival.bytes > 0) memcpy(arrival.to, arrival.from, arrival.bytes);
+  arrival.begun = false;
+  ++arrival.complete;
 }
 
 void Scheduler::fence_operands() {

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <source_location>
 #include <string>
 #include <vector>
@@ -27,6 +28,9 @@ namespace stripctx::simt {
 
 using cuda::Extent3;
 using cuda::Launch;
+
+// That of the emulated device, 90 unless a test says otherwise.
+int compute_capability();
 
 // The operation at which a thread waits, for its warp or its whole block.
 struct Site {
@@ -82,6 +86,9 @@ class Scheduler {
   void start_copy(void* to, const void* from);  // 16 bytes
   void commit_copies() { ++own().groups; }
   void wait_for_copies(int unfinished);  // until at most the last groups are unfinished
+  void prepare_arrival(unsigned at);
+  void start_bulk(void* to, const void* from, size_t bytes, unsigned arrival);
+  void wait_for_arrival(unsigned at, int parity);
   // Products by warpgroups read a second copy of shared memory, to which a thread's fence brings
   // what that thread has written to operands.
   void note_operand(const void* at, size_t bytes) { own().written.push_back({at, bytes}); }
@@ -92,6 +99,7 @@ class Scheduler {
   int lane() const { return current_ & 31; }
   std::byte* shared() { return shared_[1].bytes; }
   int64_t shared_bytes() const { return launch_->shared_bytes; }
+  int capability() const { return capability_; }
   [[noreturn]] void fault(const std::string& what) const;
 
  private:
@@ -105,6 +113,15 @@ class Scheduler {
     void* to;
     const void* from;
     int group;
+  };
+  // What an mbarrier counts: its completed copies, and the unfinished one if there is one.
+  struct Arrivals {
+    int complete = 0;
+    bool begun = false;
+    void* to = nullptr;
+    const void* from = nullptr;
+    size_t bytes = 0;
+    int warp = 0;  // that began it
   };
   struct Thread {
     Context context;
@@ -137,6 +154,7 @@ class Scheduler {
   [[noreturn]] void diverge(const Site& here, const Site& there, const char* whom) const;
 
   const Launch* launch_ = nullptr;
+  int capability_ = 0;
   Kernel kernel_ = nullptr;
   const void* closure_ = nullptr;
 
@@ -157,6 +175,8 @@ class Scheduler {
   int current_ = 0;  // the running thread
   int ended_ = 0;
   Site barrier_;  // the __syncthreads at which threads of the block wait
+
+  std::map<unsigned, Arrivals> arrivals_;  // by their addresses in shared memory
 
   std::vector<Aligned> shared_;
   std::vector<std::byte> operands_;

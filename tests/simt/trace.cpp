@@ -87,6 +87,20 @@ void Tracer::access(Space space, const void* array, const void* address, int byt
   request.address[lane] = reinterpret_cast<uintptr_t>(address);
 }
 
+// Whole sectors, and wavefronts without conflicts.
+void Tracer::bulk_copy(int bytes) {
+  constexpr int kSector = 32, kWavefront = 128;
+  Traced& launch = launches_.back();
+  for (const Space space : {Space::kCopyLoad, Space::kCopyStore}) {
+    const int unit = space == Space::kCopyLoad ? kSector : kWavefront;
+    Requests& sum = launch.requests[{space, 0}];
+    ++sum.count;
+    sum.bytes += bytes;
+    sum.passes += ceil_div(bytes, unit);
+    sum.least += ceil_div(bytes, unit);
+  }
+}
+
 void Tracer::end_pass() {
   for (auto& [key, stream] : pass_) {
     const auto& [space, bytes, array] = key;

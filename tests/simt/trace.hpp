@@ -17,8 +17,8 @@
 
 namespace stripctx::simt {
 
-// kCopyLoad, kCopyStore: reads and writes of asynchronous copies. kOperand: reads of shared memory
-// by products of warpgroups.
+// kCopyLoad, kCopyStore: reads and writes of asynchronous copies, a bulk copy under width 0.
+// kOperand: reads of shared memory by products of warpgroups.
 enum class Space { kGlobalLoad, kGlobalStore, kShared, kCopyLoad, kCopyStore, kOperand };
 
 // Requests of one kind and width in bytes. `passes`: 32-byte sectors of global memory, or
@@ -35,7 +35,8 @@ struct Traced {
   int64_t shared_bytes = 0, sampled = 0;
   std::map<std::pair<Space, int>, Requests> requests;
   std::map<std::string, int64_t> operations;  // barriers, shuffles, products
-  // Unfinished copies of a thread at its waits, and their squares, summed over all waits.
+  // Unfinished copies of a thread at its waits (bulk copies of a warp at the first lane's), and
+  // their squares, summed over all waits.
   int64_t waiting = 0, squares = 0;
 };
 
@@ -58,6 +59,7 @@ class Tracer {
     sum.passes += bytes / kWavefront;
     sum.least += bytes / kWavefront;
   }
+  void bulk_copy(int bytes);
   void waits_for(int64_t copies) {
     launches_.back().waiting += copies;
     launches_.back().squares += copies * copies;

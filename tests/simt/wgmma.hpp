@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <limits>
 #include <source_location>
 #include <string>
@@ -14,10 +13,8 @@
 
 namespace stripctx::simt {
 
-// Whether the emulated device has them; tests say no, as on chips other than sm_90.
 inline bool has_warpgroup_products() {
-  const char* text = std::getenv("STRIPCTX_SIMT_WARPGROUPS");
-  return text == nullptr || std::string(text) != "0";
+  return compute_capability() == 90;
 }
 
 // An operand as the hardware finds it by its descriptor (PTX ISA, asynchronous warpgroup-level
@@ -84,13 +81,6 @@ inline void multiply(const Product& product, float* d) {
 }  // namespace stripctx::simt
 
 namespace stripctx::cuda {
-
-template <class T>
-unsigned operand_address(const Shared<T>& data, int i) {
-  return static_cast<unsigned>(
-      reinterpret_cast<const std::byte*>(data.memory_.template at<1>(i, "operand")) -
-      simt::running->shared());
-}
 
 inline void fence_operands() {
   simt::running->fence_operands();

@@ -1,7 +1,7 @@
 // Kernels whose speed is known without running them, for the speed model to find: a plain copy, one
 // that is serial by design, one whose lanes all meet in one bank, one that computes for every byte,
 // one that multiplies matrices.
-#include "cuda/async_copy.cuh"
+#include "cuda/warp_ring.cuh"
 #include "cuda/wgmma.cuh"
 #include "entry.hpp"
 
@@ -101,6 +101,28 @@ __global__ void planted_ring(Planted op) {
   }
 }
 
+// A copy by way of a bulk ring of two stages of 1 KB for each of two warps.
+__global__ void planted_bulk(Planted op) {
+  constexpr int kPieces = 8, kPiece = 256;
+  using Ring = WarpRing<float, 2>;
+  SharedMemory memory;
+  const int stage = static_cast<int>(Ring::stage_for(kPiece)), warp = warp_index();
+  const Ring ring(memory, {{op.from, op.count}, op.count, true}, 2, warp, stage);
+  const Global<float> to(op.to, op.count);
+  const int64_t first = int64_t(blockIdx.x) * 4096 + warp * 2048;
+  const auto start = [&](int piece) {
+    ring.start(piece, first + piece * kPiece, piece < kPieces, kPiece, kPiece);
+  };
+  start(0);
+  for (int piece = 0; piece < kPieces; ++piece) {
+    start(piece + 1);
+    const int64_t from = first + piece * kPiece;
+    const int base = ring.wait(piece, from);
+#pragma unroll
+    for (int i = lane_index(); i < kPiece; i += 32) to.store(from + i, ring[base + i]);
+  }
+}
+
 // A warpgroup multiplies two matrices 100 times for each of 32 elements a thread.
 __global__ void planted_products(Planted op) {
   using T = __nv_bfloat16;
@@ -154,6 +176,8 @@ extern "C" [[gnu::visibility("default")]] Message run_planted(const char* name, 
         shared_bytes<float>(kPlantedThreads * 32));
     run("planted_arithmetic", planted_arithmetic, kPlantedThreads, 0);
     run("planted_products", planted_products, 128, 2 * 64 * 64 * 2);
+    run("planted_bulk", planted_bulk, 64,
+        WarpRing<float, 2>::bytes(2, WarpRing<float, 2>::stage_for(256)));
     run("planted_ring", planted_ring, 64, shared_bytes<float>(64 * kInFlight * 4));
   });
 }
