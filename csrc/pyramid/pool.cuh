@@ -182,7 +182,7 @@ __global__ void pool_planes(Pooling op) {
 // among them and walk over their pixels. Then each warp merges a bin from its cells, one channel
 // per lane.
 template <class T, class Reduce, int N>
-__global__ void pool_pixels(Pooling op) {
+__global__ void __launch_bounds__(kPoolWarps* kWarpSize, 1) pool_pixels(Pooling op) {
   using State = typename Reduce::State;
   constexpr int kLanes = kWarpSize / N, kInFlight = 5;
   const int64_t C = op.x.size[1];

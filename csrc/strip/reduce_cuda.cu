@@ -193,7 +193,7 @@ ReductionTiles cut_pixels(const StripReduction& op) {
   cut.lanes = kWarpSize;
   if (blocks < kFewBlocks && op.map.extent() * int64_t{sizeof(T)} <= kSmallBytes) {
     cut.small = true;
-    cut.slots = 2;
+    cut.slots = kSmallWarps;
     return cut;
   }
   cut.slots = std::clamp<int64_t>(H, 1, kPixelWarps);

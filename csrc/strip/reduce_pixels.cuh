@@ -16,7 +16,8 @@ namespace stripctx::cuda {
 
 constexpr int kTileChannels = 32;
 constexpr int kPixelWarps = 6;  // with 168 registers per thread, two blocks fit a multiprocessor
-constexpr int kPositions = 2;   // rows or columns per warp, small maps
+constexpr int kSmallWarps = 2;  // of a block, small maps
+constexpr int kPositions = 2;   // rows or columns of such a warp
 constexpr int kExchanged = 16;  // columns whose sums the warps exchange at once
 constexpr int kExchangePitch = kTileChannels + 4;  // the slots' packs are in different banks
 
@@ -190,16 +191,17 @@ __global__ void __launch_bounds__(kPixelWarps* kWarpSize, kMasked ? 1 : 2)
 // Block: (32, warps) threads. Grid: (N * channel tiles, groups of rows, then groups of columns). A
 // warp owns kPositions rows or columns and walks along the other axis.
 template <class T, bool kMasked, int N>
-__global__ void reduce_small_pixels(StripReduction op, ReductionTiles cut) {
+__global__ void __launch_bounds__(kSmallWarps* kWarpSize, 1)
+    reduce_small_pixels(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
-  constexpr int kLanes = kWarpSize / N, kInFlight = 4;
+  constexpr int kLanes = kWarpSize / N, kInFlight = 8;
   const int64_t C = op.map.size[1];
   const int64_t channel_tiles = (C + kTileChannels - 1) / kTileChannels;
   const int64_t n = blockIdx.x / channel_tiles;
   const int64_t first_channel = blockIdx.x % channel_tiles * kTileChannels;
   const int rank = static_cast<int>(threadIdx.x), lane = rank % kLanes, slot = rank / kLanes;
-  const int64_t c = first_channel + lane * N;
-  const bool inside = c < C;
+  // Lanes without channels or rows of their own read others', so that no load depends on a branch.
+  const int64_t c = min(first_channel + lane * N, C - N);
   const int owned = kPositions * static_cast<int>(blockDim.y);
   const int row_groups = static_cast<int>((op.map.size[2] + owned - 1) / owned);
   const bool rows = static_cast<int>(blockIdx.y) < row_groups;
@@ -209,7 +211,10 @@ __global__ void reduce_small_pixels(StripReduction op, ReductionTiles cut) {
   const int count = of(op.map.size[2], op.map.size[3]), length = of(op.map.size[3], op.map.size[2]);
   const int pitch = of(op.map.stride[2], op.map.stride[3]);
   const int step_pitch = of(op.map.stride[3], op.map.stride[2]);
-  const auto map = Global<const T>(op.map).from(n * op.map.stride[0] + int64_t{first} * pitch + c);
+  const auto map = Global<const T>(op.map).from(n * op.map.stride[0] + c);
+  int position[kPositions];
+#pragma unroll
+  for (int p = 0; p < kPositions; ++p) position[p] = min(first + p, count - 1);
 
   A sum[kPositions][N] = {}, own_mask[kPositions][N] = {};
   const auto mask_rows = Global<const T>(op.mask_rows).from(n * op.mask_rows.stride[0] + c);
@@ -220,25 +225,23 @@ __global__ void reduce_small_pixels(StripReduction op, ReductionTiles cut) {
   if constexpr (kMasked) {
 #pragma unroll
     for (int p = 0; p < kPositions; ++p) {
-      if (!inside || first + p >= count) continue;
-      const auto pack = own.template load_pack<N>((first + p) * own_pitch);
-      widen(pack, own_mask[p]);
+      widen(own.template load_pack<N>(position[p] * own_pitch), own_mask[p]);
     }
   }
   for (int step = slot; step < length; step += kInFlight * N) {
-    Pack<T, N> loaded[kInFlight][kPositions] = {}, masks[kInFlight] = {};
+    Pack<T, N> loaded[kInFlight][kPositions], masks[kInFlight] = {};
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      const int b = step + k * N;
-      if (!inside || b >= length) continue;
+      const int b = min(step + k * N, length - 1);
 #pragma unroll
       for (int p = 0; p < kPositions; ++p) {
-        if (first + p < count) loaded[k][p] = map.template load_pack<N>(p * pitch + b * step_pitch);
+        loaded[k][p] = map.template load_pack<N>(position[p] * pitch + b * step_pitch);
       }
       if constexpr (kMasked) masks[k] = mask.template load_pack<N>(b * mask_pitch);
     }
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
+      if (step + k * N >= length) continue;
       A mask_values[N];
       widen(masks[k], mask_values);
 #pragma unroll
