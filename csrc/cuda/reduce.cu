@@ -9,11 +9,12 @@ namespace stripctx::cuda {
 namespace {
 
 constexpr int kTogether = 4;  // loads of a thread in flight
+constexpr int kMostSlots = 16;
 
 // A lane owns N adjacent sums. Thread (x, y) adds their partial sums y, y + blockDim.y, ...; the
 // block then adds the threads' sums in ascending y.
 template <class T, int N>
-__global__ void sum_partials(SumPartials op) {
+__global__ void __launch_bounds__(kMostSlots* kWarpSize) sum_partials(SumPartials op) {
   using A = Accumulate<T>;
   const int64_t parts = op.partials.size[0], sums = op.partials.size[1];
   const int64_t m = (int64_t(blockIdx.x) * kWarpSize + threadIdx.x) * N;
@@ -52,7 +53,7 @@ __global__ void sum_partials(SumPartials op) {
 void launch(const SumPartials& op, Stream stream) {
   constexpr int64_t kEnoughBlocks = 264;  // two per multiprocessor of an H100
   const int64_t sums = op.partials.size[1];
-  const int64_t slots = power_of_two(ceil_div(op.partials.size[0], kTogether), 16);
+  const int64_t slots = power_of_two(ceil_div(op.partials.size[0], kTogether), kMostSlots);
   dispatch<Types>(op.out.dtype, [&]<class T>() {
     using A = Accumulate<T>;
     constexpr int kPack = 16 / static_cast<int>(sizeof(A));

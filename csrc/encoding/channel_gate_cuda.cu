@@ -72,7 +72,7 @@ __device__ void block_gate(const View& gate, Accumulate<T> (&values)[N],
 
 // Grid: (planes, pieces of a plane). Block: kBlockThreads threads.
 template <class T, int N>
-__global__ void channel_gate_planes(ChannelGate op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) channel_gate_planes(ChannelGate op) {
   const unsigned C = static_cast<unsigned>(op.x.size[1]);
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
   SharedMemory memory;
@@ -84,7 +84,8 @@ __global__ void channel_gate_planes(ChannelGate op) {
 }
 
 template <class T, int N>
-__global__ void channel_gate_backward_planes(ChannelGateBackward op) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    channel_gate_backward_planes(ChannelGateBackward op) {
   using A = Accumulate<T>;
   const int64_t n = blockIdx.x / op.x.size[1], c = blockIdx.x % op.x.size[1];
   SharedMemory memory;
@@ -121,7 +122,7 @@ __device__ void lane_gate(const View& gate, int64_t n, int64_t c, Accumulate<T> 
 // Grid: (runs of pixels of all images, image fastest; channel tiles). Block: (lanes, slots). Lane x
 // owns a pack of channels.
 template <class T, int N>
-__global__ void channel_gate_pixels(ChannelGate op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) channel_gate_pixels(ChannelGate op) {
   const int64_t n = blockIdx.x % op.x.size[0], run = blockIdx.x / op.x.size[0];
   const int64_t c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   if (c >= op.x.size[1]) return;
@@ -134,7 +135,8 @@ __global__ void channel_gate_pixels(ChannelGate op) {
 }
 
 template <class T, int N>
-__global__ void channel_gate_backward_pixels(ChannelGateBackward op) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    channel_gate_backward_pixels(ChannelGateBackward op) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1];
   const int64_t n = blockIdx.x % op.x.size[0], run = blockIdx.x / op.x.size[0];

@@ -136,7 +136,8 @@ int64_t gradient_bytes(int64_t depth) {
 
 // Grid and block as encode_tiles. A warp owns every eighth run of 8 dimensions of the gradients.
 template <class T, Precision kPrecision, int kColumns>
-__global__ void encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bool packed) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    encode_backward_tiles(EncodeBackward op, EncodeChunks chunks, bool packed) {
   const Chunk chunk(op, chunks);
   SharedMemory memory;
   const GradientTile<T, kPrecision, kColumns> tile(op, chunk.image, memory);

@@ -12,7 +12,8 @@ namespace {
 // assignments of every eighth position and accumulates every eighth run of 8 dimensions of E, in
 // registers for all tiles.
 template <class T, Precision kPrecision, int kColumns>
-__global__ void encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    encode_tiles(Encode op, EncodeChunks chunks, bool packed) {
   const Chunk chunk(op, chunks);
   SharedMemory memory;
   const EncodeTile<T, kPrecision, kColumns> tile(op, chunk.image, memory);

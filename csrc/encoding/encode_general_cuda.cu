@@ -96,7 +96,7 @@ struct GeneralTile {
 
 // Grid: chunks of all images, image fastest. Block: (kTileMost, kSlots) threads.
 template <class T>
-__global__ void encode_general(Encode op, EncodeChunks chunks) {
+__global__ void __launch_bounds__(kBlockThreads, 1) encode_general(Encode op, EncodeChunks chunks) {
   using A = Accumulate<T>;
   const int64_t n = blockIdx.x % op.x.size[0], first = blockIdx.x / op.x.size[0] * chunks.positions;
   const int64_t end = min(first + chunks.positions, op.positions());
@@ -131,7 +131,8 @@ __global__ void encode_general(Encode op, EncodeChunks chunks) {
 }
 
 template <class T>
-__global__ void encode_backward_general(EncodeBackward op, EncodeChunks chunks) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    encode_backward_general(EncodeBackward op, EncodeChunks chunks) {
   using A = Accumulate<T>;
   const int64_t K = op.codes(), D = op.depth();
   const int64_t n = blockIdx.x % op.x.size[0], first = blockIdx.x / op.x.size[0] * chunks.positions;

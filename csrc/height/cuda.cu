@@ -59,7 +59,7 @@ __device__ Accumulate<T> logit_gradient(T logit, const GateAxis<T>& gate_axis, i
 // several planes. Slot y owns rows y, y + slots, ... of the chunk, kRowsInFlight at a time; lane x
 // owns packs x, x + lanes, ... of them.
 template <class T, int N, bool kBackward>
-__global__ void gate_planes(Gating op, GateAxis<T> axis) {
+__global__ void __launch_bounds__(kBlockThreads, 1) gate_planes(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
   constexpr int kRowsInFlight = 4;
   const unsigned C = static_cast<unsigned>(op.x.size[1]);
@@ -171,7 +171,7 @@ __global__ void gate_planes(Gating op, GateAxis<T> axis) {
 // slot y owns columns y, y + slots, ..., kInFlight at a time. In backward, the slots' sums are
 // added through shared memory.
 template <class T, int N, bool kBackward>
-__global__ void gate_pixels(Gating op, GateAxis<T> axis) {
+__global__ void __launch_bounds__(kBlockThreads, 1) gate_pixels(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
   constexpr int kInFlight = 4;
   const int64_t C = op.x.size[1], H = op.x.size[2];
@@ -244,7 +244,7 @@ __global__ void gate_pixels(Gating op, GateAxis<T> axis) {
 
 // One logit per thread.
 template <class T>
-__global__ void gate_logits(Gating op, GateAxis<T> axis) {
+__global__ void __launch_bounds__(kBlockThreads, 1) gate_logits(Gating op, GateAxis<T> axis) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], L = op.logits.size[2];
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;

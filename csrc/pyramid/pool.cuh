@@ -37,7 +37,7 @@ __device__ void give_bin(const Pooling& op, int64_t chunk, int k, int64_t n, int
 // column per lane; then it reduces the columns of each cell. At the end the block reduces the cells
 // of each bin, one plane per lane.
 template <class T, class Reduce>
-__global__ void pool_planes(Pooling op) {
+__global__ void __launch_bounds__(kPoolWarps* kWarpSize, 8) pool_planes(Pooling op) {
   using State = typename Reduce::State;
   constexpr int kStride = static_cast<int>(kWarpSize), kColumns = 2;  // per lane, walked together
   const unsigned C = static_cast<unsigned>(op.x.size[1]);
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kPoolWarps* kWarpSize, 1) pool_pixels(Pooling 
 
 // The second stage: a thread merges the partial results of one bin, in ascending order of chunks.
 template <class T, class Reduce>
-__global__ void finish_bins(Pooling op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) finish_bins(Pooling op) {
   using State = typename Reduce::State;
   const int64_t all = op.levels.numel();
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -292,7 +292,7 @@ __global__ void finish_bins(Pooling op) {
 
 // For bins that do not fit the tables: a thread owns a bin and reads its whole window.
 template <class T, class Reduce>
-__global__ void pool_windows(Pooling op, bool channels_last) {
+__global__ void __launch_bounds__(kBlockThreads, 1) pool_windows(Pooling op, bool channels_last) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= op.levels.numel()) return;
   const Place at = place_in(op.levels, channels_last, index);

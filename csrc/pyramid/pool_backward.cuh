@@ -65,7 +65,7 @@ __device__ inline int row_cell(const PoolTables& tables, int rows, int h) {
 // threads: one warp where a block has several planes, which then share the tables. Lane x owns a
 // pack of columns of each tile; slots take turns at the rows of each cell.
 template <class T, class Give, int N>
-__global__ void pool_backward_planes(PoolingBackward op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) pool_backward_planes(PoolingBackward op) {
   using A = Accumulate<T>;
   using State = typename Give::State;
   const int64_t C = op.grad_x.size[1], W = op.grad_x.size[3];
@@ -174,7 +174,7 @@ __global__ void pool_backward_planes(PoolingBackward op) {
 // time: lanes own packs of channels, in as many slots as a pack has channels, and the slots share
 // out the pixels.
 template <class T, class Give, int N>
-__global__ void pool_backward_pixels(PoolingBackward op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) pool_backward_pixels(PoolingBackward op) {
   using A = Accumulate<T>;
   using State = typename Give::State;
   constexpr int kLanes = kWarpSize / N;
@@ -280,7 +280,8 @@ __global__ void pool_backward_pixels(PoolingBackward op) {
 
 // For bins that no table holds: a thread owns an element and asks every bin that holds it.
 template <class T, class Give>
-__global__ void pool_backward_windows(PoolingBackward op, bool channels_last) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    pool_backward_windows(PoolingBackward op, bool channels_last) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= op.grad_x.numel()) return;
   const Place at = place_in(op.grad_x, channels_last, index, 0);

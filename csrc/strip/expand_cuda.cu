@@ -28,7 +28,8 @@ struct ExpansionTiles {
 // (groups of planes, column tiles, row chunks). Lane x owns packs x, x + lanes, ... (kColumns of
 // them) of the tile; slot y owns rows y, y + slots, ... of the chunk, kRowsInFlight at a time.
 template <class T, int N, int kColumns>
-__global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    expand_planes(StripExpansion op, ExpansionTiles cut) {
   using A = Accumulate<T>;
   constexpr int kRowsInFlight = 4;
   const unsigned C = static_cast<unsigned>(op.out.size[1]);
@@ -91,7 +92,7 @@ __global__ void expand_planes(StripExpansion op, ExpansionTiles cut) {
 // Block: (lanes, slots) threads. Grid: (N * channel tiles, tiles of `slots` pixel columns, tiles of
 // kTileRows rows). Lane x owns a pack of channels, slot y one pixel column.
 template <class T, int N>
-__global__ void expand_pixels(StripExpansion op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) expand_pixels(StripExpansion op) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int64_t lanes_channels = int64_t(blockDim.x) * N;

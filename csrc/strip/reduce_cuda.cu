@@ -23,7 +23,8 @@ constexpr int64_t kSmallBytes = 32 << 20;
 // has several planes. Lane x owns packs x, x + lanes, ... (kColumns of them) of the tile; slot y
 // owns rows y, y + slots, ... of the chunk and loads kRowsInFlight of them at once.
 template <class T, bool kMasked, int N, int kColumns>
-__global__ void reduce_planes(StripReduction op, ReductionTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    reduce_planes(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
   constexpr int kRowsInFlight = 4 / kColumns;
   const unsigned C = static_cast<unsigned>(op.map.size[1]);

@@ -89,7 +89,7 @@ __device__ void gate_run(const GateRun<T>& run, int first, int end, int step,
 // Block: (threads, 1, planes). Grid: (groups of planes, pieces of a plane). A plane's team is
 // `threads` threads: one warp if a block has several planes.
 template <class T, int N, bool kBackward>
-__global__ void gate_planes(Gating op, Runs runs) {
+__global__ void __launch_bounds__(kBlockThreads, 1) gate_planes(Gating op, Runs runs) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1];
   const int64_t plane = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
@@ -140,7 +140,7 @@ __global__ void gate_planes(Gating op, Runs runs) {
 // Grid: (row blocks, channel tiles). Block: (lanes, slots). Lane x owns a pack of channels; a block
 // owns `rows` of the rows of all images, slot y every blockDim.y-th pixel of them.
 template <class T, int N, bool kBackward>
-__global__ void gate_pixels(Gating op, int64_t rows) {
+__global__ void __launch_bounds__(kBlockThreads, 1) gate_pixels(Gating op, int64_t rows) {
   using A = Accumulate<T>;
   const int64_t C = op.x.size[1], H = op.x.size[2], all = op.x.size[0] * H;
   const int64_t c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;

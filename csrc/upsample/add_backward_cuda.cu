@@ -77,7 +77,8 @@ struct Positions {
 
 // Block: a row of threads. Grid: planes.
 template <class T, int N>
-__global__ void add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    add_backward_planes(PyramidAddBackward op, BackwardTiles cut) {
   using A = Accumulate<T>;
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;

@@ -265,7 +265,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 // rows, then columns. A thread owns a pack of channels of one cell and tap; it returns if fewer
 // than two tiles read the cell, whose gradient fold_pixels has stored.
 template <class T, int kPack>
-__global__ void join_pixels(PyramidAddBackward op, PixelTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    join_pixels(PyramidAddBackward op, PixelTiles cut) {
   constexpr int kPart = kPack < 4 ? kPack : 4, kParts = kPack / kPart;
   const int C = static_cast<int>(op.grad.size[1]), packs = C / kPack;
   const int64_t H = op.grad.size[2], W = op.grad.size[3];

@@ -90,7 +90,7 @@ __device__ T finished(const PyramidAdd& op, Accumulate<T> value) {
 // Lane x owns one pack of columns, slot y rows y, y + slots, ... of the chunk. kSingle: one level
 // and one column of taps, so that each thread computes the cells and weights of its columns once.
 template <class T, int N, bool kSingle>
-__global__ void add_planes(PyramidAdd op, AddTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1) add_planes(PyramidAdd op, AddTiles cut) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int64_t n = blockIdx.x / C, c = blockIdx.x % C;
@@ -163,7 +163,7 @@ __global__ void add_planes(PyramidAdd op, AddTiles cut) {
 // Block: (lanes, slots) threads. Grid: (N * channel tiles, column tiles, row chunks). Lane x owns a
 // pack of channels, slot y every slots-th column of the tile and every slots-th cell of each line.
 template <class T, int N>
-__global__ void add_pixels(PyramidAdd op, AddTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1) add_pixels(PyramidAdd op, AddTiles cut) {
   using A = Accumulate<T>;
   const int64_t C = op.out.size[1], H = op.out.size[2], W = op.out.size[3];
   const int pitch = static_cast<int>(blockDim.x) * N, lane = static_cast<int>(threadIdx.x) * N;

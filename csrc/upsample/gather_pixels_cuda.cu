@@ -18,7 +18,7 @@ __device__ inline int64_t pixel(const View& view, int64_t n, int64_t c, int64_t 
 
 // grad_x = 0 where out <= 0, else grad. A thread owns a pack of channels of one pixel.
 template <class T, int N>
-__global__ void mask_pixels(PyramidAddBackward op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) mask_pixels(PyramidAddBackward op) {
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t packs = C / N, k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= op.grad.size[0] * H * W * packs) return;
@@ -35,7 +35,7 @@ __global__ void mask_pixels(PyramidAddBackward op) {
 // A thread owns a pack of channels of one cell and tap of level 0; packs are the fastest index,
 // then taps.
 template <class T, int N>
-__global__ void gather_pixels(PyramidAddBackward op) {
+__global__ void __launch_bounds__(kBlockThreads, 1) gather_pixels(PyramidAddBackward op) {
   using A = Accumulate<T>;
   const Level& level = op.levels.level[0];
   const int64_t C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];

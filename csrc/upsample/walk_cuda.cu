@@ -188,7 +188,7 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
 // or two columns 32 apart if kPack is 1. channels_last maps (kPixels): lane x owns a pack of kPack
 // channels, slot y a column.
 template <class T, int kPack, int kCombos, bool kPixels>
-__global__ void walk_rows(PyramidAdd op, WalkTiles cut) {
+__global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, WalkTiles cut) {
   constexpr bool kPacked = kPixels || kPack > 1;  // a thread's outputs of a row are one pack
   constexpr int kOwned = kPacked ? kPack : 2, kColumns = kPixels ? 1 : kOwned;
   const int C = static_cast<int>(op.out.size[1]), H = static_cast<int>(op.out.size[2]);
