@@ -22,6 +22,8 @@ PSP = ((1, 1), (2, 2), (3, 3), (6, 6))
 MPM = ((20, 20), (12, 12))
 ODD = ((5, 3), (1, 9), (14, 31))  # not square, or larger than most maps
 KERNEL = {"kernel": (3, 2), "padding": (1, 2), "dilation": (1, 2)}
+ONE_TAP = {"kernel": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+NINE_TAPS = {"kernel": (3, 3), "padding": (1, 1), "dilation": (1, 1)}
 
 
 def up(level: Tensor, size: tuple[int, int], align_corners: bool | None, mode: str) -> Tensor:
@@ -204,6 +206,32 @@ def test_large_levels(layout: str) -> None:
     operator_checks.check_float64(case, (1, 9, 9, 12), torch.float32, layout)
     case = taps_case("many", ((20, 20), (40, 31)), MIXED[2:], **KERNEL)
     operator_checks.check_float64(case, (1, 4, 41, 60), torch.float64, layout)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    ("shape", "levels", "ways", "kernel"),
+    [
+        ((2, 3, 96, 128), ((48, 64),), HALF_PIXEL, ONE_TAP),
+        ((1, 2, 70, 261), ((35, 130), (9, 33), (70, 261)), HALF_PIXEL, ONE_TAP),
+        ((1, 3, 65, 257), ((33, 129), (17, 65)), ALIGNED, ONE_TAP),
+        ((1, 2, 130, 90), ((65, 45), (33, 23)), MIXED[:2], KERNEL),
+        ((1, 2, 64, 200), ((32, 100),), HALF_PIXEL, NINE_TAPS),
+    ],
+    ids=str,
+)
+def test_levels_as_in_decoders(
+    shape: Shape, levels: Any, ways: Any, kernel: dict[str, Any], layout: str
+) -> None:
+    """Levels of half the map's size and less: many tiles of cells, whose rows and columns they
+    share."""
+    case = taps_case("decoder", levels, ways, **kernel)
+    for dtype in (torch.float32, torch.bfloat16):
+        operator_checks.check_float64(case, shape, dtype, layout)
+    if kernel == ONE_TAP:
+        operator_checks.check_float64(
+            add_relu_case("decoder", levels, ways), shape, torch.float32, layout
+        )
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

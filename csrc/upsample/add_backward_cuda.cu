@@ -1,9 +1,9 @@
-// The adjoint of interpolation on CUDA, for the contiguous maps that fold_cuda.cu does not support:
-// the gradient of each cell of each level is a weighted sum of the output's gradient over the
-// positions that read the cell, in a fixed order. A block owns a plane. If the plane's gradient
-// fits in shared memory, it is read once; otherwise once or twice per level and row of taps. For
-// some of a level's rows at a time, the block reduces the gradient along H into shared memory, then
-// along W. channels_last maps: add_backward_pixels_cuda.cu.
+// The adjoint of interpolation on CUDA, for the contiguous maps that fold_cuda.cu and
+// fold_tiles_cuda.cu do not support: the gradient of each cell of each level is a weighted sum of
+// the output's gradient over the positions that read the cell, in a fixed order. A block owns a
+// plane. If the plane's gradient fits in shared memory, it is read once; otherwise once or twice
+// per level and row of taps. For some of a level's rows at a time, the block reduces the gradient
+// along H into shared memory, then along W. channels_last maps: add_backward_pixels_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "core/search.hpp"
@@ -203,7 +203,10 @@ void launch(const PyramidAddBackward& op, Stream stream) {
     if (!launch_add_backward_pixel_products(op, stream)) launch_add_backward_pixels(op, stream);
     return;
   }
-  if (launch_add_backward_products(op, stream) || launch_add_backward_fold(op, stream)) return;
+  if (launch_add_backward_products(op, stream) || launch_add_backward_fold(op, stream) ||
+      launch_add_backward_tiles(op, stream)) {
+    return;
+  }
   dispatch<Types>(op.grad.dtype, [&]<class T>() {
     const View& out = op.masked() ? op.out : op.grad;
     const View& grad_x = op.masked() ? op.grad_x : op.grad;

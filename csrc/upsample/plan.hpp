@@ -26,9 +26,11 @@ bool launch_add_products(const PyramidAdd& op, Stream stream);
 // add_pixel_products_cuda.cu, the same for channels_last maps of half types.
 bool launch_add_pixel_products(const PyramidAdd& op, Stream stream);
 
-// fold_cuda.cu, contiguous maps. Returns false, without a launch, if it does not support the
-// shapes; add_backward_cuda.cu then uses its own kernel.
+// fold_cuda.cu, contiguous maps with small levels, and fold_tiles_cuda.cu, with large ones. Return
+// false, without a launch, if they do not support the shapes; add_backward_cuda.cu then uses its
+// own kernel.
 bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream);
+bool launch_add_backward_tiles(const PyramidAddBackward& op, Stream stream);
 
 // fold_products_cuda.cu, the same for small levels under several taps. Returns false likewise.
 bool launch_add_backward_products(const PyramidAddBackward& op, Stream stream);

@@ -408,8 +408,8 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
   const auto fewest_slots = [&] { return std::max<int64_t>(1, kWarpSize / lanes); };
   const auto pitch = [&] { return kPixels ? lanes * kPack : 1; };
   cut.columns = static_cast<int>(kPixels ? slots : kPack == 1 ? 64 : kPack * lanes);
-  const int64_t tiles = ceil_div(W, cut.columns);
-  const int64_t across = (kPixels ? N * ceil_div(C, lanes * kPack) * slots : N * C) * tiles;
+  const auto tiles = [&] { return ceil_div(W, cut.columns); };
+  const int64_t across = (kPixels ? N * ceil_div(C, lanes * kPack) * slots : N * C) * tiles();
   const int64_t chunks =
       std::clamp<int64_t>(ceil_div(kWalkSlots, across), 1, ceil_div(H, 4 * kRowsInFlight));
   cut.rows = static_cast<int>(std::min<int64_t>(
@@ -422,6 +422,9 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
       slots /= 2;
     } else if (cut.rows >= 2 * kRowsInFlight) {
       cut.rows = static_cast<int>(ceil_div(cut.rows / 2, kRowsInFlight) * kRowsInFlight);
+    } else if (slots > fewest_slots()) {
+      slots /= 2;
+      if (kPixels) cut.columns = static_cast<int>(slots);
     } else {
       return false;
     }
@@ -430,9 +433,9 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
       static_cast<int>(ceil_div(ceil_div(H, ceil_div(H, cut.rows)), kRowsInFlight) * kRowsInFlight);
   count_cells(op, cut);
   const int64_t row_chunks = ceil_div(H, cut.rows);
-  if (tiles > UINT16_MAX || row_chunks > UINT16_MAX) return false;
+  if (tiles() > UINT16_MAX || row_chunks > UINT16_MAX) return false;
   if (!kPixels) {
-    const auto blocks = [&] { return ceil_div(N * C, slots) * tiles * row_chunks; };
+    const auto blocks = [&] { return ceil_div(N * C, slots) * tiles() * row_chunks; };
     while (slots > fewest_slots() && blocks() < 2 * kProcessors) slots /= 2;
     cut.planes = static_cast<int>(std::clamp<int64_t>(blocks() / (16 * kProcessors), 1, 8));
   }
@@ -440,7 +443,7 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
   const int64_t groups =
       kPixels ? N * ceil_div(C, lanes * kPack) : ceil_div(N * C, slots * cut.planes);
   const Launch how{.kernel = kPixels ? "pyramid_add_walk_pixels" : "pyramid_add_walk_planes",
-                   .grid = {groups, tiles, row_chunks},
+                   .grid = {groups, tiles(), row_chunks},
                    .block = {lanes, slots},
                    .shared_bytes = walk_bytes(op, cut, pitch(), kPixels ? 1 : slots),
                    .stream = stream};

@@ -10,7 +10,7 @@ namespace stripctx::cuda {
 
 // An upper bound on the cells of an axis that `span` consecutive positions read.
 STRIPCTX_HOST_DEVICE inline int64_t cells_read(int64_t cells, int64_t extent, int64_t span) {
-  const int64_t most = span * cells / (extent > 1 ? extent - 1 : 1) + 4;
+  const int64_t most = (span - 1) * cells / (extent > 1 ? extent - 1 : 1) + 3;
   return most < cells ? most : cells;
 }
 
