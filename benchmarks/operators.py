@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.floors import (
     CODES,
     GATE_ROWS,
+    HALF_LEVELS,
     KERNEL,
     MPM_BINS,
     PSP_BINS,
@@ -91,6 +92,17 @@ class Sample:
         """Arguments: size, kernel, padding, dilation, modes, ratios."""
         geometry = (list(self.size[2:]), [KERNEL] * 2, [KERNEL // 2] * 2, [1, 1])
         return *geometry, *self.interpolation(PSP_BINS)
+
+    def halves(self) -> tuple[int, int]:
+        return -(-self.size[2] // 2), -(-self.size[3] // 2)
+
+    def half_taps(self, kernel: int) -> list[Tensor]:
+        return [self.tensor(self.size[0], kernel**2 * self.size[1], *self.halves())]
+
+    def half_geometry(self, kernel: int) -> tuple[Any, ...]:
+        """The same for one level of half the size, bilinear without aligned corners."""
+        geometry = (list(self.size[2:]), [kernel] * 2, [kernel // 2] * 2, [1, 1])
+        return *geometry, [0], [0.0, 0.0]
 
     def interpolation(self, bins: tuple[int, ...]) -> tuple[list[int], list[float]]:
         """Modes, bilinear with aligned corners, and ratios, derived from the sizes."""
@@ -229,9 +241,25 @@ POOLING = ("pyramid_pool", "pyramid_pool_backward", "pyramid_max_pool", "pyramid
 COUNTED = tuple(name for name in OPERATORS if name not in POOLING)
 
 
+# Other arguments of the same operators, by "operator, what is particular".
+VARIANTS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {}
+for _what, _kernel in HALF_LEVELS.items():
+    VARIANTS[f"pyramid_taps_add, {_what}"] = lambda make, k=_kernel: (
+        make.map(),
+        make.half_taps(k),
+        *make.half_geometry(k),
+    )
+    VARIANTS[f"pyramid_taps_add_backward, {_what}"] = lambda make, k=_kernel: (
+        make.map(),
+        list(make.halves()),
+        *make.half_geometry(k),
+        make.channels_last,
+    )
+
+
 def call(name: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Calls the operator; always returns a tuple."""
-    return listed(getattr(torch.ops.stripctx, name)(*arguments))
+    """Calls the operator, of OPERATORS or VARIANTS; always returns a tuple."""
+    return listed(getattr(torch.ops.stripctx, name.partition(",")[0])(*arguments))
 
 
 def reference(name: str) -> Callable[..., Any]:

@@ -252,7 +252,7 @@ def model(
     import torch
 
     from benchmarks import floors
-    from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, Sample, call
+    from benchmarks.operators import DTYPES, LAYOUTS, OPERATORS, VARIANTS, Sample, call
 
     class Unfilled(Sample):
         """Uninitialised tensors: pages that the sampled blocks do not read take no memory."""
@@ -265,11 +265,12 @@ def model(
     kind = Sample if operator in FILLED else Unfilled
     sample = kind(shape, DTYPES[dtype], layout)
     library = emulation.library()
-    arguments = OPERATORS[operator](sample)
+    arguments = (OPERATORS | VARIANTS)[operator](sample)
     trace(library, library._name, lambda: None)  # drops the launches that made the arguments
     launches = trace(library, library._name, lambda: call(operator, arguments))
     families = ("strip", "pyramid", "upsample", "height", "encoding", "labels")
-    family = next(f for f in families if operator in getattr(floors, f).FLOORS)
+    name = operator.partition(",")[0]
+    family = next(f for f in families if name in getattr(floors, f).FLOORS)
     found = [compiler.find(launch["name"], family) for launch in launches]
     lines = [line(launch, kernel) for launch, (_, kernel) in zip(launches, found, strict=True)]
     copied = 2 * sample.shape.map * sample.shape.element_size
@@ -278,7 +279,7 @@ def model(
         shape,
         dtype,
         layout,
-        floors.FLOORS[operator](sample.shape).bytes,
+        (floors.FLOORS | floors.VARIANTS)[operator](sample.shape).bytes,
         lines,
         copied if operator == "pyramid_concat" else 0,
         frozenset(source for source, _ in found),
@@ -326,6 +327,12 @@ WIDE = {"pyramid_pool": (2048, 60), "pyramid_max_pool": (2048, 60), "row_gate": 
 
 
 def shape_of(operator: str, batch: int) -> tuple[int, int, int, int]:
+    if "half the size" in operator:
+        return (
+            (batch, 64, 256, 256)
+            if "taps" in operator.partition(",")[2]
+            else (batch, 256, 128, 128)
+        )
     if operator.startswith("upsample_"):  # the classes of Cityscapes
         return batch, 19, 256, 256
     channels, side = WIDE.get(operator.removesuffix("_backward"), (512, 60))
@@ -350,11 +357,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         command = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
         return subprocess.run(command, env=environment, check=False).returncode
-    from benchmarks.operators import OPERATORS
+    from benchmarks.operators import OPERATORS, VARIANTS
 
+    names = [*OPERATORS, *VARIANTS]
     compiler = Compiler(nvcc, disassembler)
     results = []
-    for operator in options.operators or OPERATORS:
+    for operator in options.operators or names:
         for batch in options.batch:
             for dtype in options.dtype:
                 for layout in options.layout:
@@ -366,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources: dict[str, set[Path]] = {}
         for result in results:
             sources.setdefault(result.operator, set()).update(result.sources)
-        speed_record.write(options.json, HEAD, rows, sources, list(OPERATORS))
+        speed_record.write(options.json, HEAD, rows, sources, names)
         return 0
     fallen = speed_record.fallen(speed_record.read()["rows"], rows, HEAD.index("of copy"))
     print("\n".join(fallen), end="\n" if fallen else "", file=sys.stderr)

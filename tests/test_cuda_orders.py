@@ -7,7 +7,7 @@ import emulation
 import pytest
 import torch
 
-from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, Sample, call
+from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, VARIANTS, Sample, call
 
 emulation.require()
 
@@ -27,6 +27,13 @@ def test_same_bits_in_every_order(
     check_orders(name, dtype, layout, size)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_in_every_order_of_variants(name: str, dtype: str, layout: str) -> None:
+    check_orders(name, dtype, layout, (1, 6, 82, 140))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_for_large_batches(dtype: str) -> None:
     """The warps of a block exchange their sums."""
@@ -34,7 +41,7 @@ def test_same_bits_for_large_batches(dtype: str) -> None:
 
 
 def check_orders(name: str, dtype: str, layout: str, size: tuple[int, int, int, int]) -> None:
-    arguments = OPERATORS[name](Sample(size, DTYPES[dtype], layout))
+    arguments = (OPERATORS | VARIANTS)[name](Sample(size, DTYPES[dtype], layout))
     results = []
     for order in emulation.ORDERS:
         with emulation.order(order):

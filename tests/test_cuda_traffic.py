@@ -54,8 +54,8 @@ USUAL_SHARED = 48 * 1024
 #   rows of logits, and two more that neighbouring tiles read too, from the second-level cache.
 #   Gradients of few images are divided by classes, and every block reads its pixels' data.
 MOST: dict[str | tuple[str, str], float] = {
-    ("strip_pool", "channels_last"): 2.0,
-    ("strip_add_relu_backward", "channels_last"): 3.4,
+    ("strip_pool", "channels_last"): 2.1,
+    ("strip_add_relu_backward", "channels_last"): 3.5,
     ("channel_gate", "channels_last"): 1.15,
     ("channel_gate_backward", "channels_last"): 1.15,
     ("pyramid_pool", "channels_last"): 1.2,

@@ -203,7 +203,8 @@ def test_bulk_copies(emulator: Emulator, order: str) -> None:
 
 
 BULK_FAULTS = {
-    "wrong_parity": "a second bulk copy to an arrival before a wait",  # the first was not waited for
+    # The first copy was not waited for.
+    "wrong_parity": "a second bulk copy to an arrival before a wait",
     "part_of_a_pack": "bulk copy of 30 elements of 4 bytes is not whole packs of 16 bytes",
     "offset": "bulk load of 4 .* not aligned to 16",
     "past_shared": "bulk store of 4 .* in shared memory is out of bounds",

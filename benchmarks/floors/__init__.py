@@ -30,17 +30,19 @@ from benchmarks.floors.base import (
 from benchmarks.floors.encoding import CODES
 from benchmarks.floors.height import GATE_ROWS
 from benchmarks.floors.pyramid import PSP_BINS
-from benchmarks.floors.upsample import KERNEL, MPM_BINS
+from benchmarks.floors.upsample import HALF_LEVELS, KERNEL, MPM_BINS, VARIANTS
 
 __all__ = [
     "CODES",
     "CUDA_EXTRA",
     "FLOORS",
     "GATE_ROWS",
+    "HALF_LEVELS",
     "KERNEL",
     "MPM_BINS",
     "PRODUCTS",
     "PSP_BINS",
+    "VARIANTS",
     "Floor",
     "Launch",
     "Launches",

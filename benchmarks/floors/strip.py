@@ -101,12 +101,31 @@ def pack_of(shape: Shape) -> int:
     return next((n for n in widths if shape.channels % n == 0 and n >= 4), 1)
 
 
+def sides(shape: Shape) -> tuple[tuple[int, int], ...]:
+    return (shape.height, shape.width), (shape.width, shape.height)
+
+
+def pairs(count: int) -> int:
+    """The rows or columns that warps of reduce_small_pixels read, two each."""
+    return -(-count // 2) * 2
+
+
+def steps(shape: Shape, length: int) -> int:
+    """The positions that such a warp reads of each: a step has as many as a pack has channels, and
+    it takes eight steps at a time, or four at the end."""
+    pack = pack_of(shape)
+    many = -(-length // pack)
+    return pack * (many // 8 * 8 + (0, 4, 8)[-(-(many % 8) // 4)])
+
+
 def strip_pool_extra(shape: Shape, launches: Launches) -> Floor:
     """Partial sums of rows if W is divided into tiles, and of cols if H is divided into chunks.
     Small channels_last maps have neither, but are read twice, the second time from a cache."""
     layout, launch = launch_of(launches, "strip_reduce")
     if layout == "_small_pixels":
-        return visits(shape, shape.map, 2)
+        channels = shape.batch * shape.channels
+        read = sum(pairs(a) * steps(shape, b) for a, b in sides(shape)) * channels
+        return Floor(read=(read - shape.map) * shape.element_size)
     _, tiles, chunks = launch.grid
     extra = Floor()
     if tiles > 1:
@@ -124,9 +143,10 @@ def strip_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
     layout, launch = launch_of(launches, "strip_reduce")
     (_, tiles, chunks), (_, slots, _) = launch.grid, launch.block
     pack = pack_of(shape)
-    if layout == "_small_pixels":  # a warp owns two rows, or two columns
-        operands = visits(shape, shape.rows, pack + -(-shape.width // 2))
-        operands += visits(shape, shape.cols, pack + -(-shape.height // 2))
+    if layout == "_small_pixels":  # each slot reads the mask of its own two rows or columns
+        channels = shape.batch * shape.channels
+        read = sum(pack * pairs(a) + pairs(a) // 2 * steps(shape, b) for a, b in sides(shape))
+        operands = Floor(read=(read * channels - shape.strips) * shape.element_size)
         return strip_pool_extra(shape, launches) + operands
     if layout == "_pixels":
         operands = visits(shape, shape.rows, pack * -(-shape.width // 64))

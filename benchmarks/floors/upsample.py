@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from benchmarks.floors.base import (
     Extra,
@@ -19,6 +20,8 @@ from benchmarks.floors.base import (
 )
 from benchmarks.floors.pyramid import PSP_BINS, level_cells
 
+# Sides of the kernels under whose taps a decoder's level of half the map's size is added.
+HALF_LEVELS = {"a level of half the size": 1, "half the size, 3 x 3 taps": 3}
 MPM_BINS = (20, 12)  # levels of pyramid_add_relu: SPNet's mixed pooling
 KERNEL = 3  # size of the convolution whose taps are added
 PRODUCT_CHANNELS = 32  # of a block of add_pixel_products_cuda.cu
@@ -110,6 +113,26 @@ def pyramid_taps_add_backward(shape: Shape) -> Floor:
     )
 
 
+def half_cells(shape: Shape, kernel: int) -> tuple[int, int]:
+    """The cells of a level of half the size under all taps, and the elements of its rows after
+    interpolation along one axis."""
+    rows, columns = -(-shape.height // 2), -(-shape.width // 2)
+    channels = shape.batch * shape.channels * kernel
+    return channels * kernel * rows * columns, channels * rows * shape.width
+
+
+def half_level(shape: Shape, kernel: int) -> Floor:
+    cells, lines = half_cells(shape, kernel)
+    operations = 4 * kernel * (shape.map + lines)
+    return shape.floor(read=shape.map + cells, written=shape.map, operations=operations)
+
+
+def half_level_backward(shape: Shape, kernel: int) -> Floor:
+    cells, lines = half_cells(shape, kernel)
+    operations = 4 * kernel * (shape.map + lines)
+    return shape.floor(read=shape.map, written=cells, operations=operations)
+
+
 def pyramid_conv_product(shape: Shape) -> Product:
     """One tap of the convolution from the C channels of x to C / 4."""
     return shape.pixels, shape.channels, shape.channels // 4
@@ -173,7 +196,7 @@ def cells_staged(cells: int, extent: int, span: int, taps: int) -> int:
     """The cells along one axis that all tiles of `span` positions copy to shared memory, over all
     taps, with corners aligned. A tile copies a fixed number of cells, an upper bound on what any
     tile reads, from the first cell that it reads for the tap; fewer at the level's end."""
-    most = min(cells, span * cells // max(1, extent - 1) + 4)
+    most = min(cells, (span - 1) * cells // max(1, extent - 1) + 3)
     scale = (cells - 1) / (extent - 1) if extent > 1 else 0
     total = 0
     for begin in range(0, extent, span):
@@ -283,6 +306,10 @@ FLOORS: dict[str, FloorOf] = {
     "pyramid_conv": pyramid_conv,
     "pyramid_conv_backward": pyramid_conv_backward,
 }
+VARIANTS: dict[str, FloorOf] = {}  # by "operator, what is particular", as in operators.py
+for _what, _kernel in HALF_LEVELS.items():
+    VARIANTS[f"pyramid_taps_add, {_what}"] = partial(half_level, kernel=_kernel)
+    VARIANTS[f"pyramid_taps_add_backward, {_what}"] = partial(half_level_backward, kernel=_kernel)
 PRODUCTS: dict[str, ProductOf] = {"pyramid_conv": pyramid_conv_product}
 CUDA_EXTRA: dict[str, Extra] = {
     "pyramid_concat": pyramid_concat_extra,

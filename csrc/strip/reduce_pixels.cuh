@@ -194,14 +194,13 @@ template <class T, bool kMasked, int N>
 __global__ void __launch_bounds__(kSmallWarps* kWarpSize, 1)
     reduce_small_pixels(StripReduction op, ReductionTiles cut) {
   using A = Accumulate<T>;
-  constexpr int kLanes = kWarpSize / N, kInFlight = 8;
+  constexpr int kLanes = kWarpSize / N, kInFlight = 8;  // or half as many
   const int64_t C = op.map.size[1];
   const int64_t channel_tiles = (C + kTileChannels - 1) / kTileChannels;
   const int64_t n = blockIdx.x / channel_tiles;
   const int64_t first_channel = blockIdx.x % channel_tiles * kTileChannels;
   const int rank = static_cast<int>(threadIdx.x), lane = rank % kLanes, slot = rank / kLanes;
-  // Lanes without channels or rows of their own read others', so that no load depends on a branch.
-  const int64_t c = min(first_channel + lane * N, C - N);
+  const int64_t c = first_channel + lane * N;
   const int owned = kPositions * static_cast<int>(blockDim.y);
   const int row_groups = static_cast<int>((op.map.size[2] + owned - 1) / owned);
   const bool rows = static_cast<int>(blockIdx.y) < row_groups;
@@ -211,10 +210,7 @@ __global__ void __launch_bounds__(kSmallWarps* kWarpSize, 1)
   const int count = of(op.map.size[2], op.map.size[3]), length = of(op.map.size[3], op.map.size[2]);
   const int pitch = of(op.map.stride[2], op.map.stride[3]);
   const int step_pitch = of(op.map.stride[3], op.map.stride[2]);
-  const auto map = Global<const T>(op.map).from(n * op.map.stride[0] + c);
-  int position[kPositions];
-#pragma unroll
-  for (int p = 0; p < kPositions; ++p) position[p] = min(first + p, count - 1);
+  const auto map = Global<const T>(op.map).from(n * op.map.stride[0] + int64_t{first} * pitch + c);
 
   A sum[kPositions][N] = {}, own_mask[kPositions][N] = {};
   const auto mask_rows = Global<const T>(op.mask_rows).from(n * op.mask_rows.stride[0] + c);
@@ -222,25 +218,23 @@ __global__ void __launch_bounds__(kSmallWarps* kWarpSize, 1)
   const auto mask = rows ? mask_cols : mask_rows, own = rows ? mask_rows : mask_cols;
   const int mask_pitch = of(op.mask_cols.stride[3], op.mask_rows.stride[2]);
   const int own_pitch = of(op.mask_rows.stride[2], op.mask_cols.stride[3]);
-  if constexpr (kMasked) {
+  int from[kPositions];
 #pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-      widen(own.template load_pack<N>(position[p] * own_pitch), own_mask[p]);
-    }
-  }
-  for (int step = slot; step < length; step += kInFlight * N) {
-    Pack<T, N> loaded[kInFlight][kPositions], masks[kInFlight] = {};
+  for (int p = 0; p < kPositions; ++p) from[p] = min(p, count - 1 - first);
+  // What is past an end is read from the last place again: no load is behind a branch of its own.
+  const auto walk = [&]<int kCount>(int step) {
+    Pack<T, N> loaded[kCount][kPositions], masks[kCount] = {};
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
+    for (int k = 0; k < kCount; ++k) {
       const int b = min(step + k * N, length - 1);
 #pragma unroll
       for (int p = 0; p < kPositions; ++p) {
-        loaded[k][p] = map.template load_pack<N>(position[p] * pitch + b * step_pitch);
+        loaded[k][p] = map.template load_pack<N>(from[p] * pitch + b * step_pitch);
       }
       if constexpr (kMasked) masks[k] = mask.template load_pack<N>(b * mask_pitch);
     }
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
+    for (int k = 0; k < kCount; ++k) {
       if (step + k * N >= length) continue;
       A mask_values[N];
       widen(masks[k], mask_values);
@@ -255,6 +249,19 @@ __global__ void __launch_bounds__(kSmallWarps* kWarpSize, 1)
         }
       }
     }
+  };
+  if (c < C && first < count) {
+    if constexpr (kMasked) {
+#pragma unroll
+      for (int p = 0; p < kPositions; ++p) {
+        widen(own.template load_pack<N>((first + from[p]) * own_pitch), own_mask[p]);
+      }
+    }
+    int start = 0;
+    for (; start + kInFlight / 2 * N < length; start += kInFlight * N) {
+      walk.template operator()<kInFlight>(start + slot);
+    }
+    if (start < length) walk.template operator()<kInFlight / 2>(start + slot);
   }
   const SlotSum<N> add_slots{rank};
   const int channel = lane * N + add_slots.held();

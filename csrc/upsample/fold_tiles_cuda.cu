@@ -28,6 +28,7 @@ constexpr int kMostCombos = 12;
 constexpr int64_t kTileBytes = 46 * 1024;
 constexpr int64_t kEnoughWarps = 16 * 132;  // 16 per multiprocessor of an H100
 constexpr int64_t kFewestRows = 32, kMostTiles = 64;
+constexpr int64_t kMostScale = 16;  // positions per cell: tiles of coarser levels share too many
 
 struct CellTiles {
   int row_chunks, column_tiles;
@@ -396,14 +397,20 @@ bool cut_tiles(const PyramidAddBackward& op, bool packed, CellTiles& cut) {
   for (const View* map : {&op.grad, &op.out, &op.grad_x}) {
     if (map->data && !small_image(*map)) return false;
   }
+  int64_t coarsest = 1;
+  for (int l = 0; l < op.levels.count; ++l) {
+    coarsest = std::max(coarsest, ceil_div(H, std::max<int64_t>(1, op.levels[l].size[2])));
+    if (coarsest > kMostScale || W > kMostScale * op.levels[l].size[3]) return false;
+  }
   int64_t tiles = std::max<int64_t>(1, ceil_div(W, kSpan));
   while (!columns_fit(op, tiles, packed)) {
     if (++tiles > std::min(kMostTiles, 2 * ceil_div(W, kSpan) + 1)) return false;
   }
   cut.column_tiles = static_cast<int>(tiles);
   const int64_t wanted = kEnoughWarps / (planes * tiles);
+  const int64_t fewest_rows = std::max(kFewestRows, 4 * coarsest);
   cut.row_chunks =
-      static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, H / kFewestRows)));
+      static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, H / fewest_rows)));
   if (cut.row_chunks > UINT16_MAX) return false;
   int64_t entries = 0;
   for (int l = 0; l < kMostLevels; ++l) {
