@@ -34,9 +34,15 @@ struct CellTiles {
   int row_chunks, column_tiles;
   int turns;               // planes that a warp processes, one after another
   int cells[kMostLevels];  // at most, of a row of a tile under one tap
-  int entries[kMostLevels +
-              1];  // the first of each level, for all its columns of taps; their number
+  // The first of each level's, of all its columns of taps, and how many there are.
+  int entries[kMostLevels], all_entries;
 };
+
+// Blocks per multiprocessor, which limits registers.
+template <int kCombos>
+constexpr int kResident = kCombos == 1   ? 4
+                          : kCombos <= 3 ? 3
+                                         : 2;
 
 // The cells that a tile owns along an axis, a range per level.
 __device__ inline Span owned(int64_t cells, int64_t tile, int64_t tiles) {
@@ -62,9 +68,7 @@ struct alignas(16) Line {
 // Block: (32, kWarps) threads, a warp per plane. Grid: (groups of planes, column tiles, row
 // chunks).
 template <class T, bool kPacked, int kCombos, bool kMasked>
-__global__ void __launch_bounds__(kWarps* kWarpSize, kCombos == 1   ? 4
-                                                     : kCombos <= 3 ? 3
-                                                                    : 2)
+__global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
     fold_tiles(PyramidAddBackward op, CellTiles cut) {
   const int C = static_cast<int>(op.grad.size[1]), H = static_cast<int>(op.grad.size[2]);
   const int W = static_cast<int>(op.grad.size[3]);
@@ -78,14 +82,15 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kCombos == 1   ? 4
   const auto bounds = memory.take<int>(2 * (combos + lines));  // the positions of each
   const auto own_rows = memory.take<int>(2 * combos);
   const auto tables = memory.take<Line>(lines);
-  const auto column_weights =
-      memory.take<float>(2 * kSkewedSpan * lines);            // [first, second][line][column]
-  const auto column_cells = memory.take<int>(kSpan * lines);  // [line][column]: the first cell
-  const auto entries = memory.take<Entry>(cut.entries[kMostLevels]);
+  // [first cell, second cell][line][column], and the first cell of each column
+  const auto column_weights = memory.take<float>(2 * kSkewedSpan * lines);
+  const auto column_cells = memory.take<int>(kSpan * lines);
+  const auto entries = memory.take<Entry>(cut.all_entries);
+  // [row][combo]: weights, the first cell, and that of the row before; masks of combos as in
+  // FoldTables
   const auto row_weights = memory.take<Pack<float, 2>>(kWarps * kTableRows * combos);
-  const auto row_cells = memory.take<int>(kWarps * kTableRows * combos);  // the first that it reads
-  const auto row_lasts =
-      memory.take<int>(kWarps * kTableRows * combos);  // the same of the row before
+  const auto row_cells = memory.take<int>(kWarps * kTableRows * combos);
+  const auto row_lasts = memory.take<int>(kWarps * kTableRows * combos);
   const auto turns = memory.take<uint32_t>(kWarps * kTableRows);
   const auto reads = memory.take<uint32_t>(kWarps * kTableRows);
   const auto written = memory.take<int>(kWarps * combos);  // rows of cells before this are stored
@@ -98,9 +103,9 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kCombos == 1   ? 4
     const Axis<float> along = op.taps.template axis<float>(op.levels[l], kAxis);
     const int shift = static_cast<int>(op.taps.offset(kAxis, tap));
     const Span cells = owned(along.cells, tile, tiles);
+    // Begin and end: the first positions of which this holds.
 #pragma unroll 1
-    for (int side = 0; side < 2;
-         ++side) {  // begin and end: the first positions of which this holds
+    for (int side = 0; side < 2; ++side) {
       const int64_t position = first_true(along.extent, [&](int64_t p) {
         const Sample<float> sample = along.at(p);
         return side == 0 ? sample.second >= cells.begin : sample.first >= cells.end;
@@ -131,12 +136,15 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kCombos == 1   ? 4
   // Of a masked gradient, the tile also writes its own share.
   const Span own_h = owned(H, blockIdx.z, cut.row_chunks);
   const Span own_w = owned(W, blockIdx.y, cut.column_tiles);
-  int top = kMasked ? static_cast<int>(own_h.begin) : H, bottom = kMasked ? own_h.end : 0;
+  int top = kMasked ? static_cast<int>(own_h.begin) : H;
+  int bottom = kMasked ? static_cast<int>(own_h.end) : 0;
   int left = kMasked ? static_cast<int>(own_w.begin) : W;
   for (int k = 0; k < combos; ++k) {
     top = max(0, min(top, bounds[2 * k]));
     bottom = min(H, max(bottom, bounds[2 * k + 1]));
   }
+  top = min(top, H - 1);  // one row at least
+  bottom = max(bottom, top + 1);
   for (int k = combos; k < combos + lines; ++k) left = max(0, min(left, bounds[2 * k]));
   if (kPacked) left &= ~(kOwned - 1);
 
@@ -259,7 +267,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kCombos == 1   ? 4
       Pack<T, kOwned> loaded[kRowsInFlight] = {}, outs[kMasked ? kRowsInFlight : 1] = {};
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
-        const int row = max(0, min(step + r, count - 1));
+        const int row = min(step + r, count - 1);
         read(grad, row * grad_pitch, loaded[r]);
         if constexpr (kMasked) read(out, row * out_pitch, outs[r]);
       }
@@ -354,6 +362,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kCombos == 1   ? 4
       store_cells(k, end - 1);
       __syncwarp();
     }
+    __syncwarp();  // before `written` is set for the next plane
   }
 }
 
@@ -362,7 +371,7 @@ int64_t tile_bytes(const PyramidAddBackward& op, const CellTiles& cut) {
   const int64_t lines = op.levels.count * op.taps.kernel[1];
   return shared_bytes<int>(2 * (combos + lines)) + shared_bytes<int>(2 * combos) +
          shared_bytes<Line>(lines) + shared_bytes<float>(2 * kSkewedSpan * lines) +
-         shared_bytes<int>(kSpan * lines) + shared_bytes<Entry>(cut.entries[kMostLevels]) +
+         shared_bytes<int>(kSpan * lines) + shared_bytes<Entry>(cut.all_entries) +
          shared_bytes<Pack<float, 2>>(kWarps * kTableRows * combos) +
          2 * shared_bytes<int>(kWarps * kTableRows * combos) +
          2 * shared_bytes<uint32_t>(kWarps * kTableRows) + shared_bytes<int>(kWarps * combos) +
@@ -420,7 +429,7 @@ bool cut_tiles(const PyramidAddBackward& op, bool packed, CellTiles& cut) {
     entries += cells * op.taps.kernel[1];
     if (entries > INT16_MAX) return false;
   }
-  cut.entries[kMostLevels] = static_cast<int>(entries);
+  cut.all_entries = static_cast<int>(entries);
   const int64_t blocks = ceil_div(planes, kWarps) * tiles * cut.row_chunks;
   cut.turns = static_cast<int>(std::clamp<int64_t>(blocks / (8 * 132), 1, 8));
   return tile_bytes(op, cut) <= kTileBytes;
