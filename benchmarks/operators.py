@@ -241,20 +241,24 @@ POOLING = ("pyramid_pool", "pyramid_pool_backward", "pyramid_max_pool", "pyramid
 COUNTED = tuple(name for name in OPERATORS if name not in POOLING)
 
 
+def half_level(kernel: int) -> Callable[[Sample], tuple[Any, ...]]:
+    return lambda make: (make.map(), make.half_taps(kernel), *make.half_geometry(kernel))
+
+
+def half_level_backward(kernel: int) -> Callable[[Sample], tuple[Any, ...]]:
+    return lambda make: (
+        make.map(),
+        list(make.halves()),
+        *make.half_geometry(kernel),
+        make.channels_last,
+    )
+
+
 # Other arguments of the same operators, by "operator, what is particular".
 VARIANTS: dict[str, Callable[[Sample], tuple[Any, ...]]] = {}
 for _what, _kernel in HALF_LEVELS.items():
-    VARIANTS[f"pyramid_taps_add, {_what}"] = lambda make, k=_kernel: (
-        make.map(),
-        make.half_taps(k),
-        *make.half_geometry(k),
-    )
-    VARIANTS[f"pyramid_taps_add_backward, {_what}"] = lambda make, k=_kernel: (
-        make.map(),
-        list(make.halves()),
-        *make.half_geometry(k),
-        make.channels_last,
-    )
+    VARIANTS[f"pyramid_taps_add, {_what}"] = half_level(_kernel)
+    VARIANTS[f"pyramid_taps_add_backward, {_what}"] = half_level_backward(_kernel)
 
 
 def call(name: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -97,11 +97,12 @@ def test_cuda_traffic_adds_what_a_kernel_lists() -> None:
         ("strip_pool", "strip_reduce_planes", sums),
         ("strip_add_relu_backward", "strip_reduce_planes", sums + Floor(2 * (24 + 30 * 11))),
         ("strip_add_relu_backward", "strip_reduce_pixels", sums + Floor(2 * 30 * 2)),
-        ("strip_pool", "strip_reduce_small_pixels", Floor(2 * 120)),
+        # Eight steps for the 5 columns of 4 rows, four for the 4 rows of 5 columns, in pairs.
+        ("strip_pool", "strip_reduce_small_pixels", Floor(2 * 6 * (4 * 8 + 6 * 4 - 20))),
         (
             "strip_add_relu_backward",
             "strip_reduce_small_pixels",
-            Floor(2 * (120 + 24 * 3 + 30 * 2)),
+            Floor(2 * 6 * (4 * 8 + 6 * 4 - 20 + (4 + 2 * 8) + (6 + 3 * 4) - 9)),
         ),
         ("strip_add_relu", "strip_expand_planes", Floor(2 * (24 + 30 * 11))),
         ("strip_pool_backward", "strip_expand_pixels", Floor(2 * (24 + 30 * 2))),

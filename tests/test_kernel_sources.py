@@ -70,6 +70,14 @@ def test_kernels_use_only_the_projects_memory_types(path: Path) -> None:
             assert not found, f"{path.name}: {found and found[0]!r}, for {pattern}"
 
 
+@pytest.mark.parametrize("path", KERNELS, ids=named)
+def test_kernels_declare_their_block_size(path: Path) -> None:
+    """Otherwise nvcc may wait for one load before it starts the next, to save registers that a
+    block of this size does not need."""
+    kernels = re.findall(r"__global__\s+void\s+(\w+)", path.read_text())
+    assert set(kernels) <= {"__launch_bounds__"}, kernels
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_kernels_hold_no_pointers(path: Path) -> None:
     """Kernels cannot bypass the checks if they have no pointers to numbers: arguments are Views or

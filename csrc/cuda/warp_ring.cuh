@@ -74,7 +74,7 @@ class WarpRing {
     return slot * stage_ + (source_.packed ? in_pack(from) : 0);
   }
 
-  __device__ T operator[](int i) const { return data_[i]; }
+  __device__ T at(int i) const { return data_[i]; }
 
  private:
   __device__ static int in_pack(int64_t i) { return static_cast<int>(i & (kPack - 1)); }

@@ -105,6 +105,12 @@ inline int64_t table_bytes(const PoolTable& table) {
          shared_bytes<uint32_t>(table.row_bins + table.column_bins);
 }
 
+// Whether a map's planes are dense and its first element is aligned to 16 bytes.
+inline bool in_packs(const View& x) {
+  return (x.size[2] == 1 || x.stride[2] == x.size[3]) &&
+         reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+}
+
 // The number of positions of the longest of `count` cells.
 inline int64_t longest_cell(const int32_t* cuts, int64_t count) {
   int64_t longest = 1;
@@ -119,8 +125,8 @@ inline int64_t longest_walk(int64_t H) {
 }
 
 // Rows of cells per block, such that all chunks together have enough blocks. Partial results, which
-// are written and read again, take at most an eighth of the map's bytes, unless there are few
-// blocks: a chunk's end splits a row of bins.
+// are written and read again, take at most an eighth of the map's bytes, or of a float32 map's if
+// there are few blocks: a chunk's end splits a row of bins.
 inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t state_bytes,
                             int64_t element_bytes) {
   int64_t bins = 0, across = 0;
@@ -128,13 +134,16 @@ inline int32_t rows_a_chunk(const Pooling& op, int64_t blocks, int64_t state_byt
     bins += op.levels[k].size[2] * op.levels[k].size[3];
     across += op.levels[k].size[3];
   }
-  const int64_t parts = op.x.size[2] * op.x.size[3] * element_bytes / (16 * state_bytes);
-  const int64_t most = 1 + std::max<int64_t>(0, parts - bins) / across;
-  const int64_t wanted = kPoolBlocks / std::max<int64_t>(1, blocks);
-  const int64_t few = kFewPoolBlocks / std::max<int64_t>(1, blocks);
-  const int64_t chunks = std::clamp<int64_t>(
-      std::min({wanted, std::max(most, few), int64_t{op.table.rows}}), 1, 65535);
-  return static_cast<int32_t>(ceil_div(op.table.rows, chunks));
+  const auto most = [&](int64_t bytes) {  // chunks of a map with elements of this size
+    const int64_t parts = op.x.size[2] * op.x.size[3] * bytes / (16 * state_bytes);
+    return 1 + std::max<int64_t>(0, parts - bins) / across;
+  };
+  const int64_t some = std::max<int64_t>(1, blocks);
+  const int64_t chunks = std::max(std::min(kPoolBlocks / some, most(element_bytes)),
+                                  std::min(kFewPoolBlocks / some, most(4)));
+  const int64_t rows = op.table.rows;
+  return static_cast<int32_t>(
+      ceil_div(rows, std::clamp<int64_t>(chunks, 1, std::min<int64_t>(rows, 65535))));
 }
 
 }  // namespace stripctx::cuda

@@ -32,12 +32,21 @@ __device__ void give_bin(const Pooling& op, int64_t chunk, int k, int64_t n, int
   parts.store(chunk * all + index, state);
 }
 
+// Blocks of pool_planes per multiprocessor, which limits registers: fewer where copies are loads
+// and stores.
+template <class T>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kPoolResident = 4;
+#else
+constexpr int kPoolResident = sizeof(Accumulate<T>) == 8 ? 4 : 8;
+#endif
+
 // Grid: (groups of op.planes planes, chunks). Block: (32, warps) threads. A warp reads one plane
 // after another, a few rows at a time (WarpRing), and walks down the columns of a row of cells, one
 // column per lane; then it reduces the columns of each cell. At the end the block reduces the cells
 // of each bin, one plane per lane.
 template <class T, class Reduce>
-__global__ void __launch_bounds__(kPoolWarps* kWarpSize, 8) pool_planes(Pooling op) {
+__global__ void __launch_bounds__(kPoolWarps* kWarpSize, kPoolResident<T>) pool_planes(Pooling op) {
   using State = typename Reduce::State;
   constexpr int kStride = static_cast<int>(kWarpSize), kColumns = 2;  // per lane, walked together
   const unsigned C = static_cast<unsigned>(op.x.size[1]);
@@ -108,7 +117,7 @@ __global__ void __launch_bounds__(kPoolWarps* kWarpSize, 8) pool_planes(Pooling 
         for (int h = row; h < stop; ++h, shift += W) {
 #pragma unroll
           for (int j = 0; j < kColumns; ++j) {
-            state[j] = Reduce::append(state[j], to_accumulate(ring[shift + at[j]]), h);
+            state[j] = Reduce::append(state[j], to_accumulate(ring.at(shift + at[j])), h);
           }
         }
 #pragma unroll

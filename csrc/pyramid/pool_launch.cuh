@@ -22,8 +22,7 @@ PoolingPlan plan_planes(Pooling& op) {
   plan.tabled = make_table(op.levels, H, W, tallest, widest, op.table) ||
                 make_table(op.levels, H, W, longest_walk(H), W, op.table);
   if (!plan.tabled) return plan;
-  const bool dense = H == 1 || op.x.stride[2] == W;
-  op.packed = dense && reinterpret_cast<uintptr_t>(op.x.data) % 16 == 0;
+  op.packed = in_packs(op.x);
   // Whole cells, if they fit.
   const int64_t cell_rows = longest_cell(op.table.cut, op.table.rows);
   const int64_t rows = std::clamp<int64_t>(kPieceBytes / (W * int64_t{sizeof(T)}), 1, H);

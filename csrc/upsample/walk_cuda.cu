@@ -144,7 +144,7 @@ struct WalkTables {
 
 // Copies the cells that the tile reads of M adjacent channels from c on to cells[base + k * pitch +
 // m]. This thread copies every `step`-th cell k, from `start` on.
-template <class T, int M>
+template <class T, int M, int kInFlight>
 __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int64_t n, int64_t c,
                             const Shared<float>& cells, int base, int pitch, int start, int step) {
   const int taps = static_cast<int>(op.taps.kernel[0] * op.taps.kernel[1]);
@@ -153,26 +153,27 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
     const Global<const T> source(level);
     const int64_t from = n * level.stride[0] + c * level.stride[1];
     const int first = tables.begin[l], end = first + taps * tables.height[l] * tables.width[l];
-    for (int k = first + start; k < end; k += 4 * step) {
-      int place[4];
+    for (int k = first + start; k < end; k += kInFlight * step) {
+      int place[kInFlight];
       bool all = true;
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
+      for (int r = 0; r < kInFlight; ++r) {
         place[r] = k + r * step < end ? tables.places[k + r * step] : -1;
         all = all && place[r] >= 0;
       }
-      Pack<T, M> packs[4] = {};
+      Pack<T, M> packs[kInFlight] = {};
       if (all) {  // without branches between them, the loads are in flight together
 #pragma unroll
-        for (int r = 0; r < 4; ++r) packs[r] = source.template load_pack<M>(from + place[r]);
+        for (int r = 0; r < kInFlight; ++r)
+          packs[r] = source.template load_pack<M>(from + place[r]);
       } else {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
+        for (int r = 0; r < kInFlight; ++r) {
           if (place[r] >= 0) packs[r] = source.template load_pack<M>(from + place[r]);
         }
       }
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
+      for (int r = 0; r < kInFlight; ++r) {
         if (place[r] < 0) continue;
 #pragma unroll
         for (int m = 0; m < M; ++m) {
@@ -226,8 +227,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
     }
     const int base = kPixels ? x * kPack : y * cut.cells;
     if (owns) {
-      stage_cells<T, kPixels ? kPack : 1>(op, tables, n, c, cells, base, pitch, kPixels ? y : x,
-                                          kPixels ? cut.slots : cut.lanes);
+      constexpr int kInFlight = !kPixels && kCombos > 2 ? 8 : 4;  // many taps have many cells
+      stage_cells<T, kPixels ? kPack : 1, kInFlight>(
+          op, tables, n, c, cells, base, pitch, kPixels ? y : x, kPixels ? cut.slots : cut.lanes);
     }
     if constexpr (kPixels) {
       __syncthreads();
@@ -244,12 +246,30 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
       for (int m = 0; m < kOwned; ++m) value[m] = 0;
       for (int dx = 0; dx < tap_columns; ++dx) {
         const int row = tables.begin[l] + (dy * tap_columns + dx) * plane + i * width;
+        const int at = (l * tap_columns + dx) * cut.columns;
+        uint32_t both[kColumns];
+        Pack<float, 2> weight[kColumns];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const int at = (l * tap_columns + dx) * cut.columns + column(j);
-          const uint32_t two = tables.column_cells[at];
+          if constexpr (kColumns == 4) {  // adjacent columns, in wide loads
+            if (j == 0) {
+              const auto some = tables.column_cells.template load_pack<4>(at + column(0));
+              for (int m = 0; m < 4; ++m) both[m] = some[m];
+            }
+            if (j % 2 == 0) {
+              const auto two = tables.column_weights.template load_pack<2>(at + column(j));
+              weight[j] = two[0], weight[j + 1] = two[1];
+            }
+          } else {
+            both[j] = tables.column_cells[at + column(j)];
+            weight[j] = tables.column_weights[at + column(j)];
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const uint32_t two = both[j];
           if (two == kNowhere) continue;
-          const Pack<float, 2> weights = tables.column_weights[at];
+          const Pack<float, 2> weights = weight[j];
           const int first = base + (row + static_cast<int>(two & 0xffff)) * pitch;
           const int second = base + (row + static_cast<int>(two >> 16)) * pitch;
 #pragma unroll

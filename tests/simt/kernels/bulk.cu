@@ -33,7 +33,7 @@ __global__ void rows(Rows op) {
     start(piece + kStages - 1);
     const int base = ring.wait(piece, from(piece));
     for (int i = lane_index(); i < count_of(piece) * width; i += static_cast<int>(kWarpSize)) {
-      out.store(row_of(piece) * width + i, ring[base + i]);
+      out.store(row_of(piece) * width + i, ring.at(base + i));
     }
   }
 }

@@ -119,7 +119,7 @@ __global__ void planted_bulk(Planted op) {
     const int64_t from = first + piece * kPiece;
     const int base = ring.wait(piece, from);
 #pragma unroll
-    for (int i = lane_index(); i < kPiece; i += 32) to.store(from + i, ring[base + i]);
+    for (int i = lane_index(); i < kPiece; i += 32) to.store(from + i, ring.at(base + i));
   }
 }
 
