@@ -204,7 +204,10 @@ def model_table(path: Path) -> str:
         cells.setdefault(row[column["operator"]], {})[key] = text
     columns.sort(key=lambda key: -int(key[0]))  # stable
     headers = ["", *(f"batch {batch}, {dtype}, {layout}" for batch, dtype, layout in columns)]
-    rows = [[f"`{name}`", *(by.get(key, "") for key in columns)] for name, by in cells.items()]
+    rows = []
+    for name, by in cells.items():
+        operator, comma, what = name.partition(",")
+        rows.append([f"`{operator}`{comma}{what}", *(by.get(key, "") for key in columns)])
     return markdown(headers, rows, left=1)
 
 
