@@ -11,6 +11,7 @@
 // cells and the row before are also processed by the block of the band above.
 #pragma once
 
+#include "cuda/skewed.cuh"
 #include "labels/tile.cuh"
 
 namespace stripctx::cuda {
@@ -63,11 +64,6 @@ STRIPCTX_HOST_DEVICE constexpr int numbers_of() {
   }
 }
 
-// A column of pixels at an index that keeps columns 4, 8 or 16 apart in different banks of shared
-// memory.
-STRIPCTX_HOST_DEVICE constexpr int skewed(int column) {
-  return column + column / static_cast<int>(kWarpSize);
-}
 constexpr int kSkewed = skewed(kTileColumns);
 
 // The shared memory of a block, in the order in which logit_gradients takes it.

@@ -9,8 +9,8 @@
 #include "core/search.hpp"
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
+#include "upsample/fold_row.cuh"
 #include "upsample/plan.hpp"
-#include "upsample/weights.cuh"
 
 namespace stripctx::cuda {
 
@@ -101,9 +101,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       auto pack = Global<const T>(op.grad).template load_pack<N>(offset(op.grad, h, w));
       if (op.masked()) {
         const auto out = Global<const T>(op.out).template load_pack<N>(offset(op.out, h, w));
-        for (int i = 0; i < N; ++i) {
-          if (to_accumulate(out[i]) <= 0) pack[i] = from_accumulate<T>(0);
-        }
+        mask_pack(pack, out);
         Global<T>(op.grad_x).template store_pack<N>(offset(op.grad_x, h, w), pack);
       }
       if (plane_staged) plane.template store_pack<N>(static_cast<int>(h * W + w), pack);

@@ -16,7 +16,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
-#include "cuda/widen.cuh"
+#include "upsample/fold_row.cuh"
 #include "upsample/pixel_tables.cuh"
 #include "upsample/plan.hpp"
 
@@ -194,12 +194,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       const int row = step + r;
       Pack<T, kPack>& pack = loaded[kCombos > 2 ? 0 : r];
       if constexpr (kMasked) {
-        float rectified[kPack];
-        widen(outs[kCombos > 2 ? 0 : r], rectified);
-#pragma unroll
-        for (int m = 0; m < kPack; ++m) {
-          if (rectified[m] <= 0) pack[m] = from_accumulate<T>(0);
-        }
+        mask_pack(pack, outs[kCombos > 2 ? 0 : r]);
         if (owns) grad_x.template store_pack<kPack>(to + r * op.grad_x.stride[2], pack);
       }
       float value[kPack];

@@ -15,7 +15,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
-#include "cuda/widen.cuh"
+#include "upsample/fold_row.cuh"
 #include "upsample/fold_tables.cuh"
 #include "upsample/plan.hpp"
 
@@ -115,12 +115,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
           const int row = top + step + r;
           float value[kOwned];
           if constexpr (kMasked) {
-            float rectified[kOwned];
-            widen(outs[0], rectified);
-#pragma unroll
-            for (int j = 0; j < kOwned; ++j) {
-              if (rectified[j] <= 0) loaded[0][j] = from_accumulate<T>(0);
-            }
+            mask_pack(loaded[0], outs[0]);
             const int to = (step + r) * grad_x_pitch;
             if constexpr (kPacked) {
               grad_x.template store_pack<kOwned>(to, loaded[0]);
@@ -152,13 +147,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
           for (int k = 0; k < kCombos; ++k) {
             if (kCombos > 2 && (reading >> k & 1) == 0) continue;
-            const Pack<float, 2> weights =
-                tables.row_weights[row * (kCombos > 2 ? combos : kCombos) + k];
-#pragma unroll
-            for (int j = 0; j < kOwned; ++j) {
-              upper[k][j] = add_weighted(upper[k][j], weights[0], value[j]);
-              lower[k][j] = add_weighted(lower[k][j], weights[1], value[j]);
-            }
+            add_row(upper[k], lower[k],
+                    tables.row_weights[row * (kCombos > 2 ? combos : kCombos) + k], value);
           }
 #pragma unroll
           for (int next = 1; next < kRowsInFlight; ++next) {

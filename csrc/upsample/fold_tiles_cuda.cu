@@ -11,8 +11,9 @@
 
 #include "core/bins.hpp"
 #include "cuda/device.cuh"
+#include "cuda/skewed.cuh"
 #include "cuda/tiling.hpp"
-#include "cuda/widen.cuh"
+#include "upsample/fold_row.cuh"
 #include "upsample/fold_tables.cuh"
 #include "upsample/plan.hpp"
 
@@ -22,7 +23,7 @@ namespace {
 
 constexpr int kOwned = 4;  // columns of a lane
 constexpr int kSpan = kOwned * static_cast<int>(kWarpSize);
-constexpr int kSkewedSpan = kSpan + kOwned;
+constexpr int kSkewedSpan = skewed(kSpan);
 constexpr int kWarps = 4, kTableRows = 32, kRowsInFlight = 4;
 constexpr int kMostCombos = 12;
 constexpr int64_t kTileBytes = 46 * 1024;
@@ -47,11 +48,6 @@ constexpr int kResident = kCombos == 1   ? 4
 // The cells that a tile owns along an axis, a range per level.
 __device__ inline Span owned(int64_t cells, int64_t tile, int64_t tiles) {
   return {tile * cells / tiles, (tile + 1) * cells / tiles};
-}
-
-// A column of a tile in shared memory: columns 2, 4 or 8 apart are in different banks.
-__device__ inline int skewed(int column) {
-  return column + column / static_cast<int>(kWarpSize);
 }
 
 // The columns of the tile that read a cell: before `middle` as the second of their two cells.
@@ -316,12 +312,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
         if (ends) break;
         float value[kOwned];
         if constexpr (kMasked) {
-          float rectified[kOwned];
-          widen(outs[0], rectified);
-#pragma unroll
-          for (int j = 0; j < kOwned; ++j) {
-            if (rectified[j] <= 0) loaded[0][j] = from_accumulate<T>(0);
-          }
+          mask_pack(loaded[0], outs[0]);
           const int h = top + step + r, to = (step + r) * grad_x_pitch;
           if (h >= own_h.begin && h < own_h.end) {
 #pragma unroll
@@ -337,12 +328,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
 #pragma unroll
         for (int k = 0; k < kCombos; ++k) {
           if ((reading >> k & 1) == 0) continue;
-          const Pack<float, 2> weights = row_weights[at_row * (kCombos > 1 ? combos : 1) + k];
-#pragma unroll
-          for (int j = 0; j < kOwned; ++j) {
-            upper[k][j] = add_weighted(upper[k][j], weights[0], value[j]);
-            lower[k][j] = add_weighted(lower[k][j], weights[1], value[j]);
-          }
+          add_row(upper[k], lower[k], row_weights[at_row * (kCombos > 1 ? combos : 1) + k], value);
         }
 #pragma unroll
         for (int next = 1; next < kRowsInFlight; ++next) {

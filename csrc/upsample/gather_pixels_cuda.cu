@@ -5,8 +5,8 @@
 
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
+#include "upsample/fold_row.cuh"
 #include "upsample/plan.hpp"
-#include "upsample/weights.cuh"
 
 namespace stripctx::cuda {
 
@@ -26,9 +26,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) mask_pixels(PyramidAddBackwa
   const int64_t n = p / (H * W), h = p / W % H, w = p % W;
   auto pack = Global<const T>(op.grad).template load_pack<N>(pixel(op.grad, n, c, h, w));
   const auto out = Global<const T>(op.out).template load_pack<N>(pixel(op.out, n, c, h, w));
-  for (int i = 0; i < N; ++i) {
-    if (to_accumulate(out[i]) <= 0) pack[i] = from_accumulate<T>(0);
-  }
+  mask_pack(pack, out);
   Global<T>(op.grad_x).template store_pack<N>(pixel(op.grad_x, n, c, h, w), pack);
 }
 
