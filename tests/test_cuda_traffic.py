@@ -38,8 +38,7 @@ USUAL_SHARED = 48 * 1024
 #   from the first-level cache. A channels_last map with few channels that fits in a GPU's
 #   second-level cache is reduced along each axis separately: it is read twice and, with a mask,
 #   whose strips are read for each pair of lines, three times.
-# - channel_gate_*: with one image, each channel's gate is read by twice as many blocks, of half as
-#   many channels, from the second-level cache.
+# - channel_gate_*: every slot of a block reads its channels' gates, from the first-level cache.
 # - pyramid_pool, pyramid_max_pool: partial results of bins, with so few channels.
 # - pyramid_*_add_*: nine taps of 50 cells per plane are an eighth of the map, and every chunk of
 #   rows of the image rereads those it needs from the second-level cache. Gradients of one
@@ -56,8 +55,8 @@ USUAL_SHARED = 48 * 1024
 MOST: dict[str | tuple[str, str], float] = {
     ("strip_pool", "channels_last"): 2.1,
     ("strip_add_relu_backward", "channels_last"): 3.5,
-    ("channel_gate", "channels_last"): 1.15,
-    ("channel_gate_backward", "channels_last"): 1.15,
+    ("channel_gate", "channels_last"): 1.2,
+    ("channel_gate_backward", "channels_last"): 1.2,
     ("pyramid_pool", "channels_last"): 1.2,
     ("pyramid_max_pool", "channels_last"): 1.2,
     ("pyramid_concat_backward", "channels_last"): 1.25,

@@ -127,3 +127,19 @@ def partial_sums(shape: Shape, results: int, parts: int) -> Floor:
 def visits(shape: Shape, elements: int, times: int) -> Floor:
     """The extra bytes if an operand of `elements` elements is read `times` times."""
     return Floor(read=elements * (times - 1) * shape.element_size)
+
+
+def gate_extra(shape: Shape, launches: Launches, family: str, parameters: int) -> Floor:
+    """Reads of a gate's `parameters`, one per channel or plane, by the kernels of cuda/gate.cuh:
+    once by every thread of a team that owns part of a contiguous plane, or that owns channels of a
+    channels_last map. Partial sums of their gradient per team, in backward."""
+    layout, launch = launch_of(launches, family)
+    if layout.endswith("_planes"):
+        pieces, threads = launch.grid[1], launch.block[0]
+    else:
+        pieces, threads = launch.grid[0] // shape.batch, launch.block[1]
+    planes = shape.batch * shape.channels
+    extra = Floor(read=(planes * pieces * threads - parameters) * shape.element_size)
+    if "backward" not in family:
+        return extra
+    return extra + partial_sums(shape, parameters, planes // parameters * pieces)

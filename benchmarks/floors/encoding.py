@@ -11,9 +11,9 @@ from benchmarks.floors.base import (
     Product,
     ProductOf,
     Shape,
+    gate_extra,
     launch_of,
     partial_sums,
-    visits,
 )
 
 CODES = 32
@@ -112,21 +112,11 @@ def encode_backward_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def channel_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """Reads of the gate: once per block that owns part of a plane, or once per slot (threadIdx.y)
-    of each block of a channels_last map."""
-    layout, launch = launch_of(launches, "channel_gate")
-    gates = shape.batch * shape.channels
-    if layout.endswith("_planes"):
-        return visits(shape, gates, launch.grid[1])
-    return visits(shape, gates, launch.grid[0] // shape.batch * launch.block[1])
+    return gate_extra(shape, launches, "channel_gate", shape.batch * shape.channels)
 
 
 def channel_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """As channel_gate_extra, and partial sums of the gate's gradient per block."""
-    layout, launch = launch_of(launches, "channel_gate_backward")
-    parts = launch.grid[1] if layout == "_planes" else launch.grid[0] // shape.batch
-    gates = shape.batch * shape.channels
-    return channel_gate_extra(shape, launches) + partial_sums(shape, gates, parts)
+    return gate_extra(shape, launches, "channel_gate_backward", shape.batch * shape.channels)
 
 
 FLOORS: dict[str, FloorOf] = {

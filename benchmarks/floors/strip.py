@@ -11,6 +11,7 @@ from benchmarks.floors.base import (
     Product,
     ProductOf,
     Shape,
+    gate_extra,
     launch_of,
     multiply_adds,
     partial_sums,
@@ -166,19 +167,11 @@ def strip_expand_extra(shape: Shape, launches: Launches) -> Floor:
 
 
 def sigmoid_gate_extra(shape: Shape, launches: Launches) -> Floor:
-    """Each thread reads the bias once: every thread of a team that owns part of a contiguous plane,
-    or every thread that owns channels of a channels_last map."""
-    layout, launch = launch_of(launches, "sigmoid_gate")
-    if layout.endswith("_planes"):
-        return visits(shape, shape.channels, shape.batch * launch.grid[1] * launch.block[0])
-    return visits(shape, shape.channels, launch.grid[0] * launch.block[1])
+    return gate_extra(shape, launches, "sigmoid_gate", shape.channels)
 
 
 def sigmoid_gate_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """As sigmoid_gate_extra, and partial sums of the bias's gradient per block."""
-    layout, launch = launch_of(launches, "sigmoid_gate_backward")
-    parts = shape.batch * launch.grid[1] if layout == "_planes" else launch.grid[0]
-    return sigmoid_gate_extra(shape, launches) + partial_sums(shape, shape.channels, parts)
+    return gate_extra(shape, launches, "sigmoid_gate_backward", shape.channels)
 
 
 FLOORS: dict[str, FloorOf] = {
