@@ -26,7 +26,7 @@ MORE_SHARED: dict[str, int] = {
     "encode_float": 196 * 1024,
     "encode_backward_float": 227 * 1024,
     # The weights of all rows and columns, float32 in two parts.
-    "pyramid_fold_products": 64 * 1024,
+    "pyramid_fold_products": 224 * 1024,
     "pyramid_add_products": 96 * 1024,
     "pyramid_add_pixel_products": 200 * 1024,  # also the sums along H of 16 rows of 32 channels
     "pyramid_fold_pixel_products": 160 * 1024,  # also two times 16 rows of 32 bytes of each pixel
@@ -38,7 +38,8 @@ USUAL_SHARED = 48 * 1024
 #   from the first-level cache. A channels_last map with few channels that fits in a GPU's
 #   second-level cache is reduced along each axis separately: it is read twice and, with a mask,
 #   whose strips are read for each pair of lines, three times.
-# - channel_gate_*: every slot of a block reads its channels' gates, from the first-level cache.
+# - sigmoid_gate, channel_gate_*: every slot of a block reads its channels' biases or gates, from
+#   the first-level cache.
 # - pyramid_pool, pyramid_max_pool: partial results of bins, with so few channels.
 # - pyramid_*_add_*: nine taps of 50 cells per plane are an eighth of the map, and every chunk of
 #   rows of the image rereads those it needs from the second-level cache. Gradients of one
@@ -55,6 +56,7 @@ USUAL_SHARED = 48 * 1024
 MOST: dict[str | tuple[str, str], float] = {
     ("strip_pool", "channels_last"): 2.1,
     ("strip_add_relu_backward", "channels_last"): 3.5,
+    ("sigmoid_gate", "channels_last"): 1.15,
     ("channel_gate", "channels_last"): 1.2,
     ("channel_gate_backward", "channels_last"): 1.2,
     ("pyramid_pool", "channels_last"): 1.2,

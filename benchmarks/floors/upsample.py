@@ -25,7 +25,6 @@ HALF_LEVELS = {"a level of half the size": 1, "half the size, 3 x 3 taps": 3}
 MPM_BINS = (20, 12)  # levels of pyramid_add_relu: SPNet's mixed pooling
 KERNEL = 3  # size of the convolution whose taps are added
 PRODUCT_CHANNELS = 32  # of a block of add_pixel_products_cuda.cu
-PLANE_BYTES = 40 * 1024  # largest gradient in shared memory (add_backward_cuda.cu)
 
 
 def level_lines(shape: Shape, bins: tuple[int, ...], channels: int) -> int:
@@ -220,12 +219,6 @@ def pyramid_taps_add_extra(shape: Shape, launches: Launches) -> Floor:
     return pyramid_add_extra(shape, launches, PSP_BINS, KERNEL**2 * shape.channels, KERNEL)
 
 
-def times_read(cells: int, positions: int) -> float:
-    """How often a position is read on average if each cell gathers the positions that read it:
-    most positions read two cells."""
-    return 1 if cells == 1 else 2 - 1 / positions
-
-
 def cells_handed_on(cells: int, extent: int, span: int, taps: int) -> tuple[int, int]:
     """The cells along one axis that all tiles of `span` positions reduce, over all taps, with
     corners aligned; and how many of these no other tile reads."""
@@ -249,29 +242,21 @@ def cells_handed_on(cells: int, extent: int, span: int, taps: int) -> tuple[int,
 
 
 def pyramid_add_backward_extra(
-    shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, *, taps: int, first: int
+    shape: Shape, launches: Launches, bins: tuple[int, ...], channels: int, taps: int = 1
 ) -> Floor:
-    """Contiguous planes: fold_cuda.cu reads the gradient once, and so does add_backward_cuda.cu if
-    the plane fits in shared memory; otherwise it reduces along H from global memory for each level
-    and row of taps. The floor includes `first` of these reads; the others hit a cache.
-    channels_last maps: each tile writes a partial sum, in float32, of each cell that several tiles
-    read, and a second kernel reads them once."""
-    if "pyramid_fold_pixels" in launches:
-        _, launch = launch_of(launches, "pyramid_fold_pixels")
-        (_, _, chunks), (_, slots, _) = launch.grid, launch.block
-        parts = 0
-        for b in bins:
-            rows = cells_handed_on(b, shape.height, math.ceil(shape.height / chunks), taps)
-            columns = cells_handed_on(b, shape.width, slots, taps)
-            parts += rows[0] * columns[0] - rows[1] * columns[1]
-        parts *= 4 * shape.batch * channels
-        return Floor(read=parts, written=parts)
-    if "pyramid_add_backward_planes" not in launches:
+    """Nothing for contiguous planes. Of channels_last maps, each tile writes a partial sum, in
+    float32, of each cell that several tiles read, and a second kernel reads them once."""
+    if "pyramid_fold_pixels" not in launches:
         return Floor()
-    if shape.height * shape.width * shape.element_size <= PLANE_BYTES:
-        return Floor()
-    times = taps * sum(times_read(b, shape.height) for b in bins) - first
-    return Floor(read=round(shape.pixels * channels * times) * shape.element_size)
+    _, launch = launch_of(launches, "pyramid_fold_pixels")
+    (_, _, chunks), (_, slots, _) = launch.grid, launch.block
+    parts = 0
+    for b in bins:
+        rows = cells_handed_on(b, shape.height, math.ceil(shape.height / chunks), taps)
+        columns = cells_handed_on(b, shape.width, slots, taps)
+        parts += rows[0] * columns[0] - rows[1] * columns[1]
+    parts *= 4 * shape.batch * channels
+    return Floor(read=parts, written=parts)
 
 
 def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
@@ -279,19 +264,16 @@ def pyramid_concat_backward_extra(shape: Shape, launches: Launches) -> Floor:
     extra = Floor()
     for level in PSP_BINS:
         channels = shape.channels // 4
-        extra += pyramid_add_backward_extra(shape, launches, (level,), channels, taps=1, first=1)
+        extra += pyramid_add_backward_extra(shape, launches, (level,), channels)
     return extra
 
 
 def pyramid_add_relu_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    """Repeated reads of the masked gradient, which is not part of the floor."""
-    return pyramid_add_backward_extra(shape, launches, MPM_BINS, shape.channels, taps=1, first=0)
+    return pyramid_add_backward_extra(shape, launches, MPM_BINS, shape.channels)
 
 
 def pyramid_taps_add_backward_extra(shape: Shape, launches: Launches) -> Floor:
-    return pyramid_add_backward_extra(
-        shape, launches, PSP_BINS, shape.channels, taps=KERNEL, first=1
-    )
+    return pyramid_add_backward_extra(shape, launches, PSP_BINS, shape.channels, KERNEL)
 
 
 FLOORS: dict[str, FloorOf] = {

@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     pool_backward_windows(PoolingBackward op, bool channels_last) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= op.grad_x.numel()) return;
-  const Place at = place_in(op.grad_x, channels_last, index, 0);
+  const Place at = place_in(op.grad_x, channels_last, index);
   const int64_t H = op.grad_x.size[2], W = op.grad_x.size[3];
   Accumulate<T> sum = 0;
   for (int k = 0; k < op.grads.count; ++k) {
@@ -297,10 +297,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
     }
   }
-  const Global<T> grad_x(op.grad_x);
-  grad_x.store(at.n * op.grad_x.stride[0] + at.c * op.grad_x.stride[1] +
-                   at.i * op.grad_x.stride[2] + at.j * op.grad_x.stride[3],
-               from_accumulate<T>(sum));
+  Global<T>(op.grad_x).store(at.offset_in(op.grad_x), from_accumulate<T>(sum));
 }
 
 }  // namespace stripctx::cuda

@@ -1,7 +1,8 @@
 // Shared by the kernels of pyramid pooling, forward and backward: a block's copy of the tables, and
-// the conversion of indices to bins and elements.
+// the conversion of indices to bins.
 #pragma once
 
+#include "core/place.hpp"
 #include "cuda/device.cuh"
 #include "pyramid/plan.hpp"
 
@@ -54,35 +55,6 @@ __device__ inline Bin bin_at(const PooledLevels& levels, int index) {
     bin.column_bin += width;
   }
   return bin;
-}
-
-// An element (i, j) of one level of one plane.
-struct Place {
-  int level;
-  int64_t n, c, i, j;
-};
-
-// The element at `index` in memory order (channels_last), or in the order of a contiguous tensor.
-__device__ inline Place place_in(const View& view, bool channels_last, int64_t index, int level) {
-  Place place{level, 0, 0, 0, 0};
-  const auto next = [&](int dimension) {
-    const int64_t size = view.size[dimension], quotient = index / size, rest = index % size;
-    index = quotient;
-    return rest;
-  };
-  if (channels_last) place.c = next(1);
-  place.j = next(3);
-  place.i = next(2);
-  if (!channels_last) place.c = next(1);
-  place.n = index;
-  return place;
-}
-
-// `index` counts the elements of all levels, one level after another.
-__device__ inline Place place_in(const PooledLevels& levels, bool channels_last, int64_t index) {
-  int k = 0;
-  while (index >= levels[k].numel()) index -= levels[k++].numel();
-  return place_in(levels[k], channels_last, index, k);
 }
 
 }  // namespace stripctx::cuda

@@ -11,7 +11,7 @@
 // otherwise it is stored as a partial sum, and join_pixels adds the partial sums of all tiles.
 //
 // cut_pixels leaves float64, levels larger than the size that they are interpolated to, and tiles
-// whose tables do not fit in shared memory to gather_pixels_cuda.cu.
+// whose tables do not fit in shared memory to add_backward_cuda.cu.
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
@@ -374,7 +374,7 @@ void take_combos(const PyramidAddBackward& op, int first, int combos, PixelTiles
 }
 
 // The division of the work, for packs of `pack` channels; cut.combos is the most of a launch, and 0
-// if gather_pixels_cuda.cu must be used.
+// if add_backward_cuda.cu must be used.
 PixelTiles cut_pixels(const PyramidAddBackward& op, int pack) {
   const int64_t N = op.grad.size[0], C = op.grad.size[1], H = op.grad.size[2], W = op.grad.size[3];
   const int64_t all = op.levels.count * op.taps.kernel[0];
@@ -503,10 +503,12 @@ int64_t partials(const PyramidAddBackward& op) {
   return elements;
 }
 
-void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream) {
+bool launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream) {
+  bool launched = false;
   with_pixels(op, [&]<class T, int N>() {
     PixelTiles cut = cut_pixels(op, N);
-    if (cut.combos == 0) return launch_add_backward_gather(op, stream);
+    launched = cut.combos > 0;
+    if (!launched) return;
     if constexpr (!std::is_same_v<T, double>) {
       PyramidAddBackward rest = op;
       const int all = static_cast<int>(op.levels.count * op.taps.kernel[0]), most = cut.combos;
@@ -528,6 +530,7 @@ void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream) {
       }
     }
   });
+  return launched;
 }
 
 }  // namespace stripctx::cuda

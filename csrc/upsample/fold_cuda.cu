@@ -1,5 +1,5 @@
-// The adjoint of interpolation on CUDA, for contiguous maps of at most 128 columns with small
-// levels: reads the gradient once. add_backward_cuda.cu calls this first and handles other shapes.
+// The adjoint of interpolation on CUDA, for contiguous maps and levels of few cells: reads the
+// gradient once.
 //
 // A thread owns four columns of a plane and iterates over the rows. For each pair of level and row
 // of taps, its registers hold two partial sums per column, for the two rows of cells that the
@@ -7,7 +7,8 @@
 // on to other cells, finished sums are written to shared memory, a line per row of cells. After the
 // last row, groups of lanes sum the lines along W, weighted, to the gradients of the cells. The
 // cells and weights of each row and column are the same for all planes; each block computes tables
-// of them in shared memory once (fold_tables.cuh).
+// of them in shared memory once (fold_tables.cuh). A plane of more columns than a team owns is
+// processed in strips, one after another, and the sums of its cells pass from one to the next.
 //
 // If there are few planes, the rows of a plane are divided into chunks, each owned by a group of
 // lanes and with its own lines of sums.
@@ -51,11 +52,16 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   SharedMemory memory;
   const FoldTables tables(cut, H, W, combos, lines, memory);
   const auto sums = memory.take<float>(int64_t{cut.sums} * pitch * chunks * blockDim.z);
+  const int span = lanes * kOwned, strips = (W + span - 1) / span;
+  const auto totals = memory.take<float>(strips > 1 ? int64_t{cut.items} * blockDim.z : 0);
+  const int own_totals = static_cast<int>(threadIdx.z) * cut.items;
   tables.fill(op, cut, H, W, combos, lines);
   const int plane_base = static_cast<int>(threadIdx.z) * chunks * cut.sums * pitch;
   const int base = plane_base + chunk * cut.sums * pitch + x * kOwned;
   const int top = chunk * cut.rows, rows = max(0, min(cut.rows, H - top));
-  const auto column = [&](int j) { return kPacked ? x * kOwned + j : x + lanes * j; };
+  const auto column = [&](int j) {
+    return kPacked ? x * kOwned + j : x + lanes * j;
+  };  // of a strip
   const auto team_barrier = [&] {
     if (chunks == 1) {
       __syncwarp();
@@ -64,17 +70,19 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   };
 
-  for (int turn = 0; turn < cut.turns; ++turn) {
+  for (int step = 0; step < cut.turns * strips; ++step) {
+    const int turn = step / strips, left = (step - turn * strips) * span;
+    const int right = min(left + span, W);
     const int64_t plane = (int64_t{blockIdx.x} * cut.turns + turn) * blockDim.z + threadIdx.z;
     const int64_t n = plane / C, c = plane - n * C;
     const bool owns = n < op.grad.size[0];
     const auto at = [&](const View& view) {
-      return n * view.stride[0] + c * view.stride[1] + top * view.stride[2] + column(0);
+      return n * view.stride[0] + c * view.stride[1] + top * view.stride[2] + left + column(0);
     };
     for (int k = 0; k < cut.sums; ++k) {
       sums.template store_pack<kOwned>(base + k * pitch, {{0, 0, 0, 0}});
     }
-    if (owns && column(0) < W) {
+    if (owns && left + column(0) < W) {
       const auto grad = Global<const T>(op.grad).from(at(op.grad));
       const auto out = Global<const T>(kMasked ? op.out : op.grad).from(kMasked ? at(op.out) : 0);
       const auto grad_x =
@@ -88,7 +96,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         } else {
 #pragma unroll
           for (int j = 0; j < kOwned; ++j) {
-            pack[j] = column(j) < W ? source.load(from + lanes * j) : from_accumulate<T>(0);
+            pack[j] = left + column(j) < W ? source.load(from + lanes * j) : from_accumulate<T>(0);
           }
         }
       };
@@ -101,33 +109,33 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                                          {{sum[0], sum[1], sum[2], sum[3]}});
       };
 #pragma unroll 1
-      for (int step = 0; step < rows; step += kRowsInFlight) {
+      for (int first = 0; first < rows; first += kRowsInFlight) {
         Pack<T, kOwned> loaded[kRowsInFlight], outs[kMasked ? kRowsInFlight : 1];
 #pragma unroll
         for (int r = 0; r < kRowsInFlight; ++r) {
-          if (step + r >= rows) continue;
-          read(grad, (step + r) * grad_pitch, loaded[r]);
-          if constexpr (kMasked) read(out, (step + r) * out_pitch, outs[r]);
+          if (first + r >= rows) continue;
+          read(grad, (first + r) * grad_pitch, loaded[r]);
+          if constexpr (kMasked) read(out, (first + r) * out_pitch, outs[r]);
         }
 #pragma unroll kCombos> 2 ? 1 : kRowsInFlight
         for (int r = 0; r < kRowsInFlight; ++r) {
-          if (step + r >= rows) continue;
-          const int row = top + step + r;
+          if (first + r >= rows) continue;
+          const int row = top + first + r;
           float value[kOwned];
           if constexpr (kMasked) {
             mask_pack(loaded[0], outs[0]);
-            const int to = (step + r) * grad_x_pitch;
+            const int to = (first + r) * grad_x_pitch;
             if constexpr (kPacked) {
               grad_x.template store_pack<kOwned>(to, loaded[0]);
             } else {
 #pragma unroll
               for (int j = 0; j < kOwned; ++j) {
-                if (column(j) < W) grad_x.store(to + lanes * j, loaded[0][j]);
+                if (left + column(j) < W) grad_x.store(to + lanes * j, loaded[0][j]);
               }
             }
           }
           widen(loaded[0], value);
-          const uint32_t turning = step + r > 0 ? tables.turns[row] : 0;
+          const uint32_t turning = first + r > 0 ? tables.turns[row] : 0;
           if (turning != 0) {
 #pragma unroll
             for (int k = 0; k < kCombos; ++k) {
@@ -186,14 +194,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         Item item{};
         if (owns && mine < count) {
           item = tables.items[first + mine];
+          if (left > 0 && part == 0) sum = totals[own_totals + first + mine];
           for (int y = 0; y * cut.rows < H; ++y) {
             const int line = item.row - tables.cell_of(y * cut.rows * combos + item.combo);
             if (line < 0 || line >= tables.kept[item.combo]) continue;
             const int from = plane_base + (y * cut.sums + tables.places[item.combo] + line) * pitch;
-            for (int w = item.begin + part; w < item.end; w += group) {
+            const int end = min(int{item.end}, right);
+            for (int w = max(int{item.begin}, left) + part; w < end; w += group) {
               const int of_line = w < item.middle ? lines + item.line : item.line;
               const float weight = tables.column_weights[of_line * W + w];
-              const int place = kPacked ? w : w % lanes * kOwned + w / lanes;
+              const int of_strip = w - left;
+              const int place = kPacked ? of_strip : of_strip % lanes * kOwned + of_strip / lanes;
               sum = add_weighted(sum, weight, float(sums[from + place]));
             }
           }
@@ -201,11 +212,16 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         for (int distance = group / 2; distance > 0; distance /= 2) {
           sum += __shfl_xor_sync(kFullMask, sum, distance);
         }
-        if (owns && mine < count && part == 0) target.store(item.place, from_accumulate<T>(sum));
+        if (!owns || mine >= count || part != 0) continue;
+        if (right < W) {
+          totals[own_totals + first + mine] = sum;
+        } else {
+          target.store(item.place, from_accumulate<T>(sum));
+        }
       }
       first += count;
     }
-    team_barrier();  // before the next plane overwrites the sums
+    team_barrier();  // before the next plane or strip overwrites the sums
   }
 }
 
@@ -218,7 +234,8 @@ int64_t fold_bytes(const PyramidAddBackward& op, const FoldTiles& cut) {
          shared_bytes<int>(W * lines) + 2 * shared_bytes<int>(combos) +
          shared_bytes<Item>(cut.items) +
          shared_bytes<float>(int64_t{cut.sums} * (cut.lanes * kOwned + kPad) * cut.chunks *
-                             cut.planes);
+                             cut.planes) +
+         shared_bytes<float>(W > cut.lanes * kOwned ? int64_t{cut.items} * cut.planes : 0);
 }
 
 // The division of the work; false if a plane or its cells are too large.
@@ -226,7 +243,7 @@ bool cut_planes(const PyramidAddBackward& op, FoldTiles& cut) {
   const int64_t H = op.grad.size[2], W = op.grad.size[3];
   const int64_t planes = op.grad.size[0] * op.grad.size[1];
   const int64_t combos = op.levels.count * op.taps.kernel[0];
-  if (combos > kMostCombos || W > kWarpSize * kOwned || H > INT16_MAX || planes == 0) return false;
+  if (combos > kMostCombos || W > INT16_MAX || H > INT16_MAX || planes == 0) return false;
   int64_t items = 0;
   for (int l = 0; l < op.levels.count; ++l) {
     if (!small_image(op.levels[l])) return false;

@@ -25,7 +25,7 @@ constexpr int kThreads = 128;
 constexpr int kSteps = 4;             // products of 16 columns of G that are loaded together
 constexpr int64_t kProcessors = 132;  // multiprocessors of an H100
 constexpr int64_t kResident = 2;      // blocks of a multiprocessor
-constexpr int64_t kBytes = 64 * 1024;
+constexpr int64_t kBytes = 224 * 1024;
 
 // Grid: groups of planes.
 template <class T, bool kPacked>

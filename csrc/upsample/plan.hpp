@@ -16,7 +16,7 @@ inline bool small_image(const View& map) {
 }
 
 // walk_cuda.cu. Returns false, without a launch, if it does not support the shapes; add_cuda.cu
-// then uses its own kernels.
+// then uses its own kernel.
 bool launch_add_walk(const PyramidAdd& op, Stream stream);
 
 // add_products_cuda.cu, contiguous maps and small levels under several taps. Returns false
@@ -29,21 +29,19 @@ bool launch_add_pixel_products(const PyramidAdd& op, Stream stream);
 // fold_cuda.cu, contiguous maps with small levels, and fold_tiles_cuda.cu, with large ones. Return
 // false, without a launch, if they do not support the shapes; add_backward_cuda.cu then uses its
 // own kernel.
+constexpr int64_t kFoldColumns = 128;  // of a warp of fold_cuda.cu
 bool launch_add_backward_fold(const PyramidAddBackward& op, Stream stream);
 bool launch_add_backward_tiles(const PyramidAddBackward& op, Stream stream);
 
 // fold_products_cuda.cu, the same for small levels under several taps. Returns false likewise.
 bool launch_add_backward_products(const PyramidAddBackward& op, Stream stream);
 
-// fold_pixel_products_cuda.cu, the same for channels_last maps, and whether it supports the shapes.
+// add_backward_pixels_cuda.cu, channels_last maps. Returns false likewise.
+bool launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream);
+
+// fold_pixel_products_cuda.cu, the same for small levels under several taps, and whether it
+// supports the shapes.
 bool has_pixel_products(const PyramidAddBackward& op);
 bool launch_add_backward_pixel_products(const PyramidAddBackward& op, Stream stream);
-
-// gather_pixels_cuda.cu: any channels_last map.
-void launch_add_backward_gather(const PyramidAddBackward& op, Stream stream);
-
-// add_backward_pixels_cuda.cu: channels_last maps; calls launch_add_backward_gather for shapes that
-// its own kernels do not support.
-void launch_add_backward_pixels(const PyramidAddBackward& op, Stream stream);
 
 }  // namespace stripctx::cuda
