@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import emulation
 import pytest
+import torch
 
 from benchmarks.floors import FLOORS, Launch, cuda_traffic
 from benchmarks.operators import COUNTED, DTYPES, LAYOUTS, OPERATORS, Sample, call
@@ -153,3 +154,25 @@ def test_sizes_split_rows_and_columns(dtype: str, layout: str) -> None:
 
 def test_every_operator_has_a_floor() -> None:
     assert set(OPERATORS) <= set(FLOORS)
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if name.startswith("pyramid_")])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@every_layout
+@pytest.mark.parametrize("size", [(1, 4, 97, 97), (1, 4, 128, 256)], ids=str)
+def test_networks_take_no_direct_kernel(
+    name: str, dtype: str, layout: str, size: tuple[int, int, int, int]
+) -> None:
+    """Kernels without tiles are for shapes that no network has."""
+    _, _, launches = counted(name, Sample(size, DTYPES[dtype], layout))
+    assert not [kernel for kernel in launches if kernel.endswith(("_directly", "_windows"))]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@every_layout
+def test_half_types_take_the_same_kernels(name: str, layout: str) -> None:
+    launches = [
+        set(counted(name, Sample((1, 32, 20, 24), dtype, layout))[2])
+        for dtype in (torch.bfloat16, torch.float16)
+    ]
+    assert launches[0] == launches[1]

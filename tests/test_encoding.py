@@ -63,7 +63,7 @@ def test_any_sizes(codes: int, depth: int, dtype: torch.dtype, layout: str) -> N
     operator_checks.check_float64(encode_case(codes), (2, depth, 1, length), dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 512, 6, 11), (1, 640, 3, 5), (3, 128, 14, 14)], ids=str)
 def test_sizes_of_the_networks(shape: Shape, dtype: torch.dtype) -> None:
     """The depths of EncNet and Deep TEN, and one too large for the tensor core kernels."""
@@ -72,7 +72,9 @@ def test_sizes_of_the_networks(shape: Shape, dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(not EMULATED, reason="counts launches")
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [(torch.bfloat16, "resident"), (torch.float32, "float")], ids=str
+    ("dtype", "kind"),
+    [(torch.bfloat16, "resident"), (torch.float16, "resident"), (torch.float32, "float")],
+    ids=str,
 )
 def test_devices_with_less_shared_memory(
     dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -88,24 +90,44 @@ def test_devices_with_less_shared_memory(
     assert {"encode_tiles", "encode_backward_tiles"} <= emulation.counts(check).keys()
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("of_grad", [1.0, 3e4], ids=str)
+@pytest.mark.parametrize("of_x", [1e-4, 1.0, 1e4], ids=str)
+def test_float16_of_any_magnitude(of_x: float, of_grad: float, layout: str) -> None:
+    """The operands of products on tensor cores are float16, and gradients have a loss scale. The
+    gradient of x is at most `of_grad`."""
+    x, codewords, scale = encode_case(32).arguments((1, 64, 7, 11), torch.float32, layout)
+    codewords *= torch.logspace(-6, 0, 32)[:, None]
+    arguments = ((of_x * x).half(), of_x * codewords, scale / 64 / of_x**2)
+    exact = tuple(a.double() for a in arguments)
+    grad = noise(1, 32, 64)
+    grad *= of_grad / float(operator_checks.run(plain_encode, exact, (grad,))[1].abs().max())
+    values = operator_checks.run(functional.encode, arguments, (grad,))
+    expected = operator_checks.run(plain_encode, exact, (grad,))
+    for i, (value, want) in enumerate(zip(values, expected, strict=True)):
+        bound = operator_checks.TOLERANCE[torch.float16] if i == 1 else 1e-5
+        assert operator_checks.relative_error(value, want) < bound, i
+
+
 @pytest.mark.skipif(not EMULATED, reason="chooses the emulated chip")
 @pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("shape", "codes"), [((2, 40, 9, 10), 32), ((1, 130, 7, 11), 31), ((1, 264, 5, 7), 3)], ids=str
 )
 def test_chips_without_products_of_warpgroups(
-    shape: Shape, codes: int, layout: str, monkeypatch: pytest.MonkeyPatch
+    shape: Shape, codes: int, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but sm_90, whose products agree to the rounding of sums."""
     x, codewords, scale = encode_case(codes).arguments(shape, torch.float32, layout)
-    arguments = (x.bfloat16(), codewords, scale / shape[1])
+    arguments = (x.to(dtype), codewords, scale / shape[1])
     grad = noise(shape[0], codes, shape[1])
     with_warpgroups = operator_checks.run(functional.encode, arguments, (grad,))
     monkeypatch.setenv("STRIPCTX_SIMT_CAPABILITY", "80")
     values = operator_checks.run(functional.encode, arguments, (grad,))
     expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
     for i, (value, other, want) in enumerate(zip(values, with_warpgroups, expected, strict=True)):
-        bound = operator_checks.TOLERANCE[torch.bfloat16] if i == 1 else 1e-5
+        bound = operator_checks.TOLERANCE[dtype] if i == 1 else 1e-5
         assert operator_checks.relative_error(value, want) < bound
         assert operator_checks.relative_error(other, want) < bound
 

@@ -384,17 +384,22 @@ def warpgroup_product(
     which the depth is the fastest dimension. `fault` is one of kernels/warpgroups.cu."""
     stored = [a.mT.contiguous() if turned[0] else a, b if turned[1] else b.mT.contiguous()]
     out = torch.zeros(64, b.size(1))
-    emulator("warpgroup_product", stored[0], turned[0], stored[1], turned[1], out, b.size(1), fault)
+    half = int(a.dtype is torch.float16)
+    columns = b.size(1)
+    emulator(
+        "warpgroup_product", stored[0], turned[0], stored[1], turned[1], half, out, columns, fault
+    )
     return out
 
 
 @pytest.mark.parametrize("columns", [32, 64])
 @pytest.mark.parametrize("turned_b", [0, 1])
 @pytest.mark.parametrize("turned_a", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_of_warpgroups(
-    emulator: Emulator, turned_a: int, turned_b: int, columns: int
+    emulator: Emulator, dtype: torch.dtype, turned_a: int, turned_b: int, columns: int
 ) -> None:
-    a, b = torch.randn(64, 64).bfloat16(), torch.randn(64, columns).bfloat16()
+    a, b = torch.randn(64, 64).to(dtype), torch.randn(64, columns).to(dtype)
     expected = a.double() @ b.double()
     magnitude = a.double().abs() @ b.double().abs()
     for order in ORDERS:

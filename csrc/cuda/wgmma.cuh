@@ -1,7 +1,7 @@
 // Matrix products by a warpgroup (four consecutive warps, 128 threads), d += a b in float32 with
-// bfloat16 operands in shared memory: wgmma of sm_90a, and the emulator's tests/simt/wgmma.hpp. All
-// threads of the warpgroup must call each function. Other chips have no such instructions: code
-// with has_warpgroup_products false must use mma.cuh.
+// operands of a half type in shared memory: wgmma of sm_90a, and the emulator's
+// tests/simt/wgmma.hpp. All threads of the warpgroup must call each function. Other chips have no
+// such instructions: code with has_warpgroup_products false must use mma.cuh.
 //
 // The products run asynchronously:
 //
@@ -38,13 +38,12 @@ auto with_products(Run&& run) {
 #endif
 }
 
-// A bfloat16 matrix in shared memory, stored as runs of kRun columns (kRun 32 or 64), each run as
-// rows of 2 kRun bytes. Within a row, packs of 8 columns are permuted (the hardware's swizzle of 64
-// or 128 bytes), so that the same columns of 8 adjacent rows lie in different banks.
-template <int kRows, int kRun>
+// A matrix of a half type in shared memory, stored as runs of kRun columns (kRun 32 or 64), each
+// run as rows of 2 kRun bytes. Within a row, packs of 8 columns are permuted (the hardware's
+// swizzle of 64 or 128 bytes), so that the same columns of 8 adjacent rows lie in different banks.
+template <class T, int kRows, int kRun>
 struct SwizzledMatrix {
-  using T = __nv_bfloat16;
-  static_assert(kRows % 8 == 0 && (kRun == 32 || kRun == 64));
+  static_assert(sizeof(T) == 2 && kRows % 8 == 0 && (kRun == 32 || kRun == 64));
 
   Shared<T> data;
 
@@ -97,36 +96,48 @@ __device__ inline void begin_products() {
 
 // d (64 x kColumns) = a (64 x 16) b (16 x kColumns), added to d if `adds`. a is indexed [m][k], or
 // [k][m] if kTurnedA; b is indexed [n][k], or [k][n] if kTurnedB.
-template <bool kTurnedA, bool kTurnedB, int kColumns>
+template <class T, bool kTurnedA, bool kTurnedB, int kColumns>
 __device__ inline void multiply_async(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool adds) {
   static_assert(kColumns == 32 || kColumns == 64);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if constexpr (kColumns == 32) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "%16, %17, p, 1, 1, %19, %20;}"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15])
-        : "l"(a), "l"(b), "r"(int{adds}), "n"(int{kTurnedA}), "n"(int{kTurnedB})
-        : "memory");
+#define STRIPCTX_MULTIPLY_32(TYPES)                                                             \
+  asm volatile(                                                                                 \
+      "{.reg .pred p; setp.ne.b32 p, %18, 0;\n"                                                 \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPES                                       \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "               \
+      "%16, %17, p, 1, 1, %19, %20;}"                                                           \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),     \
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), \
+        "+f"(d[14]), "+f"(d[15])                                                                \
+      : "l"(a), "l"(b), "r"(int{adds}), "n"(int{kTurnedA}), "n"(int{kTurnedB})                  \
+      : "memory")
+#define STRIPCTX_MULTIPLY_64(TYPES)                                                                \
+  asm volatile(                                                                                    \
+      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"                                                    \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPES                                          \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                   \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "          \
+      "%32, %33, p, 1, 1, %35, %36;}"                                                              \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
+      : "l"(a), "l"(b), "r"(int{adds}), "n"(int{kTurnedA}), "n"(int{kTurnedB})                     \
+      : "memory")
+  if constexpr (std::is_same_v<T, __half>) {
+    if constexpr (kColumns == 32) {
+      STRIPCTX_MULTIPLY_32("f16.f16");
+    } else {
+      STRIPCTX_MULTIPLY_64("f16.f16");
+    }
+  } else if constexpr (kColumns == 32) {
+    STRIPCTX_MULTIPLY_32("bf16.bf16");
   } else {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "%32, %33, p, 1, 1, %35, %36;}"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "l"(a), "l"(b), "r"(int{adds}), "n"(int{kTurnedA}), "n"(int{kTurnedB})
-        : "memory");
+    STRIPCTX_MULTIPLY_64("bf16.bf16");
   }
+#undef STRIPCTX_MULTIPLY_32
+#undef STRIPCTX_MULTIPLY_64
 #endif
 }
 

@@ -1,8 +1,8 @@
 // The gradients of the encoding layer on CUDA, on tensor cores. encoding/params.hpp has the
 // formulas, tile.cuh the algorithm. Reads x once, writes its gradient once, and writes one partial
-// sum per block of the gradients of the codewords and of the scale. Runs float16 maps, and float32
-// and bfloat16 maps if encode_backward_float_cuda.cu or encode_backward_resident_cuda.cu do not
-// apply.
+// sum per block of the gradients of the codewords and of the scale. Runs on devices whose
+// shared memory is too small for encode_backward_float_cuda.cu and
+// encode_backward_resident_cuda.cu.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {

@@ -1,6 +1,6 @@
-// The gradients of the encoding layer on CUDA for bfloat16 maps, with the codewords and G resident
-// in shared memory; resident.cuh has the algorithm. Reads x once, writes its gradient once, and
-// writes one partial sum per block of the gradients of the codewords and of the scale.
+// The gradients of the encoding layer on CUDA for maps of half types, with the codewords and G
+// resident in shared memory; resident.cuh has the algorithm. Reads x once, writes its gradient
+// once, and writes one partial sum per block of the gradients of the codewords and of the scale.
 #include "encoding/resident.cuh"
 
 namespace stripctx::cuda {
@@ -9,10 +9,10 @@ namespace {
 
 // A tile with the gradient's weights w = 2 q. The first matrix has the weights w and -c', the
 // second a and G.
-template <bool kDepthFastest, int kDepth, bool kWarpgroups>
-struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth, kWarpgroups> {
-  using Tile = ResidentTile<2, kDepthFastest, kDepth, kWarpgroups>;
-  using typename Tile::Sums, typename Tile::T;
+template <class T, bool kDepthFastest, int kDepth, bool kWarpgroups>
+struct ResidentGradient : ResidentTile<T, 2, kDepthFastest, kDepth, kWarpgroups> {
+  using Tile = ResidentTile<T, 2, kDepthFastest, kDepth, kWarpgroups>;
+  using typename Tile::Sums;
 
   const Global<const float> gradient;
   Shared<float> code_gradients, row_weights;  // c.G per codeword; sum of w per position
@@ -32,6 +32,11 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth, kWarpgroups> {
     this->keep(1, column);
     this->load_column(column, this->codewords, [](float grad, float code) { return grad * code; });
     this->add_columns(column, code_gradients);
+  }
+
+  // The inverse of the scales of a matrix and its weights together.
+  __device__ float unscales(int matrix, const Scale& of_weights) const {
+    return Tile::kScaled ? of_weights.inverse * this->inverses[matrix] : 1;
   }
 
   __device__ float grad(int k, int d) const { return gradient.load(k * this->depth + d); }
@@ -61,7 +66,7 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth, kWarpgroups> {
         const auto x = this->tile.data.template load_pack<2>(at);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          two[e] += weight[e] * (__bfloat162float(x[e]) - mean[row][e]);
+          two[e] += weight[e] * (to_accumulate(x[e]) - mean[row][e]);
         }
         this->tile.data.template store_pack<2>(at, pair_from_accumulate<T>(two[0], two[1]));
       }
@@ -126,11 +131,11 @@ struct ResidentGradient : ResidentTile<2, kDepthFastest, kDepth, kWarpgroups> {
 constexpr int kMass = 0, kWeight = 1, kScale = 2;
 
 // Grid and block as encode_resident.
-template <bool kDepthFastest, int kDepth, bool kWarpgroups>
+template <class T, bool kDepthFastest, int kDepth, bool kWarpgroups>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_backward_resident(EncodeBackward op, EncodeChunks chunks, bool packed) {
   constexpr bool kByWarpgroups = kWarpgroups && has_warpgroup_products;
-  using Tile = ResidentGradient<kDepthFastest, kDepth, kByWarpgroups>;
+  using Tile = ResidentGradient<T, kDepthFastest, kDepth, kByWarpgroups>;
   if constexpr (!has_tensor_cores || Tile::bytes() > kSharedBytesOfChip) return;  // not launched
   constexpr int kEach = Tile::kEach;
   SharedMemory memory;
@@ -190,15 +195,16 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       a[e] = distance.near ? 0 : a[e];
       weight[e] = distance.near ? 0 : weight[e];
     }
-    tile.store_weights(0, weight);
-    tile.store_weights(1, a);
+    const Scale of_weights = tile.scale_of(weight), of_assignments = tile.scale_of_assignments();
+    tile.store_weights(0, weight, of_weights);
+    tile.store_weights(1, a, of_assignments);
 #pragma unroll
     for (int e = 0; e < kEach; ++e) row_weight += weight[e];
     tile.add_total(kWeight, weight);
     row_weight = warp_sum<Tile::kLanes>(row_weight);
     if (code == 0) tile.row_weights[tile.own_position()] = row_weight;
     __syncthreads();
-    tile.accumulate(sums);
+    tile.accumulate(sums, of_weights.inverse);
     tile.for_near([&](int i) {
       tile.add_near(partials(), i, start + i, near);
       near = true;
@@ -209,7 +215,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     for (int pair = 0; pair < Tile::kPairs; ++pair) {
       if (!tile.exists(tile.first_dimension(pair))) break;
       float gradient[16];
-      tile.multiply_weights(pair, gradient);
+      tile.multiply_weights(pair, tile.unscales(0, of_weights), tile.unscales(1, of_assignments),
+                            gradient);
       tile.become_gradient(pair, gradient);
     }
     __syncwarp();
@@ -236,10 +243,10 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 }  // namespace
 
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream) {
-  const auto kernel_of =
-      []<bool kDepthFastest, int kDepth, bool kWarpgroups>() -> ChunkKernel<EncodeBackward> {
-    return {ResidentGradient<kDepthFastest, kDepth, kWarpgroups>::bytes(), kResidentThreads,
-            encode_backward_resident<kDepthFastest, kDepth, kWarpgroups>};
+  const auto kernel_of = []<class T, bool kDepthFastest, int kDepth, bool kWarpgroups>()
+      -> ChunkKernel<EncodeBackward> {
+    return {ResidentGradient<T, kDepthFastest, kDepth, kWarpgroups>::bytes(), kResidentThreads,
+            encode_backward_resident<T, kDepthFastest, kDepth, kWarpgroups>};
   };
   return launch_resident("encode_backward_resident", op, {&op.x, &op.grad_x}, chunks, stream,
                          kernel_of);

@@ -1,7 +1,6 @@
 // The encoding layer on CUDA (Zhang et al., Deep TEN, CVPR 2017, eq. 2 to 4), on tensor cores;
-// tile.cuh has the algorithm. Reads x once and writes one partial sum of E per block. Runs float16
-// maps, and float32 and bfloat16 maps if encode_float_cuda.cu or encode_resident_cuda.cu do not
-// apply.
+// tile.cuh has the algorithm. Reads x once and writes one partial sum of E per block. Runs
+// on devices whose shared memory is too small for encode_float_cuda.cu and encode_resident_cuda.cu.
 #include "encoding/tile.cuh"
 
 namespace stripctx::cuda {

@@ -1,4 +1,4 @@
-// The encoding layer on CUDA for bfloat16 maps, with the codewords resident in shared memory;
+// The encoding layer on CUDA for maps of half types, with the codewords resident in shared memory;
 // resident.cuh has the algorithm. Reads x once and writes one partial sum of E per block.
 #include "encoding/resident.cuh"
 
@@ -8,11 +8,11 @@ namespace {
 
 // Grid: images, chunks of each. Block: kResidentThreads threads. A warp accumulates
 // every sixteenth run of 16 dimensions of E, in registers for all tiles.
-template <bool kDepthFastest, int kDepth, bool kWarpgroups>
+template <class T, bool kDepthFastest, int kDepth, bool kWarpgroups>
 __global__ void __launch_bounds__(kResidentThreads, 1)
     encode_resident(Encode op, EncodeChunks chunks, bool packed) {
   constexpr bool kByWarpgroups = kWarpgroups && has_warpgroup_products;
-  using Tile = ResidentTile<1, kDepthFastest, kDepth, kByWarpgroups>;
+  using Tile = ResidentTile<T, 1, kDepthFastest, kDepth, kByWarpgroups>;
   if constexpr (!has_tensor_cores || Tile::bytes() > kSharedBytesOfChip) return;  // not launched
   SharedMemory memory;
   const Tile tile(op, Chunk(op, chunks), packed, memory);
@@ -42,12 +42,12 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     for (int e = 0; e < Tile::kEach; ++e) {
       centred[e] = inside && !distance.near ? a[e] : 0;
     }
-    tile.store_weights(0, centred);
+    tile.store_weights(0, centred, tile.scale_of_assignments());
     tile.add_total(0, centred);
     if (distance.near) tile.store_near(tile.first_code(), a);
     if constexpr (!kByWarpgroups) tile.prefetch(next, start + Tile::kPositions);
     __syncthreads();
-    tile.accumulate(sums);
+    tile.accumulate(sums, tile.scale_of_assignments().inverse);
     tile.for_near([&](int i) {
       tile.add_near(partials(), i, start + i, near);
       near = true;
@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 
 bool launch_resident(const Encode& op, const EncodeChunks& chunks, Stream stream) {
   const auto kernel_of =
-      []<bool kDepthFastest, int kDepth, bool kWarpgroups>() -> ChunkKernel<Encode> {
-    return {ResidentTile<1, kDepthFastest, kDepth, kWarpgroups>::bytes(), kResidentThreads,
-            encode_resident<kDepthFastest, kDepth, kWarpgroups>};
+      []<class T, bool kDepthFastest, int kDepth, bool kWarpgroups>() -> ChunkKernel<Encode> {
+    return {ResidentTile<T, 1, kDepthFastest, kDepth, kWarpgroups>::bytes(), kResidentThreads,
+            encode_resident<T, kDepthFastest, kDepth, kWarpgroups>};
   };
   return launch_resident("encode_resident", op, {&op.x}, chunks, stream, kernel_of);
 }

@@ -10,20 +10,23 @@
 namespace stripctx::cuda {
 
 // 16 x 16 elements, distributed over a warp.
-using Operand = Pack<__nv_bfloat16, 2>[4];
+template <class T>
+using Operand = Pack<T, 2>[4];
 
-// 8 elements in flight from global memory, kept as 32-bit words: separate bfloat16 values would
-// take one register each.
+// 8 elements in flight from global memory, kept as 32-bit words: separate values would take
+// one register each.
 struct Words {
   unsigned word[4];
 
-  __device__ static Words of(const Pack<__nv_bfloat16, 8>& pack) {
+  template <class T>
+  __device__ static Words of(const Pack<T, 8>& pack) {
     Words words;
     memcpy(&words, &pack, sizeof(words));
     return words;
   }
-  __device__ Pack<__nv_bfloat16, 8> pack() const {
-    Pack<__nv_bfloat16, 8> pack;
+  template <class T>
+  __device__ Pack<T, 8> pack() const {
+    Pack<T, 8> pack;
     memcpy(&pack, word, sizeof(pack));
     return pack;
   }
@@ -53,8 +56,8 @@ __device__ inline int own_column(int i) {
 }
 
 // kBelow: of the four 8 x 8 blocks, the second lies below the first; else beside it.
-template <bool kTurned, bool kBelow, class Matrix>
-__device__ inline void load_operand(Operand& to, const Matrix& from, int row, int column) {
+template <bool kTurned, bool kBelow, class T, class Matrix>
+__device__ inline void load_operand(Operand<T>& to, const Matrix& from, int row, int column) {
   const int which = fresh_lane() / 8, first = which % 2 * 8, second = which / 2 * 8;
   const int lane_row = (kBelow ? first : second) + fresh_lane() % 8;
   const int lane_column = kBelow ? second : first;
@@ -63,23 +66,24 @@ __device__ inline void load_operand(Operand& to, const Matrix& from, int row, in
 
 // The left operand that begins at (row, column) of a matrix indexed [row][k], or [k][row] if
 // kTurned.
-template <bool kTurned, class Matrix>
-__device__ inline void load_left(Operand& to, const Matrix& from, int row, int column) {
+template <bool kTurned, class T, class Matrix>
+__device__ inline void load_left(Operand<T>& to, const Matrix& from, int row, int column) {
   load_operand<kTurned, !kTurned>(to, from, row, column);
 }
 
 // Two adjacent right operands that begin at (row, column) of a matrix indexed [k][column], or
 // [column][k] if kTurned.
-template <bool kTurned, class Matrix>
-__device__ inline void load_right(Operand& to, const Matrix& from, int row, int column) {
+template <bool kTurned, class T, class Matrix>
+__device__ inline void load_right(Operand<T>& to, const Matrix& from, int row, int column) {
   load_operand<!kTurned, !kTurned>(to, from, row, column);
 }
 
 // d[n] += a b_n for the two right operands in b.
-__device__ inline void multiply_pair(float (&first)[4], float (&second)[4], const Operand& a,
-                                     const Operand& b) {
-  mma_m16n8k16(first, a, {b[0], b[1]});
-  mma_m16n8k16(second, a, {b[2], b[3]});
+template <class T>
+__device__ inline void multiply_pair(float (&first)[4], float (&second)[4], const Operand<T>& a,
+                                     const Operand<T>& b) {
+  mma_m16n8k16<T>(first, a, {b[0], b[1]});
+  mma_m16n8k16<T>(second, a, {b[2], b[3]});
 }
 
 }  // namespace stripctx::cuda

@@ -44,7 +44,7 @@ void launch_general(const EncodeBackward& op, Stream stream);
 bool launch_float(const Encode& op, const EncodeChunks& chunks, Stream stream);
 bool launch_float(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream);
 
-// The same for bfloat16 maps.
+// The same for maps of half types.
 bool launch_resident(const Encode& op, const EncodeChunks& chunks, Stream stream);
 bool launch_resident(const EncodeBackward& op, const EncodeChunks& chunks, Stream stream);
 

@@ -1,14 +1,16 @@
-// Shared code of the encoding layer's bfloat16 kernels, forward and backward.
+// Shared code of the encoding layer's half-type kernels, forward and backward.
 //
 // A block of 16 warps owns one chunk of one image. The codewords about their mean m, and in
 // backward the gradient G, stay in shared memory while the block runs, each split into a high and a
-// low bfloat16 part. x is copied unchanged to shared memory, a tile of kPositions at a time; the
+// low part of x's type. x is copied unchanged to shared memory, a tile of kPositions at a time; the
 // next tile is loaded to registers meanwhile. resident_products.cuh has the products.
 //
-// Precision: x is exact in bfloat16, and r, the sum of the two stored parts of c' = c - m, replaces
+// Precision: x is exact, and r, the sum of the two stored parts of c' = c - m, replaces
 // c' in the products: the distance is |x - m|^2 - 2 (x.r - m.r) + |c'|^2. The terms that cancel if
 // x is far from 0 (x.r and m.r) use the same r, so its rounding is not amplified. Likewise all sums
-// over a weight use the sum of its two stored parts. tile.cuh explains near positions.
+// over a weight use the sum of its two stored parts. tile.cuh explains near positions. float16
+// cannot hold small and large values at once: what is split is multiplied by a power of two first,
+// and the sums of products by its inverse (Scale).
 #pragma once
 
 #include "cuda/exponential.cuh"
@@ -18,13 +20,27 @@
 
 namespace stripctx::cuda {
 
-template <int kMatrices, bool kDepthFastest, int kDepth, bool kWarpgroups>
-struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgroups> {
-  using Products = ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgroups>;
+// A power of two and its inverse.
+struct Scale {
+  float factor = 1, inverse = 1;
+
+  __device__ static Scale of_exponent(int exponent) {
+    const unsigned bits[2] = {static_cast<unsigned>(127 + exponent) << 23,
+                              static_cast<unsigned>(127 - exponent) << 23};
+    Scale scale;
+    memcpy(&scale.factor, &bits[0], sizeof(float));
+    memcpy(&scale.inverse, &bits[1], sizeof(float));
+    return scale;
+  }
+};
+
+template <class T, int kMatrices, bool kDepthFastest, int kDepth, bool kWarpgroups>
+struct ResidentTile : ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWarpgroups> {
+  using Products = ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWarpgroups>;
   using Products::code_rows, Products::exists, Products::first_dimension, Products::kPairs,
-      Products::kPartPitch, Products::kParts, Products::kPositions, Products::parts, Products::tile,
-      Products::tile_at, Products::weights;
-  using typename Products::Sums, typename Products::T;
+      Products::kPartPitch, Products::kParts, Products::kPositions, Products::kScaled,
+      Products::parts, Products::tile, Products::tile_at, Products::weights;
+  using typename Products::Sums;
 
   static constexpr int kTotals = kMatrices == 1 ? 1 : 3;
   static constexpr int kLanes = kResidentThreads / kPositions;  // lanes per position in the softmax
@@ -47,11 +63,14 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   Shared<float> mean, norms;
   Shared<float> code_norms, offsets, scale;  // offsets: |c'|^2 + 2 m.r
   Shared<unsigned> near_positions;           // a bit mask per warp
+  Shared<float> inverses, largest;  // if scaled: of each matrix's scale; a maximum per warp
 
   STRIPCTX_HOST_DEVICE static constexpr int64_t bytes() {
     return Products::bytes() + shared_bytes<float>(kTotals * kPositions * kFastCodes) +
            shared_bytes<float>(kDepth) + shared_bytes<float>(kNormParts * kNormPitch) +
-           3 * shared_bytes<float>(kFastCodes) + shared_bytes<unsigned>(kResidentWarps);
+           3 * shared_bytes<float>(kFastCodes) + shared_bytes<unsigned>(kResidentWarps) +
+           shared_bytes<float>(kScaled ? kMatrices : 0) +
+           shared_bytes<float>(kScaled ? kResidentWarps : 0);
   }
 
   template <class Op>
@@ -71,7 +90,9 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
         code_norms(memory.take<float>(kFastCodes)),
         offsets(memory.take<float>(kFastCodes)),
         scale(memory.take<float>(kFastCodes)),
-        near_positions(memory.take<unsigned>(kResidentWarps)) {
+        near_positions(memory.take<unsigned>(kResidentWarps)),
+        inverses(memory.take<float>(kScaled ? kMatrices : 0)),
+        largest(memory.take<float>(kScaled ? kResidentWarps : 0)) {
     for (int j = threadIdx.x; j < kTotals * kPositions * kFastCodes; j += kResidentThreads) {
       totals[j] = 0;
     }
@@ -112,20 +133,51 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   __device__ void load_column(Column& column, const Global<const float>& matrix) const {
     load_column(column, matrix, [](float, float loaded) { return loaded; });
   }
+  // A scale for which the largest value of all threads is about 2^13: half of float16's exponents
+  // are left for smaller values. Every thread must call it, with a barrier between two calls.
+  template <int kCount>
+  __device__ Scale scale_of(const float (&values)[kCount]) const {
+    if constexpr (!kScaled) return {};
+    const auto of_warp = [](float value) {
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) {
+        value = fmaxf(value, __shfl_xor_sync(kFullMask, value, step));
+      }
+      return value;
+    };
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) most = fmaxf(most, fabsf(values[i]));
+    most = of_warp(most);
+    if (fresh_lane() == 0) largest[fresh_warp()] = most;
+    __syncthreads();
+    most = of_warp(largest[fresh_lane() % kResidentWarps]);
+    if (!(most <= FLT_MAX)) return {};
+    unsigned bits;
+    memcpy(&bits, &most, sizeof(bits));
+    return Scale::of_exponent(min(126, 13 + 127 - static_cast<int>(bits >> 23)));
+  }
+  // Of assignments, which are at most 1.
+  __device__ static Scale scale_of_assignments() {
+    return kScaled ? Scale::of_exponent(14) : Scale{};
+  }
+
   // Splits the column into the rows of a matrix, and replaces each element by the sum of its stored
-  // parts, as the products use it.
+  // parts, as the products use it. Every thread must call it.
   __device__ void keep(int matrix, Column& column) const {
     const int d = static_cast<int>(threadIdx.x);
+    const Scale by = scale_of(column);
+    if (kScaled && d == 0) inverses[matrix] = by.inverse;
     if (d >= kDepth) return;
 #pragma unroll
     for (int k = 0; k < kFastCodes; k += 2) {
-      const auto [upper, lower] = split_pair(column[k], column[k + 1]);
+      const auto [upper, lower] = split_pair(column[k] * by.factor, column[k + 1] * by.factor);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = 2 * kFastCodes * matrix + k + i;
         code_rows.data[code_rows.at(row, d)] = upper[i];
         code_rows.data[code_rows.at(row + kFastCodes, d)] = lower[i];
-        column[k + i] = __bfloat162float(upper[i]) + __bfloat162float(lower[i]);
+        column[k + i] = (to_accumulate(upper[i]) + to_accumulate(lower[i])) * by.inverse;
       }
     }
   }
@@ -155,8 +207,8 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   };
   __device__ static SplitPair split_pair(float first, float second) {
     const auto high = pair_from_accumulate<T>(first, second);
-    return {high, pair_from_accumulate<T>(first - __bfloat162float(high[0]),
-                                          second - __bfloat162float(high[1]))};
+    return {high, pair_from_accumulate<T>(first - to_accumulate(high[0]),
+                                          second - to_accumulate(high[1]))};
   }
   // The positions in the tile of this thread's packs. Packs with d >= kDepth do not exist.
   struct Place {
@@ -255,7 +307,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
                                         mean.template load_pack<4>(d + 4)};
 #pragma unroll
       for (int j = pair; j < kLoads; j += kPairs) {
-        const auto pack = next[j].pack();
+        const auto pack = next[j].template pack<T>();
         tile.data.template store_pack<8>(tile_at(d, place(j).i), pack);
         float values[8];
         widen(pack, values);
@@ -280,7 +332,7 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const Place at = place(j);
-      const auto pack = next[j].pack();
+      const auto pack = next[j].template pack<T>();
       tile.data.template store_pack<8>(tile_at(at.d, at.i), pack);
       float values[8];
       widen(pack, values);
@@ -317,6 +369,11 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
           parts.template load_pack<kEach>((part * kPositions + own_position()) * kPartPitch + row);
 #pragma unroll
       for (int e = 0; e < kEach; ++e) sum[e] += one[e];
+    }
+    if constexpr (kScaled) {
+      const float inverse = inverses[row / kFastCodes];
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) sum[e] *= inverse;
     }
     return sum;
   }
@@ -400,18 +457,18 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
     for (int e = 0; e < kEach; ++e) a[e] *= inverse;
   }
 
-  // Stores this thread's weights for its codewords, split in two parts, and replaces each by the
-  // sum of its parts.
-  __device__ void store_weights(int matrix, float (&weight)[kEach]) const {
+  // Stores this thread's weights for its codewords, scaled and split in two parts, and replaces
+  // each by the sum of its parts.
+  __device__ void store_weights(int matrix, float (&weight)[kEach], const Scale& by) const {
     Pack<T, kEach> upper, lower;
 #pragma unroll
     for (int e = 0; e < kEach; e += 2) {
-      const auto [first, second] = split_pair(weight[e], weight[e + 1]);
+      const auto [first, second] = split_pair(weight[e] * by.factor, weight[e + 1] * by.factor);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         upper[e + i] = first[i];
         lower[e + i] = second[i];
-        weight[e + i] = __bfloat162float(first[i]) + __bfloat162float(second[i]);
+        weight[e + i] = (to_accumulate(first[i]) + to_accumulate(second[i])) * by.inverse;
       }
     }
     const int column = 2 * kFastCodes * matrix + first_code();
@@ -499,23 +556,29 @@ struct ResidentTile : ResidentProducts<kMatrices, kDepthFastest, kDepth, kWarpgr
   __device__ float total(int which, int k) const { return totals[total_at(which, 0) + k]; }
 };
 
-// Launches kernel_of<kDepthFastest, kDepth, kWarpgroups>() for bfloat16 maps. Returns false for
-// other maps, and if the device cannot run it.
+// Launches kernel_of<T, kDepthFastest, kDepth, kWarpgroups>() for maps of half types. Returns false
+// for other maps, and if the device cannot run it.
 template <class Op, class KernelOf>
 bool launch_resident(const char* name, const Op& op, std::initializer_list<const View*> maps,
                      const EncodeChunks& chunks, Stream stream, KernelOf&& kernel_of) {
-  if (op.x.dtype != DType::kBFloat16) return false;
+  if (op.x.dtype != DType::kBFloat16 && op.x.dtype != DType::kFloat16) return false;
   const bool along_depth = depth_fastest(op.x);
   const int fastest = along_depth ? 1 : 3;
   const bool packed = packs(maps, 2, fastest, op.x.size[fastest], 8);
-  const auto of_layout = [&]<bool kDepthFastest, bool kWarpgroups>() -> ChunkKernel<Op> {
-    if (op.depth() <= 128) return kernel_of.template operator()<kDepthFastest, 128, kWarpgroups>();
-    if (op.depth() <= 256) return kernel_of.template operator()<kDepthFastest, 256, kWarpgroups>();
-    return kernel_of.template operator()<kDepthFastest, 512, kWarpgroups>();
+  const auto of_layout = [&]<class T, bool kDepthFastest, bool kWarpgroups>() -> ChunkKernel<Op> {
+    const int64_t D = op.depth();
+    if (D <= 128) return kernel_of.template operator()<T, kDepthFastest, 128, kWarpgroups>();
+    if (D <= 256) return kernel_of.template operator()<T, kDepthFastest, 256, kWarpgroups>();
+    return kernel_of.template operator()<T, kDepthFastest, 512, kWarpgroups>();
+  };
+  const auto of_type = [&]<class T, bool kWarpgroups>() {
+    return along_depth ? of_layout.template operator()<T, true, kWarpgroups>()
+                       : of_layout.template operator()<T, false, kWarpgroups>();
   };
   const ChunkKernel<Op> kernel = with_products([&]<bool kWarpgroups>() {
-    return along_depth ? of_layout.template operator()<true, kWarpgroups>()
-                       : of_layout.template operator()<false, kWarpgroups>();
+    return op.x.dtype == DType::kFloat16
+               ? of_type.template operator()<__half, kWarpgroups>()
+               : of_type.template operator()<__nv_bfloat16, kWarpgroups>();
   });
   return launch_chunks(name, kernel, op, chunks, packed, stream);
 }

@@ -1,4 +1,4 @@
-// The matrices that a block of the encoding layer's bfloat16 kernels keeps in shared memory, and
+// The matrices that a block of the encoding layer's half-type kernels keeps in shared memory, and
 // their products, by whole warpgroups (wgmma.cuh) or by single warps (mma.cuh).
 //
 // Tensor cores truncate when they add, so short sums are formed there, and added with rounding to
@@ -12,10 +12,10 @@ namespace stripctx::cuda {
 
 // kMatrices: 1 for the codewords, 2 for the codewords and G. kDepth: 128, 256 or 512, not less than
 // D; the matrices are zero beyond D.
-template <int kMatrices, bool kDepthFastest, int kDepth, bool kWarpgroups>
+template <class T, int kMatrices, bool kDepthFastest, int kDepth, bool kWarpgroups>
 struct ResidentProducts {
-  using T = __nv_bfloat16;
-
+  // float16 has few exponents: matrices and weights are multiplied by powers of two (Scale).
+  static constexpr bool kScaled = std::is_same_v<T, __half>;
   static constexpr int kPositions = kMatrices == 1 ? 64 : 32;  // of a tile of x
   static constexpr int kRows = kMatrices * kFastCodes;         // codewords, then G
   static constexpr int kPairs = kDepth > 256 ? 2 : 1;          // runs of 16 dimensions per warp
@@ -29,12 +29,13 @@ struct ResidentProducts {
 
   // Row 64 m + 32 p + k is part p (0: high, 1: low) of codeword k, negative and relative to the
   // mean (m = 0), or of G (m = 1).
-  using Codes = SwizzledMatrix<2 * kRows, 64>;
+  using Codes = SwizzledMatrix<T, 2 * kRows, 64>;
   // (positions, D) if kDepthFastest, else (D, positions).
-  using Tile = SwizzledMatrix<kDepthFastest ? kPositions : kDepth, kDepthFastest ? 64 : kPositions>;
+  using Tile =
+      SwizzledMatrix<T, kDepthFastest ? kPositions : kDepth, kDepthFastest ? 64 : kPositions>;
   // (positions, 64 m + 32 p + k): the weights of codeword k in the products with row 64 m + 32 p +
   // k of the other two.
-  using Weights = SwizzledMatrix<kPositions, 64>;
+  using Weights = SwizzledMatrix<T, kPositions, 64>;
 
   Codes code_rows;
   Tile tile;
@@ -77,8 +78,8 @@ struct ResidentProducts {
     }
   }
 
-  // sums += weights^T x, for the weights with m = 0.
-  __device__ void accumulate(Sums& sums) const {
+  // sums += weights^T x, for the weights with m = 0, whose scale has this inverse.
+  __device__ void accumulate(Sums& sums, float inverse) const {
     if (!exists(first_dimension(0))) return;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -90,37 +91,53 @@ struct ResidentProducts {
         begin_products();
 #pragma unroll
         for (int i = 0; i < kPositions; i += 16) {
-          multiply_async<kDepthFastest, true, kRun>(some, left + step_in_tile(0, i),
-                                                    right + Weights::step(i, 0), i > 0);
+          multiply_async<T, kDepthFastest, true, kRun>(some, left + step_in_tile(0, i),
+                                                       right + Weights::step(i, 0), i > 0);
         }
         finish_products(some);
 #pragma unroll
-        for (int j = 0; j < 16; ++j) sums[pair][j] += some[j] + some[16 + j];
+        for (int j = 0; j < 16; ++j) add(sums[pair][j], some[j] + some[16 + j], inverse);
       } else {
         float some[4][4] = {};
 #pragma unroll 1  // registers: unrolled, it spills
         for (int i = 0; i < kPositions; i += 16) {
-          Operand left;
+          Operand<T> left;
           load_tile<true>(left, first_dimension(pair), i);
 #pragma unroll
           for (int column = 2 * kFastCodes - 16; column >= 0; column -= 16) {
-            Operand right;
+            Operand<T> right;
             load_right<false>(right, weights, i, column);
             const int j = column / 8 % 4;
-            multiply_pair(some[j], some[j + 1], left, right);
+            multiply_pair<T>(some[j], some[j + 1], left, right);
           }
         }
-        add(sums[pair], some);
+        add(sums[pair], some, inverse);
       }
     }
   }
 
   // sum = codes weights^T, over all rows: for a run of this warp's dimensions and the positions.
-  __device__ void multiply_weights(int pair, float (&sum)[16]) const {
+  // `first` and `second`: the inverses of the scales of each matrix and its weights together.
+  __device__ void multiply_weights(int pair, float first, float second, float (&sum)[16]) const {
+    if constexpr (!kScaled) return multiply_matrices<0, kMatrices>(pair, sum);
+    multiply_matrices<0, 1>(pair, sum);
+    const float change = 1 / second;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) sum[j] = sum[j] * first * change;
+    multiply_matrices<kMatrices - 1, kMatrices>(pair, sum);
+#pragma unroll
+    for (int j = 0; j < 16; ++j) sum[j] *= second;
+  }
+
+ private:
+  // The same over the rows of the matrices [kFirst, kEnd), without regard to scales; adds to the
+  // sum over the matrices before.
+  template <int kFirst, int kEnd>
+  __device__ void multiply_matrices(int pair, float (&sum)[16]) const {
     // The rows of a matrix's high parts, and its low parts after them, in steps of 16.
     const auto for_rows = [](auto&& each) {
 #pragma unroll
-      for (int matrix = 0; matrix < kMatrices; ++matrix) {
+      for (int matrix = kFirst; matrix < kEnd; ++matrix) {
 #pragma unroll
         for (int k = 0; k < kFastCodes; k += 16) {
           const int high = 2 * kFastCodes * matrix + k, low = high + kFastCodes;
@@ -133,24 +150,28 @@ struct ResidentProducts {
     if constexpr (kWarpgroups) {
       const uint64_t left = code_rows.operand(0, first_of_warpgroup(pair));
       const uint64_t right = weights.operand(0, 0);
-      bool adds = false;
+      bool adds = kFirst > 0;
       begin_products();
       for_rows([&](int row, int column) {
-        multiply_async<true, false, kPositions>(sum, left + Codes::step(row, 0),
-                                                right + Weights::step(0, column), adds);
+        multiply_async<T, true, false, kPositions>(sum, left + Codes::step(row, 0),
+                                                   right + Weights::step(0, column), adds);
         adds = true;
       });
       finish_products(sum);
     } else {
       float some[4][4] = {};
+      if constexpr (kFirst > 0) {
+#pragma unroll
+        for (int j = 0; j < 16; ++j) some[j / 4][j % 4] = sum[j];
+      }
       for_rows([&](int row, int column) {
-        Operand left;
+        Operand<T> left;
         load_left<true>(left, code_rows, row, first_dimension(pair));
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          Operand right;
+          Operand<T> right;
           load_right<true>(right, weights, half * 16, column);
-          multiply_pair(some[2 * half], some[2 * half + 1], left, right);
+          multiply_pair<T>(some[2 * half], some[2 * half + 1], left, right);
         }
       });
 #pragma unroll
@@ -158,7 +179,6 @@ struct ResidentProducts {
     }
   }
 
- private:
   // The same for all lanes, as the compiler sees.
   __device__ static int own_warpgroup() { return __shfl_sync(kFullMask, fresh_warp() / 4, 0); }
   // The first of the 64 dimensions of this warpgroup's runs.
@@ -166,15 +186,18 @@ struct ResidentProducts {
     return (pair * kResidentWarps / 4 + own_warpgroup()) * 64;
   }
 
-  __device__ static void add(float (&sum)[16], const float (&some)[4][4]) {
+  __device__ static void add(float& sum, float some, float inverse) {
+    sum += kScaled ? some * inverse : some;
+  }
+  __device__ static void add(float (&sum)[16], const float (&some)[4][4], float inverse = 1) {
 #pragma unroll
-    for (int j = 0; j < 16; ++j) sum[j] += some[j / 4][j % 4];
+    for (int j = 0; j < 16; ++j) add(sum[j], some[j / 4][j % 4], inverse);
   }
 
   // The 16 x 16 elements of the tile from dimension d and position i on, as a left operand whose
   // rows are dimensions, or as two right operands whose columns are positions.
   template <bool kLeft>
-  __device__ void load_tile(Operand& to, int d, int i) const {
+  __device__ void load_tile(Operand<T>& to, int d, int i) const {
     const int row = kDepthFastest ? i : d, column = kDepthFastest ? d : i;
     kLeft ? load_left<kDepthFastest>(to, tile, row, column)
           : load_right<kDepthFastest>(to, tile, row, column);
@@ -213,8 +236,8 @@ struct ResidentProducts {
     begin_products();
 #pragma unroll
     for (int d = 0; d < kDepth / kParts; d += 16) {
-      multiply_async<!kDepthFastest, false, 2 * kRows>(sum, left + step_in_tile(d, 0),
-                                                       right + Codes::step(0, d), d > 0);
+      multiply_async<T, !kDepthFastest, false, 2 * kRows>(sum, left + step_in_tile(d, 0),
+                                                          right + Codes::step(0, d), d > 0);
     }
     finish_products(sum);
 #pragma unroll
@@ -238,8 +261,8 @@ struct ResidentProducts {
     begin_products();
 #pragma unroll
     for (int d = 0; d < kDepth / 2; d += 16) {
-      multiply_async<false, !kDepthFastest, kPositions>(sum, left + Codes::step(0, d),
-                                                        right + step_in_tile(d, 0), d > 0);
+      multiply_async<T, false, !kDepthFastest, kPositions>(sum, left + Codes::step(0, d),
+                                                           right + step_in_tile(d, 0), d > 0);
     }
     finish_products(sum);
     const int low = fresh_warp() / 2 % 2, row = kFastCodes * matrix + fresh_warp() % 2 * 16;
@@ -262,15 +285,15 @@ struct ResidentProducts {
       float some[4][4] = {};
 #pragma unroll 1
       for (int d = start; d < start + kStep; d += 16) {
-        Operand upper, lower;
+        Operand<T> upper, lower;
         load_left<false>(upper, code_rows, high, d);
         load_left<false>(lower, code_rows, high + kFastCodes, d);
 #pragma unroll
         for (int j = 0; j < 4; j += 2) {
-          Operand right;
+          Operand<T> right;
           load_tile<false>(right, d, position + j * 8);
-          multiply_pair(some[j], some[j + 1], lower, right);
-          multiply_pair(some[j], some[j + 1], upper, right);
+          multiply_pair<T>(some[j], some[j + 1], lower, right);
+          multiply_pair<T>(some[j], some[j + 1], upper, right);
         }
       }
       add(sum, some);

@@ -71,19 +71,20 @@ int64_t lanes_a_cell(const PyramidAddBackward& op) {
   return op.channels_last ? 1 : power_of_two(W / std::max<int64_t>(1, cells), kWarpSize);
 }
 
-}  // namespace
-
-void launch(const PyramidAddBackward& op, Stream stream) {
+// Whether one of the fold_ kernels has been launched.
+bool launch_fold(const PyramidAddBackward& op, Stream stream) {
+  if (op.channels_last) {
+    return launch_add_backward_pixel_products(op, stream) || launch_add_backward_pixels(op, stream);
+  }
   // Planes of more columns than a warp owns are processed in strips only if tiles of cells would
   // share too many.
   const bool narrow = op.grad.size[3] <= kFoldColumns;
-  const bool launched =
-      op.channels_last
-          ? launch_add_backward_pixel_products(op, stream) || launch_add_backward_pixels(op, stream)
-          : launch_add_backward_products(op, stream) ||
-                (narrow && launch_add_backward_fold(op, stream)) ||
-                launch_add_backward_tiles(op, stream) || launch_add_backward_fold(op, stream);
-  if (launched) return;
+  return launch_add_backward_products(op, stream) ||
+         (narrow && launch_add_backward_fold(op, stream)) ||
+         launch_add_backward_tiles(op, stream) || launch_add_backward_fold(op, stream);
+}
+
+void launch_directly(const PyramidAddBackward& op, Stream stream) {
   const int64_t lanes = lanes_a_cell(op);
   const int64_t masks = op.masked() ? ceil_div(op.grad.numel(), kBlockThreads) : 0;
   dispatch<Types>(op.grad.dtype, [&]<class T>() {
@@ -93,6 +94,20 @@ void launch(const PyramidAddBackward& op, Stream stream) {
             .stream = stream},
            add_backward_directly<T>, op, masks * kBlockThreads, static_cast<int>(lanes));
   });
+}
+
+}  // namespace
+
+void launch(const PyramidAddBackward& op, Stream stream) {
+  if (launch_fold(op, stream)) return;
+  if (op.channels_last || op.levels.count <= 1) return launch_directly(op, stream);
+  PyramidAddBackward one = op;  // the tables of a single level may fit
+  one.levels.count = 1;
+  for (int l = 0; l < op.levels.count; ++l) {
+    one.levels[0] = op.levels[l];
+    if (!launch_fold(one, stream)) launch_directly(one, stream);
+    one = masked_already(one);
+  }
 }
 
 }  // namespace stripctx::cuda

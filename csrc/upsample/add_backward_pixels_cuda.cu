@@ -481,13 +481,6 @@ void launch_fold(const PyramidAddBackward& op, const PixelTiles& cut, Stream str
   }
 }
 
-// `op` for the kernels after the first, which has written the masked gradient to grad_x.
-PyramidAddBackward masked_already(PyramidAddBackward op) {
-  if (op.masked()) op.grad = op.grad_x;
-  op.out = {};
-  return op;
-}
-
 }  // namespace
 
 int64_t partials(const PyramidAddBackward& op) {

@@ -15,6 +15,13 @@ inline bool small_image(const View& map) {
   return last <= INT32_MAX;
 }
 
+// `op` for the kernels after the first, which has written the masked gradient to grad_x.
+inline PyramidAddBackward masked_already(PyramidAddBackward op) {
+  if (op.masked()) op.grad = op.grad_x;
+  op.out = {};
+  return op;
+}
+
 // walk_cuda.cu. Returns false, without a launch, if it does not support the shapes; add_cuda.cu
 // then uses its own kernel.
 bool launch_add_walk(const PyramidAdd& op, Stream stream);

@@ -59,7 +59,7 @@ struct Gathered {
 // A product by a warpgroup (wgmma.hpp).
 struct Product {
   int columns;
-  bool turned_a, turned_b, adds;
+  bool half, turned_a, turned_b, adds;  // half: of float16, else of bfloat16
   uint64_t a, b;
 };
 

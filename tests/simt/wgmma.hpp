@@ -21,8 +21,9 @@ inline bool has_warpgroup_products() {
 // matrix instructions).
 class WarpgroupOperand {
  public:
-  WarpgroupOperand(uint64_t descriptor, bool turned)
-      : turned_(turned),
+  WarpgroupOperand(uint64_t descriptor, bool half, bool turned)
+      : half_(half),
+        turned_(turned),
         begin_(field(descriptor, 0)),
         eight_rows_(field(descriptor, 32)),
         row_bytes_(descriptor >> 62 == 1 ? 128 : 64) {
@@ -41,9 +42,11 @@ class WarpgroupOperand {
     int64_t address = begin_ + row % 8 * row_bytes_ + row / 8 * eight_rows_ + column * 2;
     address ^= (address >> 7 & (row_bytes_ == 128 ? 7 : 3)) << 4;
     if (address + 2 > running->shared_bytes()) running->fault("wgmma: an operand out of bounds");
-    __nv_bfloat16 value;
-    memcpy(static_cast<void*>(&value), running->operands() + address, sizeof(value));
-    return __bfloat162float(value);
+    const auto read = [&]<class T>(T value) {
+      memcpy(static_cast<void*>(&value), running->operands() + address, sizeof(value));
+      return static_cast<float>(value);
+    };
+    return half_ ? read(__half{}) : read(__nv_bfloat16{});
   }
 
  private:
@@ -51,7 +54,7 @@ class WarpgroupOperand {
     return static_cast<int>(descriptor >> first & 0x3fff) * 16;
   }
 
-  bool turned_;
+  bool half_, turned_;
   int begin_, eight_rows_, row_bytes_;
 };
 
@@ -59,7 +62,8 @@ class WarpgroupOperand {
 inline void multiply(const Product& product, float* d) {
   constexpr int kDepth = 16;
   const int warp = running->thread() / 32 % 4, g = running->lane() / 4, t = running->lane() % 4;
-  const WarpgroupOperand a(product.a, product.turned_a), b(product.b, product.turned_b);
+  const WarpgroupOperand a(product.a, product.half, product.turned_a);
+  const WarpgroupOperand b(product.b, product.half, product.turned_b);
   double left[2][kDepth], addends[kDepth + 1];
   for (int i = 0; i < 2; ++i) {
     for (int k = 0; k < kDepth; ++k) left[i][k] = a.at(16 * warp + g + 8 * i, k);
@@ -91,7 +95,7 @@ inline void begin_products(std::source_location where = std::source_location::cu
   simt::running->exchange({"wgmma.fence", where}, &nothing, sizeof(nothing));
 }
 
-template <bool kTurnedA, bool kTurnedB, int kColumns>
+template <class T, bool kTurnedA, bool kTurnedB, int kColumns>
 void multiply_async(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool adds,
                     std::source_location where = std::source_location::current()) {
   static_assert(kColumns == 32 || kColumns == 64);
@@ -110,7 +114,7 @@ void multiply_async(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool adds,
   } else if (products.sum != d) {
     simt::running->fault(std::string(name) + ": two sums at a time");
   }
-  products.begun.push_back({kColumns, kTurnedA, kTurnedB, adds, a, b});
+  products.begun.push_back({kColumns, std::is_same_v<T, __half>, kTurnedA, kTurnedB, adds, a, b});
   if (simt::tracing && simt::running->lane() == 0) {  // a warp's share, 128 bytes at a time
     simt::tracer().operand(64 * 16 * 2 / 4);
     simt::tracer().operand(kColumns * 16 * 2 / 4);

@@ -127,7 +127,7 @@ __global__ void planted_bulk(Planted op) {
 __global__ void planted_products(Planted op) {
   using T = __nv_bfloat16;
   constexpr int kSide = 64, kThreads = 128;
-  using Matrix = SwizzledMatrix<kSide, kSide>;
+  using Matrix = SwizzledMatrix<T, kSide, kSide>;
   SharedMemory memory;
   const Matrix a{memory.take_operands<T>(kSide * kSide)};
   const Matrix b{memory.take_operands<T>(kSide * kSide)};
@@ -145,7 +145,7 @@ __global__ void planted_products(Planted op) {
     begin_products();
 #pragma unroll
     for (int k = 0; k < 100; ++k) {
-      multiply_async<false, false, kSide>(sum, left + Matrix::step(0, k % 4 * 16),
+      multiply_async<T, false, false, kSide>(sum, left + Matrix::step(0, k % 4 * 16),
                                           right + Matrix::step(0, k % 4 * 16), k > 0);
     }
     finish_products(sum);

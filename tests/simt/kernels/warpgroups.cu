@@ -5,19 +5,18 @@
 namespace stripctx::cuda {
 
 struct WarpgroupProduct {
-  const void *a, *b;  // bfloat16 (64, 64), and (columns, 64); each transposed if turned
+  const void *a, *b;  // (64, 64), and (columns, 64); each transposed if turned
   float* d;           // (64, columns)
   int32_t fault;
 };
 
 enum Mistake { kNoMistake, kNoFence, kReadsEarly, kWritesEarly, kMisplaced, kOfOneLane };
 
-template <bool kTurnedA, bool kTurnedB, int kColumns>
+template <class T, bool kTurnedA, bool kTurnedB, int kColumns>
 __global__ void warpgroup_product(WarpgroupProduct op) {
-  using T = __nv_bfloat16;
   constexpr int kSide = 64, kThreads = 128;
-  using Left = SwizzledMatrix<kSide, kSide>;
-  using Right = SwizzledMatrix<kTurnedB ? kSide : kColumns, kTurnedB ? kColumns : kSide>;
+  using Left = SwizzledMatrix<T, kSide, kSide>;
+  using Right = SwizzledMatrix<T, kTurnedB ? kSide : kColumns, kTurnedB ? kColumns : kSide>;
   constexpr int kAcross = kTurnedB ? kColumns : kSide;  // of b as it is stored
   SharedMemory memory;
   const Left left{memory.take_operands<T>(kSide * kSide)};
@@ -40,7 +39,7 @@ __global__ void warpgroup_product(WarpgroupProduct op) {
   const int other = op.fault == kOfOneLane && thread == 5 ? 16 : 0;
   const uint64_t first = left.operand(row, other), second = right.operand(0, 0);
   for (int k = 0; k < kSide; k += 16) {
-    multiply_async<kTurnedA, kTurnedB, kColumns>(
+    multiply_async<T, kTurnedA, kTurnedB, kColumns>(
         sum, first + (kTurnedA ? Left::step(k, 0) : Left::step(0, k)),
         second + (kTurnedB ? Right::step(k, 0) : Right::step(0, k)), k > 0);
   }
@@ -65,17 +64,21 @@ __global__ void warpgroup_product(WarpgroupProduct op) {
 using namespace stripctx::cuda;
 
 extern "C" [[gnu::visibility("default")]] Message run_warpgroup_product(
-    const void* a, int64_t turned_a, const void* b, int64_t turned_b, float* d, int64_t columns,
-    int64_t fault) {
+    const void* a, int64_t turned_a, const void* b, int64_t turned_b, int64_t half, float* d,
+    int64_t columns, int64_t fault) {
   return message_of([&] {
-    const auto run = [&]<bool kTurnedA, bool kTurnedB>() {
+    const auto run_type = [&]<class T, bool kTurnedA, bool kTurnedB>() {
       launch({.kernel = "warpgroup_product",
               .grid = {1},
               .block = {128},
               .shared_bytes = 2 * 64 * (64 + columns)},
-             columns == 32 ? warpgroup_product<kTurnedA, kTurnedB, 32>
-                           : warpgroup_product<kTurnedA, kTurnedB, 64>,
+             columns == 32 ? warpgroup_product<T, kTurnedA, kTurnedB, 32>
+                           : warpgroup_product<T, kTurnedA, kTurnedB, 64>,
              {a, b, d, static_cast<int32_t>(fault)});
+    };
+    const auto run = [&]<bool kTurnedA, bool kTurnedB>() {
+      half != 0 ? run_type.template operator()<__half, kTurnedA, kTurnedB>()
+                : run_type.template operator()<__nv_bfloat16, kTurnedA, kTurnedB>();
     };
     if (turned_a) {
       turned_b ? run.template operator()<true, true>() : run.template operator()<true, false>();
