@@ -249,11 +249,12 @@ def test_half_maps_with_float32_parameters(half: torch.dtype, layout: str) -> No
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_bfloat16_maps_near_codewords(layout: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_maps_near_codewords(dtype: torch.dtype, layout: str) -> None:
     """Features close to codewords that are far from their mean, in pairs close to each other."""
     x, codewords = clustered_pairs()
     last = layout == "channels_last"
-    half = x.bfloat16().contiguous(
+    half = x.to(dtype).contiguous(
         memory_format=torch.channels_last if last else torch.contiguous_format
     )
     arguments = (half, codewords, -100 * torch.rand(8).to(DEVICE) / codewords.size(1))
@@ -261,7 +262,7 @@ def test_bfloat16_maps_near_codewords(layout: str) -> None:
     values = operator_checks.run(functional.encode, arguments, (grad,))
     expected = operator_checks.run(plain_encode, tuple(a.double() for a in arguments), (grad,))
     for i, (value, want) in enumerate(zip(values, expected, strict=True)):
-        bound = operator_checks.TOLERANCE[torch.bfloat16] if i == 1 else 1e-5
+        bound = operator_checks.TOLERANCE[dtype] if i == 1 else 1e-5
         assert operator_checks.relative_error(value, want) < bound
 
 

@@ -146,7 +146,7 @@ __global__ void planted_products(Planted op) {
 #pragma unroll
     for (int k = 0; k < 100; ++k) {
       multiply_async<T, false, false, kSide>(sum, left + Matrix::step(0, k % 4 * 16),
-                                          right + Matrix::step(0, k % 4 * 16), k > 0);
+                                             right + Matrix::step(0, k % 4 * 16), k > 0);
     }
     finish_products(sum);
     to.store(at, from.load(at) + sum[0]);
