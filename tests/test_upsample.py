@@ -774,3 +774,26 @@ def test_blocks_of_small_levels(
     found = OPS.pyramid_taps_add(x, levels, *geometry)
     wanted = reference.pyramid_taps_add(x.double(), [one.double() for one in levels], *geometry)
     assert operator_checks.relative_error(found, wanted) <= operator_checks.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("levels", "kernel", "modes"),
+    [(((7, 20),), 3, [0]), (((7, 20), (4, 8), (14, 40)), 1, [0, 2, 1]), (((7, 21),), 3, [3])],
+    ids=str,
+)
+def test_many_planes(
+    levels: tuple[tuple[int, int], ...], kernel: int, modes: list[int], dtype: torch.dtype
+) -> None:
+    """An odd number of planes, of which a thread may own two; rows of cells that are and are not
+    aligned to packs."""
+    shape = (1, 1201, 14, 40)
+    x = operator_checks.make(shape, dtype, "contiguous")
+    taps = [
+        operator_checks.make((1, kernel**2 * shape[1], *size), dtype, "contiguous")
+        for size in levels
+    ]
+    geometry = ([14, 40], [kernel] * 2, [kernel // 2] * 2, [1, 1], modes, [0.0] * 2 * len(levels))
+    found = OPS.pyramid_taps_add(x, taps, *geometry)
+    wanted = reference.pyramid_taps_add(x.double(), [one.double() for one in taps], *geometry)
+    assert operator_checks.relative_error(found, wanted) <= operator_checks.TOLERANCE[dtype]

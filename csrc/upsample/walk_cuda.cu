@@ -13,6 +13,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
+#include "cuda/widen.cuh"
 #include "upsample/plan.hpp"
 #include "upsample/weights.cuh"
 
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int kMostWalkRows = 64;
 constexpr int kRowsInFlight = 4;
+constexpr int kTogether = 4;     // cells staged by one access, where they are aligned
 constexpr int kMostCombos = 12;  // pairs of level and row of taps, each with two rows in registers
 constexpr int64_t kWalkBytes = 46 * 1024;
 constexpr int64_t kProcessors = 132;                 // multiprocessors of an H100
@@ -32,6 +34,7 @@ struct WalkTiles {
   int lanes, slots;   // the block's dimensions
   int columns, rows;  // of a tile; rows is a multiple of kRowsInFlight
   int planes;         // that each slot processes, one after another; channels_last: 1
+  int together;       // adjacent cells of a row that are staged by one access; channels_last: 1
   int cells;          // upper bound on the cells that a tile reads per channel, all levels and taps
   int height[kMostLevels], width[kMostLevels];  // the same, rows and columns for one level and tap
 };
@@ -62,24 +65,25 @@ struct WalkTables {
   Shared<Pack<float, 2>> row_weights;  // [row][combo]
   Shared<uint32_t> row_cells;          // [row][combo]: Source::cells
   Shared<uint32_t> turns;  // [row]: mask of combos with other cells than the row before; row 0: all
-  Shared<Pack<float, 2>> column_weights;  // [line][column]
-  Shared<uint32_t> column_cells;          // [line][column]: Source::cells
-  Shared<int> first_row, first_column;    // [combo], [line]: the first cell that the tile reads
+  Shared<float> column_weights;         // [line][column]: of the second cell
+  Shared<uint32_t> column_cells;        // [line][column]: Source::cells
+  Shared<int> first_row, first_column;  // [combo], [line]: the first cell that the tile reads
   Shared<int> begin, height, width;  // [level]: its first staged cell; staged rows, columns per tap
-  Shared<int> places;  // [staged cell]: its offset in the level from cell (0, 0) of tap 0; -1: none
+  // [staged cell / cut.together]: its offset in the level from cell (0, 0) of tap 0; -1: none
+  Shared<int> places;
 
   __device__ WalkTables(const WalkTiles& cut, int combos, int lines, SharedMemory& memory)
       : row_weights(memory.take<Pack<float, 2>>(cut.rows * combos)),
         row_cells(memory.take<uint32_t>(cut.rows * combos)),
         turns(memory.take<uint32_t>(cut.rows)),
-        column_weights(memory.take<Pack<float, 2>>(cut.columns * lines)),
+        column_weights(memory.take<float>(cut.columns * lines)),
         column_cells(memory.take<uint32_t>(cut.columns * lines)),
         first_row(memory.take<int>(combos)),
         first_column(memory.take<int>(lines)),
         begin(memory.take<int>(kMostLevels)),
         height(memory.take<int>(kMostLevels)),
         width(memory.take<int>(kMostLevels)),
-        places(memory.take<int>(cut.cells)) {}
+        places(memory.take<int>(cut.cells / cut.together)) {}
 
   // All threads of the block must call it; it ends with a barrier.
   __device__ void fill(const PyramidAdd& op, const WalkTiles& cut, int combos, int lines,
@@ -102,9 +106,9 @@ struct WalkTables {
       const int line = k / cut.columns, column = k - line * cut.columns, l = line / tap_columns;
       const Axis<float> axis = op.taps.template axis<float>(op.levels[l], 1);
       const int64_t shift = op.taps.offset(1, line - l * tap_columns);
-      const int64_t origin = origin_of(axis, left + shift);
+      const int64_t first = origin_of(axis, left + shift), origin = first - first % cut.together;
       const Source source = source_of(axis, left + column + shift, origin);
-      column_weights[k] = source.weights;
+      column_weights[k] = source.weights[1];  // that of the first is 1 minus it
       column_cells[k] = source.cells;
       if (column == 0) first_column[line] = static_cast<int>(origin);
     }
@@ -119,15 +123,17 @@ struct WalkTables {
     __syncthreads();
     for (int l = 0; l < op.levels.count; ++l) {
       const Level& level = op.levels[l];
-      const int across = width[l], plane = height[l] * across;
+      const int across = width[l] / cut.together, plane = height[l] * across;
       for (int k = rank; k < tap_rows * tap_columns * plane; k += threads) {
         const int tap = k / plane, dy = tap / tap_columns, inside = k - tap * plane;
         const int i = first_row[l * tap_rows + dy] + inside / across;
-        const int j = first_column[l * tap_columns + tap - dy * tap_columns] + inside % across;
+        const int j =
+            first_column[l * tap_columns + tap - dy * tap_columns] + inside % across * cut.together;
         const bool there = i < level.size[2] && j < level.size[3];
-        places[begin[l] + k] = there ? static_cast<int>(tap * op.out.size[1] * level.stride[1] +
-                                                        i * level.stride[2] + j * level.stride[3])
-                                     : -1;
+        places[begin[l] / cut.together + k] =
+            there ? static_cast<int>(tap * op.out.size[1] * level.stride[1] + i * level.stride[2] +
+                                     j * level.stride[3])
+                  : -1;
       }
     }
     for (int row = rank; row < cut.rows; row += threads) {
@@ -142,17 +148,33 @@ struct WalkTables {
   }
 };
 
-// Copies the cells that the tile reads of M adjacent channels from c on to cells[base + k * pitch +
-// m]. This thread copies every `step`-th cell k, from `start` on.
-template <class T, int M, int kInFlight>
-__device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int64_t n, int64_t c,
-                            const Shared<float>& cells, int base, int pitch, int start, int step) {
+// An image and a channel.
+struct Plane {
+  int64_t n, c;
+
+  __device__ int64_t offset_in(const View& view) const {
+    return n * view.stride[0] + c * view.stride[1];
+  }
+};
+
+// Copies the cells that the tile reads to cells[base + (k * M + m) * kPlanes + p] (contiguous maps:
+// M adjacent cells of kPlanes planes) or to cells[base + k * pitch + m] (channels_last: M adjacent
+// channels of one cell). This thread copies every `step`-th k, from `start` on.
+template <class T, int M, int kPlanes, int kInFlight>
+__device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables,
+                            const Plane (&planes)[kPlanes], const Shared<T>& cells, int base,
+                            int pitch, int together, int start, int step) {
+  constexpr int kAll = M * kPlanes, kMost = 16 / static_cast<int>(sizeof(T));
+  constexpr int kWide = kAll < kMost ? kAll : kMost;
   const int taps = static_cast<int>(op.taps.kernel[0] * op.taps.kernel[1]);
   for (int l = 0; l < op.levels.count; ++l) {
     const Level& level = op.levels[l];
     const Global<const T> source(level);
-    const int64_t from = n * level.stride[0] + c * level.stride[1];
-    const int first = tables.begin[l], end = first + taps * tables.height[l] * tables.width[l];
+    int64_t from[kPlanes];
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) from[p] = planes[p].offset_in(level);
+    const int first = tables.begin[l] / together;
+    const int end = first + taps * tables.height[l] * tables.width[l] / together;
     for (int k = first + start; k < end; k += kInFlight * step) {
       int place[kInFlight];
       bool all = true;
@@ -161,23 +183,31 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
         place[r] = k + r * step < end ? tables.places[k + r * step] : -1;
         all = all && place[r] >= 0;
       }
-      Pack<T, M> packs[kInFlight] = {};
+      Pack<T, M> packs[kInFlight][kPlanes] = {};
+      const auto load = [&](int r) {
+#pragma unroll
+        for (int p = 0; p < kPlanes; ++p) {
+          packs[r][p] = source.template load_pack<M>(from[p] + place[r]);
+        }
+      };
       if (all) {  // without branches between them, the loads are in flight together
 #pragma unroll
-        for (int r = 0; r < kInFlight; ++r)
-          packs[r] = source.template load_pack<M>(from + place[r]);
+        for (int r = 0; r < kInFlight; ++r) load(r);
       } else {
 #pragma unroll
         for (int r = 0; r < kInFlight; ++r) {
-          if (place[r] >= 0) packs[r] = source.template load_pack<M>(from + place[r]);
+          if (place[r] >= 0) load(r);
         }
       }
 #pragma unroll
       for (int r = 0; r < kInFlight; ++r) {
         if (place[r] < 0) continue;
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
-          cells[base + (k + r * step) * pitch + m] = to_accumulate(packs[r][m]);
+        for (int q = 0; q < kAll; q += kWide) {
+          Pack<T, kWide> some;
+#pragma unroll
+          for (int i = 0; i < kWide; ++i) some[i] = packs[r][(q + i) % kPlanes][(q + i) / kPlanes];
+          cells.template store_pack<kWide>(base + (k + r * step) * pitch + q, some);
         }
       }
     }
@@ -188,10 +218,15 @@ __device__ void stage_cells(const PyramidAdd& op, const WalkTables& tables, int6
 // column tiles, row chunks). Contiguous maps: slot y owns planes, lane x a pack of kPack columns,
 // or two columns 32 apart if kPack is 1. channels_last maps (kPixels): lane x owns a pack of kPack
 // channels, slot y a column.
-template <class T, int kPack, int kCombos, bool kPixels>
+//
+// Several combos cost many instructions per table entry and cell, so a thread then has the same
+// columns of two planes (kPlanes), whose cells are adjacent in shared memory.
+template <class T, int kPack, int kCombos, bool kPixels, int kPlanes>
 __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, WalkTiles cut) {
-  constexpr bool kPacked = kPixels || kPack > 1;  // a thread's outputs of a row are one pack
-  constexpr int kOwned = kPacked ? kPack : 2, kColumns = kPixels ? 1 : kOwned;
+  constexpr bool kPacked =
+      kPixels || kPack > 1;  // a thread's outputs of a plane's row are one pack
+  constexpr int kRow = kPacked ? kPack : 2, kOwned = kRow * kPlanes;
+  constexpr int kColumns = kPixels ? 1 : kRow, kEach = kOwned / kColumns;  // values of a column
   const int C = static_cast<int>(op.out.size[1]), H = static_cast<int>(op.out.size[2]);
   const int W = static_cast<int>(op.out.size[3]);
   const int tap_rows = static_cast<int>(op.taps.kernel[0]);
@@ -202,8 +237,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
   SharedMemory memory;
   const WalkTables tables(cut, combos, lines, memory);
-  const int pitch = kPixels ? cut.lanes * kPack : 1;
-  const auto cells = memory.take<float>(int64_t{cut.cells} * pitch * (kPixels ? 1 : cut.slots));
+  const int pitch = kPixels ? cut.lanes * kPack : kPlanes;  // values of a cell
+  const auto cells = memory.take<T>(int64_t{cut.cells} * pitch * (kPixels ? 1 : cut.slots));
   tables.fill(op, cut, combos, lines, top, left);
 
   // Column j of this thread, relative to the tile's first.
@@ -214,22 +249,33 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
   const int groups = kPixels ? (C + channel_tile - 1) / channel_tile : 1;
 
   for (int turn = 0; turn < cut.planes; ++turn) {
-    int64_t n, c;
-    bool owns;
+    Plane planes[kPlanes];
+    bool owns[kPlanes];
     if constexpr (kPixels) {
-      n = blockIdx.x / groups;
-      c = static_cast<int>(blockIdx.x) % groups * channel_tile + x * kPack;
-      owns = c < C;
+      const int c = static_cast<int>(blockIdx.x) % groups * channel_tile + x * kPack;
+      planes[0] = {blockIdx.x / groups, c};
+      owns[0] = c < C;
     } else {
-      const int64_t plane = (int64_t{blockIdx.x} * cut.planes + turn) * cut.slots + y;
-      n = plane / C, c = plane % C;
-      owns = n < op.out.size[0];
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        const int64_t plane =
+            ((int64_t{blockIdx.x} * cut.planes + turn) * cut.slots + y) * kPlanes + p;
+        planes[p] = {plane / C, plane % C};
+        owns[p] = planes[p].n < op.out.size[0];
+        if (!owns[p]) planes[p] = planes[0];  // computed twice, stored once
+      }
     }
-    const int base = kPixels ? x * kPack : y * cut.cells;
-    if (owns) {
-      constexpr int kInFlight = !kPixels && kCombos > 2 ? 8 : 4;  // many taps have many cells
-      stage_cells<T, kPixels ? kPack : 1, kInFlight>(
-          op, tables, n, c, cells, base, pitch, kPixels ? y : x, kPixels ? cut.slots : cut.lanes);
+    const int base = kPixels ? x * kPack : y * cut.cells * kPlanes;
+    if (owns[0]) {
+      constexpr int kInFlight = !kPixels && kCombos > 2 ? 8 / kPlanes : 4;
+      if (!kPixels && cut.together == kTogether) {
+        stage_cells<T, kTogether, kPlanes, 4>(op, tables, planes, cells, base, kTogether * kPlanes,
+                                              kTogether, x, cut.lanes);
+      } else {
+        stage_cells<T, kPixels ? kPack : 1, kPlanes, kInFlight>(op, tables, planes, cells, base,
+                                                                pitch, 1, kPixels ? y : x,
+                                                                kPixels ? cut.slots : cut.lanes);
+      }
     }
     if constexpr (kPixels) {
       __syncthreads();
@@ -248,19 +294,15 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
         const int row = tables.begin[l] + (dy * tap_columns + dx) * plane + i * width;
         const int at = (l * tap_columns + dx) * cut.columns;
         uint32_t both[kColumns];
-        Pack<float, 2> weight[kColumns];
+        float weight[kColumns];
+        if constexpr (kColumns == 4) {  // adjacent columns, in wide loads
+          const auto some = tables.column_cells.template load_pack<4>(at + column(0));
+          const auto weights = tables.column_weights.template load_pack<4>(at + column(0));
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          if constexpr (kColumns == 4) {  // adjacent columns, in wide loads
-            if (j == 0) {
-              const auto some = tables.column_cells.template load_pack<4>(at + column(0));
-              for (int m = 0; m < 4; ++m) both[m] = some[m];
-            }
-            if (j % 2 == 0) {
-              const auto two = tables.column_weights.template load_pack<2>(at + column(j));
-              weight[j] = two[0], weight[j + 1] = two[1];
-            }
-          } else {
+          for (int j = 0; j < 4; ++j) both[j] = some[j], weight[j] = weights[j];
+        } else {
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) {
             both[j] = tables.column_cells[at + column(j)];
             weight[j] = tables.column_weights[at + column(j)];
           }
@@ -269,37 +311,47 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
         for (int j = 0; j < kColumns; ++j) {
           const uint32_t two = both[j];
           if (two == kNowhere) continue;
-          const Pack<float, 2> weights = weight[j];
           const int first = base + (row + static_cast<int>(two & 0xffff)) * pitch;
           const int second = base + (row + static_cast<int>(two >> 16)) * pitch;
+          float left_cell[kEach], right_cell[kEach];
+          widen(cells.template load_pack<kEach>(first), left_cell);
+          widen(cells.template load_pack<kEach>(second), right_cell);
 #pragma unroll
-          for (int m = 0; m < kOwned / kColumns; ++m) {
-            value[j + m] += weights[0] * cells[first + m] + weights[1] * cells[second + m];
+          for (int m = 0; m < kEach; ++m) {
+            value[j * kEach + m] += (1 - weight[j]) * left_cell[m] + weight[j] * right_cell[m];
           }
         }
       }
     };
 
     float upper[kCombos][kOwned] = {}, lower[kCombos][kOwned] = {};
-    int64_t from = n * op.x.stride[0] + c * op.x.stride[1] + top * op.x.stride[2] +
-                   (left + column(0)) * op.x.stride[3];
-    int64_t to = n * op.out.stride[0] + c * op.out.stride[1] + top * op.out.stride[2] +
-                 (left + column(0)) * op.out.stride[3];
-    const bool inside[2] = {owns && left + column(0) < W, owns && left + column(kColumns - 1) < W};
+    int64_t from[kPlanes], to[kPlanes];
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) {
+      from[p] =
+          planes[p].offset_in(op.x) + top * op.x.stride[2] + (left + column(0)) * op.x.stride[3];
+      to[p] = planes[p].offset_in(op.out) + top * op.out.stride[2] +
+              (left + column(0)) * op.out.stride[3];
+    }
+    const bool inside[2] = {owns[0] && left + column(0) < W,
+                            owns[0] && left + column(kColumns - 1) < W};
     const bool adds = op.x.data != nullptr;
     const float floor = op.rectify ? 0 : -INFINITY;
-    Pack<T, kOwned> loaded[kRowsInFlight] =
-        {};  // rows past the end are computed from old values and not stored
+    // Rows past the end are computed from old values and not stored.
+    Pack<T, kRow> loaded[kRowsInFlight][kPlanes] = {};
 #pragma unroll 1
     for (int step = 0; step < (kPacked && !inside[0] ? 0 : rows); step += kRowsInFlight) {
       const auto load = [&](int r) {
-        const int64_t at = from + r * op.x.stride[2];
-        if constexpr (kPacked) {
-          loaded[r] = source.template load_pack<kOwned>(at);
-        } else {
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            loaded[r][j] = inside[j] ? source.load(at + 32 * j) : from_accumulate<T>(0);
+        for (int p = 0; p < kPlanes; ++p) {
+          const int64_t at = from[p] + r * op.x.stride[2];
+          if constexpr (kPacked) {
+            loaded[r][p] = source.template load_pack<kRow>(at);
+          } else {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              loaded[r][p][j] = inside[j] ? source.load(at + 32 * j) : from_accumulate<T>(0);
+            }
           }
         }
       };
@@ -347,7 +399,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
         }
         float sum[kOwned];
 #pragma unroll
-        for (int m = 0; m < kOwned; ++m) sum[m] = to_accumulate(loaded[r][m]);
+        for (int m = 0; m < kOwned; ++m) {
+          sum[m] = to_accumulate(loaded[r][m % kPlanes][m / kPlanes]);
+        }
         const int first_weight = row * (kCombos <= 2 ? kCombos : combos);
 #pragma unroll
         for (int k = 0; k < kCombos; ++k) {
@@ -361,33 +415,43 @@ __global__ void __launch_bounds__(kBlockThreads, 1) walk_rows(PyramidAdd op, Wal
 #pragma unroll
         for (int m = 0; m < kOwned; ++m) sum[m] = sum[m] < floor ? floor : sum[m];  // NaN stays
         if (row >= rows) continue;
-        const auto pack = pack_from_accumulate<T, kOwned>(sum);
-        const int64_t at = to + r * op.out.stride[2];
-        if constexpr (kPacked) {
-          target.template store_pack<kOwned>(at, pack);
-        } else {
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            if (inside[j]) target.store(at + 32 * j, pack[j]);
+        for (int p = 0; p < kPlanes; ++p) {
+          if (p > 0 && !owns[p]) continue;
+          float of_plane[kRow];
+#pragma unroll
+          for (int j = 0; j < kRow; ++j) of_plane[j] = sum[j * kPlanes + p];
+          const auto pack = pack_from_accumulate<T, kRow>(of_plane);
+          const int64_t at = to[p] + r * op.out.stride[2];
+          if constexpr (kPacked) {
+            target.template store_pack<kRow>(at, pack);
+          } else {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              if (inside[j]) target.store(at + 32 * j, pack[j]);
+            }
           }
         }
       }
-      from += kRowsInFlight * op.x.stride[2];
-      to += kRowsInFlight * op.out.stride[2];
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        from[p] += kRowsInFlight * op.x.stride[2];
+        to[p] += kRowsInFlight * op.out.stride[2];
+      }
     }
     if constexpr (!kPixels) __syncwarp();  // before the next plane's cells overwrite these
   }
 }
 
+template <class T>
 int64_t walk_bytes(const PyramidAdd& op, const WalkTiles& cut, int64_t pitch, int64_t slots) {
   const int64_t combos = op.levels.count * op.taps.kernel[0];
   const int64_t lines = op.levels.count * op.taps.kernel[1];
   return shared_bytes<Pack<float, 2>>(cut.rows * combos) +
          shared_bytes<uint32_t>(cut.rows * combos) + shared_bytes<uint32_t>(cut.rows) +
-         shared_bytes<Pack<float, 2>>(cut.columns * lines) +
-         shared_bytes<uint32_t>(cut.columns * lines) + shared_bytes<int>(combos) +
-         shared_bytes<int>(lines) + 3 * shared_bytes<int>(kMostLevels) +
-         shared_bytes<int>(cut.cells) + shared_bytes<float>(cut.cells * pitch * slots);
+         shared_bytes<float>(cut.columns * lines) + shared_bytes<uint32_t>(cut.columns * lines) +
+         shared_bytes<int>(combos) + shared_bytes<int>(lines) + 3 * shared_bytes<int>(kMostLevels) +
+         shared_bytes<int>(cut.cells / cut.together) + shared_bytes<T>(cut.cells * pitch * slots);
 }
 
 // Sets cut's numbers of cells from its rows and columns; false if they exceed 16-bit indices.
@@ -396,7 +460,8 @@ bool count_cells(const PyramidAdd& op, WalkTiles& cut) {
   for (int l = 0; l < op.levels.count; ++l) {
     const Level& level = op.levels[l];
     const int64_t height = cells_read(level.size[2], op.taps.size[0], cut.rows);
-    const int64_t width = cells_read(level.size[3], op.taps.size[1], cut.columns);
+    const int64_t across = cells_read(level.size[3], op.taps.size[1], cut.columns);
+    const int64_t width = ceil_div(across + cut.together - 1, cut.together) * cut.together;
     if (height > INT16_MAX || width > INT16_MAX) return false;
     cut.height[l] = static_cast<int>(height), cut.width[l] = static_cast<int>(width);
     cells += op.taps.kernel[0] * op.taps.kernel[1] * height * width;
@@ -421,21 +486,33 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
   }
   WalkTiles cut{};
   cut.planes = 1;
+  cut.together = kPixels ? 1 : kTogether;
+  for (int l = 0; l < op.levels.count; ++l) {
+    const Level& level = op.levels[l];
+    if (!packs({&level}, sizeof(T), 3, level.size[3], kTogether)) cut.together = 1;
+  }
   int64_t lanes = kPixels ? power_of_two(ceil_div(C, kPack), std::max<int64_t>(4, 64 / kPackBytes))
                   : kPack == 1 && W > 32 ? 32
                                          : power_of_two(kPack == 1 ? W : ceil_div(W, kPack), 32);
-  int64_t slots = slots_for(lanes, kPixels ? std::min<int64_t>(W, 32) : N * C);
+  // Planes of a thread, if there are enough.
+  const bool several = !kPixels && kPack > 1 && (combos == 3 || combos == 4);
+  const int64_t strips = ceil_div(W, kPack * lanes) * ceil_div(H, 4 * kRowsInFlight);
+  const int64_t pair = several && N * C * strips >= kWalkSlots / 2 ? 2 : 1;
+  int64_t slots = slots_for(lanes, kPixels ? std::min<int64_t>(W, 32) : ceil_div(N * C, pair));
   const auto fewest_slots = [&] { return std::max<int64_t>(1, kWarpSize / lanes); };
-  const auto pitch = [&] { return kPixels ? lanes * kPack : 1; };
+  const auto pitch = [&] { return kPixels ? lanes * kPack : pair; };
   cut.columns = static_cast<int>(kPixels ? slots : kPack == 1 ? 64 : kPack * lanes);
   const auto tiles = [&] { return ceil_div(W, cut.columns); };
-  const int64_t across = (kPixels ? N * ceil_div(C, lanes * kPack) * slots : N * C) * tiles();
-  const int64_t chunks =
-      std::clamp<int64_t>(ceil_div(kWalkSlots, across), 1, ceil_div(H, 4 * kRowsInFlight));
+  const int64_t across =
+      (kPixels ? N * ceil_div(C, lanes * kPack) * slots : ceil_div(N * C, pair)) * tiles();
+  // Warps of channels_last maps load whole packs of channels, so that half as many are enough.
+  const int64_t enough = kPixels ? ceil_div(kWalkSlots / 2 * kWarpSize, lanes) : kWalkSlots;
+  const int64_t fewest_rows = (kPixels && combos <= 4 ? 2 : 4) * kRowsInFlight;
+  const int64_t chunks = std::clamp<int64_t>(ceil_div(enough, across), 1, ceil_div(H, fewest_rows));
   cut.rows = static_cast<int>(std::min<int64_t>(
       kMostWalkRows, ceil_div(ceil_div(H, chunks), kRowsInFlight) * kRowsInFlight));
-  while (!count_cells(op, cut) ||
-         walk_bytes(op, cut, pitch(), kPixels ? 1 : slots) > kWalkBytes) {  // until the cells fit
+  while (!count_cells(op, cut) || walk_bytes<T>(op, cut, pitch(), kPixels ? 1 : slots) >
+                                      kWalkBytes) {  // until the cells fit
     if (kPixels && lanes * kPackBytes > 32 && lanes * slots > kWarpSize) {
       lanes /= 2;
     } else if (!kPixels && slots > 2 * fewest_slots()) {
@@ -455,24 +532,30 @@ bool launch_walk(const PyramidAdd& op, Stream stream) {
   const int64_t row_chunks = ceil_div(H, cut.rows);
   if (tiles() > UINT16_MAX || row_chunks > UINT16_MAX) return false;
   if (!kPixels) {
-    const auto blocks = [&] { return ceil_div(N * C, slots) * tiles() * row_chunks; };
+    const auto blocks = [&] { return ceil_div(N * C, slots * pair) * tiles() * row_chunks; };
     while (slots > fewest_slots() && blocks() < 2 * kProcessors) slots /= 2;
     cut.planes = static_cast<int>(std::clamp<int64_t>(blocks() / (16 * kProcessors), 1, 8));
   }
   cut.lanes = static_cast<int>(lanes), cut.slots = static_cast<int>(slots);
   const int64_t groups =
-      kPixels ? N * ceil_div(C, lanes * kPack) : ceil_div(N * C, slots * cut.planes);
+      kPixels ? N * ceil_div(C, lanes * kPack) : ceil_div(N * C, slots * cut.planes * pair);
   const Launch how{.kernel = kPixels ? "pyramid_add_walk_pixels" : "pyramid_add_walk_planes",
                    .grid = {groups, tiles(), row_chunks},
                    .block = {lanes, slots},
-                   .shared_bytes = walk_bytes(op, cut, pitch(), kPixels ? 1 : slots),
+                   .shared_bytes = walk_bytes<T>(op, cut, pitch(), kPixels ? 1 : slots),
                    .stream = stream};
   if (combos == 1) {
-    launch(how, walk_rows<T, kPack, 1, kPixels>, op, cut);
+    launch(how, walk_rows<T, kPack, 1, kPixels, 1>, op, cut);
   } else if (combos == 2) {
-    launch(how, walk_rows<T, kPack, 2, kPixels>, op, cut);
+    launch(how, walk_rows<T, kPack, 2, kPixels, 1>, op, cut);
   } else if constexpr (kPack <= 4) {
-    launch(how, walk_rows<T, kPack, kMostCombos, kPixels>, op, cut);
+    if (combos > 4) {
+      launch(how, walk_rows<T, kPack, kMostCombos, kPixels, 1>, op, cut);
+    } else if (pair == 1) {
+      launch(how, walk_rows<T, kPack, 4, kPixels, 1>, op, cut);
+    } else if constexpr (!kPixels && kPack > 1) {
+      launch(how, walk_rows<T, kPack, 4, kPixels, 2>, op, cut);
+    }
   }
   return true;
 }
