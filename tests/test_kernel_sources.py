@@ -78,6 +78,15 @@ def test_kernels_declare_their_block_size(path: Path) -> None:
     assert set(kernels) <= {"__launch_bounds__"}, kernels
 
 
+def test_every_kernel_is_in_the_contributors_table() -> None:
+    text = (toolkit.REPOSITORY / "CONTRIBUTING.md").read_text()
+    table = text.partition("### The CUDA kernels")[2].partition("\n\nA few lines")[0]
+    kernels = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    declared = r"__global__ void __launch_bounds__\((?:[^()]|\(\))*\)\s+(\w+)\("
+    defined = {name for path in KERNELS for name in re.findall(declared, path.read_text())}
+    assert set(re.findall(r"`(\w+)`", " ".join(kernels))) == defined
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_kernels_hold_no_pointers(path: Path) -> None:
     """Kernels cannot bypass the checks if they have no pointers to numbers: arguments are Views or

@@ -32,6 +32,25 @@ struct Words {
   }
 };
 
+// A power of two and its inverse.
+struct Scale {
+  float factor = 1, inverse = 1;
+
+  // Multiplies `largest` to a value of this exponent; 1 if it is not finite.
+  __device__ static Scale to_exponent(int exponent, float largest) {
+    if (!(largest <= FLT_MAX)) return {};
+    unsigned bits;
+    memcpy(&bits, &largest, sizeof(bits));
+    const int by = min(126, exponent + 127 - static_cast<int>(bits >> 23));
+    const unsigned both[2] = {static_cast<unsigned>(127 + by) << 23, static_cast<unsigned>(127 - by)
+                                                                         << 23};
+    Scale scale;
+    memcpy(&scale.factor, &both[0], sizeof(float));
+    memcpy(&scale.inverse, &both[1], sizeof(float));
+    return scale;
+  }
+};
+
 constexpr int kResidentThreads = 512, kResidentWarps = kResidentThreads / 32;
 
 // Lane and warp of one-dimensional blocks, and again recomputed, for kernels that need the

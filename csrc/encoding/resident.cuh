@@ -20,20 +20,6 @@
 
 namespace stripctx::cuda {
 
-// A power of two and its inverse.
-struct Scale {
-  float factor = 1, inverse = 1;
-
-  __device__ static Scale of_exponent(int exponent) {
-    const unsigned bits[2] = {static_cast<unsigned>(127 + exponent) << 23,
-                              static_cast<unsigned>(127 - exponent) << 23};
-    Scale scale;
-    memcpy(&scale.factor, &bits[0], sizeof(float));
-    memcpy(&scale.inverse, &bits[1], sizeof(float));
-    return scale;
-  }
-};
-
 template <class T, int kMatrices, bool kDepthFastest, int kDepth, bool kWarpgroups>
 struct ResidentTile : ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWarpgroups> {
   using Products = ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWarpgroups>;
@@ -152,14 +138,11 @@ struct ResidentTile : ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWar
     if (fresh_lane() == 0) largest[fresh_warp()] = most;
     __syncthreads();
     most = of_warp(largest[fresh_lane() % kResidentWarps]);
-    if (!(most <= FLT_MAX)) return {};
-    unsigned bits;
-    memcpy(&bits, &most, sizeof(bits));
-    return Scale::of_exponent(min(126, 13 + 127 - static_cast<int>(bits >> 23)));
+    return Scale::to_exponent(13, most);
   }
   // Of assignments, which are at most 1.
   __device__ static Scale scale_of_assignments() {
-    return kScaled ? Scale::of_exponent(14) : Scale{};
+    return kScaled ? Scale::to_exponent(14, 1) : Scale{};
   }
 
   // Splits the column into the rows of a matrix, and replaces each element by the sum of its stored
