@@ -37,6 +37,7 @@ struct CellTiles {
   int cells[kMostLevels];  // at most, of a row of a tile under one tap
   // The first of each level's, of all its columns of taps, and how many there are.
   int entries[kMostLevels], all_entries;
+  int few;  // columns that read a cell, if at most this many: 4, 8 or 0 for more
 };
 
 // Blocks per multiprocessor, which limits registers.
@@ -55,10 +56,11 @@ struct alignas(4) Entry {
   uint8_t begin, middle, end;
 };
 
-// A pair of level and column of taps: its level, the first of its cells, how many the tile has, and
-// where their entries begin.
+// A pair of level and column of taps: its level, cut.few if that holds for all its cells, else 0;
+// the first of its cells, how many the tile has, and where their entries begin.
 struct alignas(16) Line {
-  int level, first_cell, cells, entries;
+  int16_t level, few;
+  int first_cell, cells, entries;
 };
 
 // Block: (32, kWarps) threads, a warp per plane. Grid: (groups of planes, column tiles, row
@@ -82,6 +84,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
   const auto column_weights = memory.take<float>(2 * kSkewedSpan * lines);
   const auto column_cells = memory.take<int>(kSpan * lines);
   const auto entries = memory.take<Entry>(cut.all_entries);
+  // [column / 4][entry]: the weights of the cell in the columns from entry.begin on
+  const auto cell_weights = memory.take<Pack<float, 4>>(cut.few / 4 * cut.all_entries);
   // [row][combo]: weights, the first cell, and that of the row before; masks of combos as in
   // FoldTables
   const auto row_weights = memory.take<Pack<float, 2>>(kWarps * kTableRows * combos);
@@ -118,8 +122,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
       for (int m = 0; m < kMostLevels; ++m) {  // an index known at run time would need memory
         if (m == l) entries_before = cut.entries[m] + tap * cut.cells[m];
       }
-      tables[number] = {l, static_cast<int>(cells.begin), static_cast<int>(cells.size()),
-                        entries_before};
+      tables[number] = {static_cast<int16_t>(l), 0, static_cast<int>(cells.begin),
+                        static_cast<int>(cells.size()), entries_before};
     }
   };
   for (int k = rank; k < combos; k += threads) {
@@ -157,14 +161,24 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
   __syncthreads();
   for (int number = warp; number < lines; number += kWarps) {
     const Line line = tables[number];
+    bool fits = true;
     for (int k = lane; k < line.cells; k += static_cast<int>(kWarpSize)) {
       const auto from = [&](int cell) {  // the first column whose first cell is not before this
         return static_cast<uint8_t>(first_true(
             min(kSpan, W - left), [&](int w) { return column_cells[number * kSpan + w] >= cell; }));
       };
       const int cell = line.first_cell + k;
-      entries[line.entries + k] = {from(cell - 1), from(cell), from(cell + 1)};
+      const Entry entry = {from(cell - 1), from(cell), from(cell + 1)};
+      entries[line.entries + k] = entry;
+      fits = fits && entry.end - entry.begin <= cut.few;
+      for (int w = 0; w < cut.few; ++w) {
+        const int at = entry.begin + w, of_line = at < entry.middle ? lines + number : number;
+        cell_weights[w / 4 * cut.all_entries + line.entries + k][w % 4] =
+            at < entry.end ? column_weights[of_line * kSkewedSpan + skewed(at)] : 0;
+      }
     }
+    fits = __ballot_sync(kFullMask, fits) == kFullMask;
+    if (lane == 0) tables[number].few = static_cast<int16_t>(fits ? cut.few : 0);
   }
   __syncthreads();
 
@@ -228,6 +242,29 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
         const int part = lane & (group - 1);
         const auto target = Global<T>(level).from(
             n * level.stride[0] + ((dy * tap_columns + dx) * C + c) * level.stride[1]);
+        const auto store = [&](int own, float sum) {
+          const int64_t to = (line.first_cell + own) * level.stride[3];
+          target.store(to + row * level.stride[2], from_accumulate<T>(sum));
+          for (int i = from; i < row; ++i) {
+            target.store(to + i * level.stride[2], from_accumulate<T>(0));
+          }
+        };
+        if (line.few > 0) {
+          for (int own = lane; own < line.cells; own += static_cast<int>(kWarpSize)) {
+            const int begin = entries[line.entries + own].begin;
+            float sum = 0;
+            for (int q = 0; q < line.few; q += 4) {
+              const auto weights = cell_weights[q / 4 * cut.all_entries + line.entries + own];
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                const int w = min(begin + q + i, kSpan - 1);
+                sum = add_weighted(sum, weights[i], float(sums[warp * kSkewedSpan + skewed(w)]));
+              }
+            }
+            store(own, sum);
+          }
+          continue;
+        }
         for (int k = 0; k < line.cells; k += static_cast<int>(kWarpSize) / group) {
           const int own = k + lane / group;
           float sum = 0;
@@ -242,12 +279,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<kCombos>)
           for (int distance = group / 2; distance > 0; distance /= 2) {
             sum += __shfl_xor_sync(kFullMask, sum, distance);
           }
-          if (own >= line.cells || part != 0) continue;
-          const int64_t to = (line.first_cell + own) * level.stride[3];
-          target.store(to + row * level.stride[2], from_accumulate<T>(sum));
-          for (int i = from; i < row; ++i) {
-            target.store(to + i * level.stride[2], from_accumulate<T>(0));
-          }
+          if (own < line.cells && part == 0) store(own, sum);
         }
       }
     };
@@ -358,6 +390,7 @@ int64_t tile_bytes(const PyramidAddBackward& op, const CellTiles& cut) {
   return shared_bytes<int>(2 * (combos + lines)) + shared_bytes<int>(2 * combos) +
          shared_bytes<Line>(lines) + shared_bytes<float>(2 * kSkewedSpan * lines) +
          shared_bytes<int>(kSpan * lines) + shared_bytes<Entry>(cut.all_entries) +
+         shared_bytes<Pack<float, 4>>(cut.few / 4 * cut.all_entries) +
          shared_bytes<Pack<float, 2>>(kWarps * kTableRows * combos) +
          2 * shared_bytes<int>(kWarps * kTableRows * combos) +
          2 * shared_bytes<uint32_t>(kWarps * kTableRows) + shared_bytes<int>(kWarps * combos) +
@@ -416,6 +449,11 @@ bool cut_tiles(const PyramidAddBackward& op, bool packed, CellTiles& cut) {
     if (entries > INT16_MAX) return false;
   }
   cut.all_entries = static_cast<int>(entries);
+  double most = 1;  // positions whose source is less than a cell away; rounding is the kernel's
+  for (int l = 0; l < op.levels.count; ++l) {
+    most = std::max(most, 2 / double{op.taps.axis<float>(op.levels[l], 1).scale} * (1 - 1e-5));
+  }
+  cut.few = most <= 4 ? 4 : most <= 8 ? 8 : 0;
   const int64_t blocks = ceil_div(planes, kWarps) * tiles * cut.row_chunks;
   cut.turns = static_cast<int>(std::clamp<int64_t>(blocks / (8 * 132), 1, 8));
   return tile_bytes(op, cut) <= kTileBytes;
