@@ -84,10 +84,12 @@ class Compiler:
                 self.kernels[source] = job.result()
 
     def find(self, name: str, family: str) -> tuple[Path, Kernel]:
-        """A kernel and its source; searches the operator's family first."""
+        """A kernel and its source. The operator's family comes first: another may have a kernel of
+        this name."""
         for folder in (family, "cuda", "*"):
-            self.compile([*toolkit.SOURCES.glob(f"{folder}/*.cu")])
-            for source, kernels in self.kernels.items():
-                if name in kernels:
-                    return source, kernels[name]
+            sources = sorted(toolkit.SOURCES.glob(f"{folder}/*.cu"))
+            self.compile(sources)
+            for source in sources:
+                if name in self.kernels[source]:
+                    return source, self.kernels[source][name]
         raise KeyError(f"no source in csrc has a kernel {name}")

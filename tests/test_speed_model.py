@@ -268,3 +268,11 @@ def test_without_nvcc_it_says_so(
     monkeypatch.setattr(toolkit, "nvcc", lambda: None)
     assert speed_model.main([]) == 77
     assert "needs nvcc" in capsys.readouterr().err
+
+
+def test_kernels_of_one_name_are_told_apart_by_family() -> None:
+    compiler = speed_code.Compiler("", "")
+    for source in toolkit.SOURCES.glob("*/*.cu"):
+        compiler.kernels[source] = {"same": speed_code.Kernel([], 0, 0)}
+    for family in ("strip", "encoding"):
+        assert compiler.find("same", family)[0].parent.name == family

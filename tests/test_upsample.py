@@ -761,6 +761,12 @@ def test_small_levels_under_taps(layout: str, dtype: torch.dtype) -> None:
     assert not out[:, 7:].isnan().any()
 
 
+def check_taps_add(x: Tensor, levels: list[Tensor], geometry: tuple[Any, ...]) -> None:
+    found = OPS.pyramid_taps_add(x, levels, *geometry)
+    wanted = reference.pyramid_taps_add(x.double(), [one.double() for one in levels], *geometry)
+    assert operator_checks.relative_error(found, wanted) <= operator_checks.TOLERANCE[x.dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("shape", [(40, 8, 66, 5), (1, 40, 18, 70)], ids=str)
@@ -771,9 +777,7 @@ def test_blocks_of_small_levels(
     x = operator_checks.make(shape, dtype, layout)
     levels = [operator_checks.make((shape[0], 9 * shape[1], b, b), dtype, layout) for b in (1, 4)]
     geometry = ([*shape[2:]], [3, 3], [1, 1], [1, 1], [1] * 2, [0.0] * 4)
-    found = OPS.pyramid_taps_add(x, levels, *geometry)
-    wanted = reference.pyramid_taps_add(x.double(), [one.double() for one in levels], *geometry)
-    assert operator_checks.relative_error(found, wanted) <= operator_checks.TOLERANCE[dtype]
+    check_taps_add(x, levels, geometry)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -794,6 +798,4 @@ def test_many_planes(
         for size in levels
     ]
     geometry = ([14, 40], [kernel] * 2, [kernel // 2] * 2, [1, 1], modes, [0.0] * 2 * len(levels))
-    found = OPS.pyramid_taps_add(x, taps, *geometry)
-    wanted = reference.pyramid_taps_add(x.double(), [one.double() for one in taps], *geometry)
-    assert operator_checks.relative_error(found, wanted) <= operator_checks.TOLERANCE[dtype]
+    check_taps_add(x, taps, geometry)

@@ -20,6 +20,17 @@ __device__ inline T warp_sum(T value) {
   return value;
 }
 
+// The maximum likewise; NaN is passed over.
+template <int kWidth = 32>
+__device__ inline float warp_max(float value) {
+  static_assert(kWidth >= 1 && kWidth <= 32 && (kWidth & (kWidth - 1)) == 0);
+#pragma unroll
+  for (int distance = kWidth / 2; distance > 0; distance /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kFullMask, value, distance));
+  }
+  return value;
+}
+
 // Sum over the block: over each warp, then over the warps. Every thread must call it, and the block
 // must consist of whole warps. scratch holds one value per warp (at most 32). The call begins with
 // a barrier, so scratch may be reused.

@@ -326,11 +326,7 @@ struct FloatTile {
   __device__ float assignment(float distance) const {
     const bool exists = own_lane() < codes;
     const float logit = rounded_product(distance, scale[own_lane()]);
-    float largest = exists ? logit : -INFINITY;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, step));
-    }
+    const float largest = warp_max(exists ? logit : -INFINITY);
     const float e = exists ? expf(logit - largest) : 0;
     return e / warp_sum(e);
   }

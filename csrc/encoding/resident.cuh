@@ -124,20 +124,13 @@ struct ResidentTile : ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWar
   template <int kCount>
   __device__ Scale scale_of(const float (&values)[kCount]) const {
     if constexpr (!kScaled) return {};
-    const auto of_warp = [](float value) {
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2) {
-        value = fmaxf(value, __shfl_xor_sync(kFullMask, value, step));
-      }
-      return value;
-    };
     float most = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) most = fmaxf(most, fabsf(values[i]));
-    most = of_warp(most);
+    most = warp_max(most);
     if (fresh_lane() == 0) largest[fresh_warp()] = most;
     __syncthreads();
-    most = of_warp(largest[fresh_lane() % kResidentWarps]);
+    most = warp_max(largest[fresh_lane() % kResidentWarps]);
     return Scale::to_exponent(13, most);
   }
   // Of assignments, which are at most 1.
@@ -426,10 +419,7 @@ struct ResidentTile : ResidentProducts<T, kMatrices, kDepthFastest, kDepth, kWar
       a[e] = k < codes ? rounded_product(distance[e], factor[e]) : -INFINITY;
       largest = fmaxf(largest, a[e]);
     }
-#pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, step));
-    }
+    largest = warp_max<kLanes>(largest);
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       a[e] = first_code() + e < codes ? exponential(a[e] - largest) : 0;

@@ -232,11 +232,7 @@ struct EncodeTile {
   // Softmax over the codewords, with codeword k in lane k; 0 for lanes k >= K.
   __device__ float assignment(float distance, int k) const {
     const float logit = rounded_product(distance, scale[k]);
-    float largest = k < codes ? logit : -INFINITY;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, step));
-    }
+    const float largest = warp_max(k < codes ? logit : -INFINITY);
     const float e = k < codes ? expf(logit - largest) : 0;
     return e / warp_sum(e);
   }

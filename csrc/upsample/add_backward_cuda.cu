@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "cuda/tiling.hpp"
 #include "upsample/fold_row.cuh"
+#include "upsample/gather.cuh"
 #include "upsample/plan.hpp"
 
 namespace stripctx::cuda {
@@ -39,21 +40,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const Place cell = place_in(op.levels, op.channels_last, inside ? k / lanes : 0);
   const Level& level = op.levels[cell.level];
   const int64_t C = op.grad.size[1], tap = cell.c / C, channel = cell.c - tap * C;
-  const Axis<A> rows = op.taps.template axis<A>(level, 0);
-  const Axis<A> columns = op.taps.template axis<A>(level, 1);
-  const int64_t down = op.taps.offset(0, tap / op.taps.kernel[1]);
-  const int64_t across = op.taps.offset(1, tap % op.taps.kernel[1]);
-  const int64_t top = max(rows.begin(cell.i) - down, int64_t{0});
-  const int64_t bottom = inside ? min(rows.end(cell.i) - down, op.grad.size[2]) : top;
-  const int64_t left = max(columns.begin(cell.j) - across, int64_t{0}) + k % lanes;
-  const int64_t right = min(columns.end(cell.j) - across, op.grad.size[3]);
   A sum = 0;
-  for (int64_t h = top; h < bottom; ++h) {
-    const A row_weight = rows.weight(h + down, cell.i);
-    for (int64_t w = left; w < right; w += lanes) {
-      const A weight = row_weight * columns.weight(w + across, cell.j);
-      sum = add_weighted(sum, weight, to_accumulate(gradient(Place{0, cell.n, channel, h, w})));
-    }
+  if (inside) {
+    sum = gather_cell<A>(op, level, tap, cell.i, cell.j, static_cast<int>(k % lanes), lanes,
+                         [&](int64_t h, int64_t w) {
+                           return to_accumulate(gradient(Place{0, cell.n, channel, h, w}));
+                         });
   }
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
     sum += __shfl_xor_sync(kFullMask, sum, distance);
@@ -80,8 +72,8 @@ bool launch_fold(const PyramidAddBackward& op, Stream stream) {
   // share too many.
   const bool narrow = op.grad.size[3] <= kFoldColumns;
   return launch_add_backward_products(op, stream) ||
-         (narrow && launch_add_backward_fold(op, stream)) ||
-         launch_add_backward_tiles(op, stream) || launch_add_backward_fold(op, stream);
+         (narrow ? launch_add_backward_fold(op, stream) || launch_add_backward_tiles(op, stream)
+                 : launch_add_backward_tiles(op, stream) || launch_add_backward_fold(op, stream));
 }
 
 void launch_directly(const PyramidAddBackward& op, Stream stream) {

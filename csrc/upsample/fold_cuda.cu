@@ -25,6 +25,7 @@ namespace stripctx::cuda {
 namespace {
 
 constexpr int kOwned = 4;  // columns of a thread
+static_assert(kOwned * kWarpSize == kFoldColumns);
 constexpr int kRowsInFlight = 4;
 constexpr int kMostCombos = 12;  // pairs of level and row of taps, each with two sums in registers
 constexpr int64_t kFoldBytes = 46 * 1024;

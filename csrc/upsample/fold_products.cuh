@@ -5,6 +5,7 @@
 #include "upsample/params.hpp"
 
 #include "cuda/device.cuh"
+#include "upsample/gather.cuh"
 #include "upsample/plan.hpp"
 #include "upsample/products.cuh"
 #include "upsample/weights.cuh"
@@ -19,30 +20,6 @@ struct FoldProducts {
   int cells;          // of all levels and taps
   int turns;          // planes that a warp processes, one after another
 };
-
-// The gradient of one cell of a level and tap, from the positions that read it.
-template <class T>
-__device__ float gather_cell(const PyramidAddBackward& op, const Level& level,
-                             const Global<const T>& grad, int tap, int i, int j) {
-  const int dy = tap / static_cast<int>(op.taps.kernel[1]);
-  const int64_t down = op.taps.offset(0, dy);
-  const int64_t across = op.taps.offset(1, tap - dy * static_cast<int>(op.taps.kernel[1]));
-  const Axis<float> rows = op.taps.template axis<float>(level, 0);
-  const Axis<float> columns = op.taps.template axis<float>(level, 1);
-  const int64_t last_row = min(rows.end(i) - down, op.grad.size[2]);
-  const int64_t last_column = min(columns.end(j) - across, op.grad.size[3]);
-  float sum = 0;
-  for (int64_t w = max(columns.begin(j) - across, int64_t{0}); w < last_column; ++w) {
-    float column = 0;
-    for (int64_t h = max(rows.begin(i) - down, int64_t{0}); h < last_row; ++h) {
-      column =
-          add_weighted(column, rows.weight(h + down, i),
-                       to_accumulate(grad.load(h * op.grad.stride[2] + w * op.grad.stride[3])));
-    }
-    sum = add_weighted(sum, columns.weight(w + across, j), column);
-  }
-  return sum;
-}
 
 template <class T>
 struct FoldProductTables {
@@ -149,7 +126,12 @@ struct FoldProductTables {
 #pragma unroll 1
       for (int k = first; k < count; k += 32) {
         float value = results[base + cells + k];
-        if (!exact) value = gather_cell(op, level, grad, k / area, k % area / width, k % width);
+        if (!exact) {
+          value = gather_cell<float>(
+              op, level, k / area, k % area / width, k % width, 0, 1, [&](int64_t h, int64_t w) {
+                return to_accumulate(grad.load(h * op.grad.stride[2] + w * op.grad.stride[3]));
+              });
+        }
         target.store(places[cells + k], from_accumulate<T>(value));
       }
       cells += count;
